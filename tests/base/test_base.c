@@ -44,7 +44,7 @@ static void sizes_are_read_as_people_write_them(void **state)
 static void utf8_refuses_what_is_none(void **state)
 {
     (void)state;
-    assert_true(kv_utf8_valid("kvist \xc3\xa5 \xe2\x82\xac \xf0\x9f\x8c\xbf", 15));
+    assert_true(kv_utf8_valid("kvist \xc3\xa5 \xe2\x82\xac \xf0\x9f\x8c\xbf", 17));
     static const char *const WRONG[] = {
         "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xff", "\xe2\x82", "\x80"};
     for (size_t i = 0; i < sizeof WRONG / sizeof WRONG[0]; i++) {
