@@ -1,0 +1,133 @@
+/* Options: one table for all binaries, one YAML file with a default for everything, each value also
+ * settable on the command line as --section.name=value.
+ *
+ * The command line wins over the file, the file over the default. Every value goes through the same
+ * parser and the same bounds wherever it came from.
+ * Owns: every string in a kv_options_t, until kv_options_clear.
+ * Threads: set-up only; a loaded kv_options_t is read-only.
+ * Errors: KV_INVALID with file and line (or "command line"), field, value and bound; KV_MISSING or
+ * KV_REFUSED for a file that cannot be read. Limits: a file of 1 MiB; lists of
+ * KV_OPTION_LIST_MAX. */
+#ifndef KV_NODE_OPTIONS_H
+#define KV_NODE_OPTIONS_H
+
+#include "base/log.h"
+#include "base/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+enum { KV_OPTION_LIST_MAX = 64, KV_CLUSTER_KEY_BYTES_MIN = 16, KV_CLUSTER_KEY_BYTES_MAX = 1024 };
+
+typedef struct {
+    char **items;
+    uint32_t count;
+} kv_string_list_t;
+
+typedef enum { KV_WIRE_AUTO, KV_WIRE_SHM, KV_WIRE_TCP } kv_wire_t;
+
+/* Enumerations are kept as int in the order of their names in the table; those of the store are
+ * kvist.h's. Strings are never NULL. */
+typedef struct {
+    struct {
+        char *name;
+        char *key_file;
+        char *key;
+    } cluster;
+    struct {
+        char *name;
+        char *host;
+        uint32_t port; /* 0: any */
+        int wire;      /* kv_wire_t */
+        char *admin;   /* path of the admin socket, never empty after kv_options_load */
+        int log_level; /* kv_log_level_t */
+    } node;
+    struct {
+        char *path;
+        bool f32;
+        uint32_t threads; /* never 0 after kv_options_load */
+        uint32_t block_tokens;
+        uint32_t chunk_tokens;
+    } model;
+    struct {
+        uint64_t device_bytes;
+        uint32_t device_slots; /* 0: as many as fit in device_bytes */
+        uint64_t host_bytes;
+        char *directory; /* empty after kv_options_load: no disk tier */
+        uint64_t disk_bytes;
+        uint64_t segment_bytes;
+        int persist; /* kvist_persist_t */
+        int codec;   /* kvist_codec_t */
+        int io;      /* kvist_io_t */
+    } store;
+    struct {
+        uint32_t queue_max;
+        uint64_t request_limit_ns;
+    } prefill;
+    struct {
+        kv_string_list_t prefill_nodes; /* "host:port" */
+        uint32_t batch_rows;
+        uint32_t queue_max;
+        uint32_t max_tokens;
+        uint64_t reserve_limit_ns;
+        uint64_t transfer_limit_ns;
+    } decode;
+    struct {
+        char *http_host;
+        uint32_t http_port;            /* 0: any */
+        kv_string_list_t decode_nodes; /* "host:port" */
+        uint64_t body_bytes_max;       /* of one HTTP request */
+        uint32_t queue_max;            /* requests in the gateway at once */
+        uint32_t connections_max;      /* HTTP connections at once */
+        uint32_t default_max_tokens;   /* where a request names none */
+        uint64_t request_limit_ns;     /* arrival to the last token */
+        uint64_t first_token_limit_ns; /* arrival to the first */
+        uint64_t connection_limit_ns;  /* of a connection on which nothing moves */
+        uint64_t stream_buffer_bytes;  /* text that waits for one slow reader */
+    } gateway;
+} kv_options_t;
+
+/* Sections, as bits: those that a binary uses. */
+typedef enum {
+    KV_SECTION_CLUSTER = 1 << 0,
+    KV_SECTION_NODE = 1 << 1,
+    KV_SECTION_MODEL = 1 << 2,
+    KV_SECTION_STORE = 1 << 3,
+    KV_SECTION_PREFILL = 1 << 4,
+    KV_SECTION_DECODE = 1 << 5,
+    KV_SECTION_GATEWAY = 1 << 6,
+} kv_section_t;
+
+typedef struct {
+    const char *binary;       /* "kvist-prefill" */
+    const char *default_name; /* node.name where none is given: "prefill" */
+    const char *summary;      /* one sentence for --help */
+    unsigned sections;        /* bits of kv_section_t */
+} kv_options_program_t;
+
+typedef enum { KV_OPTIONS_RUN, KV_OPTIONS_HELP, KV_OPTIONS_VERSION } kv_options_action_t;
+
+/* Reads --config FILE, then the command line. The file may hold sections of other binaries: they
+ * are checked as well. options_out is valid (and to be cleared) only with KV_OK and KV_OPTIONS_RUN.
+ */
+kv_status_t kv_options_load(const kv_options_program_t *program, int argc, char **argv,
+    kv_options_t *options_out, kv_options_action_t *action_out, kv_error_t *error);
+void kv_options_clear(kv_options_t *options);
+
+/* Every option of the program's sections with default, bounds and meaning. */
+void kv_options_print_help(const kv_options_program_t *program, FILE *stream);
+
+/* The cluster's key: cluster.key, or the content of cluster.key_file without white space around it.
+ * KV_MISSING when neither is set. key_out holds KV_CLUSTER_KEY_BYTES_MAX. A file that others than
+ * its owner may read is refused. */
+kv_status_t kv_options_cluster_key(
+    const kv_options_t *options, void *key_out, size_t *bytes_out, kv_error_t *error);
+
+/* "host:port" or "[v6]:port" taken apart; host_out holds host_bytes. KV_INVALID when it is neither.
+ */
+kv_status_t kv_address_parse(
+    const char *address, char *host_out, size_t host_bytes, uint16_t *port_out);
+
+#endif

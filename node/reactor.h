@@ -1,0 +1,52 @@
+/* The reactor: the one thread that owns a node's state, as a libuv loop.
+ *
+ * Owns: the loop, its signal handlers, watches and timers. Borrows: attached descriptors, until
+ * their watch is detached.
+ * Threads: one, the thread that runs it; other threads reach it through a kv_queue_t whose
+ * descriptor is attached. Callbacks run only inside kv_reactor_run.
+ * Errors: create fails with KV_NO_SPACE; attaching a descriptor that cannot be polled breaks an
+ * invariant. */
+#ifndef KV_NODE_REACTOR_H
+#define KV_NODE_REACTOR_H
+
+#include "base/status.h"
+
+#include <stdint.h>
+
+typedef struct kv_reactor kv_reactor_t;
+typedef struct uv_loop_s uv_loop_t;
+
+kv_status_t kv_reactor_create(kv_reactor_t **reactor_out, kv_error_t *error);
+
+/* Closes what is left on the loop, then frees it. */
+void kv_reactor_destroy(kv_reactor_t *reactor);
+
+/* For modules that put their own handles on the loop (transport's peers). They close them before
+ * destroy. */
+uv_loop_t *kv_reactor_loop(kv_reactor_t *reactor);
+
+/* Until kv_reactor_end. */
+void kv_reactor_run(kv_reactor_t *reactor);
+void kv_reactor_end(kv_reactor_t *reactor);
+
+/* Orderly stop. SIGTERM, SIGINT, the admin socket and kv_reactor_begin_stop call the callback once;
+ * the node ends its requests and calls kv_reactor_end. Without a callback the loop just ends. A
+ * second SIGTERM or SIGINT ends the process at once: what is durable stays so. */
+void kv_reactor_on_stop(kv_reactor_t *reactor, void (*stop)(void *context), void *context);
+void kv_reactor_begin_stop(kv_reactor_t *reactor);
+
+/* Calls ready whenever the descriptor is readable (level-triggered: ready must drain it). */
+typedef struct kv_watch kv_watch_t;
+kv_watch_t *kv_reactor_attach(
+    kv_reactor_t *reactor, int fd, void (*ready)(void *context), void *context);
+void kv_watch_detach(kv_watch_t *watch);
+
+/* A timer calls back once after delay_ms and then every repeat_ms (0: once only). Starting one that
+ * runs sets it anew. */
+typedef struct kv_timer kv_timer_t;
+kv_timer_t *kv_timer_create(kv_reactor_t *reactor, void (*fire)(void *context), void *context);
+void kv_timer_start(kv_timer_t *timer, uint64_t delay_ms, uint64_t repeat_ms);
+void kv_timer_stop(kv_timer_t *timer);
+void kv_timer_destroy(kv_timer_t *timer);
+
+#endif
