@@ -1,0 +1,364 @@
+#include "runtime/compute.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "base/queue.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* Events wait here until the owner takes them; LAYER events of long prompts are the many. */
+enum { EVENT_QUEUE_LENGTH = 1 << 14, EVENT_RETRY_NS = 100 * KV_NS_PER_US };
+
+typedef struct sequence sequence_t;
+struct sequence {
+    kv_compute_sequence_t params;
+    uint32_t *tokens; /* prompt and generated; room for generate_max more */
+    uint32_t token_count, computed_count, generated_count;
+    bool cancelled;       /* set by the owner, read by the compute thread: relaxed atomic */
+    uint32_t chunk_count; /* of the chunk in the engine now */
+    kv_compute_t *compute;
+    sequence_t *next;       /* in one of the compute thread's lists */
+    sequence_t *known_next; /* in the owner's list */
+};
+
+struct kv_compute {
+    kv_engine_t *engine;
+    const kv_engine_info_t *info;
+    uint32_t chunk_tokens, batch_rows_max;
+    kv_queue_t *submitted; /* sequence_t *, to the compute thread */
+    kv_queue_t *events;    /* kv_compute_event_t, to the owner */
+    pthread_t thread;
+
+    /* The owner's: every sequence from submit until its ENDED event was polled. */
+    sequence_t *known;
+    uint32_t known_count;
+
+    /* The compute thread's. */
+    sequence_t *prompts;    /* first submitted first */
+    sequence_t *generating; /* a ring by re-insertion: rows beyond the batch take the next turn */
+    kv_sampler_t *sampler;
+    float *logits; /* [batch_rows_max][vocabulary_count] */
+    kv_engine_row_t *rows;
+    sequence_t **row_sequences;
+};
+
+/* ---- the compute thread
+ * ---------------------------------------------------------------------------------------- */
+
+static void emit(kv_compute_t *compute, kv_compute_event_t event)
+{
+    event.at_ns = kv_clock_now_ns();
+    while (kv_queue_push(compute->events, &event) != KV_OK) {
+        /* The owner is far behind; computing on would only add to the heap. */
+        nanosleep(&(struct timespec){0, EVENT_RETRY_NS}, NULL);
+    }
+}
+
+static void end(sequence_t *sequence, kv_status_t status, bool end_token)
+{
+    emit(sequence->compute, (kv_compute_event_t){.type = KV_COMPUTE_ENDED,
+                                .id = sequence->params.id,
+                                .status = status,
+                                .end_token = end_token});
+}
+
+static void append(sequence_t **list, sequence_t *sequence)
+{
+    while (*list != NULL) {
+        list = &(*list)->next;
+    }
+    sequence->next = NULL;
+    *list = sequence;
+}
+
+static sequence_t *take_first(sequence_t **list)
+{
+    sequence_t *first = *list;
+    *list = first->next;
+    return first;
+}
+
+static bool is_cancelled(const sequence_t *sequence)
+{
+    return __atomic_load_n(&sequence->cancelled, __ATOMIC_RELAXED);
+}
+
+/* Draws the next token from its logits; the sequence goes on generating or ends. */
+static void take_token(sequence_t *sequence, const float *logits)
+{
+    kv_compute_t *compute = sequence->compute;
+    float logprob;
+    uint32_t token = kv_sampler_draw(
+        compute->sampler, &sequence->params.sampling, sequence->token_count, logits, &logprob);
+    sequence->tokens[sequence->token_count++] = token;
+    sequence->generated_count++;
+    emit(compute, (kv_compute_event_t){.type = KV_COMPUTE_TOKEN,
+                      .id = sequence->params.id,
+                      .token = token,
+                      .logprob = logprob});
+    bool end_token = token == compute->info->end_token && !sequence->params.ignore_end;
+    if (end_token || sequence->generated_count == sequence->params.generate_max) {
+        end(sequence, KV_OK, end_token);
+    } else {
+        append(&compute->generating, sequence);
+    }
+}
+
+static void layer_done(void *context, uint32_t layer)
+{
+    sequence_t *sequence = context;
+    emit(sequence->compute, (kv_compute_event_t){.type = KV_COMPUTE_LAYER,
+                                .id = sequence->params.id,
+                                .layer = layer,
+                                .first = sequence->computed_count,
+                                .count = sequence->chunk_count});
+}
+
+/* One chunk of the oldest prompt. Chunks end at multiples of chunk_tokens, so that blocks are
+ * completed whole. */
+static void run_chunk(kv_compute_t *compute)
+{
+    sequence_t *sequence = take_first(&compute->prompts);
+    uint32_t first = sequence->computed_count;
+    uint32_t boundary = (first / compute->chunk_tokens + 1) * compute->chunk_tokens;
+    uint32_t last = boundary < sequence->token_count ? boundary : sequence->token_count;
+    sequence->chunk_count = last - first;
+    kv_engine_chunk_t chunk = {
+        .tokens = sequence->tokens + first,
+        .token_count = last - first,
+        .position = first,
+        .slots = sequence->params.slots,
+        .layer_done = sequence->params.report_layers ? layer_done : NULL,
+        .context = sequence,
+        .cancelled = &sequence->cancelled,
+    };
+    kv_error_t error;
+    bool complete = last == sequence->token_count;
+    kv_status_t status =
+        kv_engine_prefill(compute->engine, &chunk, complete ? compute->logits : NULL, &error);
+    if (status != KV_OK) {
+        if (status != KV_CANCELLED) {
+            kv_log_error("runtime", "prefill failed at token %u: %s", first, error.text);
+        }
+        end(sequence, status, false);
+        return;
+    }
+    sequence->computed_count = last;
+    emit(compute, (kv_compute_event_t){.type = KV_COMPUTE_CHUNK,
+                      .id = sequence->params.id,
+                      .first = first,
+                      .count = last - first});
+    if (complete) {
+        take_token(sequence, compute->logits);
+    } else {
+        sequence->next = compute->prompts;
+        compute->prompts = sequence;
+    }
+}
+
+/* One decode step for up to batch_rows_max generating sequences. */
+static void run_step(kv_compute_t *compute)
+{
+    uint32_t row_count = 0;
+    while (compute->generating != NULL && row_count < compute->batch_rows_max) {
+        sequence_t *sequence = take_first(&compute->generating);
+        compute->row_sequences[row_count] = sequence;
+        compute->rows[row_count++] = (kv_engine_row_t){
+            .token = sequence->tokens[sequence->token_count - 1],
+            .position = sequence->token_count - 1,
+            .slots = sequence->params.slots,
+        };
+    }
+    kv_error_t error;
+    kv_status_t status =
+        kv_engine_decode(compute->engine, compute->rows, row_count, compute->logits, &error);
+    if (status != KV_OK) {
+        kv_log_error("runtime", "decode of %u rows failed: %s", row_count, error.text);
+    }
+    for (uint32_t i = 0; i < row_count; i++) {
+        sequence_t *sequence = compute->row_sequences[i];
+        if (status != KV_OK) {
+            end(sequence, status, false);
+        } else {
+            take_token(sequence, compute->logits + (size_t)i * compute->info->vocabulary_count);
+        }
+    }
+}
+
+static void end_cancelled(sequence_t **list)
+{
+    while (*list != NULL) {
+        sequence_t *sequence = *list;
+        if (is_cancelled(sequence)) {
+            *list = sequence->next;
+            end(sequence, KV_CANCELLED, false);
+        } else {
+            list = &sequence->next;
+        }
+    }
+}
+
+static void accept(kv_compute_t *compute, sequence_t *sequence)
+{
+    append(sequence->params.generated_last ? &compute->generating : &compute->prompts, sequence);
+}
+
+static void *run(void *argument)
+{
+    kv_compute_t *compute = argument;
+    sequence_t *sequence;
+    for (;;) {
+        bool idle = compute->prompts == NULL && compute->generating == NULL;
+        if (idle) {
+            if (kv_queue_pop_wait(compute->submitted, &sequence) != KV_OK) {
+                return NULL;
+            }
+            accept(compute, sequence);
+        }
+        while (kv_queue_pop(compute->submitted, &sequence) == KV_OK) {
+            accept(compute, sequence);
+        }
+        end_cancelled(&compute->prompts);
+        end_cancelled(&compute->generating);
+        if (compute->generating != NULL) {
+            run_step(compute);
+        }
+        if (compute->prompts != NULL) {
+            run_chunk(compute);
+        }
+    }
+}
+
+/* ---- the owner thread
+ * -------------------------------------------------------------------------------------------- */
+
+kv_compute_t *kv_compute_create(kv_engine_t *engine, uint32_t chunk_tokens, uint32_t batch_rows_max)
+{
+    kv_compute_t *compute = kv_allocate(sizeof *compute);
+    compute->engine = engine;
+    compute->info = kv_engine_info(engine);
+    compute->chunk_tokens = chunk_tokens;
+    compute->batch_rows_max = batch_rows_max;
+    compute->submitted = kv_queue_create(KV_COMPUTE_SEQUENCES_MAX, sizeof(sequence_t *));
+    compute->events = kv_queue_create(EVENT_QUEUE_LENGTH, sizeof(kv_compute_event_t));
+    compute->sampler = kv_sampler_create(compute->info->vocabulary_count);
+    compute->logits = kv_allocate_array(
+        batch_rows_max, compute->info->vocabulary_count * sizeof *compute->logits);
+    compute->rows = kv_allocate_array(batch_rows_max, sizeof *compute->rows);
+    compute->row_sequences = kv_allocate_array(batch_rows_max, sizeof(sequence_t *));
+    KV_CHECK(pthread_create(&compute->thread, NULL, run, compute) == 0);
+    pthread_setname_np(compute->thread, "compute");
+    return compute;
+}
+
+void kv_compute_destroy(kv_compute_t *compute)
+{
+    if (compute == NULL) {
+        return;
+    }
+    KV_CHECK(compute->known == NULL);
+    kv_queue_close(compute->submitted);
+    pthread_join(compute->thread, NULL);
+    kv_queue_destroy(compute->submitted);
+    kv_queue_destroy(compute->events);
+    kv_sampler_destroy(compute->sampler);
+    free(compute->logits);
+    free(compute->rows);
+    free(compute->row_sequences);
+    free(compute);
+}
+
+static kv_status_t validate(
+    const kv_compute_t *compute, const kv_compute_sequence_t *sequence, kv_error_t *error)
+{
+    uint64_t total = (uint64_t)sequence->token_count + sequence->generate_max;
+    if (sequence->token_count == 0 || sequence->generate_max == 0) {
+        return kv_fail(error, KV_INVALID,
+            "a sequence of %u tokens, %u to generate (both at least 1)", sequence->token_count,
+            sequence->generate_max);
+    }
+    if (total > compute->info->context_tokens_max) {
+        return kv_fail(error, KV_INVALID,
+            "%u prompt tokens and %u to generate do not fit the model's context of %u tokens",
+            sequence->token_count, sequence->generate_max, compute->info->context_tokens_max);
+    }
+    for (uint32_t i = 0; i < sequence->token_count; i++) {
+        if (sequence->tokens[i] >= compute->info->vocabulary_count) {
+            return kv_fail(error, KV_INVALID, "token %u is %u, the vocabulary has %u", i,
+                sequence->tokens[i], compute->info->vocabulary_count);
+        }
+    }
+    return kv_sampling_validate(&sequence->sampling, error);
+}
+
+kv_status_t kv_compute_submit(
+    kv_compute_t *compute, const kv_compute_sequence_t *params, kv_error_t *error)
+{
+    KV_CHECK(params->computed_count < params->token_count);
+    KV_CHECK(!params->generated_last || params->computed_count + 1 == params->token_count);
+    kv_status_t status = validate(compute, params, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    if (compute->known_count == KV_COMPUTE_SEQUENCES_MAX) {
+        return kv_fail(
+            error, KV_BUSY, "%d sequences are running already", KV_COMPUTE_SEQUENCES_MAX);
+    }
+    sequence_t *sequence = kv_allocate(sizeof *sequence);
+    sequence->params = *params;
+    sequence->compute = compute;
+    sequence->tokens =
+        kv_allocate_array(params->token_count + params->generate_max, sizeof *sequence->tokens);
+    memcpy(sequence->tokens, params->tokens, params->token_count * sizeof *sequence->tokens);
+    sequence->params.tokens = NULL;
+    sequence->token_count = params->token_count;
+    sequence->computed_count = params->computed_count;
+    sequence->known_next = compute->known;
+    compute->known = sequence;
+    compute->known_count++;
+    KV_CHECK(
+        kv_queue_push(compute->submitted, &sequence) == KV_OK); /* it holds all that may live */
+    return KV_OK;
+}
+
+static sequence_t **find(kv_compute_t *compute, uint64_t id)
+{
+    sequence_t **at = &compute->known;
+    while (*at != NULL && (*at)->params.id != id) {
+        at = &(*at)->known_next;
+    }
+    return at;
+}
+
+void kv_compute_cancel(kv_compute_t *compute, uint64_t id)
+{
+    sequence_t *sequence = *find(compute, id);
+    if (sequence != NULL) {
+        __atomic_store_n(&sequence->cancelled, true, __ATOMIC_RELAXED);
+    }
+}
+
+int kv_compute_fd(const kv_compute_t *compute)
+{
+    return kv_queue_fd(compute->events);
+}
+
+kv_status_t kv_compute_poll(kv_compute_t *compute, kv_compute_event_t *event_out)
+{
+    kv_status_t status = kv_queue_pop(compute->events, event_out);
+    if (status == KV_OK && event_out->type == KV_COMPUTE_ENDED) {
+        /* The compute thread let go of the sequence when it emitted this. */
+        sequence_t **at = find(compute, event_out->id);
+        sequence_t *sequence = *at;
+        *at = sequence->known_next;
+        compute->known_count--;
+        free(sequence->tokens);
+        free(sequence);
+    }
+    return status;
+}
