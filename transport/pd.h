@@ -1,0 +1,190 @@
+/* The P/D protocol of one request, as two state machines without I/O: events in, actions out.
+ *
+ * kv_pd_decode_t is the decode node's side, kv_pd_prefill_t the prefill node's. The node translates
+ * what happens (a message, an event of the mover or the store, a timer) into an event, calls step,
+ * and carries out the actions in their order. The machines know states, transfer ids and counts;
+ * tokens, leases and messages' other fields stay with the node. Drawn in pd.c.
+ *
+ * What they promise, whatever comes in whatever order: exactly one outcome; RELEASE and the
+ * outcomes that hand slots on only when nothing can be written to them any more and nothing is
+ * being read from them; no action but an answer to a late Fetch after the outcome.
+ *
+ * Owns: nothing. Threads: as its caller. No allocation, no clock: deadlines are events. Errors: an
+ * event that does not fit the state is ignored (peers send what they like). */
+#ifndef KV_TRANSPORT_PD_H
+#define KV_TRANSPORT_PD_H
+
+#include "base/status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { KV_PD_ACTIONS_MAX = 8 };
+
+/* ---- decode side ---- */
+
+typedef enum {
+    KV_PD_DECODE_IDLE,
+    KV_PD_DECODE_RESERVING, /* the store was asked for slots */
+    KV_PD_DECODE_STREAMING, /* Prefill was sent; {Prefilled, landed} in any order */
+    KV_PD_DECODE_ENDING,    /* an end was decided; revoke or fetch sends are still out */
+    KV_PD_DECODE_DONE,      /* the outcome was given */
+} kv_pd_decode_state_t;
+
+typedef enum {
+    KV_PD_DECODE_EV_START,    /* peer_up: is there a prefill node to ask */
+    KV_PD_DECODE_EV_RESERVED, /* the lease is prepared: transfer_id, held_blocks, block_count */
+    KV_PD_DECODE_EV_RESERVE_FAILED, /* status: KV_BUSY, KV_INVALID, ... */
+    KV_PD_DECODE_EV_EXPECT_FAILED,  /* the mover, or the send of Prefill, refused (status): nothing
+                                       is expected  and nobody was asked */
+    KV_PD_DECODE_EV_LANDED,         /* transfer_id */
+    KV_PD_DECODE_EV_RECEIVE_FAILED, /* transfer_id, status */
+    KV_PD_DECODE_EV_REVOKED,        /* transfer_id */
+    KV_PD_DECODE_EV_PREFILLED,      /* transfer_id, status */
+    KV_PD_DECODE_EV_FETCH,      /* transfer_id of the prefill node's, first_block, block_count */
+    KV_PD_DECODE_EV_FETCH_SENT, /* every piece of the fetch had its SENT; status: the worst */
+    KV_PD_DECODE_EV_PEER_DOWN,  /* control or data connection of the prefill node */
+    KV_PD_DECODE_EV_TIMEOUT,    /* the whole stage took too long */
+    KV_PD_DECODE_EV_CANCEL,     /* the outcome is not wanted any more */
+} kv_pd_decode_event_kind_t;
+
+typedef struct {
+    kv_pd_decode_event_kind_t kind;
+    kv_status_t status;
+    bool peer_up;
+    uint64_t transfer_id;
+    uint32_t held_blocks; /* RESERVED: leading blocks that this node holds */
+    uint32_t first_block; /* FETCH */
+    uint32_t block_count; /* RESERVED: blocks that will be streamed, after the held ones; FETCH */
+} kv_pd_decode_event_t;
+
+typedef enum {
+    KV_PD_DECODE_DO_RESERVE,      /* ask the store for slots, with a bounded wait */
+    KV_PD_DECODE_DO_EXPECT,       /* kv_mover_expect(transfer_id, slots of blocks held_blocks ..) */
+    KV_PD_DECODE_DO_SEND_PREFILL, /* the request; then watch its deadline */
+    KV_PD_DECODE_DO_SEND_CANCEL,  /* tell the prefill node; it may be gone */
+    KV_PD_DECODE_DO_REVOKE,       /* kv_mover_revoke(transfer_id) */
+    KV_PD_DECODE_DO_SEND_PIECES,  /* send held blocks first_block .. + block_count as transfer_id;
+                                     then  event FETCH_SENT once (also where the mover refuses) */
+    KV_PD_DECODE_DO_CANCEL_PIECES, /* kv_mover_cancel(transfer_id) */
+    KV_PD_DECODE_DO_SEND_FETCHED,  /* transfer_id, status */
+    KV_PD_DECODE_DO_READY,         /* outcome: the KV is here; decode */
+    KV_PD_DECODE_DO_FALL_BACK,     /* outcome: the lease stands, compute in it here. status: why */
+    KV_PD_DECODE_DO_FAIL,          /* outcome: no slots; status: why. The lease is released */
+    KV_PD_DECODE_DO_CANCELLED,     /* outcome: as asked */
+    KV_PD_DECODE_DO_RELEASE,       /* release the lease (comes before FAIL and CANCELLED) */
+} kv_pd_decode_action_kind_t;
+
+typedef struct {
+    kv_pd_decode_action_kind_t kind;
+    kv_status_t status;
+    uint64_t transfer_id;
+    uint32_t first_block, block_count;
+} kv_pd_decode_action_t;
+
+typedef struct {
+    uint32_t count;
+    kv_pd_decode_action_t items[KV_PD_ACTIONS_MAX];
+} kv_pd_decode_actions_t;
+
+/* Zero-initialise to begin. */
+typedef struct {
+    kv_pd_decode_state_t state;
+    uint64_t transfer_id; /* of the reservation */
+    uint64_t fetch_id;    /* of the prefill node's reservation */
+    uint32_t held_blocks;
+    bool prefilled, landed; /* streaming */
+    bool fetching;          /* our pieces for the prefill node are out */
+    bool fetched_wanted;    /* Fetched is still owed */
+    bool revoking;
+    bool cancelled;     /* the outcome will be CANCELLED */
+    bool peer_lost;     /* say nothing more to it */
+    kv_status_t reason; /* why it ends without the peer's KV */
+} kv_pd_decode_t;
+
+void kv_pd_decode_step(kv_pd_decode_t *machine, const kv_pd_decode_event_t *event,
+    kv_pd_decode_actions_t *actions_out);
+
+/* ---- prefill side ---- */
+
+typedef enum {
+    KV_PD_PREFILL_IDLE,
+    KV_PD_PREFILL_MATCHING,  /* the store was asked for its prefix and for slots */
+    KV_PD_PREFILL_FETCHING,  /* Fetch was sent; {Fetched, landed} in any order */
+    KV_PD_PREFILL_COMPUTING, /* computing what is missing; pieces leave meanwhile */
+    KV_PD_PREFILL_DRAINING,  /* computed; the last pieces are out */
+    KV_PD_PREFILL_ENDING,    /* given up; revoke, compute or pieces are still out */
+    KV_PD_PREFILL_DONE,
+} kv_pd_prefill_state_t;
+
+typedef enum {
+    KV_PD_PREFILL_EV_START,         /* a Prefill message, validated: transfer_id, held_blocks */
+    KV_PD_PREFILL_EV_MATCHED,       /* the lease is prepared: held_blocks here, of the whole ones */
+    KV_PD_PREFILL_EV_MATCH_FAILED,  /* status */
+    KV_PD_PREFILL_EV_FETCH_REFUSED, /* the mover, or the send of Fetch, refused: nothing is expected
+                                     */
+    KV_PD_PREFILL_EV_FETCHED,       /* transfer_id of the fetch, status */
+    KV_PD_PREFILL_EV_LANDED,        /* transfer_id of the fetch */
+    KV_PD_PREFILL_EV_RECEIVE_FAILED, /* transfer_id of the fetch, status */
+    KV_PD_PREFILL_EV_REVOKED,        /* transfer_id of the fetch */
+    KV_PD_PREFILL_EV_TIMEOUT,        /* of the fetch */
+    KV_PD_PREFILL_EV_PIECE_QUEUED,   /* kv_mover_send accepted one; give it before its SENT */
+    KV_PD_PREFILL_EV_PIECE_SENT,     /* its SENT: status */
+    KV_PD_PREFILL_EV_COMPUTED,  /* compute ended, or stopped: status. No piece is queued after */
+    KV_PD_PREFILL_EV_CANCEL,    /* from the decode node */
+    KV_PD_PREFILL_EV_PEER_DOWN, /* control or data connection of the decode node */
+} kv_pd_prefill_event_kind_t;
+
+typedef struct {
+    kv_pd_prefill_event_kind_t kind;
+    kv_status_t status;
+    uint64_t transfer_id;
+    uint32_t held_blocks; /* START: by the decode node; MATCHED: here */
+    uint64_t
+        fetch_id; /* MATCHED: the id a fetch would use (kv_mover_transfer_id); 0: never fetch */
+} kv_pd_prefill_event_t;
+
+typedef enum {
+    KV_PD_PREFILL_DO_MATCH,      /* match and prepare the lease */
+    KV_PD_PREFILL_DO_EXPECT,     /* kv_mover_expect(transfer_id, slots first_block ..) */
+    KV_PD_PREFILL_DO_SEND_FETCH, /* transfer_id, first_block, block_count; then watch its deadline
+                                  */
+    KV_PD_PREFILL_DO_REVOKE,     /* kv_mover_revoke(transfer_id) */
+    KV_PD_PREFILL_DO_COMPUTE,    /* compute from block first_block (what is before it is here) and
+                                    stream    blocks from the decode node's held_blocks on, as transfer_id
+                                  */
+    KV_PD_PREFILL_DO_STOP,       /* compute: stop soon; COMPUTED follows */
+    KV_PD_PREFILL_DO_CANCEL_PIECES,  /* kv_mover_cancel(transfer_id) */
+    KV_PD_PREFILL_DO_SEND_PREFILLED, /* status; comes after the last SENT */
+    KV_PD_PREFILL_DO_RELEASE,        /* the outcome: release the lease, forget the request */
+} kv_pd_prefill_action_kind_t;
+
+typedef struct {
+    kv_pd_prefill_action_kind_t kind;
+    kv_status_t status;
+    uint64_t transfer_id;
+    uint32_t first_block, block_count;
+} kv_pd_prefill_action_t;
+
+typedef struct {
+    uint32_t count;
+    kv_pd_prefill_action_t items[KV_PD_ACTIONS_MAX];
+} kv_pd_prefill_actions_t;
+
+typedef struct {
+    kv_pd_prefill_state_t state;
+    uint64_t transfer_id; /* of the decode node's reservation */
+    uint64_t fetch_id;    /* of ours */
+    uint32_t decode_held; /* leading blocks there */
+    uint32_t held_blocks; /* leading blocks here, fetched ones included once they are */
+    uint32_t pieces;      /* queued and not SENT */
+    bool fetched, landed; /* fetching */
+    bool revoking, computing;
+    bool peer_lost;
+    kv_status_t status; /* of the whole: the first that went wrong */
+} kv_pd_prefill_t;
+
+void kv_pd_prefill_step(kv_pd_prefill_t *machine, const kv_pd_prefill_event_t *event,
+    kv_pd_prefill_actions_t *actions_out);
+
+#endif
