@@ -2,7 +2,9 @@
  *
  * Owns: vocabulary, merges and the compiled split pattern.
  * Threads: immutable after open; encode and decode may run on any number of threads at once.
- * Errors: KV_INVALID names the field of the file, or the byte of a text that is no UTF-8. */
+ * Errors: KV_INVALID names the field of the file, or the byte of a text that is no UTF-8.
+ * Limits: texts of at most KV_TOKENIZER_TEXT_BYTES_MAX; bytes that the vocabulary lacks (SmolLM2:
+ * six control characters and planes above U+3FFFF) vanish, as in the models' own tools. */
 #ifndef KV_ENGINE_TOKENIZER_H
 #define KV_ENGINE_TOKENIZER_H
 
@@ -11,6 +13,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+enum { KV_TOKENIZER_TEXT_BYTES_MAX = 16 << 20 };
 
 typedef struct kv_tokenizer kv_tokenizer_t;
 
@@ -32,9 +36,16 @@ kv_status_t kv_tokenizer_encode(const kv_tokenizer_t *tokenizer, const char *tex
 kv_status_t kv_tokenizer_piece(const kv_tokenizer_t *tokenizer, uint32_t token, bool with_special,
     const char **bytes_out, size_t *count_out);
 
+/* The special token of this text ("<|im_end|>"), or KV_MISSING. */
+kv_status_t kv_tokenizer_special(
+    const kv_tokenizer_t *tokenizer, const char *text, uint32_t *token_out);
+
 uint32_t kv_tokenizer_vocabulary_count(const kv_tokenizer_t *tokenizer);
 uint32_t kv_tokenizer_end_token(const kv_tokenizer_t *tokenizer);
 uint32_t kv_tokenizer_context_tokens_max(const kv_tokenizer_t *tokenizer);
 const char *kv_tokenizer_model_name(const kv_tokenizer_t *tokenizer); /* general.name of the file */
+
+/* The file's chat template (Jinja), terminated; NULL when it has none. */
+const char *kv_tokenizer_chat_template(const kv_tokenizer_t *tokenizer);
 
 #endif
