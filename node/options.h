@@ -26,10 +26,8 @@ typedef struct {
     uint32_t count;
 } kv_string_list_t;
 
-typedef enum { KV_WIRE_AUTO, KV_WIRE_SHM, KV_WIRE_TCP } kv_wire_t;
-
 /* Enumerations are kept as int in the order of their names in the table; those of the store are
- * kvist.h's. Strings are never NULL. */
+ * kvist.h's, the wire is transport/mover.h's. Strings are never NULL. */
 typedef struct {
     struct {
         char *name;
