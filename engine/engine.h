@@ -29,6 +29,7 @@ typedef struct {
     uint32_t chunk_tokens_max; /* of one prefill call: 64 to 8192 */
     uint32_t batch_rows_max;   /* of one decode call: 1 to 256 */
     uint32_t slot_count;       /* slots of the KV arena, which the engine allocates on the device */
+    uint64_t arena_bytes;      /* where slot_count is 0: as many slots as fit; at least one */
 } kv_engine_params_t;
 
 typedef struct {
@@ -36,6 +37,7 @@ typedef struct {
     uint32_t vocabulary_count, context_tokens_max;
     uint32_t end_token;
     kv_block_shape_t shape;
+    uint32_t slot_count; /* of the arena */
     /* Which kernels make KV: family, instruction set, dtype, version ("cpu/prefill/amx-bf16/v1").
      */
     const char *prefill_arithmetic, *decode_arithmetic;

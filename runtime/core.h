@@ -1,0 +1,96 @@
+/* The core of an engine node: what a prefill node and a decode node have in common, opened in order and closed in
+ * reverse.
+ *
+ *   device -> engine (weights, KV arena) -> store (over the arena) -> compute thread -> mover -> peers -> admin socket
+ *
+ * A binary's main gives its role: callbacks for what reaches the reactor. The core opens a data link beside each peer
+ * that moves KV, answers the admin socket, counts tokens, and stops in order.
+ *
+ * Owns: all of the above. Borrows: the options.
+ * Threads: the reactor's; callbacks run there.
+ * Errors: kv_core_run returns what failed to open, named; afterwards KV_OK at an orderly stop. */
+#ifndef KV_RUNTIME_CORE_H
+#define KV_RUNTIME_CORE_H
+
+#include "base/status.h"
+#include "engine/engine.h"
+#include "kvstore/kvist.h"
+#include "node/options.h"
+#include "node/reactor.h"
+#include "runtime/compute.h"
+#include "transport/mover.h"
+#include "transport/peers.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct {
+    const kv_options_t *options;
+    kv_reactor_t *reactor;
+    kv_engine_t *engine;
+    const kv_engine_info_t *info;
+    kvist_store_t *store;
+    kv_compute_t *compute;
+    kv_mover_t *mover;
+    kv_peers_t *peers;
+} kv_core_t;
+
+typedef struct {
+    void *context;
+    /* After everything was opened; before it nothing else is called. */
+    kv_status_t (*start)(void *context, kv_core_t *core, kv_error_t *error);
+    void (*message)(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
+    /* The peer's control or data connection ended; the handle is gone afterwards. */
+    void (*peer_down)(void *context, kv_peer_t *peer);
+    void (*moved)(void *context, const kv_mover_event_t *event); /* but for LINK_UP and LINK_DOWN */
+    void (*computed)(void *context, const kv_compute_event_t *event);
+    void (*tick)(void *context, uint64_t now_ns); /* every KV_CORE_TICK_MS: deadlines */
+    /* Orderly stop: refuse new requests, cancel the others. The core ends when request_count is 0. */
+    void (*stop)(void *context);
+    uint32_t (*request_count)(void *context, uint32_t *queued_out); /* in all; of those, waiting */
+} kv_role_t;
+
+enum { KV_CORE_TICK_MS = 20 };
+
+/* compute_rows_max: of a decode step. connect: addresses of peers to keep connected, or NULL. */
+typedef struct {
+    Kvist__Wire__Role role;
+    uint32_t compute_rows_max;
+    const kv_string_list_t *connect;
+    kv_role_t callbacks;
+} kv_core_params_t;
+
+/* Opens, runs until the orderly stop, closes. */
+kv_status_t kv_core_run(
+    const kv_options_t *options, const kv_core_params_t *params, kv_error_t *error);
+
+/* The data link beside the peer's control connection. */
+kv_link_t kv_core_link(const kv_peer_t *peer);
+
+/* Sends; a peer that cannot take it (its queue is full) is closed: its messages are never lost one by one. */
+void kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message);
+
+/* As kv_core_send, for a piece of a transfer. False: the connection is being closed; no SENT will follow. */
+bool kv_core_send_piece(kv_core_t *core, kv_peer_t *peer, const kv_piece_t *piece);
+
+/* The namespace of a tenant's salt on this node's model. */
+kvist_key_t kv_core_namespace(const kv_core_t *core, const void *salt, size_t salt_bytes);
+
+/* Seals the private blocks that tokens [0, computed_count) complete. arithmetic: who made them. */
+void kv_core_seal(const kv_core_t *core, kvist_lease_t *lease, const uint32_t *tokens,
+    uint32_t computed_count, const char *arithmetic);
+
+/* Whether any of the first block_count blocks was made by decode kernels. */
+bool kv_core_has_decode_blocks(const kvist_lease_t *lease, uint32_t block_count);
+
+/* Counts a finished request: metrics and the admin socket's figures. */
+void kv_core_count(const Kvist__Wire__Usage *usage);
+
+/* Prompt tokens of a usage that were not recomputed. */
+uint32_t kv_core_cached_tokens(const Kvist__Wire__Usage *usage);
+
+/* Fills a usage's cached tokens and miss from a match on this node. */
+void kv_core_usage_from_match(
+    const kv_core_t *core, const kvist_match_t *match, Kvist__Wire__Usage *usage);
+
+#endif
