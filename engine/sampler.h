@@ -27,7 +27,8 @@ kv_sampler_t *kv_sampler_create(uint32_t vocabulary_count);
 void kv_sampler_destroy(kv_sampler_t *sampler);
 
 /* The token for the sequence's position (the number of tokens before it). Greedy ties go to the
- * lower id; logits that are not finite are never chosen unless all are. logprob_out: natural
+ * lower id; logits that are not finite are never chosen unless all are (then it is token 0 with
+ * logprob -infinity). Temperature comes first, then top-k, then top-p. logprob_out: natural
  * logarithm of the chosen token's probability in the unmodified distribution, or NULL. */
 uint32_t kv_sampler_draw(kv_sampler_t *sampler, const kv_sampling_t *sampling, uint64_t position,
     const float *logits, float *logprob_out);
