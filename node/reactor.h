@@ -1,6 +1,6 @@
 /* The reactor: the one thread that owns a node's state, as a libuv loop.
  *
- * Owns: the loop, its signal handlers, watches and timers. Borrows: attached descriptors, until
+ * Owns: the loop, its signal handlers (SIGPIPE is ignored), watches and timers. Borrows: attached descriptors, until
  * their watch is detached.
  * Threads: one, the thread that runs it; other threads reach it through a kv_queue_t whose
  * descriptor is attached. Callbacks run only inside kv_reactor_run.

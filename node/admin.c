@@ -1,0 +1,393 @@
+#include "node/admin.h"
+
+#include "base/check.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "base/metrics.h"
+#include "proto/frame.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <uv.h>
+
+enum { REQUEST_BYTES_MAX = 64 << 10 };
+
+typedef struct connection connection_t;
+
+struct kv_admin {
+    uv_pipe_t listener;
+    kv_reactor_t *reactor;
+    kv_admin_handlers_t handlers;
+    void *context;
+    char *path;
+    connection_t *connections;
+    uint32_t connection_count;
+};
+
+/* One request at a time: reading stops while a call waits for its answer. */
+struct connection {
+    uv_pipe_t pipe;
+    kv_admin_t *admin; /* NULL once closing */
+    kv_frame_reader_t reader;
+    kv_admin_call_t *call;
+    bool close_when_written;
+    connection_t *next, *previous;
+    char buffer[4096];
+};
+
+struct kv_admin_call {
+    connection_t *connection; /* NULL: gone */
+};
+
+typedef struct {
+    uv_write_t write;
+    uint8_t *frame;
+} write_t;
+
+static void serve(connection_t *connection);
+
+/* ---- connections ---- */
+
+static void on_closed(uv_handle_t *handle)
+{
+    connection_t *connection = handle->data;
+    kv_frame_reader_clear(&connection->reader);
+    free(connection);
+}
+
+static void close_connection(connection_t *connection)
+{
+    kv_admin_t *admin = connection->admin;
+    if (admin == NULL) {
+        return;
+    }
+    connection->admin = NULL;
+    if (connection->call != NULL) {
+        connection->call->connection = NULL;
+    }
+    if (connection->previous != NULL) {
+        connection->previous->next = connection->next;
+    } else {
+        admin->connections = connection->next;
+    }
+    if (connection->next != NULL) {
+        connection->next->previous = connection->previous;
+    }
+    admin->connection_count--;
+    uv_close((uv_handle_t *)&connection->pipe, on_closed);
+}
+
+static void on_allocate(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
+{
+    (void)suggested;
+    connection_t *connection = handle->data;
+    *buffer = uv_buf_init(connection->buffer, sizeof connection->buffer);
+}
+
+static void on_read(uv_stream_t *stream, ssize_t bytes, const uv_buf_t *buffer)
+{
+    connection_t *connection = stream->data;
+    if (bytes < 0) {
+        close_connection(connection);
+        return;
+    }
+    kv_frame_reader_push(&connection->reader, buffer->base, (size_t)bytes);
+    if (connection->call == NULL) {
+        serve(connection);
+    }
+}
+
+static void on_connect(uv_stream_t *listener, int status)
+{
+    kv_admin_t *admin = listener->data;
+    if (status != 0) {
+        return;
+    }
+    connection_t *connection = kv_allocate(sizeof *connection);
+    KV_CHECK(uv_pipe_init(listener->loop, &connection->pipe, 0) == 0);
+    connection->pipe.data = connection;
+    if (uv_accept(listener, (uv_stream_t *)&connection->pipe) != 0 ||
+        admin->connection_count >= KV_ADMIN_CONNECTIONS_MAX) {
+        uv_close((uv_handle_t *)&connection->pipe, on_closed);
+        return;
+    }
+    connection->admin = admin;
+    connection->next = admin->connections;
+    if (admin->connections != NULL) {
+        admin->connections->previous = connection;
+    }
+    admin->connections = connection;
+    admin->connection_count++;
+    uv_read_start((uv_stream_t *)&connection->pipe, on_allocate, on_read);
+}
+
+/* ---- answers ---- */
+
+static void on_written(uv_write_t *request, int status)
+{
+    write_t *write = (write_t *)request;
+    connection_t *connection = request->handle->data;
+    free(write->frame);
+    free(write);
+    if (status != 0 || connection->close_when_written) {
+        close_connection(connection);
+    } else if (connection->admin != NULL && connection->call == NULL) {
+        uv_read_start((uv_stream_t *)&connection->pipe, on_allocate, on_read);
+        serve(connection);
+    }
+}
+
+void kv_admin_reply(kv_admin_call_t *call, const Kvist__Admin__Reply *reply)
+{
+    connection_t *connection = call->connection;
+    free(call);
+    if (connection == NULL) {
+        return;
+    }
+    connection->call = NULL;
+    write_t *write = kv_allocate(sizeof *write);
+    size_t bytes;
+    kv_error_t error;
+    if (kv_frame_pack(&reply->base, &write->frame, &bytes, &error) != KV_OK) {
+        kv_log_error("node", "admin reply: %s", error.text);
+        free(write);
+        close_connection(connection);
+        return;
+    }
+    uv_buf_t buffer = uv_buf_init((char *)write->frame, (unsigned)bytes);
+    KV_CHECK(
+        uv_write(&write->write, (uv_stream_t *)&connection->pipe, &buffer, 1, on_written) == 0);
+}
+
+void kv_admin_reply_status(kv_admin_call_t *call, Kvist__Admin__Status *status)
+{
+    Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
+    reply.body_case = KVIST__ADMIN__REPLY__BODY_STATUS;
+    reply.status = status;
+    kv_admin_reply(call, &reply);
+}
+
+void kv_admin_reply_list(kv_admin_call_t *call, Kvist__Admin__List *list)
+{
+    Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
+    reply.body_case = KVIST__ADMIN__REPLY__BODY_LIST;
+    reply.list = list;
+    kv_admin_reply(call, &reply);
+}
+
+void kv_admin_reply_done(kv_admin_call_t *call)
+{
+    /* An empty list, because a frame is never empty and a reply of defaults only would be. */
+    Kvist__Admin__List nothing = KVIST__ADMIN__LIST__INIT;
+    kv_admin_reply_list(call, &nothing);
+}
+
+void kv_admin_fail(kv_admin_call_t *call, kv_status_t status, const char *text)
+{
+    Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
+    reply.code = status;
+    reply.error = (char *)text;
+    kv_admin_reply(call, &reply);
+}
+
+/* ---- requests ---- */
+
+static void reply_metrics(kv_admin_call_t *call)
+{
+    size_t bytes;
+    Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
+    reply.body_case = KVIST__ADMIN__REPLY__BODY_METRICS;
+    reply.metrics = kv_metrics_render(&bytes);
+    kv_admin_reply(call, &reply);
+    free(reply.metrics);
+}
+
+static void dispatch(kv_admin_t *admin, const Kvist__Admin__Request *request, kv_admin_call_t *call)
+{
+    const kv_admin_handlers_t *handlers = &admin->handlers;
+    switch (request->body_case) {
+    case KVIST__ADMIN__REQUEST__BODY_STATUS:
+        if (handlers->status != NULL) {
+            handlers->status(admin->context, call);
+            return;
+        }
+        break;
+    case KVIST__ADMIN__REQUEST__BODY_LIST:
+        if (handlers->list != NULL) {
+            handlers->list(admin->context, request->list->count_max, call);
+            return;
+        }
+        break;
+    case KVIST__ADMIN__REQUEST__BODY_FLUSH:
+        if (handlers->flush != NULL) {
+            handlers->flush(admin->context, call);
+            return;
+        }
+        break;
+    case KVIST__ADMIN__REQUEST__BODY_METRICS:
+        reply_metrics(call);
+        return;
+    case KVIST__ADMIN__REQUEST__BODY_STOP:
+        kv_admin_reply_done(call);
+        kv_log_info("node", "stop asked for on the admin socket");
+        kv_reactor_begin_stop(admin->reactor);
+        return;
+    default:
+        break;
+    }
+    kv_admin_fail(call, KV_INVALID, "request: not served by this node");
+}
+
+/* Takes the next whole request, if there is one. */
+static void serve(connection_t *connection)
+{
+    const uint8_t *message;
+    size_t bytes;
+    kv_error_t error;
+    kv_status_t status = kv_frame_reader_next(&connection->reader, &message, &bytes, &error);
+    if (status == KV_MISSING &&
+        connection->reader.count - connection->reader.taken <= REQUEST_BYTES_MAX) {
+        return;
+    }
+    uv_read_stop((uv_stream_t *)&connection->pipe);
+    kv_admin_call_t *call = kv_allocate(sizeof *call);
+    call->connection = connection;
+    connection->call = call;
+    Kvist__Admin__Request *request =
+        status == KV_OK ? kvist__admin__request__unpack(NULL, bytes, message) : NULL;
+    if (request == NULL) {
+        connection->close_when_written = true;
+        kv_admin_fail(call, KV_INVALID, "request: not a frame of kvist.admin.Request");
+        return;
+    }
+    dispatch(connection->admin, request, call);
+    kvist__admin__request__free_unpacked(request, NULL);
+}
+
+/* ---- the socket ---- */
+
+/* The pid that listens at the path; 0: nobody does. */
+static pid_t listener_pid(const struct sockaddr_un *address)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct ucred peer = {0};
+    socklen_t bytes = sizeof peer;
+    if (fd >= 0 && connect(fd, (const struct sockaddr *)address, sizeof *address) == 0 &&
+        getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) {
+        peer.pid = -1;
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return peer.pid;
+}
+
+static kv_status_t bind_socket(int fd, const struct sockaddr_un *address, kv_error_t *error)
+{
+    const char *path = address->sun_path;
+    struct stat info;
+    if (lstat(path, &info) == 0) {
+        if (!S_ISSOCK(info.st_mode)) {
+            return kv_fail(error, KV_INVALID, "node.admin: %s: exists and is no socket", path);
+        }
+        pid_t pid = listener_pid(address);
+        if (pid != 0) {
+            return kv_fail(error, KV_BUSY,
+                "node.admin: %s: process %d serves it: stop it or name another path", path,
+                (int)pid);
+        }
+        unlink(path);
+    }
+    /* The file must never exist with more than its owner's rights. */
+    mode_t mask = umask(0177);
+    int code = bind(fd, (const struct sockaddr *)address, sizeof *address) == 0 ? 0 : errno;
+    umask(mask);
+    return code == 0 ? KV_OK : kv_fail_errno(error, code, "node.admin: %s", path);
+}
+
+/* A socket that listens at the path. The folder is locked meanwhile, so that two starting nodes
+ * cannot both take a dead one's path. */
+static kv_status_t open_socket(const char *path, int *fd_out, kv_error_t *error)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof address.sun_path) {
+        return kv_fail(error, KV_INVALID, "node.admin: %zu bytes, at most %zu: %s", strlen(path),
+            sizeof address.sun_path - 1, path);
+    }
+    memcpy(address.sun_path, path, strlen(path));
+    char *folder = kv_duplicate_string(path);
+    char *slash = strrchr(folder, '/');
+    if (slash != NULL && slash != folder) {
+        *slash = '\0';
+        mkdir(folder, 0700); /* an error shows in the next step */
+    }
+    int lock = open(slash == NULL     ? "."
+                    : slash == folder ? "/"
+                                      : folder,
+        O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    free(folder);
+    if (lock < 0) {
+        return kv_fail_errno(error, errno, "node.admin: %s", path);
+    }
+    flock(lock, LOCK_EX);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    kv_status_t status = fd < 0 ? kv_fail_errno(error, errno, "node.admin: %s", path)
+                                : bind_socket(fd, &address, error);
+    if (status == KV_OK && listen(fd, KV_ADMIN_CONNECTIONS_MAX) != 0) {
+        status = kv_fail_errno(error, errno, "node.admin: %s", path);
+    }
+    close(lock);
+    if (status != KV_OK && fd >= 0) {
+        close(fd);
+    }
+    *fd_out = status == KV_OK ? fd : -1;
+    return status;
+}
+
+kv_status_t kv_admin_open(kv_reactor_t *reactor, const char *path,
+    const kv_admin_handlers_t *handlers, void *context, kv_admin_t **admin_out, kv_error_t *error)
+{
+    int fd = -1;
+    kv_status_t status = open_socket(path, &fd, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    kv_admin_t *admin = kv_allocate(sizeof *admin);
+    *admin = (kv_admin_t){.reactor = reactor,
+        .handlers = *handlers,
+        .context = context,
+        .path = kv_duplicate_string(path)};
+    KV_CHECK(uv_pipe_init(kv_reactor_loop(reactor), &admin->listener, 0) == 0);
+    admin->listener.data = admin;
+    KV_CHECK(uv_pipe_open(&admin->listener, fd) == 0);
+    KV_CHECK(uv_listen((uv_stream_t *)&admin->listener, KV_ADMIN_CONNECTIONS_MAX, on_connect) == 0);
+    *admin_out = admin;
+    return KV_OK;
+}
+
+static void on_listener_closed(uv_handle_t *handle)
+{
+    kv_admin_t *admin = handle->data;
+    free(admin->path);
+    free(admin);
+}
+
+void kv_admin_close(kv_admin_t *admin)
+{
+    if (admin == NULL) {
+        return;
+    }
+    unlink(admin->path);
+    while (admin->connections != NULL) {
+        close_connection(admin->connections);
+    }
+    uv_close((uv_handle_t *)&admin->listener, on_listener_closed);
+}

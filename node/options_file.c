@@ -1,0 +1,286 @@
+/* The YAML file, through libcyaml. Every scalar is read as a string (its meaning and bounds are the
+ * table's), every list as a list of strings. libcyaml 1.3 tells places only in its log, as a
+ * backtrace of an error: "in mapping field 'port' (line: 3, column: 9)". The first line of the
+ * backtrace is the innermost, and is exact where a value is wrong; for a key that it does not know
+ * it names the value before. So a field's line is found by reading once more with a schema that
+ * refuses that field's value. */
+#include "node/options_internal.h"
+
+#include "base/check.h"
+#include "base/memory.h"
+
+#include <cyaml/cyaml.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* FIELDS_MAX: of one section, with room for one that the table lacks. */
+enum { FILE_BYTES_MAX = 1 << 20, FIELDS_MAX = 40, NAME_BYTES_MAX = 64 };
+
+/* What libcyaml fills for one option: both forms begin with the pointer. */
+typedef struct {
+    union {
+        char *text;
+        char **items;
+    };
+    unsigned count;
+} slot_t;
+
+typedef struct {
+    slot_t slots[FIELDS_MAX];
+} section_t;
+
+typedef struct {
+    section_t *sections[KV_SECTION_COUNT];
+    char *unknown;
+} file_t;
+
+/* A schema for the whole table, and room for one field that is not in it. */
+typedef struct {
+    cyaml_schema_field_t root_fields[KV_SECTION_COUNT + 2];
+    cyaml_schema_field_t fields[KV_SECTION_COUNT][FIELDS_MAX + 1];
+    cyaml_schema_value_t root;
+    unsigned counts[KV_SECTION_COUNT];
+} schema_t;
+
+static const cyaml_schema_value_t ITEM = {CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char, 0, 4096)};
+static const cyaml_schema_value_t REFUSED_ITEM = {
+    CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char, FILE_BYTES_MAX, CYAML_UNLIMITED)};
+
+/* The log of one load: the first error, and the place of the innermost backtrace entry. */
+typedef struct {
+    char first[256];
+    char field[NAME_BYTES_MAX];
+    unsigned line;
+    unsigned depth;
+} log_t;
+
+static void on_log(cyaml_log_t level, void *context, const char *format, va_list arguments)
+{
+    (void)level;
+    log_t *log = context;
+    char text[256];
+    vsnprintf(text, sizeof text, format, arguments);
+    text[strcspn(text, "\n")] = '\0';
+    const char *line = strstr(text, "(line: ");
+    if (line != NULL) {
+        if (log->depth++ == 0) {
+            log->line = (unsigned)strtoul(line + strlen("(line: "), NULL, 10);
+            sscanf(text, " in mapping field '%63[^']'", log->field);
+        }
+    } else if (log->first[0] == '\0' && strstr(text, "Backtrace") == NULL) {
+        const char *message = strncmp(text, "Load: ", 6) == 0 ? text + 6 : text;
+        snprintf(log->first, sizeof log->first, "%s", message);
+    }
+}
+
+static cyaml_config_t make_config(log_t *log)
+{
+    return (cyaml_config_t){.log_fn = on_log,
+        .log_ctx = log,
+        .mem_fn = cyaml_mem,
+        .log_level = CYAML_LOG_ERROR,
+        .flags = CYAML_CFG_NO_ALIAS};
+}
+
+static unsigned section_index(kv_section_t section)
+{
+    return (unsigned)__builtin_ctz(section);
+}
+
+static cyaml_schema_field_t make_scalar(const char *name, size_t offset, size_t length_min)
+{
+    return (cyaml_schema_field_t){.key = name,
+        .data_offset = (uint32_t)offset,
+        .value = {.type = CYAML_STRING,
+            .flags = CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL,
+            .data_size = sizeof(char),
+            .string = {.min = (uint32_t)length_min, .max = CYAML_UNLIMITED}}};
+}
+
+static cyaml_schema_field_t make_field(const kv_option_t *option, unsigned slot)
+{
+    size_t offset = offsetof(section_t, slots) + slot * sizeof(slot_t);
+    cyaml_schema_field_t field = make_scalar(option->name, offset, 0);
+    if (option->type == KV_OPTION_ADDRESSES) {
+        field.count_offset = (uint32_t)(offset + offsetof(slot_t, count));
+        field.count_size = sizeof(unsigned);
+        field.value = (cyaml_schema_value_t){.type = CYAML_SEQUENCE,
+            .flags = CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL,
+            .data_size = sizeof(char *),
+            .sequence = {.entry = &ITEM, .min = 0, .max = KV_OPTION_LIST_MAX}};
+    }
+    return field;
+}
+
+static schema_t *make_schema(void)
+{
+    schema_t *schema = kv_allocate(sizeof *schema);
+    for (uint32_t i = 0; i < KV_OPTION_COUNT; i++) {
+        unsigned section = section_index(KV_OPTIONS[i].section);
+        unsigned slot = schema->counts[section]++;
+        KV_CHECK(slot + 1 < FIELDS_MAX);
+        schema->fields[section][slot] = make_field(&KV_OPTIONS[i], slot);
+    }
+    for (unsigned i = 0; i < KV_SECTION_COUNT; i++) {
+        schema->root_fields[i] = (cyaml_schema_field_t){.key = kv_section_name(i),
+            .data_offset = (uint32_t)(offsetof(file_t, sections) + i * sizeof(section_t *)),
+            .value = {.type = CYAML_MAPPING,
+                .flags = CYAML_FLAG_POINTER_NULL | CYAML_FLAG_OPTIONAL,
+                .data_size = sizeof(section_t),
+                .mapping = {.fields = schema->fields[i]}}};
+    }
+    schema->root = (cyaml_schema_value_t){.type = CYAML_MAPPING,
+        .flags = CYAML_FLAG_POINTER,
+        .data_size = sizeof(file_t),
+        .mapping = {.fields = schema->root_fields}};
+    return schema;
+}
+
+static unsigned load_line(const char *path, const schema_t *schema)
+{
+    log_t log = {0};
+    cyaml_config_t config = make_config(&log);
+    file_t *file = NULL;
+    if (cyaml_load_file(path, &config, &schema->root, (cyaml_data_t **)&file, NULL) == CYAML_OK) {
+        cyaml_free(&config, &schema->root, file, 0);
+        return 0;
+    }
+    return log.line;
+}
+
+unsigned kv_options_file_line(const char *path, uint32_t option, uint32_t item)
+{
+    schema_t *schema = make_schema();
+    unsigned section = section_index(KV_OPTIONS[option].section);
+    cyaml_schema_field_t *field = schema->fields[section];
+    while (strcmp(field->key, KV_OPTIONS[option].name) != 0) {
+        field++;
+    }
+    if (field->value.type != CYAML_SEQUENCE) {
+        field->value.string.min = FILE_BYTES_MAX;
+    } else if (item == 0) {
+        field->value.sequence.entry = &REFUSED_ITEM;
+    } else {
+        field->value.sequence.max = item;
+    }
+    unsigned line = load_line(path, schema);
+    free(schema);
+    return line;
+}
+
+/* The line of a key that no section has: the schema gets it, and refuses its value. */
+static unsigned unknown_key_line(const char *path, const char *key, unsigned line_before)
+{
+    schema_t *schema = make_schema();
+    for (unsigned i = 0; i < KV_SECTION_COUNT; i++) {
+        schema->fields[i][schema->counts[i]] =
+            make_scalar(key, schema->counts[i] * sizeof(slot_t), FILE_BYTES_MAX);
+    }
+    schema->root_fields[KV_SECTION_COUNT] =
+        make_scalar(key, offsetof(file_t, unknown), FILE_BYTES_MAX);
+    unsigned line = load_line(path, schema);
+    free(schema);
+    return line != 0 ? line : line_before;
+}
+
+static kv_status_t name_error(
+    const char *path, cyaml_err_t code, const log_t *log, kv_error_t *error)
+{
+    const char *name = strrchr(log->first, ' ') != NULL ? strrchr(log->first, ' ') + 1 : "";
+    switch (code) {
+    case CYAML_ERR_INVALID_KEY:
+        return kv_fail(error, KV_INVALID, "%s:%u: %s: no such option or section (--help lists all)",
+            path, unknown_key_line(path, name, log->line), name);
+    case CYAML_ERR_UNEXPECTED_EVENT: /* the only one that a document can cause */
+        return kv_fail(
+            error, KV_INVALID, "%s: %s is set twice (near line %u)", path, name, log->line);
+    case CYAML_ERR_INVALID_VALUE:
+        return kv_fail(error, KV_INVALID, "%s:%u: %s: wrong type: %s", path, log->line,
+            log->field[0] != '\0' ? log->field : "the file", log->first);
+    case CYAML_ERR_SEQUENCE_ENTRIES_MAX:
+        return kv_fail(error, KV_INVALID, "%s:%u: a list holds at most %d values", path, log->line,
+            KV_OPTION_LIST_MAX);
+    case CYAML_ERR_STRING_LENGTH_MAX:
+        return kv_fail(
+            error, KV_INVALID, "%s:%u: a value of a list has at most 4096 bytes", path, log->line);
+    default:
+        return log->line == 0 ? kv_fail(error, KV_INVALID, "%s: not YAML: %s", path, log->first)
+                              : kv_fail(error, KV_INVALID, "%s: not YAML near line %u: %s", path,
+                                    log->line, log->first);
+    }
+}
+
+/* libcyaml would allocate whatever a file holds: its size is bounded first. */
+static kv_status_t check_file(const char *path, kv_error_t *error)
+{
+    struct stat info;
+    if (stat(path, &info) != 0 || access(path, R_OK) != 0) {
+        return kv_fail_errno(error, errno, "%s", path);
+    }
+    if (!S_ISREG(info.st_mode)) {
+        return kv_fail(error, KV_INVALID, "%s: not a regular file", path);
+    }
+    if (info.st_size > FILE_BYTES_MAX) {
+        return kv_fail(error, KV_INVALID, "%s: %lld bytes, at most %d", path,
+            (long long)info.st_size, FILE_BYTES_MAX);
+    }
+    return KV_OK;
+}
+
+static void take_slot(const kv_option_t *option, const slot_t *slot, kv_string_list_t *list)
+{
+    if (slot->text == NULL) {
+        return;
+    }
+    list->count = option->type == KV_OPTION_ADDRESSES ? slot->count : 1;
+    list->items = kv_allocate_array(list->count + 1, sizeof *list->items);
+    for (uint32_t i = 0; i < list->count; i++) {
+        list->items[i] =
+            kv_duplicate_string(option->type == KV_OPTION_ADDRESSES ? slot->items[i] : slot->text);
+    }
+}
+
+kv_status_t kv_options_file_read(const char *path, kv_options_file_t *file_out, kv_error_t *error)
+{
+    kv_status_t status = check_file(path, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    schema_t *schema = make_schema();
+    log_t log = {0};
+    cyaml_config_t config = make_config(&log);
+    file_t *file = NULL;
+    cyaml_err_t code = cyaml_load_file(path, &config, &schema->root, (cyaml_data_t **)&file, NULL);
+    if (code != CYAML_OK) {
+        status = name_error(path, code, &log, error);
+    } else {
+        file_out->values = kv_allocate_array(KV_OPTION_COUNT, sizeof *file_out->values);
+        unsigned counts[KV_SECTION_COUNT] = {0};
+        for (uint32_t i = 0; i < KV_OPTION_COUNT; i++) {
+            unsigned index = section_index(KV_OPTIONS[i].section);
+            unsigned slot = counts[index]++;
+            if (file != NULL && file->sections[index] != NULL) {
+                take_slot(
+                    &KV_OPTIONS[i], &file->sections[index]->slots[slot], &file_out->values[i]);
+            }
+        }
+        cyaml_free(&config, &schema->root, file, 0);
+    }
+    free(schema);
+    return status;
+}
+
+void kv_options_file_clear(kv_options_file_t *file)
+{
+    for (uint32_t i = 0; file->values != NULL && i < KV_OPTION_COUNT; i++) {
+        for (uint32_t j = 0; j < file->values[i].count; j++) {
+            free(file->values[i].items[j]);
+        }
+        free(file->values[i].items);
+    }
+    free(file->values);
+    file->values = NULL;
+}

@@ -1,0 +1,168 @@
+#include "node/options_internal.h"
+
+static const struct {
+    const char *name, *help;
+} SECTIONS[KV_SECTION_COUNT] = {
+    {"cluster", "who belongs together"},
+    {"node", "this process"},
+    {"model", "the model file and how it is computed"},
+    {"store", "the tiers that keep KV"},
+    {"prefill", "kvist-prefill"},
+    {"decode", "kvist-decode"},
+    {"gateway", "kvist-gateway"},
+};
+
+#define GIB ((uint64_t)1 << 30)
+#define TIB ((uint64_t)1 << 40)
+#define MS ((uint64_t)1000000)
+#define SECOND (1000 * MS)
+#define HOUR (3600 * SECOND)
+
+#define AT(group, member) offsetof(kv_options_t, group.member)
+
+#define TEXT(SECTION, group, member, kind, initial_text, length_min, length_max, help_text)        \
+    {                                                                                              \
+        .section = KV_SECTION_##SECTION, .name = #member, .type = kind,                            \
+        .offset = AT(group, member), .initial = initial_text, .min = length_min,                   \
+        .max = length_max, .help = help_text                                                       \
+    }
+#define NUMBER(SECTION, group, member, initial_text, least, most, help_text)                       \
+    {                                                                                              \
+        .section = KV_SECTION_##SECTION, .name = #member, .type = KV_OPTION_U32,                   \
+        .offset = AT(group, member), .initial = initial_text, .min = least, .max = most,           \
+        .help = help_text                                                                          \
+    }
+#define SIZE(SECTION, group, member, initial_text, least, most, help_text)                         \
+    {                                                                                              \
+        .section = KV_SECTION_##SECTION, .name = #member, .type = KV_OPTION_SIZE,                  \
+        .offset = AT(group, member), .initial = initial_text, .min = least, .max = most,           \
+        .help = help_text                                                                          \
+    }
+#define DURATION(SECTION, group, member, initial_text, least, most, help_text)                     \
+    {                                                                                              \
+        .section = KV_SECTION_##SECTION, .name = #member, .type = KV_OPTION_DURATION,              \
+        .offset = AT(group, member##_ns), .initial = initial_text, .min = least, .max = most,      \
+        .help = help_text                                                                          \
+    }
+#define CHOICE(SECTION, group, member, initial_text, name_list, help_text)                         \
+    {                                                                                              \
+        .section = KV_SECTION_##SECTION, .name = #member, .type = KV_OPTION_ENUM,                  \
+        .offset = AT(group, member), .initial = initial_text, .names = name_list,                  \
+        .help = help_text                                                                          \
+    }
+#define ADDRESSES(SECTION, group, member, help_text)                                               \
+    {                                                                                              \
+        .section = KV_SECTION_##SECTION, .name = #member, .type = KV_OPTION_ADDRESSES,             \
+        .offset = AT(group, member), .initial = "", .max = KV_OPTION_LIST_MAX, .help = help_text   \
+    }
+
+/* Defaults suit one machine with 2 cores and 8 GiB. SmolLM2-135M's KV is 23,040 bytes a token: the
+ * device tier below holds 23,000 tokens, the host tier 46,000. */
+const kv_option_t KV_OPTIONS[] = {
+    TEXT(CLUSTER, cluster, name, KV_OPTION_NAME, "kvist", 1, 63,
+        "the cluster's name, in logs and metrics"),
+    TEXT(CLUSTER, cluster, key_file, KV_OPTION_PATH, "", 0, 4096,
+        "file that holds the cluster's key, which peers prove to each other; readable by its owner "
+        "only"),
+    TEXT(CLUSTER, cluster, key, KV_OPTION_STRING, "", 0, KV_CLUSTER_KEY_BYTES_MAX,
+        "the key itself instead of a file; on a command line every user of the machine can see it"),
+
+    TEXT(NODE, node, name, KV_OPTION_NAME, "", 0, 31,
+        "unique in the cluster; empty: the program's role"),
+    TEXT(NODE, node, host, KV_OPTION_STRING, "127.0.0.1", 1, 255,
+        "address on which peers are accepted"),
+    NUMBER(NODE, node, port, "0", 0, 65535, "port for peers; 0: any free one, which the log names"),
+    CHOICE(NODE, node, wire, "auto", "auto|shm|tcp",
+        "how KV travels; auto: shared memory between processes of one machine, TCP otherwise"),
+    TEXT(NODE, node, admin, KV_OPTION_PATH, "", 0, 107,
+        "path of the admin socket; empty: kvist/NAME.sock in $XDG_RUNTIME_DIR, or in "
+        "/tmp/kvist-UID"),
+    CHOICE(NODE, node, log_level, "info", "trace|debug|info|warn|error",
+        "the lowest level that is logged"),
+
+    TEXT(MODEL, model, path, KV_OPTION_PATH, "", 0, 4096, "the model, a GGUF file"),
+    {.section = KV_SECTION_MODEL,
+        .name = "f32",
+        .type = KV_OPTION_BOOL,
+        .offset = AT(model, f32),
+        .initial = "false",
+        .help = "f32 products and f32 KV instead of bf16: slower, twice the size, for comparisons"},
+    NUMBER(MODEL, model, threads, "0", 0, 1024, "threads that compute; 0: one for each core"),
+    {.section = KV_SECTION_MODEL,
+        .name = "block_tokens",
+        .type = KV_OPTION_U32,
+        .offset = AT(model, block_tokens),
+        .initial = "16",
+        .min = 16,
+        .max = 128,
+        .power_of_two = true,
+        .help = "tokens of one block: the grain of reuse, equal in a cluster"},
+    NUMBER(MODEL, model, chunk_tokens, "512", 64, 8192,
+        "prompt tokens computed in one pass; between passes a request can be cancelled"),
+
+    SIZE(STORE, store, device_bytes, "512MiB", 1 << 20, TIB,
+        "KV in device memory (without a GPU: a bounded arena of host memory)"),
+    NUMBER(STORE, store, device_slots, "0", 0, 1 << 24,
+        "the same in blocks; 0: as many as device_bytes holds"),
+    SIZE(STORE, store, host_bytes, "1GiB", 0, TIB, "KV in host memory; 0: none"),
+    TEXT(STORE, store, directory, KV_OPTION_PATH, "", 0, 4096,
+        "folder of the disk tier, one process at a time; empty: kvist/NAME in $XDG_DATA_HOME or "
+        "~/.local/share; none: no disk tier"),
+    SIZE(STORE, store, disk_bytes, "8GiB", 1 << 20, 1024 * TIB, "quota of the disk tier"),
+    SIZE(STORE, store, segment_bytes, "64MiB", 1 << 20, 4 * GIB, "size of one segment file"),
+    CHOICE(STORE, store, persist, "eager", "eager|spill",
+        "eager: written to disk in the background as it is made; spill: when it leaves host "
+        "memory"),
+    CHOICE(STORE, store, codec, "none", "none|lz4", "codec of records on disk"),
+    CHOICE(STORE, store, io, "auto", "auto|uring|threads",
+        "disk I/O; auto: io_uring, or threads where the kernel forbids it"),
+
+    NUMBER(PREFILL, prefill, queue_max, "64", 1, 65536,
+        "prompts that may wait; one more is refused as busy"),
+    DURATION(PREFILL, prefill, request_limit, "120s", 100 * MS, 24 * HOUR,
+        "longest life of a request here"),
+
+    ADDRESSES(DECODE, decode, prefill_nodes,
+        "prefill nodes as host:port; none: this node computes prompts itself"),
+    NUMBER(DECODE, decode, batch_rows, "8", 1, 256, "sequences decoded in one step"),
+    NUMBER(DECODE, decode, queue_max, "64", 1, 65536,
+        "requests that may wait; one more is refused as busy"),
+    NUMBER(DECODE, decode, max_tokens, "4096", 1, 1 << 20, "most tokens that one request may get"),
+    DURATION(DECODE, decode, reserve_limit, "2s", 10 * MS, HOUR,
+        "longest wait for free slots before a request is refused as busy"),
+    DURATION(DECODE, decode, transfer_limit, "60s", 100 * MS, 24 * HOUR,
+        "longest wait for a prefill node's KV before the node computes the prompt itself"),
+
+    TEXT(GATEWAY, gateway, http_host, KV_OPTION_STRING, "127.0.0.1", 1, 255,
+        "address of the HTTP server"),
+    NUMBER(GATEWAY, gateway, http_port, "8080", 0, 65535,
+        "its port; 0: any free one, which the log names"),
+    ADDRESSES(GATEWAY, gateway, decode_nodes, "decode nodes as host:port"),
+    SIZE(GATEWAY, gateway, body_bytes_max, "4MiB", 1024, 64 << 20,
+        "largest HTTP body; a larger one is answered with 413"),
+    NUMBER(GATEWAY, gateway, queue_max, "256", 1, 65536,
+        "requests in work at once; one more is answered with 429"),
+    NUMBER(GATEWAY, gateway, connections_max, "1024", 1, 65536, "HTTP connections at once"),
+    NUMBER(GATEWAY, gateway, default_max_tokens, "512", 1, 1 << 20,
+        "tokens to generate where a request does not say"),
+    DURATION(GATEWAY, gateway, request_limit, "600s", 100 * MS, 24 * HOUR,
+        "arrival to the last token; then the request is cancelled"),
+    DURATION(GATEWAY, gateway, first_token_limit, "120s", 100 * MS, 24 * HOUR,
+        "arrival to the first token; then 504"),
+    DURATION(GATEWAY, gateway, connection_limit, "60s", SECOND, 24 * HOUR,
+        "a connection on which nothing moves for so long is closed"),
+    SIZE(GATEWAY, gateway, stream_buffer_bytes, "256KiB", 4096, 64 << 20,
+        "answer that may wait for one slow reader; beyond it the request is cancelled"),
+};
+
+const uint32_t KV_OPTION_COUNT = sizeof KV_OPTIONS / sizeof KV_OPTIONS[0];
+
+const char *kv_section_name(unsigned index)
+{
+    return SECTIONS[index].name;
+}
+
+const char *kv_section_help(unsigned index)
+{
+    return SECTIONS[index].help;
+}

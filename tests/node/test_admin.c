@@ -1,0 +1,311 @@
+/* The reactor and the admin socket: a node on a thread of its own, asked from here. */
+#include "testing/testing.h"
+
+#include "base/queue.h"
+#include "node/admin.h"
+#include "node/admin_client.h"
+#include "node/reactor.h"
+#include "proto/frame.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+typedef struct {
+    kv_reactor_t *reactor;
+    kv_admin_t *admin;
+    kv_queue_t *queue; /* what the test asks the reactor thread to do */
+    kv_watch_t *watch;
+    kv_timer_t *timer;
+    kv_admin_call_t *flush_call;
+    pthread_t thread;
+    char path[108];
+    int stops;
+    bool ended;
+} node_t;
+
+static void on_status(void *context, kv_admin_call_t *call)
+{
+    (void)context;
+    Kvist__Admin__Status status = KVIST__ADMIN__STATUS__INIT;
+    status.name = (char *)"node-under-test";
+    status.pid = 42;
+    kv_admin_reply_status(call, &status);
+}
+
+static void on_timer(void *context)
+{
+    node_t *node = context;
+    kv_admin_reply_done(node->flush_call);
+    node->flush_call = NULL;
+}
+
+/* Answered later, from a timer. */
+static void on_flush(void *context, kv_admin_call_t *call)
+{
+    node_t *node = context;
+    node->flush_call = call;
+    kv_timer_start(node->timer, 50, 0);
+}
+
+static const kv_admin_handlers_t HANDLERS = {.status = on_status, .flush = on_flush};
+
+static void on_queue(void *context)
+{
+    node_t *node = context;
+    int item;
+    while (kv_queue_pop(node->queue, &item) == KV_OK) {
+        kv_reactor_begin_stop(node->reactor);
+    }
+}
+
+static void on_stop(void *context)
+{
+    node_t *node = context;
+    node->stops++;
+    kv_reactor_end(node->reactor);
+}
+
+static void *run(void *context)
+{
+    kv_reactor_run(((node_t *)context)->reactor);
+    return NULL;
+}
+
+static int start(void **state)
+{
+    node_t *node = calloc(1, sizeof *node);
+    kv_error_t error;
+    snprintf(node->path, sizeof node->path, "%s/n/admin.sock", kv_test_folder());
+    assert_int_equal(kv_reactor_create(&node->reactor, &error), KV_OK);
+    node->queue = kv_queue_create(4, sizeof(int));
+    node->watch = kv_reactor_attach(node->reactor, kv_queue_fd(node->queue), on_queue, node);
+    node->timer = kv_timer_create(node->reactor, on_timer, node);
+    kv_reactor_on_stop(node->reactor, on_stop, node);
+    if (kv_admin_open(node->reactor, node->path, &HANDLERS, node, &node->admin, &error) != KV_OK) {
+        fail_msg("%s", error.text);
+    }
+    pthread_create(&node->thread, NULL, run, node);
+    *state = node;
+    return 0;
+}
+
+static int stop(void **state)
+{
+    node_t *node = *state;
+    int item = 0;
+    if (!node->ended) {
+        kv_queue_push(node->queue, &item);
+        pthread_join(node->thread, NULL);
+    }
+    assert_int_equal(node->stops, 1);
+    kv_admin_close(node->admin);
+    kv_watch_detach(node->watch);
+    kv_timer_destroy(node->timer);
+    kv_reactor_destroy(node->reactor);
+    kv_queue_destroy(node->queue);
+    struct stat info;
+    assert_int_not_equal(stat(node->path, &info), 0);
+    free(node);
+    return 0;
+}
+
+static kv_status_t ask(node_t *node, Kvist__Admin__Request__BodyCase what, uint64_t limit_ms,
+    Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    static Kvist__Admin__StatusRequest status = KVIST__ADMIN__STATUS_REQUEST__INIT;
+    static Kvist__Admin__FlushRequest flush = KVIST__ADMIN__FLUSH_REQUEST__INIT;
+    static Kvist__Admin__ListRequest list = KVIST__ADMIN__LIST_REQUEST__INIT;
+    static Kvist__Admin__MetricsRequest metrics = KVIST__ADMIN__METRICS_REQUEST__INIT;
+    static Kvist__Admin__StopRequest stop_request = KVIST__ADMIN__STOP_REQUEST__INIT;
+    Kvist__Admin__Request request = KVIST__ADMIN__REQUEST__INIT;
+    request.body_case = what;
+    switch (what) {
+    case KVIST__ADMIN__REQUEST__BODY_STATUS:
+        request.status = &status;
+        break;
+    case KVIST__ADMIN__REQUEST__BODY_FLUSH:
+        request.flush = &flush;
+        break;
+    case KVIST__ADMIN__REQUEST__BODY_LIST:
+        request.list = &list;
+        break;
+    case KVIST__ADMIN__REQUEST__BODY_STOP:
+        request.stop = &stop_request;
+        break;
+    default:
+        request.metrics = &metrics;
+    }
+    return kv_admin_ask(node->path, &request, limit_ms, reply_out, error);
+}
+
+static void test_questions(void **state)
+{
+    node_t *node = *state;
+    Kvist__Admin__Reply *reply;
+    kv_error_t error = {0};
+    assert_int_equal(ask(node, KVIST__ADMIN__REQUEST__BODY_STATUS, 2000, &reply, &error), KV_OK);
+    assert_string_equal(reply->status->name, "node-under-test");
+    kvist__admin__reply__free_unpacked(reply, NULL);
+    assert_int_equal(ask(node, KVIST__ADMIN__REQUEST__BODY_FLUSH, 2000, &reply, &error), KV_OK);
+    kvist__admin__reply__free_unpacked(reply, NULL);
+    assert_int_equal(ask(node, KVIST__ADMIN__REQUEST__BODY_METRICS, 2000, &reply, &error), KV_OK);
+    assert_int_equal(reply->body_case, KVIST__ADMIN__REPLY__BODY_METRICS);
+    kvist__admin__reply__free_unpacked(reply, NULL);
+    assert_int_equal(ask(node, KVIST__ADMIN__REQUEST__BODY_LIST, 2000, &reply, &error), KV_INVALID);
+    assert_non_null(strstr(error.text, "not served"));
+    assert_int_equal(ask(node, KVIST__ADMIN__REQUEST__BODY_STOP, 2000, &reply, &error), KV_OK);
+    kvist__admin__reply__free_unpacked(reply, NULL);
+}
+
+static void test_client_gone_before_the_answer(void **state)
+{
+    node_t *node = *state;
+    Kvist__Admin__Reply *reply;
+    kv_error_t error;
+    assert_int_equal(ask(node, KVIST__ADMIN__REQUEST__BODY_FLUSH, 5, &reply, &error), KV_PEER_LOST);
+    usleep(100000);
+    assert_int_equal(ask(node, KVIST__ADMIN__REQUEST__BODY_STATUS, 2000, &reply, &error), KV_OK);
+    kvist__admin__reply__free_unpacked(reply, NULL);
+}
+
+static int connect_to(node_t *node)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    strcpy(address.sun_path, node->path);
+    assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    struct timeval limit = {.tv_sec = 2};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    return fd;
+}
+
+/* A stream that is no stream of requests is answered with an error and closed. */
+static void test_broken_frames(void **state)
+{
+    node_t *node = *state;
+    static const struct {
+        const char *bytes;
+        size_t count;
+    } STREAMS[] = {{"\xff\xff\xff\xff", 4}, {"\0\0\0\0", 4}, {"\2\0\0\0\xff\xff", 6},
+        {"GET / HTTP/1.1\r\n\r\n", 18}};
+    for (size_t i = 0; i < sizeof STREAMS / sizeof STREAMS[0]; i++) {
+        int fd = connect_to(node);
+        assert_int_equal(write(fd, STREAMS[i].bytes, STREAMS[i].count), STREAMS[i].count);
+        char buffer[1024];
+        assert_true(recv(fd, buffer, sizeof buffer, 0) > 4);
+        assert_int_equal(recv(fd, buffer, sizeof buffer, 0), 0);
+        close(fd);
+    }
+    /* A frame that is announced and never comes holds nobody up, nor do too many connections. */
+    int fds[KV_ADMIN_CONNECTIONS_MAX + 8];
+    for (size_t i = 0; i < KV_ADMIN_CONNECTIONS_MAX + 8; i++) {
+        fds[i] = connect_to(node);
+        (void)!send(fds[i], "\x10\0\0\0x", 5, MSG_NOSIGNAL);
+    }
+    for (size_t i = 0; i < KV_ADMIN_CONNECTIONS_MAX + 8; i++) {
+        close(fds[i]);
+    }
+    usleep(50000);
+    Kvist__Admin__Reply *reply;
+    kv_error_t error;
+    assert_int_equal(ask(node, KVIST__ADMIN__REQUEST__BODY_STATUS, 2000, &reply, &error), KV_OK);
+    kvist__admin__reply__free_unpacked(reply, NULL);
+}
+
+static void test_two_requests_in_one_write(void **state)
+{
+    node_t *node = *state;
+    Kvist__Admin__StatusRequest status = KVIST__ADMIN__STATUS_REQUEST__INIT;
+    Kvist__Admin__Request request = KVIST__ADMIN__REQUEST__INIT;
+    request.body_case = KVIST__ADMIN__REQUEST__BODY_STATUS;
+    request.status = &status;
+    uint8_t *frame, both[64], answers[4096];
+    size_t bytes, count = 0;
+    kv_error_t error;
+    assert_int_equal(kv_frame_pack(&request.base, &frame, &bytes, &error), KV_OK);
+    memcpy(both, frame, bytes);
+    memcpy(both + bytes, frame, bytes);
+    free(frame);
+    int fd = connect_to(node);
+    assert_int_equal(write(fd, both, 2 * bytes), 2 * bytes);
+    kv_frame_reader_t reader = {0};
+    for (int found = 0; found < 2;) {
+        ssize_t got = recv(fd, answers, sizeof answers, 0);
+        assert_true(got > 0);
+        kv_frame_reader_push(&reader, answers, (size_t)got);
+        const uint8_t *message;
+        while (kv_frame_reader_next(&reader, &message, &count, &error) == KV_OK) {
+            found++;
+        }
+    }
+    kv_frame_reader_clear(&reader);
+    close(fd);
+}
+
+static void test_socket_file(void **state)
+{
+    node_t *node = *state;
+    struct stat info;
+    assert_int_equal(stat(node->path, &info), 0);
+    assert_int_equal(info.st_mode & 0777, 0600);
+    kv_reactor_t *other;
+    kv_admin_t *admin;
+    kv_error_t error;
+    char expected[64], path[108];
+    assert_int_equal(kv_reactor_create(&other, &error), KV_OK);
+    assert_int_equal(kv_admin_open(other, node->path, &HANDLERS, NULL, &admin, &error), KV_BUSY);
+    snprintf(expected, sizeof expected, "process %d", (int)getpid());
+    assert_non_null(strstr(error.text, expected));
+
+    /* Left by a dead process. */
+    snprintf(path, sizeof path, "%s/n/stale.sock", kv_test_folder());
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    strcpy(address.sun_path, path);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
+    close(fd);
+    assert_int_equal(kv_admin_open(other, path, &HANDLERS, NULL, &admin, &error), KV_OK);
+    kv_admin_close(admin);
+
+    snprintf(path, sizeof path, "%s/n/file", kv_test_folder());
+    fclose(fopen(path, "w"));
+    assert_int_equal(kv_admin_open(other, path, &HANDLERS, NULL, &admin, &error), KV_INVALID);
+    assert_int_equal(stat(path, &info), 0);
+    assert_int_equal(
+        kv_admin_open(other, "/nowhere/at/all.sock", &HANDLERS, NULL, &admin, &error), KV_MISSING);
+    kv_reactor_destroy(other);
+
+    Kvist__Admin__Reply *reply;
+    snprintf(node->path, sizeof node->path, "%s/n/nobody.sock", kv_test_folder());
+    assert_int_equal(
+        ask(node, KVIST__ADMIN__REQUEST__BODY_STATUS, 100, &reply, &error), KV_MISSING);
+}
+
+static void test_signal_stops(void **state)
+{
+    node_t *node = *state;
+    kill(getpid(), SIGTERM);
+    pthread_join(node->thread, NULL);
+    assert_int_equal(node->stops, 1);
+    node->ended = true;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_questions, start, stop),
+        cmocka_unit_test_setup_teardown(test_client_gone_before_the_answer, start, stop),
+        cmocka_unit_test_setup_teardown(test_broken_frames, start, stop),
+        cmocka_unit_test_setup_teardown(test_two_requests_in_one_write, start, stop),
+        cmocka_unit_test_setup_teardown(test_socket_file, start, stop),
+        cmocka_unit_test_setup_teardown(test_signal_stops, start, stop),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
