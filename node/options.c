@@ -341,9 +341,10 @@ static const char *value_of(int argc, char **argv, int index, int *used_out)
 static kv_status_t take_argument(const kv_options_program_t *program, kv_options_t *options,
     const char *argument, const char *value, kv_error_t *error)
 {
-    const char *name = argument + 2;
-    const kv_option_t *option = find_option(name, strcspn(name, "="));
-    if (strncmp(argument, "--", 2) != 0 || option == NULL) {
+    bool dashes = strncmp(argument, "--", 2) == 0;
+    const kv_option_t *option =
+        dashes ? find_option(argument + 2, strcspn(argument + 2, "=")) : NULL;
+    if (option == NULL) {
         return kv_fail(
             error, KV_INVALID, "command line: %.100s: no such option (--help lists all)", argument);
     }
@@ -570,7 +571,7 @@ static kv_status_t read_key_file(
 kv_status_t kv_options_cluster_key(
     const kv_options_t *options, void *key_out, size_t *bytes_out, kv_error_t *error)
 {
-    char text[KV_CLUSTER_KEY_BYTES_MAX + 64];
+    char text[KV_OPTION_KEY_BYTES_MAX + 64];
     const char *field = "cluster.key";
     if (options->cluster.key[0] != '\0') {
         snprintf(text, sizeof text, "%s", options->cluster.key);
@@ -589,9 +590,9 @@ kv_status_t kv_options_cluster_key(
     while (bytes > 0 && strchr(" \t\r\n", start[bytes - 1]) != NULL) {
         bytes--;
     }
-    if (bytes < KV_CLUSTER_KEY_BYTES_MIN || bytes > KV_CLUSTER_KEY_BYTES_MAX) {
+    if (bytes < KV_OPTION_KEY_BYTES_MIN || bytes > KV_OPTION_KEY_BYTES_MAX) {
         return kv_fail(error, KV_INVALID, "%s: %zu bytes, must be %d to %d", field, bytes,
-            KV_CLUSTER_KEY_BYTES_MIN, KV_CLUSTER_KEY_BYTES_MAX);
+            KV_OPTION_KEY_BYTES_MIN, KV_OPTION_KEY_BYTES_MAX);
     }
     memcpy(key_out, start, bytes);
     *bytes_out = bytes;
