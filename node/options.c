@@ -571,7 +571,7 @@ static kv_status_t read_key_file(
 kv_status_t kv_options_cluster_key(
     const kv_options_t *options, void *key_out, size_t *bytes_out, kv_error_t *error)
 {
-    char text[KV_OPTION_KEY_BYTES_MAX + 64];
+    char text[KV_CLUSTER_KEY_BYTES_MAX + 64];
     const char *field = "cluster.key";
     if (options->cluster.key[0] != '\0') {
         snprintf(text, sizeof text, "%s", options->cluster.key);
@@ -590,9 +590,9 @@ kv_status_t kv_options_cluster_key(
     while (bytes > 0 && strchr(" \t\r\n", start[bytes - 1]) != NULL) {
         bytes--;
     }
-    if (bytes < KV_OPTION_KEY_BYTES_MIN || bytes > KV_OPTION_KEY_BYTES_MAX) {
+    if (bytes < KV_OPTION_KEY_BYTES_MIN || bytes > KV_CLUSTER_KEY_BYTES_MAX) {
         return kv_fail(error, KV_INVALID, "%s: %zu bytes, must be %d to %d", field, bytes,
-            KV_OPTION_KEY_BYTES_MIN, KV_OPTION_KEY_BYTES_MAX);
+            KV_OPTION_KEY_BYTES_MIN, KV_CLUSTER_KEY_BYTES_MAX);
     }
     memcpy(key_out, start, bytes);
     *bytes_out = bytes;

@@ -19,7 +19,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum { KV_OPTION_LIST_MAX = 64, KV_OPTION_KEY_BYTES_MIN = 16, KV_OPTION_KEY_BYTES_MAX = 1024 };
+enum { KV_OPTION_LIST_MAX = 64, KV_OPTION_KEY_BYTES_MIN = 16, KV_CLUSTER_KEY_BYTES_MAX = 1024 };
 
 typedef struct {
     char **items;
@@ -118,7 +118,7 @@ void kv_options_clear(kv_options_t *options);
 void kv_options_print_help(const kv_options_program_t *program, FILE *stream);
 
 /* The cluster's key: cluster.key, or the content of cluster.key_file without white space around it.
- * KV_MISSING when neither is set. key_out holds KV_OPTION_KEY_BYTES_MAX. A file that others than
+ * KV_MISSING when neither is set. key_out holds KV_CLUSTER_KEY_BYTES_MAX. A file that others than
  * its owner may read is refused. */
 kv_status_t kv_options_cluster_key(
     const kv_options_t *options, void *key_out, size_t *bytes_out, kv_error_t *error);

@@ -64,7 +64,7 @@ const kv_option_t KV_OPTIONS[] = {
     TEXT(CLUSTER, cluster, key_file, KV_OPTION_PATH, "", 0, 4096,
         "file that holds the cluster's key, which peers prove to each other; readable by its owner "
         "only"),
-    TEXT(CLUSTER, cluster, key, KV_OPTION_STRING, "", 0, KV_OPTION_KEY_BYTES_MAX,
+    TEXT(CLUSTER, cluster, key, KV_OPTION_STRING, "", 0, KV_CLUSTER_KEY_BYTES_MAX,
         "the key itself instead of a file; on a command line every user of the machine can see it"),
 
     TEXT(NODE, node, name, KV_OPTION_NAME, "", 0, 31,

@@ -246,7 +246,7 @@ static void test_cluster_key(void **state)
     (void)state;
     kv_options_t options;
     kv_error_t error;
-    char key[KV_OPTION_KEY_BYTES_MAX], argument[600];
+    char key[KV_CLUSTER_KEY_BYTES_MAX], argument[600];
     size_t bytes;
     assert_int_equal(load(NULL, NULL, &options, &error), KV_OK);
     assert_int_equal(kv_options_cluster_key(&options, key, &bytes, &error), KV_MISSING);
