@@ -1,0 +1,64 @@
+#include "tools/kvist/admin.h"
+
+#include "node/admin_client.h"
+
+/* Asks, and refuses an answer of another kind (0: any kind will do). */
+static kv_status_t ask(const char *admin, Kvist__Admin__Request__BodyCase question,
+    void *question_body, Kvist__Admin__Reply__BodyCase answer, uint64_t limit_ms,
+    Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    Kvist__Admin__Request request = KVIST__ADMIN__REQUEST__INIT;
+    request.body_case = question;
+    request.status = question_body; /* the members of the union are all pointers to messages */
+    Kvist__Admin__Reply *reply;
+    kv_status_t status = kv_admin_ask(admin, &request, limit_ms, &reply, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    if (answer != KVIST__ADMIN__REPLY__BODY__NOT_SET && reply->body_case != answer) {
+        kvist__admin__reply__free_unpacked(reply, NULL);
+        return kv_fail(error, KV_INVALID, "the node at %s answered something else", admin);
+    }
+    *reply_out = reply;
+    return KV_OK;
+}
+
+kv_status_t kv_ask_status(const char *admin, Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    Kvist__Admin__StatusRequest body = KVIST__ADMIN__STATUS_REQUEST__INIT;
+    return ask(admin, KVIST__ADMIN__REQUEST__BODY_STATUS, &body, KVIST__ADMIN__REPLY__BODY_STATUS,
+        KV_ADMIN_LIMIT_MS, reply_out, error);
+}
+
+kv_status_t kv_ask_list(
+    const char *admin, uint32_t count_max, Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    Kvist__Admin__ListRequest body = KVIST__ADMIN__LIST_REQUEST__INIT;
+    body.count_max = count_max;
+    return ask(admin, KVIST__ADMIN__REQUEST__BODY_LIST, &body, KVIST__ADMIN__REPLY__BODY_LIST,
+        KV_ADMIN_LIMIT_MS, reply_out, error);
+}
+
+kv_status_t kv_ask_flush(const char *admin, uint64_t limit_ms, kv_error_t *error)
+{
+    Kvist__Admin__FlushRequest body = KVIST__ADMIN__FLUSH_REQUEST__INIT;
+    Kvist__Admin__Reply *reply;
+    kv_status_t status = ask(admin, KVIST__ADMIN__REQUEST__BODY_FLUSH, &body,
+        KVIST__ADMIN__REPLY__BODY__NOT_SET, limit_ms, &reply, error);
+    if (status == KV_OK) {
+        kvist__admin__reply__free_unpacked(reply, NULL);
+    }
+    return status;
+}
+
+kv_status_t kv_ask_stop(const char *admin, kv_error_t *error)
+{
+    Kvist__Admin__StopRequest body = KVIST__ADMIN__STOP_REQUEST__INIT;
+    Kvist__Admin__Reply *reply;
+    kv_status_t status = ask(admin, KVIST__ADMIN__REQUEST__BODY_STOP, &body,
+        KVIST__ADMIN__REPLY__BODY__NOT_SET, KV_ADMIN_LIMIT_MS, &reply, error);
+    if (status == KV_OK) {
+        kvist__admin__reply__free_unpacked(reply, NULL);
+    }
+    return status;
+}

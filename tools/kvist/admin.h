@@ -1,0 +1,23 @@
+/* Questions to a node's admin socket, as the commands ask them. Threads: any; each blocks for at
+ * most its limit. */
+#ifndef KV_TOOLS_ADMIN_H
+#define KV_TOOLS_ADMIN_H
+
+#include "base/status.h"
+#include "proto/admin.pb-c.h"
+
+#include <stdint.h>
+
+enum { KV_ADMIN_LIMIT_MS = 3000 };
+
+/* The reply's body is of the kind that was asked for; release with
+ * kvist__admin__reply__free_unpacked(reply, NULL). */
+kv_status_t kv_ask_status(const char *admin, Kvist__Admin__Reply **reply_out, kv_error_t *error);
+kv_status_t kv_ask_list(
+    const char *admin, uint32_t count_max, Kvist__Admin__Reply **reply_out, kv_error_t *error);
+
+/* Everything stored before is durable when it returns KV_OK. */
+kv_status_t kv_ask_flush(const char *admin, uint64_t limit_ms, kv_error_t *error);
+kv_status_t kv_ask_stop(const char *admin, kv_error_t *error);
+
+#endif

@@ -1,0 +1,12 @@
+/* cluster.json: what of a kv_cluster_t survives the command that started it.
+ *
+ * Written whole beside the old one and renamed over it. Threads: one, under the folder's lock.
+ * Errors: a file that is no cluster's is KV_INVALID with the field; KV_MISSING when there is none. */
+#ifndef KV_TOOLS_CLUSTER_FILE_H
+#define KV_TOOLS_CLUSTER_FILE_H
+
+#include "tools/kvist/cluster.h"
+
+kv_status_t kv_cluster_save(const kv_cluster_t *cluster, kv_error_t *error);
+
+#endif

@@ -1,0 +1,306 @@
+#include "tools/kvist/cluster_plan.h"
+
+#include "base/memory.h"
+#include "tools/kvist/arguments.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <libgen.h>
+#include <netinet/in.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+enum { DEFAULT_HTTP_PORT = 8080, WORDS_MAX = 16 + KV_EXTRA_ARGUMENTS_MAX };
+
+/* A node's kind: its program and the sections of options that the program knows. */
+typedef struct {
+    const char *program, *name;
+    const char *sections[6];
+} kind_t;
+
+static const kind_t PREFILL = {
+    "kvist-prefill", "prefill-0", {"cluster", "node", "model", "store", "prefill"}};
+static const kind_t DECODE = {
+    "kvist-decode", "decode-0", {"cluster", "node", "model", "store", "decode"}};
+static const kind_t GATEWAY = {
+    "kvist-gateway", "gateway-0", {"cluster", "node", "model", "gateway"}};
+
+/* What the plan sets itself: nodes could not find each other if it were set otherwise. */
+static const char *const SET_BY_PLAN[] = {"cluster.key", "cluster.key_file", "node.name",
+    "node.host", "node.port", "node.admin", "model.path", "model.threads", "decode.prefill_nodes",
+    "gateway.decode_nodes", "gateway.http_host", "gateway.http_port"};
+
+typedef struct {
+    const kv_cluster_params_t *params;
+    const char *folder;
+    char programs[KV_PATH_BYTES]; /* the folder of this program and of the nodes' */
+    const char *model;
+    kv_cluster_t *cluster;
+} plan_t;
+
+static bool knows_section(const kind_t *kind, const char *section, size_t bytes)
+{
+    for (size_t i = 0; i < sizeof kind->sections / sizeof *kind->sections; i++) {
+        const char *own = kind->sections[i];
+        if (own != NULL && strlen(own) == bytes && memcmp(own, section, bytes) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* extra is "--section.name=value". */
+static bool same_option(const char *extra, const char *name)
+{
+    size_t bytes = strlen(name);
+    return strncmp(extra + 2, name, bytes) == 0 && extra[2 + bytes] == '=';
+}
+
+static kv_status_t check_extras(const kv_cluster_params_t *params, kv_error_t *error)
+{
+    for (size_t i = 0; i < params->extra_count; i++) {
+        const char *extra = params->extras[i];
+        if (strncmp(extra, "--", 2) != 0) {
+            return kv_fail(error, KV_INVALID, "%s: write --section.name=value", extra);
+        }
+        size_t section_bytes = strcspn(extra + 2, ".");
+        if (!knows_section(&PREFILL, extra + 2, section_bytes) &&
+            !knows_section(&DECODE, extra + 2, section_bytes) &&
+            !knows_section(&GATEWAY, extra + 2, section_bytes)) {
+            return kv_fail(error, KV_INVALID,
+                "%s: no node has a section %.*s; kvist-decode --help lists them", extra,
+                (int)section_bytes, extra + 2);
+        }
+        for (size_t j = 0; j < sizeof SET_BY_PLAN / sizeof *SET_BY_PLAN; j++) {
+            if (same_option(extra, SET_BY_PLAN[j])) {
+                return kv_fail(error, KV_INVALID,
+                    "%s: kvist up sets %s itself (see kvist up --help)", extra, SET_BY_PLAN[j]);
+            }
+        }
+    }
+    return KV_OK;
+}
+
+static char *text(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+static char *text(const char *format, ...)
+{
+    char buffer[KV_PATH_BYTES + 256];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(buffer, sizeof buffer, format, arguments);
+    va_end(arguments);
+    return kv_duplicate_string(buffer);
+}
+
+/* Binds to see whether the port is free; port 0 finds one. Returns 0 when it is taken. */
+static uint16_t probe_port(uint16_t port)
+{
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t bytes = sizeof address;
+    uint16_t found = 0;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int one = 1;
+    /* As servers do: a port in TIME_WAIT is free to listen on. */
+    if (fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) == 0 &&
+        bind(fd, (struct sockaddr *)&address, bytes) == 0 && listen(fd, 1) == 0 &&
+        getsockname(fd, (struct sockaddr *)&address, &bytes) == 0) {
+        found = ntohs(address.sin_port);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return found;
+}
+
+static kv_status_t choose_http_port(
+    uint64_t told, uint16_t before, uint16_t *port_out, kv_error_t *error)
+{
+    if (told != 0) {
+        *port_out = probe_port((uint16_t)told);
+        return *port_out != 0
+                   ? KV_OK
+                   : kv_fail(error, KV_BUSY,
+                         "port %u is taken; choose another with --port, or none", (unsigned)told);
+    }
+    uint16_t wishes[] = {before != 0 ? before : DEFAULT_HTTP_PORT, DEFAULT_HTTP_PORT, 0};
+    for (size_t i = 0; i < sizeof wishes / sizeof *wishes; i++) {
+        *port_out = probe_port(wishes[i]);
+        if (*port_out != 0) {
+            return KV_OK;
+        }
+    }
+    return kv_fail(error, KV_NO_SPACE, "no TCP port is free on 127.0.0.1");
+}
+
+/* Adds "--NAME=VALUE" unless the user's own options have that name. */
+static void add(
+    const plan_t *plan, kv_member_t *member, size_t *count, const char *name, const char *value)
+{
+    for (size_t i = 0; i < plan->params->extra_count; i++) {
+        if (same_option(plan->params->extras[i], name)) {
+            return;
+        }
+    }
+    member->argv[(*count)++] = text("--%s=%s", name, value);
+}
+
+static void add_number(
+    const plan_t *plan, kv_member_t *member, size_t *count, const char *name, uint64_t value)
+{
+    char digits[32];
+    snprintf(digits, sizeof digits, "%llu", (unsigned long long)value);
+    add(plan, member, count, name, digits);
+}
+
+/* A member with what all nodes have in common; its command line has room for WORDS_MAX words. */
+static kv_member_t *add_member(const plan_t *plan, const kind_t *kind, size_t *count)
+{
+    kv_member_t *member = &plan->cluster->members[plan->cluster->member_count++];
+    const kv_cluster_params_t *params = plan->params;
+    char path[KV_PATH_BYTES];
+    member->name = kv_duplicate_string(kind->name);
+    member->admin = text("%s/run/%s.sock", plan->folder, kind->name);
+    member->log = text("%s/logs/%s.log", plan->folder, kind->name);
+    member->argv = kv_allocate_array(WORDS_MAX + 1, sizeof(char *));
+    member->argv[(*count)++] = text("%s/%s", plan->programs, kind->program);
+    if (params->config != NULL) {
+        member->argv[(*count)++] = text("--config");
+        member->argv[(*count)++] = kv_duplicate_string(params->config);
+    }
+    snprintf(path, sizeof path, "%s/cluster.key", plan->folder);
+    add(plan, member, count, "cluster.key_file", path);
+    add(plan, member, count, "node.name", kind->name);
+    add(plan, member, count, "node.admin", member->admin);
+    add(plan, member, count, "model.path", plan->model);
+    if (knows_section(kind, "store", strlen("store"))) {
+        snprintf(path, sizeof path, "%s/store/%s", plan->folder, kind->name);
+        add(plan, member, count, "store.directory", path);
+    }
+    for (size_t i = 0; i < params->extra_count; i++) {
+        const char *extra = params->extras[i];
+        if (knows_section(kind, extra + 2, strcspn(extra + 2, "."))) {
+            member->argv[(*count)++] = kv_duplicate_string(extra);
+        }
+    }
+    return member;
+}
+
+static uint64_t half_of_the_cores(void)
+{
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return cores >= 2 ? (uint64_t)cores / 2 : 1;
+}
+
+static kv_status_t add_members(plan_t *plan, uint16_t http_port, kv_error_t *error)
+{
+    const kv_cluster_params_t *params = plan->params;
+    uint16_t prefill_port = probe_port(0), decode_port = probe_port(0);
+    if (prefill_port == 0 || decode_port == 0) {
+        return kv_fail(error, KV_NO_SPACE, "no TCP port is free on 127.0.0.1");
+    }
+    char address[64];
+    size_t count = 0;
+    kv_member_t *member;
+    if (!params->colocated) {
+        member = add_member(plan, &PREFILL, &count);
+        add_number(plan, member, &count, "node.port", prefill_port);
+        add_number(plan, member, &count, "model.threads",
+            params->prefill_threads != 0 ? params->prefill_threads : half_of_the_cores());
+    }
+    count = 0;
+    member = add_member(plan, &DECODE, &count);
+    add_number(plan, member, &count, "node.port", decode_port);
+    add_number(plan, member, &count, "model.threads",
+        params->decode_threads != 0 ? params->decode_threads : half_of_the_cores());
+    if (!params->colocated) {
+        snprintf(address, sizeof address, "127.0.0.1:%u", prefill_port);
+        add(plan, member, &count, "decode.prefill_nodes", address);
+    }
+    count = 0;
+    member = add_member(plan, &GATEWAY, &count);
+    snprintf(address, sizeof address, "127.0.0.1:%u", decode_port);
+    add(plan, member, &count, "gateway.decode_nodes", address);
+    add_number(plan, member, &count, "gateway.http_port", http_port);
+    return KV_OK;
+}
+
+static kv_status_t find_programs(plan_t *plan, kv_error_t *error)
+{
+    ssize_t bytes = readlink("/proc/self/exe", plan->programs, sizeof plan->programs - 1);
+    if (bytes <= 0) {
+        return kv_fail_errno(error, errno, "this program's own path cannot be read");
+    }
+    plan->programs[bytes] = '\0';
+    dirname(plan->programs);
+    static const kind_t *const kinds[] = {&PREFILL, &DECODE, &GATEWAY};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        char path[KV_PATH_BYTES + 32];
+        snprintf(path, sizeof path, "%s/%s", plan->programs, kinds[i]->program);
+        if (access(path, X_OK) != 0) {
+            return kv_fail_errno(
+                error, errno, "%s is not beside kvist; build it (tools/build)", path);
+        }
+    }
+    return KV_OK;
+}
+
+/* The model's absolute path, allocated. */
+static kv_status_t find_model(const char *told, char **model_out, kv_error_t *error)
+{
+    char path[KV_PATH_BYTES];
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (told != NULL) {
+        snprintf(path, sizeof path, "%s", told);
+    } else {
+        bool cache_set = cache != NULL && cache[0] != '\0';
+        snprintf(path, sizeof path, "%s%s/kvist/models/SmolLM2-135M-Instruct.Q4_1.gguf",
+            cache_set      ? cache
+            : home != NULL ? home
+                           : "",
+            cache_set ? "" : "/.cache");
+    }
+    *model_out = realpath(path, NULL);
+    return *model_out != NULL
+               ? KV_OK
+               : kv_fail_errno(error, errno,
+                     "no model at %s; name one with --model, or fetch it with tools/fetch-model",
+                     path);
+}
+
+kv_status_t kv_cluster_plan(const kv_cluster_params_t *params, const char *folder,
+    uint16_t port_before, kv_cluster_t *cluster_out, kv_error_t *error)
+{
+    kv_cluster_t cluster = {0};
+    plan_t plan = {.params = params, .folder = folder, .cluster = &cluster};
+    uint16_t http_port = 0;
+    size_t socket_bytes = strlen(folder) + strlen("/run/prefill-0.sock") + 1;
+    if (socket_bytes > sizeof((struct sockaddr_un *)0)->sun_path) {
+        return kv_fail(error, KV_INVALID,
+            "the folder %s is too long for a Unix socket in it by %zu bytes; choose a shorter "
+            "--dir",
+            folder, socket_bytes - sizeof((struct sockaddr_un *)0)->sun_path);
+    }
+    kv_status_t status = check_extras(params, error);
+    status = status == KV_OK ? find_programs(&plan, error) : status;
+    status = status == KV_OK ? find_model(params->model, &cluster.model, error) : status;
+    status = status == KV_OK ? choose_http_port(params->http_port, port_before, &http_port, error)
+                             : status;
+    if (status == KV_OK) {
+        plan.model = cluster.model;
+        cluster.folder = kv_duplicate_string(folder);
+        cluster.endpoint = text("http://127.0.0.1:%u", http_port);
+        status = add_members(&plan, http_port, error);
+    }
+    if (status == KV_OK) {
+        *cluster_out = cluster;
+    } else {
+        kv_cluster_clear(&cluster);
+    }
+    return status;
+}

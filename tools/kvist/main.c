@@ -1,0 +1,69 @@
+/* `kvist`, the one command for people and scripts. */
+#include "base/log.h"
+#include "tools/kvist/arguments.h"
+#include "tools/kvist/command.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+static const kv_command_t commands[] = {
+    {"up", "start a gateway, a prefill node and a decode node on this machine", kv_command_up},
+    {"down", "stop them; what is cached stays on disk", kv_command_down},
+    {"status", "hit rate, nodes, tiers, how full they are", kv_command_status},
+    {"ls", "the contexts that are stored", kv_command_list},
+    {"chat", "talk to the model; shows what came from the cache", kv_command_chat},
+    {"tokenize", "text to token ids, JSON lines (a check of the engine)", kv_command_tokenize},
+};
+
+enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
+
+static void print_help(FILE *stream)
+{
+    fprintf(stream,
+        "kvist %s: a tiered KV cache with disaggregated prefill and decode\n\n"
+        "usage: kvist COMMAND [OPTIONS]       kvist COMMAND --help says more\n\n",
+        KVIST_VERSION);
+    for (size_t i = 0; i < COMMAND_COUNT; i++) {
+        fprintf(stream, "  %-9s %s\n", commands[i].name, commands[i].summary);
+    }
+}
+
+int kv_command_fail(const char *name, const char *text, const char *remedy)
+{
+    fprintf(stderr, "kvist %s: %s\n", name, text);
+    if (remedy != NULL) {
+        fprintf(stderr, "  do: %s\n", remedy);
+    }
+    return KV_EXIT_FAILED;
+}
+
+int main(int argc, char **argv)
+{
+    kv_log_setup("kvist", KV_LOG_WARN);
+    signal(SIGPIPE, SIG_IGN);
+    if (argc < 2) {
+        print_help(stderr);
+        return KV_EXIT_USAGE;
+    }
+    const char *asked = argv[1];
+    if (strcmp(asked, "--help") == 0 || strcmp(asked, "-h") == 0 || strcmp(asked, "help") == 0) {
+        print_help(stdout);
+        return KV_EXIT_DONE;
+    }
+    if (strcmp(asked, "--version") == 0) {
+        puts("kvist " KVIST_VERSION);
+        return KV_EXIT_DONE;
+    }
+    const char *names[COMMAND_COUNT];
+    for (size_t i = 0; i < COMMAND_COUNT; i++) {
+        if (strcmp(commands[i].name, asked) == 0) {
+            return commands[i].run(argc - 1, argv + 1);
+        }
+        names[i] = commands[i].name;
+    }
+    const char *nearest = kv_nearest(asked, names, COMMAND_COUNT);
+    fprintf(stderr, "kvist: there is no command '%s'", asked);
+    fprintf(stderr, nearest != NULL ? "; did you mean '%s'?\n" : "; see kvist --help\n", nearest);
+    return KV_EXIT_USAGE;
+}

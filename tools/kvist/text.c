@@ -1,0 +1,74 @@
+#include "tools/kvist/text.h"
+
+#include "base/clock.h"
+
+#include <stddef.h>
+
+char *kv_text_size(uint64_t bytes, char *text_out)
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    size_t unit = 0;
+    double value = (double)bytes;
+    while (value >= 1024 && unit + 1 < sizeof units / sizeof *units) {
+        value /= 1024;
+        unit++;
+    }
+    snprintf(text_out, KV_TEXT_BYTES, unit == 0 || value >= 99.95 ? "%.0f %s" : "%.1f %s", value,
+        units[unit]);
+    return text_out;
+}
+
+char *kv_text_count(uint64_t count, char *text_out)
+{
+    char digits[32];
+    int length = snprintf(digits, sizeof digits, "%llu", (unsigned long long)count), at = 0;
+    for (int i = 0; i < length; i++) {
+        if (i > 0 && (length - i) % 3 == 0) {
+            text_out[at++] = ',';
+        }
+        text_out[at++] = digits[i];
+    }
+    text_out[at] = '\0';
+    return text_out;
+}
+
+char *kv_text_duration(uint64_t ns, char *text_out)
+{
+    double seconds = (double)ns / KV_NS_PER_S;
+    if (seconds < 1) {
+        snprintf(text_out, KV_TEXT_BYTES, seconds < 0.1 ? "%.1f ms" : "%.0f ms", seconds * 1000);
+    } else if (seconds < 120) {
+        snprintf(text_out, KV_TEXT_BYTES, seconds < 10 ? "%.2f s" : "%.1f s", seconds);
+    } else if (seconds < 2 * 3600) {
+        snprintf(text_out, KV_TEXT_BYTES, "%.0f min", seconds / 60);
+    } else if (seconds < 48 * 3600) {
+        snprintf(text_out, KV_TEXT_BYTES, "%.0f h", seconds / 3600);
+    } else {
+        snprintf(text_out, KV_TEXT_BYTES, "%.0f d", seconds / 86400);
+    }
+    return text_out;
+}
+
+char *kv_text_bar(double fraction, char *text_out)
+{
+    enum { CELLS = 20 };
+    /* Whatever is not empty shows: half a cell rounds up. */
+    int filled = fraction <= 0 ? 0 : fraction >= 1 ? CELLS : (int)(fraction * CELLS + 0.999);
+    text_out[0] = '[';
+    for (int i = 0; i < CELLS; i++) {
+        text_out[1 + i] = i < filled ? '#' : '.';
+    }
+    text_out[1 + CELLS] = ']';
+    text_out[2 + CELLS] = '\0';
+    return text_out;
+}
+
+char *kv_text_percent(uint64_t part, uint64_t whole, char *text_out)
+{
+    if (whole == 0) {
+        snprintf(text_out, KV_TEXT_BYTES, "-");
+    } else {
+        snprintf(text_out, KV_TEXT_BYTES, "%.1f %%", 100.0 * (double)part / (double)whole);
+    }
+    return text_out;
+}
