@@ -3,8 +3,8 @@
 
 enum { TEXT_MAX = 512, BYTE = BYTE_MODEL_SPECIALS };
 
-/* Tokens that cut characters and stop strings anywhere. */
-/* \x61 is an a that a hexadecimal escape does not swallow. */
+/* Tokens that cut characters and stop strings anywhere. (\x61 is an a that a hexadecimal escape
+ * does not swallow.) */
 static const char *const EXTRA[] = {"ab", "bc", "abc", "\xc3\xa5", "\xa5", "\xe2\x82", "\xac\x61",
     "\xf0\x9f", "\x8c\xbf", "b\xe2", "\xff\xc3", "STOP", "OP", "aa", "aaaa", "\xef\xbf\xbd"};
 enum { EXTRA_COUNT = sizeof EXTRA / sizeof EXTRA[0] };
