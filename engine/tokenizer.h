@@ -2,7 +2,8 @@
  *
  * Owns: vocabulary, merges and the compiled split pattern.
  * Threads: immutable after open; encode and decode may run on any number of threads at once.
- * Errors: KV_INVALID names the field of the file, or the byte of a text that is no UTF-8.
+ * Errors: KV_INVALID names the field of the file, or the byte of a text that is no UTF-8;
+ * KV_MISSING the file or field that is not there.
  * Limits: texts of at most KV_TOKENIZER_TEXT_BYTES_MAX; bytes that the vocabulary lacks (SmolLM2:
  * six control characters and planes above U+3FFFF) vanish, as in the models' own tools. */
 #ifndef KV_ENGINE_TOKENIZER_H
