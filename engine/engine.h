@@ -38,9 +38,11 @@ typedef struct {
     uint32_t end_token;
     kv_block_shape_t shape;
     uint32_t slot_count; /* of the arena */
-    /* Which kernels make KV: family, instruction set, dtype, version ("cpu/prefill/amx-bf16/v1").
-     */
+    /* Which kernels make KV: family, phase, instruction sets, types, version
+     * ("cpu/prefill/amx+avx512/bf16/v1"). At most 47 bytes. */
     const char *prefill_arithmetic, *decode_arithmetic;
+    size_t weight_bytes;  /* device memory of the weights, in every form that kernels read */
+    size_t scratch_bytes; /* and of one chunk's and one batch's activations */
 } kv_engine_info_t;
 
 kv_status_t kv_engine_open(kv_device_t *device, const kv_engine_params_t *params,
