@@ -37,7 +37,7 @@ typedef struct {
     uint32_t token_count;
     uint32_t
         computed_count;    /* leading tokens whose KV is in the slots already; below token_count */
-    const uint32_t *slots; /* the block table, for token_count + generate_max tokens */
+    const uint32_t *slots; /* the block table, for token_count + generate_max - 1 tokens */
     uint32_t generate_max; /* tokens to generate, at least 1 */
     bool generated_last;   /* the last token was generated elsewhere and only it is not computed:
                               decode kernels make it */

@@ -27,8 +27,8 @@ typedef struct {
     kv_admin_t *admin;
     kv_watch_t *store_watch, *compute_watch, *mover_watch;
     kv_timer_t *tick;
-    uint64_t started_ns;
-    bool stopping;
+    kv_requests_t requests;
+    uint64_t last_request_id, started_ns;
 } core_t;
 
 /* Since the start of the process; the admin socket shows them, /metrics too. */
@@ -174,7 +174,7 @@ static void peer_down(void *context, kv_peer_t *peer, kv_status_t status, const 
     core_t *core = context;
     (void)status;
     (void)reason; /* logged by peers */
-    core->params->callbacks.peer_down(core->params->callbacks.context, peer);
+    kv_requests_peer_down(&core->requests, peer);
     peer_link_t *link = kv_peer_context(peer);
     if (link != NULL) {
         kv_mover_link_close(core->public.mover, link->link);
@@ -186,7 +186,14 @@ static void peer_down(void *context, kv_peer_t *peer, kv_status_t status, const 
 static void peer_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     core_t *core = context;
-    core->params->callbacks.message(core->params->callbacks.context, peer, message);
+    core->public.request_count = core->requests.count;
+    void *request = core->params->accept(&core->public, core->last_request_id + 1, peer, message);
+    if (request != NULL) {
+        core->last_request_id++;
+        kv_requests_add(&core->requests, request);
+    } else {
+        kv_requests_message(&core->requests, peer, message);
+    }
 }
 
 typedef struct {
@@ -233,7 +240,7 @@ static void compute_ready(void *context)
     core_t *core = context;
     kv_compute_event_t event;
     while (kv_compute_poll(core->public.compute, &event) == KV_OK) {
-        core->params->callbacks.computed(core->params->callbacks.context, &event);
+        kv_requests_computed(&core->requests, &event);
     }
 }
 
@@ -245,7 +252,7 @@ static void mover_ready(void *context)
         if (event.kind == KV_MOVED_LINK_UP || event.kind == KV_MOVED_LINK_DOWN) {
             link_changed(core, &event);
         } else {
-            core->params->callbacks.moved(core->params->callbacks.context, &event);
+            kv_requests_moved(&core->requests, &event);
         }
     }
 }
@@ -253,11 +260,10 @@ static void mover_ready(void *context)
 static void ticked(void *context)
 {
     core_t *core = context;
-    const kv_role_t *role = &core->params->callbacks;
-    role->tick(role->context, kv_clock_now_ns());
-    uint32_t queued, all = role->request_count(role->context, &queued);
-    kv_peers_set_load(core->public.peers, queued, all - queued);
-    if (core->stopping && all == 0) {
+    kv_requests_tick(&core->requests, kv_clock_now_ns());
+    uint32_t running = kv_requests_running(&core->requests);
+    kv_peers_set_load(core->public.peers, core->requests.count - running, running);
+    if (core->public.stopping && core->requests.count == 0) {
         kv_reactor_end(core->public.reactor);
     }
 }
@@ -266,8 +272,8 @@ static void stop(void *context)
 {
     core_t *core = context;
     kv_log_info("runtime", "stopping: requests end, then the store is made durable");
-    core->stopping = true;
-    core->params->callbacks.stop(core->params->callbacks.context);
+    core->public.stopping = true;
+    kv_requests_stop(&core->requests);
 }
 
 /* ---- admin socket ------------------------------------------------------------------------------------------------ */
@@ -326,8 +332,7 @@ static void admin_status(void *context, kv_admin_call_t *call)
     peer_listing_t listing = {kv_allocate_array(KV_PEERS_MAX, sizeof(Kvist__Admin__Peer)),
         kv_allocate_array(KV_PEERS_MAX, sizeof(Kvist__Admin__Peer *)), 0};
     kv_peers_visit(core->public.peers, list_peer, &listing);
-    uint32_t queued,
-        all = core->params->callbacks.request_count(core->params->callbacks.context, &queued);
+    uint32_t running = kv_requests_running(&core->requests);
 
     Kvist__Admin__Status status;
     kvist__admin__status__init(&status);
@@ -345,8 +350,8 @@ static void admin_status(void *context, kv_admin_call_t *call)
     status.cached_tokens = counted.cached_tokens;
     status.generated_tokens = counted.generated_tokens;
     status.requests = counted.requests;
-    status.queued_requests = queued;
-    status.running_requests = all - queued;
+    status.queued_requests = core->requests.count - running;
+    status.running_requests = running;
     status.unsaved_objects = stats.unsaved_objects;
     status.io = (char *)stats.io;
     status.device = (char *)core->device->ops->name;
@@ -548,9 +553,6 @@ static kv_status_t open_all(core_t *core, kv_error_t *error)
             public->reactor, public->options->node.admin, &HANDLERS, core, &core->admin, error);
     }
     if (status == KV_OK) {
-        status = core->params->callbacks.start(core->params->callbacks.context, public, error);
-    }
-    if (status == KV_OK) {
         core->store_watch =
             kv_reactor_attach(public->reactor, kvist_store_fd(public->store), store_ready, core);
         core->compute_watch =
@@ -607,7 +609,10 @@ static void close_all(core_t *core)
 kv_status_t kv_core_run(
     const kv_options_t *options, const kv_core_params_t *params, kv_error_t *error)
 {
-    core_t core = {.public.options = options, .params = params, .started_ns = kv_clock_now_ns()};
+    core_t core = {.public.options = options,
+        .params = params,
+        .requests.ops = params->ops,
+        .started_ns = kv_clock_now_ns()};
     kv_status_t status = open_all(&core, error);
     if (status == KV_OK) {
         kv_log_info("runtime",

@@ -3,7 +3,7 @@
  *
  *   device -> engine (weights, KV arena) -> store (over the arena) -> compute thread -> mover -> peers -> admin socket
  *
- * A binary's main gives its role: callbacks for what reaches the reactor. The core opens a data link beside each peer
+ * A binary's main gives its role: how a message becomes a request, and what a request does. The core opens a data link beside each peer
  * that moves KV, answers the admin socket, counts tokens, and stops in order.
  *
  * Owns: all of the above. Borrows: the options.
@@ -17,7 +17,7 @@
 #include "kvstore/kvist.h"
 #include "node/options.h"
 #include "node/reactor.h"
-#include "runtime/compute.h"
+#include "runtime/requests.h"
 #include "transport/mover.h"
 #include "transport/peers.h"
 
@@ -33,22 +33,14 @@ typedef struct {
     kv_compute_t *compute;
     kv_mover_t *mover;
     kv_peers_t *peers;
+    uint32_t request_count; /* living ones */
+    bool stopping;          /* no new ones */
 } kv_core_t;
 
-typedef struct {
-    void *context;
-    /* After everything was opened; before it nothing else is called. */
-    kv_status_t (*start)(void *context, kv_core_t *core, kv_error_t *error);
-    void (*message)(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
-    /* The peer's control or data connection ended; the handle is gone afterwards. */
-    void (*peer_down)(void *context, kv_peer_t *peer);
-    void (*moved)(void *context, const kv_mover_event_t *event); /* but for LINK_UP and LINK_DOWN */
-    void (*computed)(void *context, const kv_compute_event_t *event);
-    void (*tick)(void *context, uint64_t now_ns); /* every KV_CORE_TICK_MS: deadlines */
-    /* Orderly stop: refuse new requests, cancel the others. The core ends when request_count is 0. */
-    void (*stop)(void *context);
-    uint32_t (*request_count)(void *context, uint32_t *queued_out); /* in all; of those, waiting */
-} kv_role_t;
+/* Makes a request of a message, or refuses it with an answer, or returns NULL where the message begins none. id: for
+ * compute sequences and piece tags; never reused. */
+typedef void *(*kv_accept_t)(
+    kv_core_t *core, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
 
 enum { KV_CORE_TICK_MS = 20 };
 
@@ -57,7 +49,8 @@ typedef struct {
     Kvist__Wire__Role role;
     uint32_t compute_rows_max;
     const kv_string_list_t *connect;
-    kv_role_t callbacks;
+    kv_accept_t accept;
+    const kv_request_ops_t *ops;
 } kv_core_params_t;
 
 /* Opens, runs until the orderly stop, closes. */

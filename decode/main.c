@@ -1,0 +1,106 @@
+/* kvist-decode: generates. This file checks what a gateway sent, chooses a prefill node for it and makes a request of it
+ * (request.c). */
+#include "decode/request.h"
+#include "node/process.h"
+
+/* What a peer sent is checked before anything is made of it. */
+static kv_status_t validate(
+    kv_core_t *core, const Kvist__Wire__Generate *message, kv_error_t *error)
+{
+    const kv_engine_info_t *info = core->info;
+    uint32_t limit = core->options->decode.queue_max;
+    if (core->stopping) {
+        return kv_fail(error, KV_BUSY, "the node is stopping");
+    }
+    if (core->request_count >= (limit < KV_REQUESTS_MAX ? limit : KV_REQUESTS_MAX)) {
+        return kv_fail(
+            error, KV_BUSY, "%u requests wait already (decode.queue_max)", core->request_count);
+    }
+    if (message->n_tokens == 0) {
+        return kv_fail(error, KV_INVALID, "tokens: none (at least 1)");
+    }
+    if (message->max_tokens == 0 || message->max_tokens > core->options->decode.max_tokens) {
+        return kv_fail(error, KV_INVALID, "max_tokens is %u (1 to %u, decode.max_tokens)",
+            message->max_tokens, core->options->decode.max_tokens);
+    }
+    if (message->n_tokens + message->max_tokens > info->context_tokens_max) {
+        return kv_fail(error, KV_INVALID,
+            "%zu prompt tokens and %u to generate do not fit the model's context of %u tokens",
+            message->n_tokens, message->max_tokens, info->context_tokens_max);
+    }
+    for (size_t i = 0; i < message->n_tokens; i++) {
+        if (message->tokens[i] >= info->vocabulary_count) {
+            return kv_fail(error, KV_INVALID, "tokens[%zu] is %u, the vocabulary has %u", i,
+                message->tokens[i], info->vocabulary_count);
+        }
+    }
+    if (message->sampling == NULL) {
+        return kv_fail(error, KV_INVALID, "sampling is required");
+    }
+    if (message->cache_mode > KVIST__WIRE__CACHE_MODE__CACHE_BYPASS) {
+        return kv_fail(error, KV_INVALID, "cache_mode is %d (0 to 3)", (int)message->cache_mode);
+    }
+    kv_sampling_t sampling = {.temperature = message->sampling->temperature,
+        .top_k = message->sampling->top_k,
+        .top_p = message->sampling->top_p,
+        .seed = message->sampling->seed};
+    return kv_sampling_validate(&sampling, error);
+}
+
+/* The prefill node with the fewest requests. */
+static void choose(void *context, kv_peer_t *peer)
+{
+    kv_peer_t **best = context;
+    if (kv_peer_role(peer) != KVIST__WIRE__ROLE__ROLE_PREFILL) {
+        return;
+    }
+    uint32_t load = kv_peer_queued_requests(peer) + kv_peer_running_requests(peer);
+    if (*best == NULL || load < kv_peer_queued_requests(*best) + kv_peer_running_requests(*best)) {
+        *best = peer;
+    }
+}
+
+static void *accept_generate(
+    kv_core_t *core, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
+{
+    if (message->body_case != KVIST__WIRE__ENVELOPE__BODY_GENERATE) {
+        return NULL;
+    }
+    kv_error_t error;
+    kv_status_t status = validate(core, message->generate, &error);
+    if (status != KV_OK) {
+        kv_decode_refuse(peer, message->generate, status, error.text);
+        return NULL;
+    }
+    kv_peer_t *prefill = NULL;
+    kv_peers_visit(core->peers, choose, &prefill);
+    return kv_decode_request_create(core, id, peer, prefill, message->generate);
+}
+
+int main(int argc, char **argv)
+{
+    static const kv_options_program_t PROGRAM = {
+        .binary = "kvist-decode",
+        .default_name = "decode",
+        .summary = "Generates: lets a prefill node compute each prompt, receives its KV, decodes "
+                   "in batches and "
+                   "stores what it generated.",
+        .sections = KV_SECTION_CLUSTER | KV_SECTION_NODE | KV_SECTION_MODEL | KV_SECTION_STORE |
+                    KV_SECTION_DECODE,
+    };
+    kv_options_t options;
+    int code;
+    if (!kv_process_begin(&PROGRAM, argc, argv, &options, &code)) {
+        return code;
+    }
+    kv_core_params_t params = {
+        .role = KVIST__WIRE__ROLE__ROLE_DECODE,
+        .compute_rows_max = options.decode.batch_rows,
+        .connect = &options.decode.prefill_nodes,
+        .accept = accept_generate,
+        .ops = &KV_DECODE_REQUEST_OPS,
+    };
+    kv_error_t error;
+    kv_status_t status = kv_core_run(&options, &params, &error);
+    return kv_process_end(&options, status, &error);
+}

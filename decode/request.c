@@ -1,0 +1,695 @@
+#include "decode/request.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "transport/pd.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Events that an action causes wait until the actions before them were carried out. */
+enum { EVENTS_MAX = 16 };
+
+struct kv_decode_request {
+    kv_core_t *core;
+    uint64_t id;
+    kv_peer_t *gateway, *prefill; /* NULL once gone */
+    char *request_id;
+    uint32_t *tokens; /* prompt, then what was generated; room for max_tokens more */
+    uint32_t prompt_count, token_count, max_tokens;
+    bool ignore_end;
+    kv_sampling_t sampling;
+    uint8_t *salt;
+    size_t salt_bytes;
+    kvist_key_t name_space;
+    kvist_mode_t mode;
+    uint64_t deadline_ns; /* of the prompt's stage */
+
+    kvist_lease_t *lease;
+    uint64_t transfer_id;
+    char **streamed_arithmetic; /* of the whole blocks that were streamed */
+    uint32_t streamed_count;
+    uint32_t first_token; /* drawn by the prefill node; held back until all of its KV has landed */
+    float first_logprob;
+    uint32_t fetch_first, fetch_count; /* blocks that the prefill node asked for */
+
+    kv_pd_decode_t machine;
+    kv_pd_decode_event_t events[EVENTS_MAX];
+    uint32_t event_count;
+    bool stepping;
+    bool preparing; /* the store will call prepared() */
+    bool computing; /* submitted to compute, not ended */
+    bool finished;  /* Finished was sent, or nobody wants it */
+
+    const char *cancel_reason; /* of a cancel that is an error */
+    char error[KV_ERROR_TEXT_BYTES];
+    Kvist__Wire__Usage usage;
+    Kvist__Wire__CachedTokens cached;
+    char miss[32], prefilled_by[64];
+    uint64_t arrived_ns, compute_started_ns;
+};
+
+static uint32_t block_tokens(const kv_decode_request_t *request)
+{
+    return request->core->info->shape.block_tokens;
+}
+
+static uint32_t blocks_for(const kv_decode_request_t *request, uint32_t token_count)
+{
+    return (token_count + block_tokens(request) - 1) / block_tokens(request);
+}
+
+/* ---- answers ---------------------------------------------------------------------------------------------------- */
+
+static void send_finished(kv_peer_t *gateway, char *request_id, Kvist__Wire__FinishReason reason,
+    kv_status_t status, const char *error, Kvist__Wire__Usage *usage)
+{
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    Kvist__Wire__Finished finished = KVIST__WIRE__FINISHED__INIT;
+    finished.request_id = request_id;
+    finished.reason = reason;
+    finished.status = (uint32_t)status;
+    finished.error = (char *)error;
+    finished.usage = usage;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_FINISHED;
+    envelope.finished = &finished;
+    kv_core_send(gateway, &envelope);
+}
+
+void kv_decode_refuse(
+    kv_peer_t *gateway, const Kvist__Wire__Generate *message, kv_status_t status, const char *text)
+{
+    send_finished(
+        gateway, message->request_id, KVIST__WIRE__FINISH_REASON__FINISH_ERROR, status, text, NULL);
+}
+
+static void send_token(kv_decode_request_t *request, uint32_t token, float logprob)
+{
+    if (request->usage.generated_tokens++ == 0) {
+        request->usage.ttft_ns = kv_clock_now_ns() - request->arrived_ns;
+    }
+    request->tokens[request->token_count++] = token;
+    if (request->gateway == NULL) {
+        return;
+    }
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    Kvist__Wire__Tokens tokens = KVIST__WIRE__TOKENS__INIT;
+    tokens.request_id = request->request_id;
+    tokens.n_tokens = 1;
+    tokens.tokens = &token;
+    tokens.n_logprobs = 1;
+    tokens.logprobs = &logprob;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_TOKENS;
+    envelope.tokens = &tokens;
+    kv_core_send(request->gateway, &envelope);
+}
+
+static void release(kv_decode_request_t *request)
+{
+    if (request->lease != NULL) {
+        kvist_lease_release(request->lease);
+        request->lease = NULL;
+    }
+}
+
+/* The one end of every request. */
+static void finish(
+    kv_decode_request_t *request, Kvist__Wire__FinishReason reason, kv_status_t status)
+{
+    KV_CHECK(!request->finished);
+    request->finished = true;
+    release(request);
+    if (status == KV_CANCELLED && request->cancel_reason != NULL) {
+        reason = KVIST__WIRE__FINISH_REASON__FINISH_ERROR;
+        snprintf(request->error, sizeof request->error, "%s", request->cancel_reason);
+    }
+    if (reason != KVIST__WIRE__FINISH_REASON__FINISH_ERROR) {
+        kv_core_count(&request->usage);
+    } else if (request->error[0] == '\0') {
+        snprintf(request->error, sizeof request->error, "%s", kv_status_name(status));
+    }
+    if (request->gateway != NULL) {
+        send_finished(
+            request->gateway, request->request_id, reason, status, request->error, &request->usage);
+    }
+}
+
+/* ---- generating ------------------------------------------------------------------------------------------------- */
+
+/* Hands the sequence to compute: the whole prompt from the first block that is not here, or after the prefill node's
+ * first token. */
+static void submit(kv_decode_request_t *request, uint32_t computed_count, bool generated_last)
+{
+    kv_compute_sequence_t sequence = {
+        .id = request->id,
+        .tokens = request->tokens,
+        .token_count = request->token_count,
+        .computed_count = computed_count,
+        .slots = kvist_lease_slots(request->lease),
+        .generate_max = request->max_tokens - request->usage.generated_tokens,
+        .generated_last = generated_last,
+        .ignore_end = request->ignore_end,
+        .sampling = request->sampling,
+    };
+    kv_error_t error;
+    request->compute_started_ns = kv_clock_now_ns();
+    kv_status_t status = kv_compute_submit(request->core->compute, &sequence, &error);
+    if (status != KV_OK) {
+        snprintf(request->error, sizeof request->error, "%s", error.text);
+        finish(request, KVIST__WIRE__FINISH_REASON__FINISH_ERROR, status);
+        return;
+    }
+    request->computing = true;
+}
+
+/* What the prefill node streamed becomes objects here too, made by whom it said. */
+static void seal_streamed(kv_decode_request_t *request)
+{
+    uint32_t held = request->machine.held_blocks;
+    for (uint32_t i = 0; i < request->streamed_count; i++) {
+        kv_core_seal(request->core, request->lease, request->tokens,
+            (held + i + 1) * block_tokens(request), request->streamed_arithmetic[i]);
+    }
+}
+
+/* The prompt's KV is here and the first token is known. */
+static void begin_generating(kv_decode_request_t *request)
+{
+    seal_streamed(request);
+    send_token(request, request->first_token, request->first_logprob);
+    if (request->first_token == request->core->info->end_token && !request->ignore_end) {
+        finish(request, KVIST__WIRE__FINISH_REASON__FINISH_STOP, KV_OK);
+    } else if (request->max_tokens == 1) {
+        finish(request, KVIST__WIRE__FINISH_REASON__FINISH_LENGTH, KV_OK);
+    } else {
+        submit(request, request->prompt_count, true);
+    }
+}
+
+/* ---- actions ---------------------------------------------------------------------------------------------------- */
+
+static void post(kv_decode_request_t *request, kv_pd_decode_event_t event);
+
+static void prepared(
+    void *context, kvist_lease_t *lease, kv_status_t status, const kvist_match_t *match)
+{
+    kv_decode_request_t *request = context;
+    (void)lease;
+    request->preparing = false;
+    if (request->finished) {
+        return; /* given up while the store was at it */
+    }
+    if (status != KV_OK) {
+        snprintf(request->error, sizeof request->error,
+            "no room for %u tokens in device memory within the time limit (decode.reserve_limit)",
+            request->prompt_count + request->max_tokens);
+        post(request,
+            (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_RESERVE_FAILED, .status = status});
+        return;
+    }
+    kv_core_usage_from_match(request->core, match, &request->usage);
+    request->usage.load_ns = kv_clock_now_ns() - request->arrived_ns - request->usage.match_ns;
+    request->transfer_id = kv_mover_transfer_id(request->core->mover);
+    post(request,
+        (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_RESERVED,
+            .transfer_id = request->transfer_id,
+            .held_blocks = match->block_count,
+            .block_count = blocks_for(request, request->prompt_count) - match->block_count});
+}
+
+static void do_reserve(kv_decode_request_t *request)
+{
+    kvist_query_t query = {
+        .name_space = request->name_space,
+        .tokens = request->tokens,
+        .token_count =
+            request->prompt_count - 1, /* the last one is computed: its logits are wanted */
+        .mode = request->mode,
+    };
+    kvist_match_t match;
+    kv_status_t status = kvist_match(request->core->store, &query, &request->lease, &match);
+    request->usage.match_ns = kv_clock_now_ns() - request->arrived_ns;
+    if (status == KV_OK) {
+        uint64_t deadline_ns =
+            request->arrived_ns + request->core->options->decode.reserve_limit_ns;
+        uint32_t slot_count = blocks_for(request, request->prompt_count + request->max_tokens - 1);
+        status = kvist_lease_prepare(request->lease, slot_count, deadline_ns, prepared, request);
+        request->preparing = status == KV_OK;
+        if (status == KV_INVALID) {
+            snprintf(request->error, sizeof request->error,
+                "%u prompt tokens and %u to generate need %u blocks, device memory holds %u "
+                "(store.device_bytes)",
+                request->prompt_count, request->max_tokens, slot_count,
+                request->core->info->slot_count);
+        }
+    }
+    if (status != KV_OK) {
+        post(request,
+            (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_RESERVE_FAILED, .status = status});
+    }
+}
+
+static void do_expect(kv_decode_request_t *request)
+{
+    const kv_pd_decode_t *machine = &request->machine;
+    kv_error_t error;
+    kv_status_t status = KV_PEER_LOST;
+    if (request->prefill != NULL) {
+        status = kv_mover_expect(request->core->mover, kv_core_link(request->prefill),
+            request->transfer_id, kvist_lease_slots(request->lease) + machine->held_blocks,
+            blocks_for(request, request->prompt_count) - machine->held_blocks, &error);
+    }
+    if (status != KV_OK) {
+        post(request,
+            (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_EXPECT_FAILED, .status = status});
+    }
+}
+
+static void do_send_prefill(kv_decode_request_t *request)
+{
+    if (request->prefill == NULL) {
+        return; /* PEER_DOWN is on its way */
+    }
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    Kvist__Wire__Prefill prefill = KVIST__WIRE__PREFILL__INIT;
+    Kvist__Wire__Sampling sampling = KVIST__WIRE__SAMPLING__INIT;
+    sampling.temperature = request->sampling.temperature;
+    sampling.top_k = request->sampling.top_k;
+    sampling.top_p = request->sampling.top_p;
+    sampling.seed = request->sampling.seed;
+    prefill.request_id = request->request_id;
+    prefill.transfer_id = request->transfer_id;
+    prefill.n_tokens = request->prompt_count;
+    prefill.tokens = request->tokens;
+    prefill.held_blocks = request->machine.held_blocks;
+    prefill.sampling = &sampling;
+    prefill.salt = (ProtobufCBinaryData){request->salt_bytes, request->salt};
+    prefill.name_space = (ProtobufCBinaryData){KVIST_KEY_BYTES, request->name_space.bytes};
+    prefill.cache_mode = (Kvist__Wire__CacheMode)request->mode;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILL;
+    envelope.prefill = &prefill;
+    request->deadline_ns = kv_clock_now_ns() + request->core->options->decode.transfer_limit_ns;
+    kv_core_send(request->prefill, &envelope);
+}
+
+static void do_send_cancel(kv_decode_request_t *request)
+{
+    if (request->prefill == NULL) {
+        return;
+    }
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    Kvist__Wire__Cancel cancel = KVIST__WIRE__CANCEL__INIT;
+    cancel.request_id = request->request_id;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_CANCEL;
+    envelope.cancel = &cancel;
+    kv_core_send(request->prefill, &envelope);
+}
+
+static void do_send_pieces(kv_decode_request_t *request, const kv_pd_decode_action_t *action)
+{
+    kv_piece_t piece = {
+        .transfer_id = action->transfer_id,
+        .tag = request->id,
+        .first_block = 0,
+        .block_count = action->block_count,
+        .offset_bytes = 0,
+        .range_bytes = kv_block_bytes(&request->core->info->shape),
+        .slots = kvist_lease_slots(request->lease) + action->first_block,
+    };
+    if (request->prefill == NULL || !kv_core_send_piece(request->core, request->prefill, &piece)) {
+        post(request,
+            (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_FETCH_SENT, .status = KV_PEER_LOST});
+    }
+}
+
+static void do_send_fetched(kv_decode_request_t *request, const kv_pd_decode_action_t *action)
+{
+    if (request->prefill == NULL) {
+        return;
+    }
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    Kvist__Wire__Fetched fetched = KVIST__WIRE__FETCHED__INIT;
+    fetched.request_id = request->request_id;
+    fetched.transfer_id = action->transfer_id;
+    fetched.status = (uint32_t)action->status;
+    fetched.error = (char *)kv_status_name(action->status);
+    char **arithmetic = NULL;
+    if (action->status == KV_OK) {
+        arithmetic = kv_allocate_array(request->fetch_count, sizeof *arithmetic);
+        for (uint32_t i = 0; i < request->fetch_count; i++) {
+            arithmetic[i] =
+                (char *)kvist_lease_arithmetic(request->lease, request->fetch_first + i);
+        }
+        fetched.n_block_arithmetic = request->fetch_count;
+        fetched.block_arithmetic = arithmetic;
+    }
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_FETCHED;
+    envelope.fetched = &fetched;
+    kv_core_send(request->prefill, &envelope);
+    free(arithmetic);
+}
+
+static void fall_back(kv_decode_request_t *request, kv_status_t why)
+{
+    if (why != KV_OK) {
+        kv_log_warn("decode",
+            "request %s: the prefill node's KV did not come (%s): computing the prompt here",
+            request->request_id, kv_status_name(why));
+    }
+    uint32_t held = kvist_lease_sealed_count(request->lease);
+    request->usage.decode_kv_reused = kv_core_has_decode_blocks(request->lease, held);
+    snprintf(request->prefilled_by, sizeof request->prefilled_by, "%s",
+        request->core->options->node.name);
+    submit(request, held * block_tokens(request), false);
+}
+
+static void carry_out(kv_decode_request_t *request, const kv_pd_decode_action_t *action)
+{
+    switch (action->kind) {
+    case KV_PD_DECODE_DO_RESERVE:
+        do_reserve(request);
+        break;
+    case KV_PD_DECODE_DO_EXPECT:
+        do_expect(request);
+        break;
+    case KV_PD_DECODE_DO_SEND_PREFILL:
+        do_send_prefill(request);
+        break;
+    case KV_PD_DECODE_DO_SEND_CANCEL:
+        do_send_cancel(request);
+        break;
+    case KV_PD_DECODE_DO_REVOKE:
+        kv_mover_revoke(request->core->mover, action->transfer_id);
+        break;
+    case KV_PD_DECODE_DO_SEND_PIECES:
+        do_send_pieces(request, action);
+        break;
+    case KV_PD_DECODE_DO_CANCEL_PIECES:
+        if (request->prefill != NULL) {
+            kv_mover_cancel(
+                request->core->mover, kv_core_link(request->prefill), action->transfer_id);
+        }
+        break;
+    case KV_PD_DECODE_DO_SEND_FETCHED:
+        do_send_fetched(request, action);
+        break;
+    case KV_PD_DECODE_DO_READY:
+        begin_generating(request);
+        break;
+    case KV_PD_DECODE_DO_FALL_BACK:
+        fall_back(request, action->status);
+        break;
+    case KV_PD_DECODE_DO_RELEASE:
+        release(request);
+        break;
+    case KV_PD_DECODE_DO_FAIL:
+        finish(request, KVIST__WIRE__FINISH_REASON__FINISH_ERROR, action->status);
+        break;
+    case KV_PD_DECODE_DO_CANCELLED:
+        finish(request, KVIST__WIRE__FINISH_REASON__FINISH_CANCELLED, KV_CANCELLED);
+        break;
+    }
+}
+
+static void post(kv_decode_request_t *request, kv_pd_decode_event_t event)
+{
+    KV_CHECK(request->event_count < EVENTS_MAX);
+    request->events[request->event_count++] = event;
+    if (request->stepping) {
+        return; /* the loop below is running */
+    }
+    request->stepping = true;
+    while (request->event_count > 0) {
+        kv_pd_decode_event_t next = request->events[0];
+        memmove(request->events, request->events + 1,
+            --request->event_count * sizeof request->events[0]);
+        kv_pd_decode_actions_t actions;
+        kv_pd_decode_step(&request->machine, &next, &actions);
+        for (uint32_t i = 0; i < actions.count; i++) {
+            carry_out(request, &actions.items[i]);
+        }
+    }
+    request->stepping = false;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------------- */
+
+kv_decode_request_t *kv_decode_request_create(kv_core_t *core, uint64_t id, kv_peer_t *gateway,
+    kv_peer_t *prefill, const Kvist__Wire__Generate *message)
+{
+    kv_decode_request_t *request = kv_allocate(sizeof *request);
+    request->core = core;
+    request->id = id;
+    request->gateway = gateway;
+    request->prefill = prefill;
+    request->request_id = kv_duplicate_string(message->request_id);
+    request->prompt_count = request->token_count = (uint32_t)message->n_tokens;
+    request->max_tokens = message->max_tokens;
+    request->tokens =
+        kv_allocate_array(message->n_tokens + message->max_tokens, sizeof *request->tokens);
+    memcpy(request->tokens, message->tokens, message->n_tokens * sizeof *request->tokens);
+    request->ignore_end = message->ignore_end;
+    request->sampling = (kv_sampling_t){
+        .temperature = message->sampling->temperature,
+        .top_k = message->sampling->top_k,
+        .top_p = message->sampling->top_p,
+        .seed = message->sampling->seed,
+    };
+    request->salt_bytes = message->salt.len;
+    request->salt = kv_allocate(message->salt.len);
+    if (message->salt.len > 0) {
+        memcpy(request->salt, message->salt.data, message->salt.len);
+    }
+    request->name_space = kv_core_namespace(core, request->salt, request->salt_bytes);
+    request->mode = (kvist_mode_t)message->cache_mode;
+    request->arrived_ns = kv_clock_now_ns();
+    request->deadline_ns = UINT64_MAX;
+    kvist__wire__usage__init(&request->usage);
+    kvist__wire__cached_tokens__init(&request->cached);
+    request->usage.cached = &request->cached;
+    request->usage.prompt_tokens = request->prompt_count;
+    request->usage.prefilled_by = request->prefilled_by;
+    post(
+        request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_START, .peer_up = prefill != NULL});
+    return request;
+}
+
+static bool is_done(const void *context)
+{
+    const kv_decode_request_t *request = context;
+    return request->finished && !request->preparing && !request->computing &&
+           request->machine.state == KV_PD_DECODE_DONE;
+}
+
+static void destroy(void *context)
+{
+    kv_decode_request_t *request = context;
+    for (uint32_t i = 0; i < request->streamed_count; i++) {
+        free(request->streamed_arithmetic[i]);
+    }
+    free(request->streamed_arithmetic);
+    free(request->request_id);
+    free(request->tokens);
+    free(request->salt);
+    free(request);
+}
+
+static bool is_running(const void *context)
+{
+    const kv_decode_request_t *request = context;
+    return request->computing;
+}
+
+/* ---- what happens to it ----------------------------------------------------------------------------------------- */
+
+/* The prefill node's figures become the request's: it is the one that knows what was recomputed. */
+static void take_usage(kv_decode_request_t *request, const Kvist__Wire__Usage *from)
+{
+    Kvist__Wire__Usage *usage = &request->usage;
+    if (from->cached != NULL) {
+        request->cached.device = from->cached->device;
+        request->cached.host = from->cached->host;
+        request->cached.disk = from->cached->disk;
+        request->cached.remote = from->cached->remote;
+    }
+    snprintf(request->miss, sizeof request->miss, "%s", from->miss);
+    snprintf(request->prefilled_by, sizeof request->prefilled_by, "%s", from->prefilled_by);
+    usage->miss = request->miss;
+    usage->loaded_bytes += from->loaded_bytes;
+    usage->streamed_bytes = from->streamed_bytes;
+    usage->match_ns = from->match_ns;
+    usage->load_ns = from->load_ns;
+    usage->compute_ns = from->compute_ns;
+    usage->decode_kv_reused = from->decode_kv_reused;
+}
+
+static void take_prefilled(kv_decode_request_t *request, const Kvist__Wire__Prefilled *prefilled)
+{
+    kv_status_t status = (kv_status_t)prefilled->status;
+    if (prefilled->transfer_id != request->transfer_id || request->streamed_arithmetic != NULL ||
+        request->machine.state != KV_PD_DECODE_STREAMING) {
+        return;
+    }
+    uint32_t whole = request->prompt_count / block_tokens(request) - request->machine.held_blocks;
+    if (status == KV_OK && (prefilled->n_block_arithmetic != whole || prefilled->usage == NULL ||
+                               prefilled->first_token >= request->core->info->vocabulary_count)) {
+        kv_log_warn("decode",
+            "request %s: prefilled has %zu arithmetic ids for %u blocks, token %u: not used",
+            request->request_id, prefilled->n_block_arithmetic, whole, prefilled->first_token);
+        status = KV_INVALID;
+    }
+    if (status == KV_OK) {
+        request->streamed_arithmetic = kv_allocate_array(whole, sizeof(char *));
+        for (uint32_t i = 0; i < whole; i++) {
+            request->streamed_arithmetic[request->streamed_count++] =
+                kv_duplicate_string(prefilled->block_arithmetic[i]);
+        }
+        take_usage(request, prefilled->usage);
+        request->first_token = prefilled->first_token;
+        request->first_logprob = prefilled->first_logprob;
+    }
+    post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_PREFILLED,
+                      .transfer_id = prefilled->transfer_id,
+                      .status = status});
+}
+
+static void cancel(kv_decode_request_t *request, const char *why)
+{
+    request->cancel_reason = why;
+    if (request->computing) {
+        kv_compute_cancel(request->core->compute, request->id);
+    } else {
+        post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_CANCEL});
+    }
+}
+
+static void take_fetch(kv_decode_request_t *request, const Kvist__Wire__Fetch *fetch)
+{
+    uint32_t held = request->machine.held_blocks;
+    if (request->finished || fetch->block_count == 0 || fetch->first_block >= held ||
+        fetch->block_count > held - fetch->first_block) {
+        kv_log_warn("decode", "request %s: fetch of %u blocks from %u, %u are held: ignored",
+            request->request_id, fetch->block_count, fetch->first_block, held);
+        return;
+    }
+    request->fetch_first = fetch->first_block;
+    request->fetch_count = fetch->block_count;
+    post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_FETCH,
+                      .transfer_id = fetch->transfer_id,
+                      .first_block = fetch->first_block,
+                      .block_count = fetch->block_count});
+}
+
+static bool receive(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
+{
+    kv_decode_request_t *request = context;
+    if (peer == request->gateway && message->body_case == KVIST__WIRE__ENVELOPE__BODY_CANCEL &&
+        strcmp(message->cancel->request_id, request->request_id) == 0) {
+        cancel(request, NULL);
+        return true;
+    }
+    if (peer != request->prefill) {
+        return false;
+    }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_PREFILLED &&
+        strcmp(message->prefilled->request_id, request->request_id) == 0) {
+        take_prefilled(request, message->prefilled);
+        return true;
+    }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_FETCH &&
+        strcmp(message->fetch->request_id, request->request_id) == 0) {
+        take_fetch(request, message->fetch);
+        return true;
+    }
+    return false;
+}
+
+static bool moved(void *context, const kv_mover_event_t *event)
+{
+    kv_decode_request_t *request = context;
+    kv_pd_decode_event_t step = {.status = event->status, .transfer_id = event->transfer_id};
+    if (event->kind == KV_MOVED_SENT) {
+        if (event->tag != request->id) {
+            return false;
+        }
+        step.kind = KV_PD_DECODE_EV_FETCH_SENT;
+    } else if (event->transfer_id != request->transfer_id) {
+        return false;
+    } else {
+        step.kind = event->kind == KV_MOVED_LANDED   ? KV_PD_DECODE_EV_LANDED
+                    : event->kind == KV_MOVED_FAILED ? KV_PD_DECODE_EV_RECEIVE_FAILED
+                                                     : KV_PD_DECODE_EV_REVOKED;
+    }
+    post(request, step);
+    return true;
+}
+
+static bool computed(void *context, const kv_compute_event_t *event)
+{
+    kv_decode_request_t *request = context;
+    if (event->id != request->id) {
+        return false;
+    }
+    const kv_engine_info_t *info = request->core->info;
+    switch (event->type) {
+    case KV_COMPUTE_LAYER:
+        break; /* not asked for */
+    case KV_COMPUTE_CHUNK:
+        request->usage.compute_ns = event->at_ns - request->compute_started_ns;
+        kv_core_seal(request->core, request->lease, request->tokens, event->first + event->count,
+            info->prefill_arithmetic);
+        break;
+    case KV_COMPUTE_TOKEN:
+        /* The new token's own KV is not computed yet; everything before it is. */
+        kv_core_seal(request->core, request->lease, request->tokens, request->token_count,
+            info->decode_arithmetic);
+        send_token(request, event->token, event->logprob);
+        break;
+    case KV_COMPUTE_ENDED:
+        request->computing = false;
+        if (event->status == KV_OK) {
+            finish(request,
+                event->end_token ? KVIST__WIRE__FINISH_REASON__FINISH_STOP
+                                 : KVIST__WIRE__FINISH_REASON__FINISH_LENGTH,
+                KV_OK);
+        } else if (event->status == KV_CANCELLED) {
+            finish(request, KVIST__WIRE__FINISH_REASON__FINISH_CANCELLED, KV_CANCELLED);
+        } else {
+            finish(request, KVIST__WIRE__FINISH_REASON__FINISH_ERROR, event->status);
+        }
+        break;
+    }
+    return true;
+}
+
+static void peer_down(void *context, kv_peer_t *peer)
+{
+    kv_decode_request_t *request = context;
+    if (peer == request->gateway) {
+        request->gateway = NULL;
+        cancel(request, NULL);
+    } else if (peer == request->prefill) {
+        post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_PEER_DOWN});
+        request->prefill = NULL;
+    }
+}
+
+static void tick(void *context, uint64_t now_ns)
+{
+    kv_decode_request_t *request = context;
+    if (now_ns > request->deadline_ns) {
+        request->deadline_ns = UINT64_MAX;
+        post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_TIMEOUT});
+    }
+}
+
+static void stop(void *context)
+{
+    cancel(context, "the decode node is stopping");
+}
+
+const kv_request_ops_t KV_DECODE_REQUEST_OPS = {
+    receive, moved, computed, peer_down, tick, stop, is_running, is_done, destroy};

@@ -1,0 +1,96 @@
+/* kvist-prefill: computes prompts for decode nodes. This file checks what a decode node sent and makes a request
+ * of it (request.c). */
+#include "base/check.h"
+#include "base/log.h"
+#include "node/process.h"
+#include "prefill/request.h"
+
+#include <string.h>
+
+/* What a peer sent is checked before anything is made of it. */
+static kv_status_t validate(kv_core_t *core, const Kvist__Wire__Prefill *message, kv_error_t *error)
+{
+    const kv_engine_info_t *info = core->info;
+    uint32_t limit = core->options->prefill.queue_max;
+    if (core->stopping) {
+        return kv_fail(error, KV_BUSY, "the node is stopping");
+    }
+    if (core->request_count >= (limit < KV_REQUESTS_MAX ? limit : KV_REQUESTS_MAX)) {
+        return kv_fail(
+            error, KV_BUSY, "%u requests wait already (prefill.queue_max)", core->request_count);
+    }
+    if (message->n_tokens == 0 || message->n_tokens >= info->context_tokens_max) {
+        return kv_fail(error, KV_INVALID, "tokens: %zu of them (1 to %u)", message->n_tokens,
+            info->context_tokens_max - 1);
+    }
+    for (size_t i = 0; i < message->n_tokens; i++) {
+        if (message->tokens[i] >= info->vocabulary_count) {
+            return kv_fail(error, KV_INVALID, "tokens[%zu] is %u, the vocabulary has %u", i,
+                message->tokens[i], info->vocabulary_count);
+        }
+    }
+    if (message->held_blocks > (message->n_tokens - 1) / info->shape.block_tokens) {
+        return kv_fail(error, KV_INVALID,
+            "held_blocks is %u, the prompt has %zu whole ones before its last token",
+            message->held_blocks, (message->n_tokens - 1) / info->shape.block_tokens);
+    }
+    if (message->transfer_id == 0 || message->sampling == NULL) {
+        return kv_fail(error, KV_INVALID, "transfer_id and sampling are required");
+    }
+    if (message->cache_mode > KVIST__WIRE__CACHE_MODE__CACHE_BYPASS) {
+        return kv_fail(error, KV_INVALID, "cache_mode is %d (0 to 3)", (int)message->cache_mode);
+    }
+    kvist_key_t name_space = kv_core_namespace(core, message->salt.data, message->salt.len);
+    if (message->name_space.len != KVIST_KEY_BYTES ||
+        memcmp(message->name_space.data, name_space.bytes, KVIST_KEY_BYTES) != 0) {
+        return kv_fail(error, KV_REFUSED,
+            "name_space is not this node's for that salt: model, layout, dtype or block size "
+            "differ");
+    }
+    kv_sampling_t sampling = {.temperature = message->sampling->temperature,
+        .top_k = message->sampling->top_k,
+        .top_p = message->sampling->top_p,
+        .seed = message->sampling->seed};
+    return kv_sampling_validate(&sampling, error);
+}
+
+static void *accept_prefill(
+    kv_core_t *core, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
+{
+    if (message->body_case != KVIST__WIRE__ENVELOPE__BODY_PREFILL) {
+        return NULL;
+    }
+    kv_error_t error;
+    kv_status_t status = validate(core, message->prefill, &error);
+    if (status != KV_OK) {
+        kv_prefill_refuse(peer, message->prefill, status, error.text);
+        return NULL;
+    }
+    return kv_prefill_request_create(core, id, peer, message->prefill);
+}
+
+int main(int argc, char **argv)
+{
+    static const kv_options_program_t PROGRAM = {
+        .binary = "kvist-prefill",
+        .default_name = "prefill",
+        .summary = "Computes prompts: finds their longest stored prefix, computes the rest and "
+                   "streams the KV to a decode node.",
+        .sections = KV_SECTION_CLUSTER | KV_SECTION_NODE | KV_SECTION_MODEL | KV_SECTION_STORE |
+                    KV_SECTION_PREFILL,
+    };
+    kv_options_t options;
+    int code;
+    if (!kv_process_begin(&PROGRAM, argc, argv, &options, &code)) {
+        return code;
+    }
+    kv_core_params_t params = {
+        .role = KVIST__WIRE__ROLE__ROLE_PREFILL,
+        .compute_rows_max = 1,
+        .accept = accept_prefill,
+        .ops = &KV_PREFILL_REQUEST_OPS,
+    };
+    kv_error_t error;
+    kv_status_t status = kv_core_run(&options, &params, &error);
+    return kv_process_end(&options, status, &error);
+}

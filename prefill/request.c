@@ -1,0 +1,503 @@
+#include "prefill/request.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "transport/pd.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* A fetch that takes longer is not worth waiting for: computing is always possible. */
+static const uint64_t FETCH_LIMIT_NS = 5ull * KV_NS_PER_S;
+
+/* Events that an action causes wait until the actions before them were carried out. */
+enum { EVENTS_MAX = 16 };
+
+struct kv_prefill_request {
+    kv_core_t *core;
+    uint64_t id;
+    kv_peer_t *peer; /* NULL once it is gone */
+    char *request_id;
+    uint32_t *tokens;
+    uint32_t token_count;
+    kv_sampling_t sampling;
+    kvist_key_t name_space;
+    kvist_mode_t mode;
+    uint64_t deadline_ns, fetch_deadline_ns; /* fetch: 0 while none runs */
+
+    kvist_lease_t *lease;
+    uint32_t matched_blocks;
+    char **fetched_arithmetic; /* one for each fetched block */
+    uint32_t fetched_count;
+
+    kv_pd_prefill_t machine;
+    kv_pd_prefill_event_t events[EVENTS_MAX];
+    uint32_t event_count;
+    bool stepping;
+    bool preparing; /* the store will call prepared() */
+    bool released;  /* the machine's outcome */
+
+    char error[KV_ERROR_TEXT_BYTES];
+    uint32_t first_token;
+    float first_logprob;
+    Kvist__Wire__Usage usage;
+    Kvist__Wire__CachedTokens cached;
+    uint64_t arrived_ns, compute_started_ns;
+};
+
+static uint32_t block_tokens(const kv_prefill_request_t *request)
+{
+    return request->core->info->shape.block_tokens;
+}
+
+/* Blocks that hold the prompt, the last perhaps in part. */
+static uint32_t prompt_blocks(const kv_prefill_request_t *request)
+{
+    return (request->token_count + block_tokens(request) - 1) / block_tokens(request);
+}
+
+/* ---- answers ---------------------------------------------------------------------------------------------------- */
+
+void kv_prefill_refuse(
+    kv_peer_t *peer, const Kvist__Wire__Prefill *message, kv_status_t status, const char *text)
+{
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    Kvist__Wire__Prefilled prefilled = KVIST__WIRE__PREFILLED__INIT;
+    prefilled.request_id = message->request_id;
+    prefilled.transfer_id = message->transfer_id;
+    prefilled.status = (uint32_t)status;
+    prefilled.error = (char *)text;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILLED;
+    envelope.prefilled = &prefilled;
+    kv_core_send(peer, &envelope);
+}
+
+static void send_prefilled(kv_prefill_request_t *request, kv_status_t status)
+{
+    if (request->peer == NULL) {
+        return;
+    }
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    Kvist__Wire__Prefilled prefilled = KVIST__WIRE__PREFILLED__INIT;
+    prefilled.request_id = request->request_id;
+    prefilled.transfer_id = request->machine.transfer_id;
+    prefilled.status = (uint32_t)status;
+    prefilled.error = request->error[0] != '\0' ? request->error : (char *)kv_status_name(status);
+    char **arithmetic = NULL;
+    if (status == KV_OK) {
+        uint32_t sealed = kvist_lease_sealed_count(request->lease);
+        uint32_t held = request->machine.decode_held;
+        prefilled.first_token = request->first_token;
+        prefilled.first_logprob = request->first_logprob;
+        prefilled.usage = &request->usage;
+        arithmetic = kv_allocate_array(sealed, sizeof *arithmetic);
+        for (uint32_t block = held; block < sealed; block++) {
+            arithmetic[prefilled.n_block_arithmetic++] =
+                (char *)kvist_lease_arithmetic(request->lease, block);
+        }
+        prefilled.block_arithmetic = arithmetic;
+        kv_core_count(&request->usage);
+    }
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILLED;
+    envelope.prefilled = &prefilled;
+    kv_core_send(request->peer, &envelope);
+    free(arithmetic);
+}
+
+/* ---- actions ---------------------------------------------------------------------------------------------------- */
+
+static void post(kv_prefill_request_t *request, kv_pd_prefill_event_t event);
+
+static void prepared(
+    void *context, kvist_lease_t *lease, kv_status_t status, const kvist_match_t *match)
+{
+    kv_prefill_request_t *request = context;
+    (void)lease;
+    request->preparing = false;
+    if (request->released) {
+        return; /* given up while the store was at it */
+    }
+    if (status != KV_OK) {
+        post(request,
+            (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_MATCH_FAILED, .status = status});
+        return;
+    }
+    request->matched_blocks = match->block_count;
+    request->usage.load_ns = kv_clock_now_ns() - request->arrived_ns - request->usage.match_ns;
+    kv_core_usage_from_match(request->core, match, &request->usage);
+    post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_MATCHED,
+                      .held_blocks = match->block_count,
+                      .fetch_id = kv_mover_transfer_id(request->core->mover)});
+}
+
+static void do_match(kv_prefill_request_t *request)
+{
+    kvist_query_t query = {
+        .name_space = request->name_space,
+        .tokens = request->tokens,
+        .token_count =
+            request->token_count - 1, /* the last one is computed: its logits are wanted */
+        .mode = request->mode,
+    };
+    kvist_match_t match;
+    kv_status_t status = kvist_match(request->core->store, &query, &request->lease, &match);
+    request->usage.match_ns = kv_clock_now_ns() - request->arrived_ns;
+    if (status == KV_OK) {
+        status = kvist_lease_prepare(
+            request->lease, prompt_blocks(request), request->deadline_ns, prepared, request);
+        request->preparing = status == KV_OK;
+    }
+    if (status != KV_OK) {
+        post(request,
+            (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_MATCH_FAILED, .status = status});
+    }
+}
+
+static void do_expect(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
+{
+    kv_error_t error;
+    kv_status_t status =
+        kv_mover_expect(request->core->mover, kv_core_link(request->peer), action->transfer_id,
+            kvist_lease_slots(request->lease) + action->first_block, action->block_count, &error);
+    if (status != KV_OK) {
+        kv_log_warn("prefill", "request %s cannot fetch: %s", request->request_id, error.text);
+        post(request,
+            (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_FETCH_REFUSED, .status = status});
+    }
+}
+
+static void do_send_fetch(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
+{
+    if (request->peer == NULL) {
+        return;
+    }
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    Kvist__Wire__Fetch fetch = KVIST__WIRE__FETCH__INIT;
+    fetch.request_id = request->request_id;
+    fetch.transfer_id = action->transfer_id;
+    fetch.first_block = action->first_block;
+    fetch.block_count = action->block_count;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_FETCH;
+    envelope.fetch = &fetch;
+    request->fetch_deadline_ns = kv_clock_now_ns() + FETCH_LIMIT_NS;
+    kv_core_send(request->peer, &envelope);
+}
+
+/* Queues blocks first .. last - 1, the same byte range of each; those that the decode node holds are left out. */
+static void stream(kv_prefill_request_t *request, uint32_t first, uint32_t last,
+    size_t offset_bytes, size_t range_bytes)
+{
+    uint32_t held = request->machine.decode_held;
+    first = first > held ? first : held;
+    if (first >= last || request->peer == NULL) {
+        return;
+    }
+    kv_piece_t piece = {
+        .transfer_id = request->machine.transfer_id,
+        .tag = request->id,
+        .first_block = first - held,
+        .block_count = last - first,
+        .offset_bytes = offset_bytes,
+        .range_bytes = range_bytes,
+        .slots = kvist_lease_slots(request->lease) + first,
+    };
+    if (kv_core_send_piece(request->core, request->peer, &piece)) {
+        request->usage.streamed_bytes += (uint64_t)piece.block_count * range_bytes;
+        post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_PIECE_QUEUED});
+    }
+}
+
+/* What a fetch brought becomes objects here too, made by whom the decode node said. */
+static void seal_fetched(kv_prefill_request_t *request, uint32_t first_block)
+{
+    for (uint32_t block = request->matched_blocks; block < first_block; block++) {
+        const char *arithmetic = request->fetched_arithmetic[block - request->matched_blocks];
+        kv_core_seal(request->core, request->lease, request->tokens,
+            (block + 1) * block_tokens(request), arithmetic);
+    }
+    uint32_t fetched = first_block - request->matched_blocks;
+    request->usage.cached->remote += fetched * block_tokens(request);
+    request->usage.loaded_bytes += (uint64_t)fetched * kv_block_bytes(&request->core->info->shape);
+    if (fetched > 0) {
+        request->usage.miss = (char *)kvist_miss_name(KVIST_MISS_NONE);
+        request->usage.load_ns = kv_clock_now_ns() - request->arrived_ns - request->usage.match_ns;
+    }
+}
+
+static void do_compute(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
+{
+    const kv_block_shape_t *shape = &request->core->info->shape;
+    seal_fetched(request, action->first_block);
+    request->usage.decode_kv_reused =
+        kv_core_has_decode_blocks(request->lease, action->first_block);
+    stream(request, 0, action->first_block, 0, kv_block_bytes(shape));
+    kv_compute_sequence_t sequence = {
+        .id = request->id,
+        .tokens = request->tokens,
+        .token_count = request->token_count,
+        .computed_count = action->first_block * shape->block_tokens,
+        .slots = kvist_lease_slots(request->lease),
+        .generate_max = 1,
+        .report_layers = true,
+        .sampling = request->sampling,
+    };
+    kv_error_t error;
+    request->compute_started_ns = kv_clock_now_ns();
+    kv_status_t status = kv_compute_submit(request->core->compute, &sequence, &error);
+    if (status != KV_OK) {
+        snprintf(request->error, sizeof request->error, "%s", error.text);
+        post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_COMPUTED, .status = status});
+    }
+}
+
+static void carry_out(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
+{
+    switch (action->kind) {
+    case KV_PD_PREFILL_DO_MATCH:
+        do_match(request);
+        break;
+    case KV_PD_PREFILL_DO_EXPECT:
+        do_expect(request, action);
+        break;
+    case KV_PD_PREFILL_DO_SEND_FETCH:
+        do_send_fetch(request, action);
+        break;
+    case KV_PD_PREFILL_DO_REVOKE:
+        kv_mover_revoke(request->core->mover, action->transfer_id);
+        break;
+    case KV_PD_PREFILL_DO_COMPUTE:
+        request->fetch_deadline_ns = 0;
+        do_compute(request, action);
+        break;
+    case KV_PD_PREFILL_DO_STOP:
+        kv_compute_cancel(request->core->compute, request->id);
+        break;
+    case KV_PD_PREFILL_DO_CANCEL_PIECES:
+        if (request->peer != NULL) {
+            kv_mover_cancel(request->core->mover, kv_core_link(request->peer), action->transfer_id);
+        }
+        break;
+    case KV_PD_PREFILL_DO_SEND_PREFILLED:
+        send_prefilled(request, action->status);
+        break;
+    case KV_PD_PREFILL_DO_RELEASE:
+        if (request->lease != NULL) {
+            kvist_lease_release(request->lease);
+            request->lease = NULL;
+        }
+        request->released = true;
+        break;
+    }
+}
+
+static void post(kv_prefill_request_t *request, kv_pd_prefill_event_t event)
+{
+    KV_CHECK(request->event_count < EVENTS_MAX);
+    request->events[request->event_count++] = event;
+    if (request->stepping) {
+        return; /* the loop below is running */
+    }
+    request->stepping = true;
+    while (request->event_count > 0) {
+        kv_pd_prefill_event_t next = request->events[0];
+        memmove(request->events, request->events + 1,
+            --request->event_count * sizeof request->events[0]);
+        kv_pd_prefill_actions_t actions;
+        kv_pd_prefill_step(&request->machine, &next, &actions);
+        for (uint32_t i = 0; i < actions.count; i++) {
+            carry_out(request, &actions.items[i]);
+        }
+    }
+    request->stepping = false;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------------- */
+
+kv_prefill_request_t *kv_prefill_request_create(
+    kv_core_t *core, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Prefill *message)
+{
+    kv_prefill_request_t *request = kv_allocate(sizeof *request);
+    request->core = core;
+    request->id = id;
+    request->peer = peer;
+    request->request_id = kv_duplicate_string(message->request_id);
+    request->token_count = (uint32_t)message->n_tokens;
+    request->tokens = kv_allocate_array(message->n_tokens, sizeof *request->tokens);
+    memcpy(request->tokens, message->tokens, message->n_tokens * sizeof *request->tokens);
+    request->sampling = (kv_sampling_t){
+        .temperature = message->sampling->temperature,
+        .top_k = message->sampling->top_k,
+        .top_p = message->sampling->top_p,
+        .seed = message->sampling->seed,
+    };
+    memcpy(request->name_space.bytes, message->name_space.data, KVIST_KEY_BYTES);
+    request->mode = (kvist_mode_t)message->cache_mode;
+    request->arrived_ns = kv_clock_now_ns();
+    request->deadline_ns = request->arrived_ns + core->options->prefill.request_limit_ns;
+    kvist__wire__usage__init(&request->usage);
+    kvist__wire__cached_tokens__init(&request->cached);
+    request->usage.cached = &request->cached;
+    request->usage.prompt_tokens = request->token_count;
+    request->usage.prefilled_by = core->options->node.name;
+    post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_START,
+                      .transfer_id = message->transfer_id,
+                      .held_blocks = message->held_blocks});
+    return request;
+}
+
+static bool is_done(const void *context)
+{
+    const kv_prefill_request_t *request = context;
+    return request->released && !request->preparing;
+}
+
+static void destroy(void *context)
+{
+    kv_prefill_request_t *request = context;
+    for (uint32_t i = 0; i < request->fetched_count; i++) {
+        free(request->fetched_arithmetic[i]);
+    }
+    free(request->fetched_arithmetic);
+    free(request->request_id);
+    free(request->tokens);
+    free(request);
+}
+
+static bool is_running(const void *context)
+{
+    const kv_prefill_request_t *request = context;
+    return request->machine.state == KV_PD_PREFILL_COMPUTING;
+}
+
+/* ---- what happens to it ----------------------------------------------------------------------------------------- */
+
+static void stop(void *context)
+{
+    post(context, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_CANCEL});
+}
+
+static void take_fetched(kv_prefill_request_t *request, const Kvist__Wire__Fetched *fetched)
+{
+    kv_status_t status = (kv_status_t)fetched->status;
+    if (request->fetched_arithmetic != NULL || fetched->transfer_id != request->machine.fetch_id) {
+        return;
+    }
+    uint32_t wanted = request->machine.decode_held - request->matched_blocks;
+    if (status == KV_OK && fetched->n_block_arithmetic != wanted) {
+        kv_log_warn("prefill",
+            "request %s: fetched names %zu arithmetic ids for %u blocks: not used",
+            request->request_id, fetched->n_block_arithmetic, wanted);
+        status = KV_INVALID;
+    }
+    if (status == KV_OK) {
+        request->fetched_arithmetic = kv_allocate_array(wanted, sizeof(char *));
+        for (uint32_t i = 0; i < wanted; i++) {
+            request->fetched_arithmetic[request->fetched_count++] =
+                kv_duplicate_string(fetched->block_arithmetic[i]);
+        }
+    }
+    post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_FETCHED,
+                      .transfer_id = fetched->transfer_id,
+                      .status = status});
+}
+
+static bool receive(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
+{
+    kv_prefill_request_t *request = context;
+    if (peer != request->peer) {
+        return false;
+    }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_CANCEL &&
+        strcmp(message->cancel->request_id, request->request_id) == 0) {
+        stop(request);
+        return true;
+    }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_FETCHED &&
+        strcmp(message->fetched->request_id, request->request_id) == 0) {
+        take_fetched(request, message->fetched);
+        return true;
+    }
+    return false;
+}
+
+static bool moved(void *context, const kv_mover_event_t *event)
+{
+    kv_prefill_request_t *request = context;
+    kv_pd_prefill_event_t step = {.status = event->status, .transfer_id = event->transfer_id};
+    if (event->kind == KV_MOVED_SENT) {
+        if (event->tag != request->id) {
+            return false;
+        }
+        step.kind = KV_PD_PREFILL_EV_PIECE_SENT;
+    } else if (event->transfer_id != request->machine.fetch_id) {
+        return false;
+    } else {
+        step.kind = event->kind == KV_MOVED_LANDED   ? KV_PD_PREFILL_EV_LANDED
+                    : event->kind == KV_MOVED_FAILED ? KV_PD_PREFILL_EV_RECEIVE_FAILED
+                                                     : KV_PD_PREFILL_EV_REVOKED;
+    }
+    post(request, step);
+    return true;
+}
+
+static bool computed(void *context, const kv_compute_event_t *event)
+{
+    kv_prefill_request_t *request = context;
+    if (event->id != request->id) {
+        return false;
+    }
+    const kv_block_shape_t *shape = &request->core->info->shape;
+    uint32_t end = event->first + event->count;
+    switch (event->type) {
+    case KV_COMPUTE_LAYER:
+        if (request->machine.state == KV_PD_PREFILL_COMPUTING) {
+            stream(request, event->first / shape->block_tokens,
+                (end + shape->block_tokens - 1) / shape->block_tokens,
+                event->layer * kv_block_layer_bytes(shape), kv_block_layer_bytes(shape));
+        }
+        break;
+    case KV_COMPUTE_CHUNK:
+        kv_core_seal(request->core, request->lease, request->tokens, end,
+            request->core->info->prefill_arithmetic);
+        break;
+    case KV_COMPUTE_TOKEN:
+        request->first_token = event->token;
+        request->first_logprob = event->logprob;
+        break;
+    case KV_COMPUTE_ENDED:
+        request->usage.compute_ns = event->at_ns - request->compute_started_ns;
+        request->usage.generated_tokens = event->status == KV_OK;
+        post(request,
+            (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_COMPUTED, .status = event->status});
+        break;
+    }
+    return true;
+}
+
+static void peer_down(void *context, kv_peer_t *peer)
+{
+    kv_prefill_request_t *request = context;
+    if (request->peer == peer) {
+        post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_PEER_DOWN});
+        request->peer = NULL;
+    }
+}
+
+static void tick(void *context, uint64_t now_ns)
+{
+    kv_prefill_request_t *request = context;
+    if (request->fetch_deadline_ns != 0 && now_ns > request->fetch_deadline_ns) {
+        request->fetch_deadline_ns = 0;
+        post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_TIMEOUT});
+    }
+    if (now_ns > request->deadline_ns) {
+        request->deadline_ns = UINT64_MAX;
+        snprintf(request->error, sizeof request->error, "the prefill took longer than its limit");
+        stop(request);
+    }
+}
+
+const kv_request_ops_t KV_PREFILL_REQUEST_OPS = {
+    receive, moved, computed, peer_down, tick, stop, is_running, is_done, destroy};

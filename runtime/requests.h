@@ -1,0 +1,51 @@
+/* The living requests of a node, and how what happens finds the one that it is for.
+ *
+ * A role (prefill, decode) makes requests and gives their functions; the node hands every message, event and tick to the
+ * request that says it is its own, and destroys those that are done.
+ *
+ * Owns: the requests, once added. Threads: the reactor's. Limits: KV_REQUESTS_MAX living requests. */
+#ifndef KV_RUNTIME_REQUESTS_H
+#define KV_RUNTIME_REQUESTS_H
+
+#include "proto/wire.pb-c.h"
+#include "runtime/compute.h"
+#include "transport/mover.h"
+#include "transport/peers.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { KV_REQUESTS_MAX = KV_COMPUTE_SEQUENCES_MAX };
+
+/* Each of the first three says whether it was for this request. */
+typedef struct {
+    bool (*message)(void *request, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
+    bool (*moved)(void *request, const kv_mover_event_t *event); /* but for LINK_UP and LINK_DOWN */
+    bool (*computed)(void *request, const kv_compute_event_t *event);
+    void (*peer_down)(void *request, kv_peer_t *peer); /* the handle is gone afterwards */
+    void (*tick)(void *request, uint64_t now_ns);      /* deadlines */
+    void (*stop)(void *request);                       /* the node stops: end soon */
+    bool (*is_running)(const void *request);           /* false: it waits for something */
+    bool (*is_done)(const void *request);              /* nothing of it is left anywhere */
+    void (*destroy)(void *request);
+} kv_request_ops_t;
+
+/* Zero-initialise but for ops. */
+typedef struct {
+    const kv_request_ops_t *ops;
+    void *items[KV_REQUESTS_MAX];
+    uint32_t count;
+} kv_requests_t;
+
+/* The list has room: the role asked kv_requests_t.count before. */
+void kv_requests_add(kv_requests_t *requests, void *request);
+void kv_requests_message(
+    kv_requests_t *requests, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
+void kv_requests_moved(kv_requests_t *requests, const kv_mover_event_t *event);
+void kv_requests_computed(kv_requests_t *requests, const kv_compute_event_t *event);
+void kv_requests_peer_down(kv_requests_t *requests, kv_peer_t *peer);
+void kv_requests_tick(kv_requests_t *requests, uint64_t now_ns);
+void kv_requests_stop(kv_requests_t *requests);
+uint32_t kv_requests_running(const kv_requests_t *requests);
+
+#endif
