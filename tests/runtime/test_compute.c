@@ -1,0 +1,274 @@
+/* The compute thread against an engine of our own: the linker takes these functions instead of engine.c's. The engine
+ * draws token (position + 1) % VOCABULARY after every position, and remembers what it was asked. */
+#include "runtime/compute.h"
+
+#include "base/clock.h"
+#include "testing/testing.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { VOCABULARY = 50, END_TOKEN = 49, CHUNK = 64, ROWS = 2, LAYERS = 3, CALLS_MAX = 256 };
+
+typedef struct {
+    uint32_t position, count; /* of a chunk; of a decode step: 0 and the rows */
+    bool decode;
+} call_t;
+
+static call_t calls[CALLS_MAX];
+static uint32_t call_count;
+static uint32_t fail_at_position = UINT32_MAX;
+static bool wait_for_cancel;
+
+const kv_engine_info_t *kv_engine_info(const kv_engine_t *engine)
+{
+    static const kv_engine_info_t INFO = {.vocabulary_count = VOCABULARY,
+        .context_tokens_max = 1000,
+        .end_token = END_TOKEN,
+        .shape = {LAYERS, 1, 8, 16, 2}};
+    (void)engine;
+    return &INFO;
+}
+
+static void answer(uint32_t position, float *logits)
+{
+    memset(logits, 0, VOCABULARY * sizeof *logits);
+    logits[(position + 1) % VOCABULARY] = 9;
+}
+
+kv_status_t kv_engine_prefill(
+    kv_engine_t *engine, const kv_engine_chunk_t *chunk, float *logits_out, kv_error_t *error)
+{
+    (void)engine;
+    while (wait_for_cancel && !__atomic_load_n(chunk->cancelled, __ATOMIC_RELAXED)) {
+        nanosleep(&(struct timespec){0, KV_NS_PER_MS}, NULL);
+    }
+    if (wait_for_cancel) {
+        return kv_fail(error, KV_CANCELLED, "cancelled");
+    }
+    if (chunk->position == fail_at_position) {
+        return kv_fail(error, KV_FATAL, "told to fail");
+    }
+    calls[call_count++] = (call_t){chunk->position, chunk->token_count, false};
+    for (uint32_t layer = 0; layer < LAYERS && chunk->layer_done != NULL; layer++) {
+        chunk->layer_done(chunk->context, layer);
+    }
+    if (logits_out != NULL) {
+        answer(chunk->position + chunk->token_count - 1, logits_out);
+    }
+    return KV_OK;
+}
+
+kv_status_t kv_engine_decode(kv_engine_t *engine, const kv_engine_row_t *rows, uint32_t row_count,
+    float *logits_out, kv_error_t *error)
+{
+    (void)engine;
+    (void)error;
+    calls[call_count++] = (call_t){0, row_count, true};
+    for (uint32_t i = 0; i < row_count; i++) {
+        assert_int_equal(rows[i].token, rows[i].position % VOCABULARY);
+        answer(rows[i].position, logits_out + (size_t)i * VOCABULARY);
+    }
+    return KV_OK;
+}
+
+static uint32_t tokens[1000];
+static const uint32_t SLOTS[100];
+
+static kv_compute_t *begin(void)
+{
+    call_count = 0;
+    fail_at_position = UINT32_MAX;
+    wait_for_cancel = false;
+    for (uint32_t i = 0; i < 1000; i++) {
+        tokens[i] = i % VOCABULARY;
+    }
+    return kv_compute_create(NULL, CHUNK, ROWS);
+}
+
+static kv_compute_sequence_t sequence(uint64_t id, uint32_t token_count, uint32_t generate_max)
+{
+    return (kv_compute_sequence_t){.id = id,
+        .tokens = tokens,
+        .token_count = token_count,
+        .slots = SLOTS,
+        .generate_max = generate_max,
+        .sampling = {.top_p = 1}};
+}
+
+static kv_compute_event_t next_event(kv_compute_t *compute)
+{
+    kv_compute_event_t event;
+    struct pollfd poll_fd = {.fd = kv_compute_fd(compute), .events = POLLIN};
+    while (kv_compute_poll(compute, &event) != KV_OK) {
+        assert_int_equal(poll(&poll_fd, 1, 5000), 1);
+    }
+    return event;
+}
+
+static void prompt_runs_in_aligned_chunks_then_generates(void **state)
+{
+    (void)state;
+    kv_compute_t *compute = begin();
+    kv_compute_sequence_t params = sequence(7, 150, 3);
+    params.computed_count = 32;
+    params.report_layers = true;
+    assert_int_equal(kv_compute_submit(compute, &params, NULL), KV_OK);
+    static const uint32_t FIRSTS[] = {32, 64, 128}, COUNTS[] = {32, 64, 22};
+    for (int chunk = 0; chunk < 3; chunk++) {
+        for (uint32_t layer = 0; layer < LAYERS; layer++) {
+            kv_compute_event_t event = next_event(compute);
+            assert_int_equal(event.type, KV_COMPUTE_LAYER);
+            assert_int_equal(event.layer, layer);
+            assert_int_equal(event.first, FIRSTS[chunk]);
+            assert_int_equal(event.count, COUNTS[chunk]);
+        }
+        kv_compute_event_t event = next_event(compute);
+        assert_int_equal(event.type, KV_COMPUTE_CHUNK);
+        assert_int_equal(event.first, FIRSTS[chunk]);
+        assert_int_equal(event.count, COUNTS[chunk]);
+    }
+    for (uint32_t i = 0; i < 3; i++) {
+        kv_compute_event_t event = next_event(compute);
+        assert_int_equal(event.type, KV_COMPUTE_TOKEN);
+        assert_int_equal(event.token, (150 + i) % VOCABULARY);
+    }
+    kv_compute_event_t event = next_event(compute);
+    assert_int_equal(event.type, KV_COMPUTE_ENDED);
+    assert_int_equal(event.status, KV_OK);
+    assert_false(event.end_token);
+    kv_compute_destroy(compute);
+}
+
+static void sequence_from_elsewhere_goes_straight_to_decoding(void **state)
+{
+    (void)state;
+    kv_compute_t *compute = begin();
+    kv_compute_sequence_t params = sequence(1, 48, 5); /* draws 48 % 50, then the end token */
+    params.computed_count = 47;
+    params.generated_last = true;
+    assert_int_equal(kv_compute_submit(compute, &params, NULL), KV_OK);
+    assert_int_equal(next_event(compute).token, 48);
+    assert_int_equal(next_event(compute).token, END_TOKEN);
+    kv_compute_event_t event = next_event(compute);
+    assert_int_equal(event.type, KV_COMPUTE_ENDED);
+    assert_true(event.end_token);
+    assert_true(calls[0].decode && calls[1].decode);
+    kv_compute_destroy(compute);
+}
+
+static void end_token_is_passed_over_when_told(void **state)
+{
+    (void)state;
+    kv_compute_t *compute = begin();
+    kv_compute_sequence_t params = sequence(1, 48, 4);
+    params.ignore_end = true;
+    assert_int_equal(kv_compute_submit(compute, &params, NULL), KV_OK);
+    uint32_t token_count = 0;
+    kv_compute_event_t event;
+    while ((event = next_event(compute)).type != KV_COMPUTE_ENDED) {
+        token_count += event.type == KV_COMPUTE_TOKEN;
+    }
+    assert_int_equal(token_count, 4);
+    assert_false(event.end_token);
+    kv_compute_destroy(compute);
+}
+
+static void more_sequences_than_rows_all_get_their_turns(void **state)
+{
+    (void)state;
+    kv_compute_t *compute = begin();
+    for (uint64_t id = 1; id <= 5; id++) {
+        kv_compute_sequence_t params = sequence(id, 10 + (uint32_t)id, 6);
+        assert_int_equal(kv_compute_submit(compute, &params, NULL), KV_OK);
+    }
+    uint32_t token_counts[6] = {0}, ended = 0;
+    while (ended < 5) {
+        kv_compute_event_t event = next_event(compute);
+        if (event.type == KV_COMPUTE_TOKEN) {
+            assert_int_equal(event.token, (10 + event.id + token_counts[event.id]) % VOCABULARY);
+            token_counts[event.id]++;
+        }
+        ended += event.type == KV_COMPUTE_ENDED;
+    }
+    for (int id = 1; id <= 5; id++) {
+        assert_int_equal(token_counts[id], 6);
+    }
+    for (uint32_t i = 0; i < call_count; i++) {
+        assert_true(!calls[i].decode || calls[i].count <= ROWS);
+    }
+    kv_compute_destroy(compute);
+}
+
+static void cancel_reaches_a_chunk_that_is_running(void **state)
+{
+    (void)state;
+    kv_compute_t *compute = begin();
+    wait_for_cancel = true;
+    kv_compute_sequence_t params = sequence(3, 100, 2);
+    assert_int_equal(kv_compute_submit(compute, &params, NULL), KV_OK);
+    kv_compute_cancel(compute, 99); /* unknown: ignored */
+    kv_compute_cancel(compute, 3);
+    kv_compute_event_t event = next_event(compute);
+    assert_int_equal(event.type, KV_COMPUTE_ENDED);
+    assert_int_equal(event.status, KV_CANCELLED);
+    kv_compute_cancel(compute, 3); /* ended: ignored */
+    kv_compute_destroy(compute);
+}
+
+static void failure_of_the_engine_ends_its_sequence_alone(void **state)
+{
+    (void)state;
+    kv_compute_t *compute = begin();
+    fail_at_position = 64;
+    kv_compute_sequence_t bad = sequence(1, 100, 2), good = sequence(2, 20, 2);
+    assert_int_equal(kv_compute_submit(compute, &bad, NULL), KV_OK);
+    assert_int_equal(kv_compute_submit(compute, &good, NULL), KV_OK);
+    kv_status_t ends[3] = {KV_BUSY, KV_BUSY, KV_BUSY};
+    for (int ended = 0; ended < 2;) {
+        kv_compute_event_t event = next_event(compute);
+        if (event.type == KV_COMPUTE_ENDED) {
+            ends[event.id] = event.status;
+            ended++;
+        }
+    }
+    assert_int_equal(ends[1], KV_FATAL);
+    assert_int_equal(ends[2], KV_OK);
+    kv_compute_destroy(compute);
+}
+
+static void what_is_out_of_bounds_is_refused_with_its_name(void **state)
+{
+    (void)state;
+    kv_compute_t *compute = begin();
+    kv_error_t error;
+    kv_compute_sequence_t params = sequence(1, 999, 2);
+    assert_int_equal(kv_compute_submit(compute, &params, &error), KV_INVALID);
+    assert_non_null(strstr(error.text, "context of 1000"));
+    params = sequence(1, 20, 2);
+    tokens[11] = VOCABULARY;
+    assert_int_equal(kv_compute_submit(compute, &params, &error), KV_INVALID);
+    assert_non_null(strstr(error.text, "token 11 is 50"));
+    tokens[11] = 11;
+    params.sampling.temperature = -1;
+    assert_int_equal(kv_compute_submit(compute, &params, &error), KV_INVALID);
+    params = sequence(1, 20, 0);
+    assert_int_equal(kv_compute_submit(compute, &params, &error), KV_INVALID);
+    kv_compute_destroy(compute);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(prompt_runs_in_aligned_chunks_then_generates),
+        cmocka_unit_test(sequence_from_elsewhere_goes_straight_to_decoding),
+        cmocka_unit_test(end_token_is_passed_over_when_told),
+        cmocka_unit_test(more_sequences_than_rows_all_get_their_turns),
+        cmocka_unit_test(cancel_reaches_a_chunk_that_is_running),
+        cmocka_unit_test(failure_of_the_engine_ends_its_sequence_alone),
+        cmocka_unit_test(what_is_out_of_bounds_is_refused_with_its_name),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
