@@ -63,9 +63,6 @@ static kv_status_t validate_params(const kv_engine_params_t *params, kv_error_t 
         return kv_fail(error, KV_INVALID, "batch_rows_max is %u; 1 to %d are possible",
             params->batch_rows_max, BATCH_ROWS_MAX);
     }
-    if (params->slot_count < 1) {
-        return kv_fail(error, KV_INVALID, "slot_count is 0; at least one slot is needed");
-    }
     return KV_OK;
 }
 
@@ -119,6 +116,10 @@ static kv_status_t allocate_scratch(kv_engine_t *engine, kv_error_t *error)
 static void fill_info(kv_engine_t *engine)
 {
     const kv_model_shape_t *shape = &engine->model->shape;
+    if (engine->params.slot_count == 0) {
+        engine->params.slot_count =
+            (shape->context_tokens_max - 1) / engine->params.block_tokens + 1;
+    }
     engine->info = (kv_engine_info_t){
         .architecture = shape->architecture,
         .name = shape->name,
@@ -133,6 +134,7 @@ static void fill_info(kv_engine_t *engine)
                 .block_tokens = engine->params.block_tokens,
                 .element_bytes = engine->params.f32 ? 4 : 2,
             },
+        .slot_count = engine->params.slot_count,
         .prefill_arithmetic = engine->arithmetic.prefill,
         .decode_arithmetic = engine->arithmetic.decode,
         .weight_bytes = kv_model_bytes(engine->model),
