@@ -1,12 +1,9 @@
 #include "engine/tokenize.h"
 
-#include "base/memory.h"
+#include "engine/json_lines.h"
 #include "engine/tokenizer.h"
 
-#include <errno.h>
-#include <jansson.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* Escapes make a text up to six times as long. */
 #define LINE_BYTES_MAX ((size_t)6 * KV_TOKENIZER_TEXT_BYTES_MAX + 65536)
@@ -32,9 +29,6 @@ static kv_status_t read_flag(
 static kv_status_t read_request(
     const json_t *object, size_t line, request_t *request_out, kv_error_t *error)
 {
-    if (!json_is_object(object)) {
-        return kv_fail(error, KV_INVALID, "line %zu is no JSON object", line);
-    }
     const json_t *text = json_object_get(object, "text");
     request_t request = {.id = json_object_get(object, "id")};
     if (request.id == NULL) {
@@ -60,7 +54,7 @@ static kv_status_t write_answer(
     FILE *out, json_t *id, const uint32_t *tokens, size_t count, kv_error_t *error)
 {
     json_t *answer = json_object(), *ids = json_array();
-    bool failed = answer == NULL || ids == NULL || json_object_set(answer, "id", id) != 0;
+    bool failed = ids == NULL || json_object_set(answer, "id", id) != 0;
     for (size_t i = 0; i < count && !failed; i++) {
         failed = json_array_append_new(ids, json_integer(tokens[i])) != 0;
     }
@@ -68,95 +62,44 @@ static kv_status_t write_answer(
     json_decref(ids);
     if (failed) {
         json_decref(answer);
-        return kv_fail(error, KV_NO_SPACE, "no memory for an answer of %zu ids", count);
+        answer = NULL;
     }
-    failed = json_dumpf(answer, out, JSON_COMPACT | JSON_PRESERVE_ORDER) != 0 ||
-             fputc('\n', out) == EOF || fflush(out) != 0;
-    json_decref(answer);
-    return failed ? kv_fail_errno(error, errno, "cannot write an answer") : KV_OK;
+    return kv_json_lines_write(out, answer, error);
 }
 
-static kv_status_t answer_line(const kv_tokenizer_t *tokenizer, const char *line, size_t bytes,
-    size_t number, FILE *out, kv_error_t *error)
+typedef struct {
+    kv_tokenizer_t *tokenizer;
+    FILE *out;
+} run_t;
+
+static kv_status_t answer_line(void *context, json_t *object, size_t number, kv_error_t *error)
 {
-    json_error_t problem;
-    json_t *object = json_loadb(line, bytes, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &problem);
-    if (object == NULL) {
-        return kv_fail(
-            error, KV_INVALID, "line %zu, column %d: %s", number, problem.column, problem.text);
-    }
+    const run_t *run = context;
     request_t request = {0};
     kv_error_t cause;
     uint32_t *tokens = NULL;
     size_t count = 0;
     kv_status_t status = read_request(object, number, &request, error);
-    if (status == KV_OK) {
-        status = kv_tokenizer_encode(
-            tokenizer, request.text, request.text_bytes, request.mode, &tokens, &count, &cause);
-        if (status != KV_OK) {
-            kv_fail(error, status, "line %zu: text: %.400s", number, cause.text);
-        }
+    if (status != KV_OK) {
+        return status;
     }
-    if (status == KV_OK) {
-        status = write_answer(out, request.id, tokens, count, error);
-        free(tokens);
+    status = kv_tokenizer_encode(
+        run->tokenizer, request.text, request.text_bytes, request.mode, &tokens, &count, &cause);
+    if (status != KV_OK) {
+        return kv_fail(error, status, "line %zu: text: %.400s", number, cause.text);
     }
-    json_decref(object);
+    status = write_answer(run->out, request.id, tokens, count, error);
+    free(tokens);
     return status;
-}
-
-typedef struct {
-    char *bytes;
-    size_t count, capacity;
-} line_t;
-
-/* The next line without its end; KV_MISSING at the end of the file. */
-static kv_status_t read_line(FILE *in, size_t number, line_t *line, kv_error_t *error)
-{
-    int byte = EOF;
-    line->count = 0;
-    while ((byte = getc_unlocked(in)) != EOF && byte != '\n') {
-        if (line->count == LINE_BYTES_MAX) {
-            return kv_fail(
-                error, KV_INVALID, "line %zu has more than %zu bytes", number, LINE_BYTES_MAX);
-        }
-        if (line->count == line->capacity) {
-            line->capacity = line->capacity > 0 ? 2 * line->capacity : 4096;
-            line->bytes = kv_reallocate(line->bytes, line->capacity, 1);
-        }
-        line->bytes[line->count++] = (char)byte;
-    }
-    if (ferror(in)) {
-        return kv_fail_errno(error, errno, "cannot read line %zu", number);
-    }
-    return byte == EOF && line->count == 0 ? KV_MISSING : KV_OK;
-}
-
-static bool is_blank(const line_t *line)
-{
-    for (size_t i = 0; i < line->count; i++) {
-        if (strchr(" \t\r", line->bytes[i]) == NULL || line->bytes[i] == '\0') {
-            return false;
-        }
-    }
-    return true;
 }
 
 kv_status_t kv_tokenize_run(FILE *in, FILE *out, const char *model_path, kv_error_t *error)
 {
-    kv_tokenizer_t *tokenizer;
-    kv_status_t status = kv_tokenizer_open(model_path, &tokenizer, error);
-    if (status != KV_OK) {
-        return status;
+    run_t run = {.out = out};
+    kv_status_t status = kv_tokenizer_open(model_path, &run.tokenizer, error);
+    if (status == KV_OK) {
+        status = kv_json_lines_read(in, LINE_BYTES_MAX, answer_line, &run, error);
+        kv_tokenizer_close(run.tokenizer);
     }
-    line_t line = {0};
-    for (size_t number = 1; status == KV_OK; number++) {
-        status = read_line(in, number, &line, error);
-        if (status == KV_OK && !is_blank(&line)) {
-            status = answer_line(tokenizer, line.bytes, line.count, number, out, error);
-        }
-    }
-    free(line.bytes);
-    kv_tokenizer_close(tokenizer);
-    return status == KV_MISSING ? KV_OK : status;
+    return status;
 }
