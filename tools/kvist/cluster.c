@@ -305,7 +305,7 @@ kv_status_t kv_cluster_start(
     return status;
 }
 
-kv_status_t kv_cluster_stop(kv_cluster_t *cluster, kv_error_t *error)
+static kv_status_t stop_and_start(kv_cluster_t *cluster, bool start, kv_error_t *error)
 {
     char *folder;
     int lock;
@@ -314,7 +314,21 @@ kv_status_t kv_cluster_stop(kv_cluster_t *cluster, kv_error_t *error)
         return status;
     }
     status = stop_members(cluster, error);
+    if (start) {
+        status = status == KV_OK ? start_members(cluster, error) : status;
+        status = status == KV_OK ? wait_for_health(cluster, error) : status;
+    }
     close(lock);
     free(folder);
     return status;
+}
+
+kv_status_t kv_cluster_stop(kv_cluster_t *cluster, kv_error_t *error)
+{
+    return stop_and_start(cluster, false, error);
+}
+
+kv_status_t kv_cluster_restart(kv_cluster_t *cluster, kv_error_t *error)
+{
+    return stop_and_start(cluster, true, error);
 }

@@ -66,4 +66,7 @@ kv_status_t kv_cluster_start(
 /* Stops the nodes: asks each to stop, then SIGTERM, then SIGKILL. KV_FATAL when one outlives it. */
 kv_status_t kv_cluster_stop(kv_cluster_t *cluster, kv_error_t *error);
 
+/* Stops all nodes and starts them again as they were. */
+kv_status_t kv_cluster_restart(kv_cluster_t *cluster, kv_error_t *error);
+
 #endif

@@ -13,6 +13,7 @@ static const kv_command_t commands[] = {
     {"status", "hit rate, nodes, tiers, how full they are", kv_command_status},
     {"ls", "the contexts that are stored", kv_command_list},
     {"chat", "talk to the model; shows what came from the cache", kv_command_chat},
+    {"tour", "what the cache is worth on this machine, measured", kv_command_tour},
     {"tokenize", "text to token ids, JSON lines (a check of the engine)", kv_command_tokenize},
 };
 
