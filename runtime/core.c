@@ -218,7 +218,7 @@ static void link_changed(core_t *core, const kv_mover_event_t *event)
     }
     if (event->kind == KV_MOVED_LINK_UP) {
         peer_link_t *link = kv_peer_context(search.found);
-        snprintf(link->wire, sizeof link->wire, "%s", event->text);
+        snprintf(link->wire, sizeof link->wire, "%.7s", event->text);
         kv_log_info(
             "runtime", "data link up peer %s wire %s", kv_peer_name(search.found), event->text);
     } else {
