@@ -1,7 +1,7 @@
 /* cluster.json: what of a kv_cluster_t survives the command that started it.
  *
- * Written whole beside the old one and renamed over it. Threads: one, under the folder's lock.
- * Errors: a file that is no cluster's is KV_INVALID with the field; KV_MISSING when there is none. */
+ * Written whole beside the old one and renamed over it. Read by kv_cluster_load.
+ * Threads: one, under the folder's lock. */
 #ifndef KV_TOOLS_CLUSTER_FILE_H
 #define KV_TOOLS_CLUSTER_FILE_H
 

@@ -38,10 +38,12 @@ static bool count_token(void *context, const char *text)
 static void *run_decode(void *argument)
 {
     running_t *running = argument;
-    /* A list of numbers: greedy answers go on with it and do not end by themselves. */
-    json_t *request = json_pack("{s:s, s:s, s:i, s:i, s:{s:s}}", "model", running->model, "prompt",
-        "The numbers in order: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18,",
-        "max_tokens", TOKENS_LONGEST, "temperature", 0, "kvist", "cache_mode", "bypass");
+    /* Whatever the model says, it goes on until it is told to end. */
+    json_t *request =
+        json_pack("{s:s, s:s, s:i, s:i, s:b, s:{s:s}}", "model", running->model, "prompt",
+            "The numbers in order: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18,",
+            "max_tokens", TOKENS_LONGEST, "temperature", 0, "ignore_eos", 1, "kvist", "cache_mode",
+            "bypass");
     running->status = kv_complete(running->endpoint, "/v1/completions", request, LIMIT_MS,
         count_token, running, &running->answer, &running->error);
     json_decref(request);

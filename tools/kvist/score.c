@@ -1,0 +1,36 @@
+/* `kvist score`: the engine's logits, opened to checks from outside. */
+#include "engine/score.h"
+
+#include "tools/kvist/arguments.h"
+#include "tools/kvist/command.h"
+
+#include <stdio.h>
+
+int kv_command_score(int argc, char **argv)
+{
+    const char *model = NULL;
+    bool f32 = false;
+    const kv_argument_t rows[] = {
+        {"--model", KV_ARGUMENT_TEXT, "FILE", "the GGUF file", &model, 0, 0},
+        {"--f32", KV_ARGUMENT_FLAG, NULL, "f32 products and f32 KV instead of bf16", &f32, 0, 0},
+    };
+    const kv_arguments_t arguments = {
+        .usage = "kvist score --model FILE [--f32]",
+        .summary = "Reads lines {\"id\", \"prompt_ids\", \"forced_ids\"}, writes lines {\"id\", "
+                   "\"steps\": [{\"top5\", \"lse\"}]},\none step for each forced id.",
+        .rows = rows,
+        .row_count = sizeof rows / sizeof *rows,
+    };
+    int code;
+    if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
+        return code;
+    }
+    kv_error_t error;
+    if (model == NULL) {
+        kv_command_fail("score", "--model is missing", "kvist score --help");
+        return KV_EXIT_USAGE;
+    }
+    return kv_score_run(stdin, stdout, model, f32, &error) == KV_OK
+               ? KV_EXIT_DONE
+               : kv_command_fail("score", error.text, NULL);
+}
