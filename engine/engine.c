@@ -66,14 +66,29 @@ static kv_status_t validate_params(const kv_engine_params_t *params, kv_error_t 
     return KV_OK;
 }
 
+/* How many slots the caller's words come to. */
+static uint32_t choose_slot_count(const kv_engine_t *engine)
+{
+    const kv_engine_params_t *params = &engine->params;
+    if (params->slot_count > 0) {
+        return params->slot_count;
+    }
+    if (params->arena_bytes == 0) {
+        return (engine->info.context_tokens_max - 1) / params->block_tokens + 1;
+    }
+    const uint64_t fitting = params->arena_bytes / kv_block_bytes(&engine->info.shape);
+    return fitting < 1 ? 1 : fitting < UINT32_MAX ? (uint32_t)fitting : UINT32_MAX;
+}
+
 static kv_status_t allocate_arena(kv_engine_t *engine, kv_error_t *error)
 {
     const size_t block_bytes = kv_block_bytes(&engine->info.shape);
-    if (engine->params.slot_count > SIZE_MAX / 2 / block_bytes) {
+    engine->info.slot_count = choose_slot_count(engine);
+    if (engine->info.slot_count > SIZE_MAX / 2 / block_bytes) {
         return kv_fail(error, KV_INVALID, "slot_count is %u: %zu bytes each are too many",
-            engine->params.slot_count, block_bytes);
+            engine->info.slot_count, block_bytes);
     }
-    engine->arena_bytes = engine->params.slot_count * block_bytes;
+    engine->arena_bytes = engine->info.slot_count * block_bytes;
     return engine->device->ops->allocate(
         engine->device, engine->arena_bytes, &engine->arena, error);
 }
@@ -116,10 +131,6 @@ static kv_status_t allocate_scratch(kv_engine_t *engine, kv_error_t *error)
 static void fill_info(kv_engine_t *engine)
 {
     const kv_model_shape_t *shape = &engine->model->shape;
-    if (engine->params.slot_count == 0) {
-        engine->params.slot_count =
-            (shape->context_tokens_max - 1) / engine->params.block_tokens + 1;
-    }
     engine->info = (kv_engine_info_t){
         .architecture = shape->architecture,
         .name = shape->name,
@@ -134,7 +145,6 @@ static void fill_info(kv_engine_t *engine)
                 .block_tokens = engine->params.block_tokens,
                 .element_bytes = engine->params.f32 ? 4 : 2,
             },
-        .slot_count = engine->params.slot_count,
         .prefill_arithmetic = engine->arithmetic.prefill,
         .decode_arithmetic = engine->arithmetic.decode,
         .weight_bytes = kv_model_bytes(engine->model),
@@ -221,9 +231,9 @@ static kv_status_t validate_run(const kv_engine_t *engine, const char *what, uin
     }
     const uint32_t block_count = (position + token_count - 1) / engine->params.block_tokens + 1;
     for (uint32_t i = 0; i < block_count; i++) {
-        if (slots[i] >= engine->params.slot_count) {
+        if (slots[i] >= engine->info.slot_count) {
             return kv_fail(error, KV_INVALID, "%s %u: block %u is in slot %u; the arena has %u",
-                what, at, i, slots[i], engine->params.slot_count);
+                what, at, i, slots[i], engine->info.slot_count);
         }
     }
     return KV_OK;

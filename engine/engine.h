@@ -28,9 +28,9 @@ typedef struct {
     uint32_t block_tokens;     /* 16, 32, 64 or 128 */
     uint32_t chunk_tokens_max; /* of one prefill call: 64 to 8192 */
     uint32_t batch_rows_max;   /* of one decode call: 1 to 256 */
-    uint32_t slot_count;       /* slots of the KV arena, which the engine allocates on the device;
-                                  0: what one context of the model's greatest length needs */
-    uint64_t arena_bytes;      /* where slot_count is 0: as many slots as fit; at least one */
+    uint32_t slot_count;       /* slots of the KV arena, which the engine allocates on the device */
+    uint64_t arena_bytes;      /* where slot_count is 0: as many slots as fit, at least one; where
+                                  both are: what the model's longest context needs */
 } kv_engine_params_t;
 
 typedef struct {
