@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""End-to-end tests: real programs, the real model, real sockets.
+
+usage: run.py [--bin FOLDER] [--keep] [GROUP or CASE...]
+
+Each group is a file group_NAME.py with functions test_*; a group shares one cluster, which the
+group's OPTIONS configure. A case that fails shows why and where the logs are. The last line is
+"e2e: N passed, N failed".
+"""
+import argparse
+import glob
+import importlib
+import inspect
+import os
+import sys
+import time
+import traceback
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+from cluster import Cluster  # noqa: E402
+
+
+def find_model():
+    chosen = os.environ.get("KVIST_MODEL")
+    if chosen:
+        return chosen
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(cache, "kvist/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def cases_of(module):
+    cases = inspect.getmembers(module, lambda member: inspect.isfunction(member)
+                               and member.__module__ == module.__name__
+                               and member.__name__.startswith("test_"))
+    return sorted((function for _, function in cases), key=lambda f: f.__code__.co_firstlineno)
+
+
+def run_case(label, function, cluster):
+    begun = time.monotonic()
+    try:
+        if cluster.endpoint is None or len(cluster.alive()) < len(cluster.nodes()):
+            cluster.up()
+        function(cluster)
+    except Exception as error:  # a failed case must not hide the others
+        print(f"FAILED   {label}, {time.monotonic() - begun:.1f} s", flush=True)
+        if not isinstance(error, AssertionError) or not str(error):
+            traceback.print_exc(file=sys.stdout)
+        else:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{os.path.basename(place.filename)}:{place.lineno}"
+            print("         " + f"{where}: {error}".replace("\n", "\n         "), flush=True)
+        return False
+    print(f"ok       {label}, {time.monotonic() - begun:.1f} s", flush=True)
+    return True
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--bin", default=os.path.join(HERE, "../../build/bin"),
+                        help="the folder of the programs (default: build/bin)")
+    parser.add_argument("--keep", action="store_true", help="keep the logs of groups that failed")
+    parser.add_argument("names", nargs="*", help="groups (doors, cache, ...) or cases (test_...)")
+    arguments = parser.parse_args()
+    os.environ["KVIST_MODEL"] = find_model()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+    groups = [os.path.basename(path)[6:-3] for path in sorted(glob.glob(f"{HERE}/group_*.py"))]
+    known = set(groups)
+    passed = failed = 0
+    for group in groups:
+        module = importlib.import_module("group_" + group)
+        cases = cases_of(module)
+        known |= {case.__name__ for case in cases}
+        if arguments.names and group not in arguments.names:
+            cases = [case for case in cases if case.__name__ in arguments.names]
+        if not cases:
+            continue
+        options = ("--model", os.environ["KVIST_MODEL"], *getattr(module, "OPTIONS", ()))
+        cluster = Cluster(arguments.bin, *options)
+        failed_before = failed
+        try:
+            for case in cases:
+                label = f"e2e.{group}.{case.__name__[5:]}"
+                if run_case(label, case, cluster):
+                    passed += 1
+                else:
+                    failed += 1
+        finally:
+            cluster.close(keep=arguments.keep and failed > failed_before)
+    unknown = set(arguments.names) - known
+    if unknown:
+        failed += 1
+        print(f"FAILED   there is no group or case {', '.join(sorted(unknown))}; groups: "
+              f"{', '.join(groups)}")
+    print(f"e2e: {passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
