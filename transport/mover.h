@@ -165,6 +165,7 @@ typedef struct {
     uint64_t dropped_messages;  /* unknown transfer, other link */
     uint64_t refused_endpoints; /* nobody was expected, wrong token, silent */
     uint64_t corrupt_fragments;
+    uint64_t rendezvous_messages; /* that did not come eagerly: no Kvist node sends such */
     uint32_t links_up;
 } kv_mover_stats_t;
 

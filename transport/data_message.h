@@ -1,0 +1,63 @@
+/* Messages of the data connection, bytes only (docs/formats.md, "On the wire"):
+ *
+ *   open     "KVO1" token[16]             the connecting side's first: which link this is
+ *   welcome  "KVW1"                       the accepting side's answer
+ *   blocks   "KVB1" header checksums data the same range of block_count blocks of a transfer
+ *
+ * Threads: any, free of state. Errors: KV_INVALID names the field; lengths are checked before use. */
+#ifndef KV_TRANSPORT_DATA_MESSAGE_H
+#define KV_TRANSPORT_DATA_MESSAGE_H
+
+#include "base/status.h"
+#include "transport/mover.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    KV_DATA_OPEN_BYTES = 4 + KV_DATA_TOKEN_BYTES,
+    KV_DATA_WELCOME_BYTES = 4,
+    KV_DATA_HEADER_BYTES = 40,
+};
+
+typedef enum { KV_DATA_UNKNOWN, KV_DATA_OPEN, KV_DATA_WELCOME, KV_DATA_BLOCKS } kv_data_kind_t;
+
+kv_data_kind_t kv_data_kind(const void *bytes, size_t count);
+
+void kv_data_open_encode(void *bytes_out, const uint8_t *token);
+void kv_data_welcome_encode(void *bytes_out);
+
+typedef struct {
+    uint64_t transfer_id;
+    uint32_t first_block, block_count;
+    uint64_t offset_bytes; /* inside each block */
+    uint32_t range_bytes;  /* of each block */
+} kv_data_blocks_t;
+
+/* The whole message's size. */
+static inline size_t kv_data_blocks_bytes(size_t block_count, size_t range_bytes)
+{
+    return KV_DATA_HEADER_BYTES + block_count * (sizeof(uint64_t) + range_bytes);
+}
+
+void kv_data_blocks_encode(void *bytes_out, const kv_data_blocks_t *blocks);
+
+/* Reads the header; count must be exactly what it says. */
+kv_status_t kv_data_blocks_decode(
+    const void *bytes, size_t count, kv_data_blocks_t *blocks_out, kv_error_t *error);
+
+/* Where the i-th block's checksum and data stand in the message. */
+static inline size_t kv_data_checksum_at(uint32_t index)
+{
+    return KV_DATA_HEADER_BYTES + (size_t)index * sizeof(uint64_t);
+}
+
+static inline size_t kv_data_range_at(const kv_data_blocks_t *blocks, uint32_t index)
+{
+    return kv_data_checksum_at(blocks->block_count) + (size_t)index * blocks->range_bytes;
+}
+
+/* Of the i-th block's data, bound to transfer, block and offset. */
+uint64_t kv_data_checksum(const kv_data_blocks_t *blocks, uint32_t index, const void *data);
+
+#endif

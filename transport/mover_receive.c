@@ -1,0 +1,189 @@
+/* Receiving: a message of blocks is written into the slots of the transfer that expects it, or
+ * nowhere. Everything that it says is checked first, and its checksums before any byte of it is
+ * written. Slots are written on this thread and inside receive_blocks alone: once an expectation
+ * left the table, nothing reaches its slots. */
+#include "base/bytes.h"
+#include "base/log.h"
+#include "transport/mover_internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static expectation_t **bucket_of(kv_mover_t *mover, uint64_t transfer_id)
+{
+    return &mover->expectations[transfer_id % EXPECTATION_BUCKETS];
+}
+
+static expectation_t **find(kv_mover_t *mover, uint64_t transfer_id)
+{
+    expectation_t **at = bucket_of(mover, transfer_id);
+    while (*at != NULL && (*at)->transfer_id != transfer_id) {
+        at = &(*at)->next;
+    }
+    return at;
+}
+
+void receive_free(expectation_t *expectation)
+{
+    free(expectation->received);
+    free(expectation);
+}
+
+static void fail(
+    kv_mover_t *mover, expectation_t *expectation, kv_status_t status, const char *reason)
+{
+    if (expectation->failed) {
+        return;
+    }
+    expectation->failed = true;
+    kv_mover_event_t event = {
+        .kind = KV_MOVED_FAILED,
+        .status = status,
+        .link = expectation->link,
+        .transfer_id = expectation->transfer_id,
+    };
+    snprintf(event.text, sizeof event.text, "%s", reason);
+    mover_emit(mover, &event);
+}
+
+static void remove_at(kv_mover_t *mover, expectation_t **at)
+{
+    expectation_t *expectation = *at;
+    *at = expectation->next;
+    receive_free(expectation);
+    atomic_fetch_sub(&mover->expectation_count, 1);
+}
+
+void receive_adopt(kv_mover_t *mover, expectation_t *expectation)
+{
+    expectation_t **bucket = bucket_of(mover, expectation->transfer_id);
+    expectation->next = *bucket;
+    *bucket = expectation;
+    link_t *link = link_find(mover, expectation->link);
+    if (link == NULL || link->state == LINK_FAILED) {
+        fail(mover, expectation, KV_PEER_LOST, "the link is down");
+    }
+}
+
+void receive_revoke(kv_mover_t *mover, uint64_t transfer_id)
+{
+    kv_mover_event_t event = {.kind = KV_MOVED_REVOKED, .transfer_id = transfer_id};
+    expectation_t **at = find(mover, transfer_id);
+    if (*at != NULL) {
+        event.link = (*at)->link;
+        remove_at(mover, at);
+    }
+    mover_emit(mover, &event);
+}
+
+void receive_fail_link(kv_mover_t *mover, kv_link_t id, const char *reason)
+{
+    for (size_t i = 0; i < EXPECTATION_BUCKETS; i++) {
+        for (expectation_t *at = mover->expectations[i]; at != NULL; at = at->next) {
+            if (at->link == id) {
+                fail(mover, at, KV_PEER_LOST, reason);
+            }
+        }
+    }
+}
+
+static bool unit_received(const expectation_t *expectation, uint64_t unit)
+{
+    return (expectation->received[unit / 64] >> (unit % 64) & 1) != 0;
+}
+
+/* The first reason why this message may not be written, or KV_OK. */
+static kv_status_t check_blocks(const kv_mover_t *mover, const expectation_t *expectation,
+    const kv_data_blocks_t *blocks, const uint8_t *bytes, const char **reason_out)
+{
+    if (blocks->first_block > expectation->block_count ||
+        blocks->block_count > expectation->block_count - blocks->first_block) {
+        *reason_out = "the peer sent blocks beyond the transfer's end";
+        return KV_INVALID;
+    }
+    if (blocks->offset_bytes % mover->unit_bytes != 0 ||
+        blocks->range_bytes % mover->unit_bytes != 0 || blocks->range_bytes > mover->slot_bytes ||
+        blocks->offset_bytes > mover->slot_bytes - blocks->range_bytes) {
+        *reason_out = "the peer sent a range that is not made of units of a slot";
+        return KV_INVALID;
+    }
+    uint64_t first_unit = blocks->offset_bytes / mover->unit_bytes;
+    uint64_t unit_count = blocks->range_bytes / mover->unit_bytes;
+    for (uint32_t i = 0; i < blocks->block_count; i++) {
+        uint64_t base = (uint64_t)(blocks->first_block + i) * mover->units_per_block + first_unit;
+        for (uint64_t unit = 0; unit < unit_count; unit++) {
+            if (unit_received(expectation, base + unit)) {
+                *reason_out = "the peer sent a range twice";
+                return KV_INVALID;
+            }
+        }
+        if (kv_get_u64(bytes + kv_data_checksum_at(i)) !=
+            kv_data_checksum(blocks, i, bytes + kv_data_range_at(blocks, i))) {
+            *reason_out = "a checksum does not agree";
+            return KV_CORRUPT;
+        }
+    }
+    return KV_OK;
+}
+
+static void scatter(kv_mover_t *mover, expectation_t *expectation, const kv_data_blocks_t *blocks,
+    const uint8_t *bytes)
+{
+    uint64_t first_unit = blocks->offset_bytes / mover->unit_bytes;
+    uint64_t unit_count = blocks->range_bytes / mover->unit_bytes;
+    for (uint32_t i = 0; i < blocks->block_count; i++) {
+        uint32_t block = blocks->first_block + i;
+        uint8_t *slot = mover->arena + expectation->slots[block] * mover->slot_bytes;
+        mover->device->ops->copy_in(mover->device, slot + blocks->offset_bytes,
+            bytes + kv_data_range_at(blocks, i), blocks->range_bytes);
+        uint64_t base = (uint64_t)block * mover->units_per_block + first_unit;
+        for (uint64_t unit = base; unit < base + unit_count; unit++) {
+            expectation->received[unit / 64] |= UINT64_C(1) << (unit % 64);
+        }
+    }
+    expectation->units_left -= unit_count * blocks->block_count;
+    atomic_fetch_add(&mover->received_bytes, (uint64_t)blocks->block_count * blocks->range_bytes);
+}
+
+void receive_blocks(link_t *link, const uint8_t *bytes, size_t count)
+{
+    kv_mover_t *mover = link->mover;
+    atomic_fetch_add(&mover->received_messages, 1);
+    kv_data_blocks_t blocks;
+    kv_error_t error;
+    if (kv_data_blocks_decode(bytes, count, &blocks, &error) != KV_OK) {
+        link_fail(link, KV_INVALID, "%s", error.text); /* whoever sends such is no Kvist node */
+        return;
+    }
+    expectation_t **at = find(mover, blocks.transfer_id);
+    if (*at == NULL) {
+        mover_drain_commands(mover); /* the expectation may be on its way */
+        at = find(mover, blocks.transfer_id);
+    }
+    expectation_t *expectation = *at;
+    if (expectation == NULL || expectation->link != link->id || expectation->failed) {
+        atomic_fetch_add(&mover->dropped_messages, 1);
+        return;
+    }
+    const char *reason = NULL;
+    kv_status_t status = check_blocks(mover, expectation, &blocks, bytes, &reason);
+    if (status != KV_OK) {
+        if (status == KV_CORRUPT) {
+            atomic_fetch_add(&mover->corrupt_fragments, 1);
+        }
+        kv_log_warn("transport", "transfer from %s failed: %s", link->name, reason);
+        fail(mover, expectation, status, reason);
+        return;
+    }
+    scatter(mover, expectation, &blocks, bytes);
+    if (expectation->units_left == 0) {
+        kv_mover_event_t event = {
+            .kind = KV_MOVED_LANDED,
+            .link = link->id,
+            .transfer_id = expectation->transfer_id,
+            .bytes = (uint64_t)expectation->block_count * mover->slot_bytes,
+        };
+        remove_at(mover, at);
+        mover_emit(mover, &event);
+    }
+}

@@ -1,0 +1,225 @@
+/* Sending: pieces become messages. Each message gathers the same range of a run of blocks into one
+ * of the link's staging buffers, with a checksum a block, so that the wire has one contiguous
+ * message and the source slots are only read here. A piece's SENT comes when its last message left
+ * its buffer. */
+#include "base/bytes.h"
+#include "base/check.h"
+#include "transport/mover_internal.h"
+
+#include <stdlib.h>
+
+static void piece_end(kv_mover_t *mover, kv_link_t link, piece_t *piece)
+{
+    kv_mover_event_t event = {
+        .kind = KV_MOVED_SENT,
+        .status = piece->status,
+        .link = link,
+        .transfer_id = piece->transfer_id,
+        .tag = piece->tag,
+        .bytes = (uint64_t)piece->block_count * piece->range_bytes,
+    };
+    mover_emit(mover, &event);
+    free(piece);
+}
+
+static void piece_end_when_done(kv_mover_t *mover, kv_link_t link, piece_t *piece)
+{
+    if (!piece->queued && piece->messages == 0) {
+        piece_end(mover, link, piece);
+    }
+}
+
+void send_adopt(kv_mover_t *mover, kv_link_t id, piece_t *piece)
+{
+    link_t *link = link_find(mover, id);
+    if (link == NULL || link->state == LINK_FAILED) {
+        piece->status = KV_PEER_LOST;
+        piece_end(mover, id, piece);
+        return;
+    }
+    piece->queued = true;
+    *link->queue_tail = piece;
+    link->queue_tail = &piece->next;
+}
+
+static staging_t *free_staging(link_t *link)
+{
+    for (int i = 0; i < KV_MOVER_IN_FLIGHT; i++) {
+        if (!link->staging[i].busy) {
+            return &link->staging[i];
+        }
+    }
+    return NULL;
+}
+
+/* What the next message of the piece carries: as many blocks as fit, or as many units of one block. */
+static kv_data_blocks_t next_blocks(const kv_mover_t *mover, const piece_t *piece)
+{
+    kv_data_blocks_t blocks = {
+        .transfer_id = piece->transfer_id,
+        .first_block = piece->first_block + piece->next_block,
+        .offset_bytes = piece->offset_bytes + piece->next_offset_bytes,
+    };
+    size_t room = mover->message_bytes - KV_DATA_HEADER_BYTES;
+    size_t fit = room / (piece->range_bytes + sizeof(uint64_t));
+    if (fit > 0) {
+        size_t left = piece->block_count - piece->next_block;
+        blocks.block_count = (uint32_t)(fit < left ? fit : left);
+        blocks.range_bytes = (uint32_t)piece->range_bytes;
+    } else {
+        size_t whole = (room - sizeof(uint64_t)) / mover->unit_bytes * mover->unit_bytes;
+        size_t left = piece->range_bytes - piece->next_offset_bytes;
+        blocks.block_count = 1;
+        blocks.range_bytes = (uint32_t)(whole < left ? whole : left);
+    }
+    return blocks;
+}
+
+static void gather(
+    const kv_mover_t *mover, const piece_t *piece, const kv_data_blocks_t *blocks, uint8_t *message)
+{
+    kv_data_blocks_encode(message, blocks);
+    for (uint32_t i = 0; i < blocks->block_count; i++) {
+        const uint8_t *slot =
+            mover->arena + piece->slots[piece->next_block + i] * mover->slot_bytes;
+        uint8_t *data = message + kv_data_range_at(blocks, i);
+        mover->device->ops->copy_out(
+            mover->device, data, slot + blocks->offset_bytes, blocks->range_bytes);
+        kv_put_u64(message + kv_data_checksum_at(i), kv_data_checksum(blocks, i, data));
+    }
+}
+
+static void advance(piece_t *piece, const kv_data_blocks_t *blocks)
+{
+    if (blocks->range_bytes == piece->range_bytes) {
+        piece->next_block += blocks->block_count;
+    } else {
+        piece->next_offset_bytes += blocks->range_bytes;
+        if (piece->next_offset_bytes == piece->range_bytes) {
+            piece->next_offset_bytes = 0;
+            piece->next_block++;
+        }
+    }
+}
+
+static void unqueue(link_t *link, piece_t *piece)
+{
+    KV_CHECK(link->queue == piece);
+    link->queue = piece->next;
+    if (link->queue == NULL) {
+        link->queue_tail = &link->queue;
+    }
+    piece->queued = false;
+}
+
+static bool send_next_message(link_t *link, piece_t *piece, staging_t *staging)
+{
+    kv_mover_t *mover = link->mover;
+    kv_data_blocks_t blocks = next_blocks(mover, piece);
+    gather(mover, piece, &blocks, staging->bytes);
+    staging->piece = piece;
+    staging->busy = true;
+    piece->messages++;
+    size_t count = kv_data_blocks_bytes(blocks.block_count, blocks.range_bytes);
+    kv_status_t status = mover->driver->send(link->pipe, staging->bytes, count, staging);
+    if (status != KV_OK && status != KV_BUSY) {
+        staging->busy = false;
+        piece->messages--;
+        link_fail(link, status, "cannot send: %s", kv_status_name(status));
+        return false;
+    }
+    atomic_fetch_add(&mover->sent_messages, 1);
+    atomic_fetch_add(&mover->sent_bytes, (uint64_t)blocks.block_count * blocks.range_bytes);
+    advance(piece, &blocks);
+    if (piece->next_block == piece->block_count) {
+        unqueue(link, piece);
+    }
+    if (status == KV_OK) {
+        send_done(link, staging, KV_OK);
+    }
+    return true;
+}
+
+unsigned send_pump(link_t *link)
+{
+    unsigned sent = 0;
+    staging_t *staging;
+    while (link->state == LINK_UP && link->queue != NULL &&
+           (staging = free_staging(link)) != NULL &&
+           send_next_message(link, link->queue, staging)) {
+        sent++;
+    }
+    return sent;
+}
+
+void send_opening(link_t *link, kv_data_kind_t kind)
+{
+    staging_t *staging = free_staging(link);
+    KV_CHECK(staging != NULL); /* nothing is sent before a link is up */
+    size_t count = KV_DATA_WELCOME_BYTES;
+    if (kind == KV_DATA_OPEN) {
+        kv_data_open_encode(staging->bytes, link->token);
+        count = KV_DATA_OPEN_BYTES;
+    } else {
+        kv_data_welcome_encode(staging->bytes);
+    }
+    staging->piece = NULL;
+    staging->busy = true;
+    kv_status_t status = link->mover->driver->send(link->pipe, staging->bytes, count, staging);
+    if (status == KV_BUSY) {
+        return;
+    }
+    staging->busy = false;
+    if (status != KV_OK) {
+        link_fail(link, status, "cannot send: %s", kv_status_name(status));
+    }
+}
+
+void send_done(void *owner, void *tag, kv_status_t status)
+{
+    link_t *link = owner;
+    staging_t *staging = tag;
+    piece_t *piece = staging->piece;
+    staging->busy = false;
+    staging->piece = NULL;
+    if (status != KV_OK) {
+        link_fail(link, KV_PEER_LOST, "the wire gave up a message: %s", kv_status_name(status));
+    }
+    if (piece == NULL) {
+        return;
+    }
+    piece->messages--;
+    if (status != KV_OK && piece->status == KV_OK) {
+        piece->status = KV_PEER_LOST;
+    }
+    piece_end_when_done(link->mover, link->id, piece);
+}
+
+void send_cancel(link_t *link, uint64_t transfer_id)
+{
+    piece_t **at = &link->queue;
+    while (*at != NULL) {
+        piece_t *piece = *at;
+        bool begun = piece->next_block > 0 || piece->next_offset_bytes > 0;
+        if (piece->transfer_id != transfer_id || begun) {
+            at = &piece->next;
+            continue;
+        }
+        *at = piece->next;
+        piece->status = KV_CANCELLED;
+        piece_end(link->mover, link->id, piece);
+    }
+    link->queue_tail = at;
+}
+
+/* After the pipe was dropped: nothing is in flight. */
+void send_fail_queue(link_t *link)
+{
+    while (link->queue != NULL) {
+        piece_t *piece = link->queue;
+        unqueue(link, piece);
+        KV_CHECK(piece->messages == 0);
+        piece->status = KV_PEER_LOST;
+        piece_end(link->mover, link->id, piece);
+    }
+}

@@ -1,0 +1,83 @@
+/* The wire: what the mover asks of whatever carries its messages, as a table of functions.
+ *
+ * A *side* is this process's end: a listener and any number of *pipes*, each to one peer. Messages
+ * arrive whole, or not at all; their order is not promised. ucx/ucx_wire.c is the real one,
+ * loopback.c its plain twin within one process.
+ *
+ * Owns: a side owns its pipes. Borrows: message bytes, from send until done.
+ * Threads: a side belongs to one thread. Upcalls run inside progress and drop only; received and
+ * sent must not call back into the driver but for send; lost and requested may call anything but
+ * progress.
+ * Errors: a pipe that broke says lost once and stays until dropped. */
+#ifndef KV_TRANSPORT_WIRE_H
+#define KV_TRANSPORT_WIRE_H
+
+#include "base/status.h"
+#include "transport/mover.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct kv_wire_side kv_wire_side_t;
+typedef struct kv_wire_pipe kv_wire_pipe_t;
+typedef struct kv_wire_request kv_wire_request_t;
+
+typedef struct {
+    void *context;
+    /* Somebody asks for a pipe and names it by id. Answer with accept or reject, inside. */
+    void (*requested)(void *context, kv_wire_request_t *request, uint64_t id);
+    /* A message for the pipe's owner; its bytes are valid inside. */
+    void (*received)(void *owner, const void *bytes, size_t count);
+    /* The bytes given to send with this tag are free again. */
+    void (*sent)(void *owner, void *tag, kv_status_t status);
+    void (*lost)(void *owner, kv_status_t status, const char *reason);
+} kv_wire_upcalls_t;
+
+typedef struct {
+    const char *host; /* numeric address to listen on */
+    uint16_t port;    /* 0: any */
+    bool shm;         /* shared memory may be asked for */
+    size_t message_bytes_max;
+    kv_wire_upcalls_t upcalls;
+} kv_wire_params_t;
+
+struct kv_wire_driver {
+    const char *name;
+    kv_status_t (*open)(
+        const kv_wire_params_t *params, kv_wire_side_t **side_out, kv_error_t *error);
+    void (*close)(kv_wire_side_t *side);
+    uint16_t (*port)(const kv_wire_side_t *side);
+
+    /* Both ends of a pipe name the same wire: the id that connect sends carries the choice. */
+    kv_status_t (*connect)(kv_wire_side_t *side, const char *host, uint16_t port, uint64_t id,
+        bool shm, void *owner, kv_wire_pipe_t **pipe_out, kv_error_t *error);
+    kv_status_t (*accept)(kv_wire_side_t *side, kv_wire_request_t *request, bool shm, void *owner,
+        kv_wire_pipe_t **pipe_out, kv_error_t *error);
+    void (*reject)(kv_wire_side_t *side, kv_wire_request_t *request);
+
+    /* KV_OK: done, the bytes are free. KV_BUSY: accepted; sent() follows. Else: not accepted. */
+    kv_status_t (*send)(kv_wire_pipe_t *pipe, const void *bytes, size_t count, void *tag);
+
+    /* What carries the messages: KV_WIRE_SHM or KV_WIRE_TCP, and its own name for it. */
+    kv_status_t (*describe)(
+        kv_wire_pipe_t *pipe, kv_wire_t *wire_out, char *text_out, size_t text_bytes);
+
+    /* Ends the pipe at once, without the peer's help: sent() runs for all that was accepted, and
+     * nothing is received any more once it returns. */
+    void (*drop)(kv_wire_pipe_t *pipe);
+
+    /* Moves what can be moved, bounded; the number of things that happened. */
+    unsigned (*progress)(kv_wire_side_t *side);
+
+    /* true: nothing to do, fd becomes readable when there is. false: progress again. */
+    bool (*arm)(kv_wire_side_t *side);
+    int (*fd)(const kv_wire_side_t *side);
+    uint64_t (*rendezvous_count)(
+        const kv_wire_side_t *side); /* messages that did not come eagerly */
+};
+
+extern const kv_wire_driver_t kv_wire_ucx;
+
+
+#endif
