@@ -75,6 +75,7 @@ typedef struct {
     struct {
         char *http_host;
         uint32_t http_port;            /* 0: any */
+        char *model_name;              /* empty: the file\'s */
         kv_string_list_t decode_nodes; /* "host:port" */
         uint64_t body_bytes_max;       /* of one HTTP request */
         uint32_t queue_max;            /* requests in the gateway at once */

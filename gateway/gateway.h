@@ -1,0 +1,30 @@
+/* The gateway: OpenAI's HTTP API in front of decode nodes.
+ *
+ * Owns: the HTTP server, the connections to decode nodes, every request in work, parse threads.
+ * Borrows: options, tokenizer and reactor, for its life.
+ * Threads: the reactor's. Errors: open names the option that is wrong; a request's failures are
+ * answers in OpenAI's shape. Limits: gateway.queue_max requests at once, then 429. */
+#ifndef KV_GATEWAY_GATEWAY_H
+#define KV_GATEWAY_GATEWAY_H
+
+#include "base/status.h"
+#include "engine/tokenizer.h"
+#include "node/options.h"
+#include "node/reactor.h"
+
+#include <stdint.h>
+
+typedef struct kv_gateway kv_gateway_t;
+
+kv_status_t kv_gateway_open(kv_reactor_t *reactor, const kv_options_t *options,
+    const kv_tokenizer_t *tokenizer, kv_gateway_t **gateway_out, kv_error_t *error);
+
+/* Refuses what comes, ends what runs with 503, then calls stopped() from the loop. */
+void kv_gateway_begin_stop(kv_gateway_t *gateway, void (*stopped)(void *context), void *context);
+
+/* After stopped(). Its handles end in later turns of the loop. */
+void kv_gateway_close(kv_gateway_t *gateway);
+
+uint16_t kv_gateway_http_port(const kv_gateway_t *gateway);
+
+#endif
