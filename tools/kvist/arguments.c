@@ -64,7 +64,7 @@ static void print_help(const kv_arguments_t *arguments)
 
 static int fail(const kv_arguments_t *arguments, const char *text, const char *subject)
 {
-    fprintf(stderr, "kvist: %s '%s'\n  do: %.*s --help\n", text, subject,
+    fprintf(stderr, "kvist: %s '%s'\n  do: %.*s--help\n", text, subject,
         (int)strcspn(arguments->usage, "[<"), arguments->usage);
     return KV_EXIT_USAGE;
 }

@@ -87,9 +87,10 @@ static int print_text(const view_t *view)
         if (view->replies[i] != NULL) {
             print_node(member, view->replies[i]->status);
         } else {
-            printf("\n%s  DOWN: %s\n    its log: %s; 'kvist up' starts it again\n", member->name,
-                kv_child_alive(&member->child) ? view->errors[i].text : "the process has ended",
-                member->log);
+            bool alive = kv_child_alive(&member->child);
+            printf("\n%s  %s\n    its log: %s%s\n", member->name,
+                alive ? view->errors[i].text : "DOWN: the process has ended", member->log,
+                alive ? "" : "; 'kvist up' starts it again");
             code = KV_EXIT_FAILED;
         }
     }
