@@ -1,0 +1,551 @@
+/* The disk tier's directory: its lock, its format, and reading in what is there.
+ *
+ *   lock            who has the directory (the process id, for people)
+ *   format          "kvist-store 1", and what cannot change once records are there
+ *   index/          RocksDB
+ *   segment-NNNNN   records
+ *
+ * Opening: lock, format, segment headers, index entries into the table (those of another life of
+ * their segment are dropped), then forward from where the index knows a segment to the first place
+ * without a whole record: what was written before a crash and had not reached the index. What has
+ * no parent in the end is dropped. An index that will not open is made anew from the records. */
+#include "kvstore/store_internal.h"
+
+#include "base/bytes.h"
+#include "base/check.h"
+#include "base/log.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { DIRECTORY_FORMAT = 1 };
+#define SEGMENT_BYTES_DEFAULT ((uint64_t)64 << 20)
+#define SEGMENT_BYTES_MAX ((uint64_t)4 << 30)
+#define RUN_BYTES ((size_t)2 << 20) /* the largest single read or write */
+
+/* ---- lock and format ---- */
+
+static kv_status_t lock_directory(kv_disk_t *disk, kv_error_t *error)
+{
+    char path[KV_FOLDER_BYTES + 16], holder[32] = {0};
+    snprintf(path, sizeof path, "%s/lock", disk->folder);
+    disk->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (disk->lock_fd < 0) {
+        return kv_fail_errno(error, errno, "cannot make %s", path);
+    }
+    if (flock(disk->lock_fd, LOCK_EX | LOCK_NB) != 0) {
+        ssize_t got = pread(disk->lock_fd, holder, sizeof holder - 1, 0);
+        holder[got > 0 ? strcspn(holder, "\n") : 0] = '\0';
+        return kv_fail(error, KV_BUSY, "the directory %s is in use by process %s", disk->folder,
+            holder[0] != '\0' ? holder : "(unknown)");
+    }
+    int length = snprintf(holder, sizeof holder, "%ld\n", (long)getpid());
+    if (ftruncate(disk->lock_fd, 0) != 0 ||
+        pwrite(disk->lock_fd, holder, (size_t)length, 0) != length) {
+        kv_log_warn("store", "cannot write the process id to %s", path); /* it is for people */
+    }
+    return KV_OK;
+}
+
+static kv_status_t write_format(const char *path, uint64_t segment_bytes, kv_error_t *error)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        return kv_fail_errno(error, errno, "cannot make %s", path);
+    }
+    bool good = dprintf(fd, "kvist-store %d\nsegment_bytes %ju\n", DIRECTORY_FORMAT,
+                    (uintmax_t)segment_bytes) > 0 &&
+                fsync(fd) == 0;
+    int reason = errno;
+    close(fd);
+    return good ? KV_OK : kv_fail_errno(error, reason, "cannot write %s", path);
+}
+
+/* Another version is refused. A file that says nothing is written anew: each segment's header holds
+ * its size too, and those that disagree are not used. */
+static kv_status_t read_format(kv_disk_t *disk, uint64_t *segment_bytes, kv_error_t *error)
+{
+    char path[KV_FOLDER_BYTES + 16];
+    snprintf(path, sizeof path, "%s/format", disk->folder);
+    FILE *file = fopen(path, "re");
+    if (file == NULL && errno != ENOENT) {
+        return kv_fail_errno(error, errno, "cannot read %s", path);
+    }
+    unsigned version = 0;
+    uintmax_t stored_bytes = 0;
+    int fields = 0;
+    if (file != NULL) {
+        fields = fscanf(file, "kvist-store %u\nsegment_bytes %ju\n", &version, &stored_bytes);
+        fclose(file);
+    }
+    if (fields >= 1 && version != DIRECTORY_FORMAT && version > 0 && version < 1000) {
+        return kv_fail(error, KV_REFUSED,
+            "%s has format %u, this program reads %d: use another directory or the program that "
+            "wrote it",
+            disk->folder, version, DIRECTORY_FORMAT);
+    }
+    bool usable = fields == 2 && version == DIRECTORY_FORMAT && stored_bytes % KV_PAGE_BYTES == 0 &&
+                  stored_bytes > 0 && stored_bytes <= SEGMENT_BYTES_MAX;
+    if (usable) {
+        if (stored_bytes != *segment_bytes) {
+            kv_log_info("store", "keeping the directory's segment_bytes %ju", stored_bytes);
+        }
+        *segment_bytes = stored_bytes;
+        return KV_OK;
+    }
+    if (file != NULL) {
+        kv_log_warn("store", "%s is damaged: written anew", path);
+    }
+    return write_format(path, *segment_bytes, error);
+}
+
+/* ---- bounds ---- */
+
+static kv_status_t check_sizes(
+    const kvist_store_t *store, uint64_t segment_bytes, uint64_t disk_bytes, kv_error_t *error)
+{
+    uint64_t segment_min = KV_SEGMENT_HEADER_BYTES + 2 * kv_record_bytes_max(&store->layout);
+    if (segment_bytes < segment_min || segment_bytes > SEGMENT_BYTES_MAX ||
+        segment_bytes % KV_PAGE_BYTES != 0) {
+        return kv_fail(error, KV_INVALID,
+            "segment_bytes is %ju: it must be a multiple of %d from %ju (two records of this "
+            "model) to %ju",
+            (uintmax_t)segment_bytes, KV_PAGE_BYTES, (uintmax_t)segment_min,
+            (uintmax_t)SEGMENT_BYTES_MAX);
+    }
+    if (disk_bytes < 2 * segment_bytes || disk_bytes / segment_bytes > KV_SEGMENTS_MAX) {
+        return kv_fail(error, KV_INVALID, "disk_bytes is %ju: it must be %ju (2 segments) to %ju",
+            (uintmax_t)disk_bytes, (uintmax_t)(2 * segment_bytes),
+            (uintmax_t)(segment_bytes * KV_SEGMENTS_MAX));
+    }
+    return KV_OK;
+}
+
+/* ---- index entries into the table ---- */
+
+/* While the table fills, parents are known by key only. */
+typedef struct {
+    uint32_t object;
+    kvist_key_t parent;
+} orphan_t;
+
+typedef struct {
+    kvist_store_t *store;
+    orphan_t *orphans;
+    size_t count, capacity;
+    uint64_t dropped;
+} fill_t;
+
+/* Takes an object in from an index entry or a record; of two places the newer wins. true: this one
+ * is the object's place now. */
+static bool take_in(fill_t *fill, const kv_record_t *record, uint16_t segment, uint64_t offset)
+{
+    kvist_store_t *store = fill->store;
+    int name_space = kv_names_number(&store->namespaces, record->name_space.bytes);
+    int arithmetic = kv_names_number(&store->arithmetics, record->arithmetic);
+    int origin = kv_names_number(&store->origins, record->origin);
+    if (name_space == KV_NAMES_FULL || arithmetic == KV_NAMES_FULL) {
+        fill->dropped++;
+        return false;
+    }
+    uint32_t number = kv_table_find(store->table, &record->key);
+    if (number != KV_OBJECT_NONE) {
+        const kv_object_t *known = kv_table_at(store->table, number);
+        if (store->disk->segments.items[known->segment].generation > record->generation) {
+            return false;
+        }
+        kv_object_leave_disk(store, number); /* the caller puts its entry anew */
+    } else {
+        number = kv_table_insert(store->table, &record->key, KV_OBJECT_NONE);
+        if (number == KV_OBJECT_NONE) {
+            fill->dropped++;
+            return false;
+        }
+        store->stats.unsaved_objects++;
+        if (fill->count == fill->capacity) {
+            fill->capacity = fill->capacity > 0 ? 2 * fill->capacity : 1024;
+            fill->orphans = kv_reallocate(fill->orphans, fill->capacity, sizeof(orphan_t));
+        }
+        fill->orphans[fill->count++] = (orphan_t){number, record->parent};
+    }
+    kv_object_t *object = kv_table_at(store->table, number);
+    object->position = record->position;
+    object->name_space = (uint16_t)name_space;
+    object->arithmetic = (uint8_t)arithmetic;
+    object->origin = origin == KV_NAMES_FULL ? store->origin : (uint8_t)origin;
+    object->used_ms = record->used_unix_ns / KV_NS_PER_MS;
+    object->created_s = (uint32_t)(record->created_unix_ns / KV_NS_PER_S);
+    kv_object_enter_disk(store, number, segment, (uint32_t)(offset / KV_PAGE_BYTES),
+        (uint16_t)(record->stored_bytes / KV_PAGE_BYTES));
+    return true;
+}
+
+static void visit_segment(fill_t *fill, uint32_t number, const uint8_t *value)
+{
+    kv_segments_t *segments = &fill->store->disk->segments;
+    uint64_t generation = kv_get_u64(value), indexed_bytes = kv_get_u64(value + 8);
+    if (generation > segments->generation_last) {
+        segments->generation_last = generation; /* its header may be lost */
+    }
+    if (number < segments->count_max && segments->items[number].state == KV_SEGMENT_FULL &&
+        segments->items[number].generation == generation &&
+        indexed_bytes <= segments->segment_bytes) {
+        segments->items[number].indexed_bytes = indexed_bytes;
+    }
+}
+
+static bool decode_entry(const uint8_t *key, const uint8_t *value, kv_record_t *record,
+    uint16_t *segment_out, uint64_t *offset_out)
+{
+    *segment_out = kv_get_u16(value + 2);
+    *offset_out = (uint64_t)kv_get_u32(value + 4) * KV_PAGE_BYTES;
+    *record = (kv_record_t){
+        .generation = kv_get_u64(value + 8),
+        .stored_bytes = (uint64_t)kv_get_u32(value + 16) * KV_PAGE_BYTES,
+        .position = kv_get_u32(value + 20),
+        .created_unix_ns = kv_get_u64(value + 24),
+        .used_unix_ns = kv_get_u64(value + 32),
+    };
+    memcpy(record->key.bytes, key + 1, KVIST_KEY_BYTES);
+    memcpy(record->parent.bytes, value + 40, KVIST_KEY_BYTES);
+    memcpy(record->name_space.bytes, value + 72, KVIST_KEY_BYTES);
+    memcpy(record->origin, value + 104, KV_ORIGIN_BYTES - 1);
+    memcpy(record->arithmetic, value + 136, KV_ARITHMETIC_BYTES - 1);
+    return value[0] == 1 && record->position < KVIST_CHAIN_BLOCKS_MAX &&
+           record->stored_bytes <= (uint64_t)UINT16_MAX * KV_PAGE_BYTES && record->stored_bytes > 0;
+}
+
+static void visit_entry(
+    void *context, const uint8_t *key, size_t key_bytes, const uint8_t *value, size_t value_bytes)
+{
+    fill_t *fill = context;
+    kvist_store_t *store = fill->store;
+    kv_segments_t *segments = &store->disk->segments;
+    if (key_bytes == 3 && key[0] == 's' && value_bytes == 16) {
+        visit_segment(fill, kv_get_u16(key + 1), value);
+        return;
+    }
+    if (key_bytes != 1 + KVIST_KEY_BYTES || key[0] != 'o') {
+        return;
+    }
+    kv_record_t record;
+    uint16_t segment;
+    uint64_t offset;
+    bool good =
+        value_bytes == KV_ENTRY_BYTES && decode_entry(key, value, &record, &segment, &offset) &&
+        segment < segments->count_max && segments->items[segment].state == KV_SEGMENT_FULL &&
+        segments->items[segment].generation == record.generation &&
+        offset >= KV_SEGMENT_HEADER_BYTES &&
+        offset + record.stored_bytes <= segments->segment_bytes;
+    if (good) {
+        take_in(fill, &record, segment, offset);
+    } else {
+        kv_index_batch_delete(&store->disk->filling, key, key_bytes);
+        fill->dropped++;
+    }
+}
+
+/* ---- scanning records ---- */
+
+typedef struct {
+    int fd;
+    char *buffer; /* page-aligned */
+    size_t buffer_bytes;
+    char *scratch;
+    uint32_t *tokens;
+} scan_t;
+
+/* Reads the record at the offset and proves it, all of it if `whole`. Its length, or 0. */
+static uint64_t scan_record(const kvist_store_t *store, const scan_t *scan, uint64_t offset,
+    uint64_t generation, bool whole, kv_record_t *record_out, bool *same_layout_out)
+{
+    uint64_t left = store->disk->segments.segment_bytes - offset;
+    size_t header_bytes = kv_record_header_bytes(&store->layout);
+    size_t wanted = whole ? scan->buffer_bytes : header_bytes;
+    ssize_t got = pread(scan->fd, scan->buffer, wanted < left ? wanted : left, (off_t)offset);
+    if (got < KV_PAGE_BYTES || kv_record_read(&store->layout, scan->buffer, (size_t)got, record_out,
+                                   same_layout_out) != KV_OK) {
+        return 0;
+    }
+    if (record_out->generation != generation || record_out->stored_bytes > left) {
+        return 0;
+    }
+    const void *object;
+    if (whole && *same_layout_out &&
+        (record_out->stored_bytes > (uint64_t)got ||
+            kv_record_verify(&store->layout, record_out, scan->buffer, record_out->stored_bytes,
+                scan->scratch, &object, scan->tokens) != KV_OK)) {
+        return 0;
+    }
+    return record_out->stored_bytes;
+}
+
+/* From `offset` to the first place without a record. */
+static uint32_t scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool whole)
+{
+    kvist_store_t *store = fill->store;
+    kv_disk_t *disk = store->disk;
+    kv_segment_t *segment = &disk->segments.items[number];
+    char path[KV_FOLDER_BYTES + 64];
+    kv_segment_path(disk->folder, number, path, sizeof path);
+    scan->fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (scan->fd < 0) {
+        return 0;
+    }
+    uint64_t offset = segment->indexed_bytes > 0 ? segment->indexed_bytes : KV_SEGMENT_HEADER_BYTES;
+    uint32_t count = 0;
+    kv_record_t record;
+    bool same_layout;
+    uint64_t bytes;
+    while (offset + KV_PAGE_BYTES <= disk->segments.segment_bytes &&
+           (bytes = scan_record(
+                store, scan, offset, segment->generation, whole, &record, &same_layout)) > 0) {
+        if (take_in(fill, &record, (uint16_t)number, offset)) {
+            kv_persist_put_entry(store, &record, (uint16_t)number, offset, segment->generation);
+        }
+        offset += bytes;
+        count++;
+    }
+    close(scan->fd);
+    segment->indexed_bytes = segment->append_bytes = offset;
+    kv_persist_put_segment(store, number);
+    return count;
+}
+
+static uint32_t newest_segment(const kv_segments_t *segments, uint64_t below)
+{
+    uint32_t newest = KV_SEGMENT_NONE;
+    for (uint32_t i = 0; i < segments->count_max; i++) {
+        const kv_segment_t *segment = &segments->items[i];
+        if (segment->state == KV_SEGMENT_FULL && segment->generation < below &&
+            (newest == KV_SEGMENT_NONE ||
+                segment->generation > segments->items[newest].generation)) {
+            newest = i;
+        }
+    }
+    return newest;
+}
+
+/* The records that the index does not know: in the two youngest segments after a crash, in all of
+ * them when the index is new. The youngest is then open again. */
+static void scan_segments(fill_t *fill, bool rebuild)
+{
+    kvist_store_t *store = fill->store;
+    kv_disk_t *disk = store->disk;
+    kv_segments_t *segments = &disk->segments;
+    kv_region_t region;
+    kv_error_t error;
+    if (kv_region_map(kv_record_bytes_max(&store->layout), &region, &error) != KV_OK) {
+        kv_log_warn("store", "%s: records that are not indexed stay unknown", error.text);
+        return;
+    }
+    scan_t scan = {
+        .buffer = region.base,
+        .buffer_bytes = kv_record_bytes_max(&store->layout),
+        .scratch = kv_allocate(store->layout.object_bytes),
+        .tokens = kv_allocate_array(store->layout.shape.block_tokens, sizeof(uint32_t)),
+    };
+    uint32_t count = 0, youngest = newest_segment(segments, UINT64_MAX);
+    if (rebuild) {
+        for (uint32_t i = 0; i < segments->count_max; i++) {
+            if (segments->items[i].state == KV_SEGMENT_FULL) {
+                count += scan_segment(fill, &scan, i, i == youngest);
+            }
+        }
+    } else if (youngest != KV_SEGMENT_NONE) {
+        uint32_t before = newest_segment(segments, segments->items[youngest].generation);
+        if (before != KV_SEGMENT_NONE) {
+            count += scan_segment(fill, &scan, before, true);
+        }
+        count += scan_segment(fill, &scan, youngest, true);
+    }
+    if (youngest != KV_SEGMENT_NONE) {
+        segments->items[youngest].state = KV_SEGMENT_OPEN;
+        disk->open_segment = youngest;
+    }
+    if (count > 0) {
+        kv_log_info("store", "found %u records that the index did not know", count);
+    }
+    free(scan.scratch);
+    free(scan.tokens);
+    kv_region_unmap(&region);
+}
+
+/* Links children to parents; what has none, or one at a wrong position, is dropped. */
+static void link_chains(fill_t *fill)
+{
+    kvist_store_t *store = fill->store;
+    for (size_t i = 0; i < fill->count; i++) {
+        const orphan_t *orphan = &fill->orphans[i];
+        kv_object_t *object = kv_table_at(store->table, orphan->object);
+        uint32_t parent = kv_table_find(store->table, &orphan->parent);
+        if (object->position > 0 && parent != KV_OBJECT_NONE &&
+            kv_table_at(store->table, parent)->position + 1 == object->position) {
+            kv_table_adopt(store->table, parent, orphan->object);
+        }
+    }
+    for (size_t i = 0; i < fill->count; i++) {
+        uint32_t number = fill->orphans[i].object;
+        kv_object_t *object = kv_table_at(store->table, number);
+        if ((object->flags & KV_OBJECT_USED) != 0 && object->position > 0 &&
+            object->parent == KV_OBJECT_NONE) {
+            kv_object_drop(store, number);
+            fill->dropped++;
+        }
+    }
+    free(fill->orphans);
+}
+
+/* ---- open and close ---- */
+
+static kv_status_t open_index(
+    kv_disk_t *disk, const kv_store_seams_t *seams, bool *rebuild_out, kv_error_t *error)
+{
+    *rebuild_out = false;
+    if (seams != NULL && seams->memory_index != NULL) {
+        disk->index = kv_index_memory_open(seams->memory_index);
+        return KV_OK;
+    }
+    char path[KV_FOLDER_BYTES + 16];
+    struct stat status;
+    snprintf(path, sizeof path, "%s/index", disk->folder);
+    bool existed = stat(path, &status) == 0;
+    kv_status_t result = kv_index_rocksdb_open(path, &disk->index, error);
+    if (result != KV_CORRUPT) {
+        *rebuild_out = !existed;
+        return result;
+    }
+    kv_log_warn("store", "%s: made anew from the records", error->text);
+    /* Out of the way first: a damaged database may not even be removable as one. */
+    char aside[KV_FOLDER_BYTES + 32];
+    snprintf(aside, sizeof aside, "%s/index.damaged", disk->folder);
+    kv_index_rocksdb_destroy(aside, NULL);
+    if (rename(path, aside) != 0) {
+        kv_index_rocksdb_destroy(path, NULL);
+    }
+    *rebuild_out = true;
+    return kv_index_rocksdb_open(path, &disk->index, error);
+}
+
+static kv_status_t open_staging(kvist_store_t *store, kv_error_t *error)
+{
+    kv_disk_t *disk = store->disk;
+    size_t record_bytes = kv_record_bytes_max(&store->layout);
+    size_t run_bytes = disk->segments.segment_bytes / 8 / KV_PAGE_BYTES * KV_PAGE_BYTES;
+    run_bytes = run_bytes < RUN_BYTES ? run_bytes : RUN_BYTES;
+    disk->staging_bytes = run_bytes > record_bytes ? run_bytes : record_bytes;
+    for (int i = 0; i < KV_STAGING_COUNT; i++) {
+        disk->staging_free[disk->staging_free_count++] = i;
+    }
+    return kv_region_map(KV_STAGING_COUNT * disk->staging_bytes, &disk->staging_region, error);
+}
+
+static kv_status_t read_directory(
+    kvist_store_t *store, const kv_store_seams_t *seams, kv_error_t *error)
+{
+    fill_t fill = {.store = store};
+    kv_disk_t *disk = store->disk;
+    bool rebuild;
+    kv_error_t reason;
+    kv_status_t status = open_index(disk, seams, &rebuild, &reason);
+    if (status == KV_OK) {
+        status = disk->index->ops->iterate(disk->index, visit_entry, &fill, &reason);
+        if (status == KV_CORRUPT) {
+            /* What was read is good; the records tell the rest. */
+            kv_log_warn("store", "%s: completed from the records", reason.text);
+            for (uint32_t i = 0; i < disk->segments.count_max; i++) {
+                disk->segments.items[i].indexed_bytes = 0;
+            }
+            rebuild = true;
+            status = KV_OK;
+        }
+    }
+    if (status != KV_OK) {
+        free(fill.orphans);
+        return kv_fail(error, status, "%s", reason.text);
+    }
+    scan_segments(&fill, rebuild);
+    link_chains(&fill);
+    if (fill.dropped > 0) {
+        kv_log_info("store", "dropped %ju index entries that point nowhere or have no parent",
+            (uintmax_t)fill.dropped);
+    }
+    return KV_OK;
+}
+
+kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *params,
+    const kv_store_seams_t *seams, kv_error_t *error)
+{
+    if (strlen(params->directory) >= KV_FOLDER_BYTES) {
+        return kv_fail(error, KV_INVALID, "directory is longer than %d bytes", KV_FOLDER_BYTES - 1);
+    }
+    uint64_t segment_bytes =
+        params->segment_bytes != 0 ? params->segment_bytes : SEGMENT_BYTES_DEFAULT;
+    kv_status_t status = check_sizes(store, segment_bytes, params->disk_bytes, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    if (mkdir(params->directory, 0700) != 0 && errno != EEXIST) {
+        return kv_fail_errno(error, errno, "cannot make the directory %s", params->directory);
+    }
+    kv_disk_t *disk = kv_allocate(sizeof *disk);
+    store->disk = disk;
+    disk->lock_fd = -1;
+    disk->open_segment = KV_SEGMENT_NONE;
+    snprintf(disk->folder, sizeof disk->folder, "%s", params->directory);
+    status = lock_directory(disk, error);
+    if (status == KV_OK) {
+        status = read_format(disk, &segment_bytes, error);
+    }
+    if (status == KV_OK) {
+        status = check_sizes(store, segment_bytes, params->disk_bytes, error);
+    }
+    if (status == KV_OK) {
+        disk->segments_max = (uint32_t)(params->disk_bytes / segment_bytes);
+        status = kv_segments_open(
+            &disk->segments, disk->folder, segment_bytes, disk->segments_max, error);
+    }
+    if (status == KV_OK) {
+        status = open_staging(store, error);
+    }
+    if (status == KV_OK) {
+        status = kv_ring_open(params->io, &disk->staging_region,
+            seams != NULL ? &seams->faults : NULL, &disk->ring, error);
+        disk->segments.ring = disk->ring;
+    }
+    if (status == KV_OK) {
+        status = read_directory(store, seams, error);
+    }
+    if (status != KV_OK) {
+        kv_directory_close(store);
+        return status;
+    }
+    disk->index_writer = kv_workers_create("kv-index", 1, 2);
+    kv_store_kick(store); /* the first poll writes what opening changed in the index */
+    return KV_OK;
+}
+
+void kv_directory_close(kvist_store_t *store)
+{
+    kv_disk_t *disk = store->disk;
+    kv_workers_destroy(disk->index_writer);
+    if (disk->index != NULL) {
+        disk->index->ops->close(disk->index);
+    }
+    kv_segments_close(&disk->segments);
+    kv_ring_close(disk->ring);
+    kv_region_unmap(&disk->staging_region);
+    kv_index_batch_release(&disk->filling);
+    free(disk->queue);
+    if (disk->lock_fd >= 0) {
+        close(disk->lock_fd);
+    }
+    free(disk);
+    store->disk = NULL;
+}

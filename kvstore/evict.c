@@ -1,0 +1,163 @@
+/* Eviction: device -> host -> disk, what was used longest ago first, leaves before their parents.
+ *
+ * The used lists are in that order by themselves: a lease holds a whole prefix and gives it back
+ * leaf first, so that a parent is never older than its child. A copy that another tier has is
+ * simply let go; the last copy is first brought down a tier, and where there is none below, the
+ * object is dropped with whatever still descends from it. */
+#include "kvstore/store_internal.h"
+
+#include "base/check.h"
+#include "base/checksum.h"
+#include "base/memory.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { LOOK_AT_MAX = 256 }; /* bounds the walk past what is busy */
+
+typedef struct {
+    kv_task_t task;
+    uint32_t object, device_slot, host_slot;
+} move_t;
+
+static void copy_to_host(kv_task_t *task)
+{
+    move_t *move = (move_t *)task;
+    kvist_store_t *store = task->store;
+    char *to = kv_store_host_bytes(store, move->host_slot);
+    size_t bytes = store->layout.object_bytes;
+    store->device->ops->copy_out(
+        store->device, to, kv_store_device_bytes(store, move->device_slot), bytes);
+    store->host_pool.slots[move->host_slot].checksum = kv_checksum(to, bytes);
+    kv_store_finish(task);
+}
+
+static void move_done(kv_task_t *task)
+{
+    move_t *move = (move_t *)task;
+    kvist_store_t *store = task->store;
+    kv_object_t *object = kv_table_at(store->table, move->object);
+    object->flags &= (uint16_t)~KV_OBJECT_MOVING;
+    store->moves_out--;
+    if ((object->flags & KV_OBJECT_DEAD) != 0) {
+        kv_pool_give(&store->host_pool, move->host_slot);
+        kv_object_settle(store, move->object);
+        free(move);
+        return;
+    }
+    kv_pool_set_object(&store->host_pool, move->host_slot, move->object);
+    object->host_slot = move->host_slot;
+    store->stats.tiers[KVIST_TIER_HOST].written_bytes += store->layout.object_bytes;
+    if (object->reference_count == 0) {
+        kv_pool_list(&store->host_pool, move->host_slot);
+        if ((object->flags & KV_OBJECT_BUSY) == 0) {
+            kv_object_leave_device(store, move->object);
+            store->stats.tiers[KVIST_TIER_DEVICE].evicted_objects++;
+        }
+    }
+    free(move);
+}
+
+static void start_move(kvist_store_t *store, uint32_t number, uint32_t host_slot)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    move_t *move = kv_allocate(sizeof *move);
+    *move = (move_t){
+        .task = {.work = copy_to_host, .done = move_done, .store = store},
+        .object = number,
+        .device_slot = object->device_slot,
+        .host_slot = host_slot,
+    };
+    memcpy(kv_pool_tokens(&store->host_pool, host_slot),
+        kv_pool_tokens(&store->device_pool, object->device_slot),
+        store->layout.shape.block_tokens * sizeof(uint32_t));
+    object->flags |= KV_OBJECT_MOVING;
+    store->moves_out++;
+    kv_store_submit(store, &move->task);
+}
+
+/* A free host slot, made by evicting if need be. *coming_out: writes under way will make one. */
+static uint32_t take_host_slot(kvist_store_t *store, bool *coming_out)
+{
+    kv_pool_t *pool = &store->host_pool;
+    uint32_t slot = kv_pool_take(pool);
+    uint32_t at = pool->oldest;
+    *coming_out = false;
+    for (uint32_t looked = 0; slot == KV_SLOT_NONE && at != KV_SLOT_NONE && looked < LOOK_AT_MAX;
+         looked++) {
+        uint32_t number = pool->slots[at].object;
+        uint32_t newer = pool->slots[at].newer;
+        kv_object_t *object = kv_table_at(store->table, number);
+        if ((object->flags & KV_OBJECT_BUSY) != 0) {
+            *coming_out = true;
+        } else if (kv_object_on_device(store, object) || kv_object_on_disk(object)) {
+            kv_object_leave_host(store, number);
+            store->stats.tiers[KVIST_TIER_HOST].evicted_objects++;
+            slot = kv_pool_take(pool);
+        } else if (kv_persist_usable(store)) {
+            kv_persist_queue(store, number);
+            *coming_out = true;
+        } else {
+            kv_object_drop(store, number);
+            store->stats.tiers[KVIST_TIER_HOST].evicted_objects++;
+            slot = kv_pool_take(pool);
+        }
+        at = newer;
+    }
+    return slot;
+}
+
+typedef enum { FREED, COMING, STUCK } outcome_t;
+
+/* One step for the object in a device slot that nobody holds. */
+static outcome_t evict_one(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    if ((object->flags & KV_OBJECT_BUSY) != 0) {
+        return COMING;
+    }
+    if (kv_object_on_host(object) || kv_object_on_disk(object)) {
+        kv_object_leave_device(store, number);
+        store->stats.tiers[KVIST_TIER_DEVICE].evicted_objects++;
+        return FREED;
+    }
+    if (store->host_pool.slot_count > 0) {
+        bool coming;
+        uint32_t host_slot = take_host_slot(store, &coming);
+        /* Making room may have dropped this very object's subtree, or let go other copies. */
+        if (host_slot != KV_SLOT_NONE) {
+            if ((object->flags & KV_OBJECT_DEAD) != 0) {
+                kv_pool_give(&store->host_pool, host_slot);
+                return FREED;
+            }
+            start_move(store, number, host_slot);
+            return COMING;
+        }
+        if (coming) {
+            return STUCK;
+        }
+    }
+    if (kv_persist_usable(store)) {
+        kv_persist_queue(store, number);
+        return COMING;
+    }
+    kv_object_drop(store, number);
+    store->stats.tiers[KVIST_TIER_DEVICE].evicted_objects++;
+    return FREED;
+}
+
+void kv_evict_device(kvist_store_t *store, uint32_t wanted)
+{
+    kv_pool_t *pool = &store->device_pool;
+    uint32_t target = pool->free_count + wanted, coming = 0;
+    uint32_t at = pool->oldest;
+    while (at != KV_SLOT_NONE && pool->free_count + coming < target) {
+        uint32_t number = pool->slots[at].object, newer = pool->slots[at].newer;
+        outcome_t outcome = evict_one(store, number);
+        if (outcome == STUCK) {
+            break;
+        }
+        coming += outcome == COMING;
+        at = newer;
+    }
+}

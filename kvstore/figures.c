@@ -1,0 +1,216 @@
+#include "kvstore/figures.h"
+
+#include "base/memory.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- stats ---- */
+
+void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out)
+{
+    *stats_out = store->stats;
+    const kv_pool_t *pools[] = {&store->device_pool, &store->host_pool};
+    for (int i = 0; i < 2; i++) {
+        kvist_tier_stats_t *tier = &stats_out->tiers[KVIST_TIER_DEVICE + i];
+        tier->capacity_bytes = pools[i]->slot_count * (uint64_t)store->layout.object_bytes;
+        tier->object_count = pools[i]->object_count;
+        tier->used_bytes = tier->object_count * store->layout.object_bytes;
+    }
+    stats_out->leases = store->lease_count;
+    stats_out->slots_free = store->device_pool.free_count;
+    stats_out->slots_private = store->device_pool.slot_count - store->device_pool.free_count -
+                               store->device_pool.object_count;
+    stats_out->io = store->disk != NULL ? kv_ring_name(store->disk->ring) : "none";
+    if (store->disk != NULL) {
+        stats_out->disk_offline = store->disk->offline;
+        stats_out->tiers[KVIST_TIER_DISK].capacity_bytes =
+            store->disk->segments_max * store->disk->segments.segment_bytes;
+    }
+}
+
+/* ---- metrics ---- */
+
+typedef enum { COUNTER, GAUGE } kind_t;
+
+/* One figure of a tier, or of the store. */
+typedef struct {
+    kind_t kind;
+    const char *name, *help;
+    size_t offset; /* in kvist_tier_stats_t or kvist_stats_t */
+} figure_t;
+
+#define TIER(member) offsetof(kvist_tier_stats_t, member)
+static const figure_t TIER_FIGURES[] = {
+    {GAUGE, "kvist_store_capacity_bytes", "Size of the tier.", TIER(capacity_bytes)},
+    {GAUGE, "kvist_store_used_bytes", "Bytes of objects in the tier.", TIER(used_bytes)},
+    {GAUGE, "kvist_store_objects", "Objects in the tier.", TIER(object_count)},
+    {COUNTER, "kvist_store_hit_blocks_total", "Blocks served from the tier.", TIER(hit_blocks)},
+    {COUNTER, "kvist_store_read_bytes_total", "Bytes loaded from the tier.", TIER(read_bytes)},
+    {COUNTER, "kvist_store_written_bytes_total", "Bytes stored in the tier.", TIER(written_bytes)},
+    {COUNTER, "kvist_store_evicted_objects_total", "Objects that left the tier for want of room.",
+        TIER(evicted_objects)},
+};
+
+#define STORE(member) offsetof(kvist_stats_t, member)
+static const figure_t STORE_FIGURES[] = {
+    {GAUGE, "kvist_store_leases", "Leases held.", STORE(leases)},
+    {GAUGE, "kvist_store_slots_free", "Free device slots.", STORE(slots_free)},
+    {GAUGE, "kvist_store_slots_private", "Device slots being computed into.", STORE(slots_private)},
+    {GAUGE, "kvist_store_unsaved_objects", "Objects that are not durable.", STORE(unsaved_objects)},
+    {COUNTER, "kvist_store_damaged_objects_total", "Stored bytes that proved wrong.",
+        STORE(damaged_objects)},
+    {COUNTER, "kvist_store_failed_reads_total", "Reads that failed for now.", STORE(failed_reads)},
+    {COUNTER, "kvist_store_failed_writes_total", "Writes that failed.", STORE(failed_writes)},
+};
+
+enum {
+    LOCAL_TIERS = 3,
+    TIER_FIGURE_COUNT = sizeof TIER_FIGURES / sizeof TIER_FIGURES[0],
+    STORE_FIGURE_COUNT = sizeof STORE_FIGURES / sizeof STORE_FIGURES[0],
+};
+
+struct kv_store_metrics {
+    kv_metric_t *tiers[LOCAL_TIERS][TIER_FIGURE_COUNT];
+    kv_metric_t *store[STORE_FIGURE_COUNT];
+    kv_metric_t *misses[KVIST_MISS_COUNT];
+};
+
+static kv_metric_t *register_figure(const figure_t *figure, const char *labels)
+{
+    return figure->kind == COUNTER ? kv_metric_counter(figure->name, labels, figure->help)
+                                   : kv_metric_gauge(figure->name, labels, figure->help);
+}
+
+void kv_figures_open(kvist_store_t *store, const kvist_store_params_t *params)
+{
+    (void)params;
+    struct kv_store_metrics *metrics = kv_allocate(sizeof *metrics);
+    char labels[64];
+    for (int tier = 0; tier < LOCAL_TIERS; tier++) {
+        snprintf(labels, sizeof labels, "tier=\"%s\"", kvist_tier_name((kvist_tier_t)tier));
+        for (int i = 0; i < TIER_FIGURE_COUNT; i++) {
+            metrics->tiers[tier][i] = register_figure(&TIER_FIGURES[i], labels);
+        }
+    }
+    for (int i = 0; i < STORE_FIGURE_COUNT; i++) {
+        metrics->store[i] = register_figure(&STORE_FIGURES[i], "");
+    }
+    for (int miss = 0; miss < KVIST_MISS_COUNT; miss++) {
+        snprintf(labels, sizeof labels, "reason=\"%s\"", kvist_miss_name((kvist_miss_t)miss));
+        metrics->misses[miss] = kv_metric_counter(
+            "kvist_store_matches_total", labels, "Matches, by why they found no more.");
+    }
+    store->metrics = metrics;
+    kv_figures_publish(store);
+}
+
+void kv_figures_close(kvist_store_t *store)
+{
+    free(store->metrics);
+    store->metrics = NULL;
+}
+
+static void tell(kv_metric_t *metric, kind_t kind, uint64_t now, uint64_t before)
+{
+    if (kind == GAUGE) {
+        kv_metric_set(metric, (double)now);
+    } else if (now != before) {
+        kv_metric_add(metric, (double)(now - before));
+    }
+}
+
+static uint64_t value_at(const void *stats, size_t offset)
+{
+    uint64_t value;
+    memcpy(&value, (const char *)stats + offset, sizeof value);
+    return value;
+}
+
+void kv_figures_publish(kvist_store_t *store)
+{
+    const struct kv_store_metrics *metrics = store->metrics;
+    kvist_stats_t now, *before = &store->published;
+    kvist_store_stats(store, &now);
+    for (int tier = 0; tier < LOCAL_TIERS; tier++) {
+        for (int i = 0; i < TIER_FIGURE_COUNT; i++) {
+            const figure_t *figure = &TIER_FIGURES[i];
+            tell(metrics->tiers[tier][i], figure->kind, value_at(&now.tiers[tier], figure->offset),
+                value_at(&before->tiers[tier], figure->offset));
+        }
+    }
+    for (int i = 0; i < STORE_FIGURE_COUNT; i++) {
+        const figure_t *figure = &STORE_FIGURES[i];
+        tell(metrics->store[i], figure->kind, value_at(&now, figure->offset),
+            value_at(before, figure->offset));
+    }
+    for (int miss = 0; miss < KVIST_MISS_COUNT; miss++) {
+        tell(metrics->misses[miss], COUNTER, now.miss_count[miss], before->miss_count[miss]);
+    }
+    *before = now;
+}
+
+/* ---- the list of contexts ---- */
+
+static kvist_tier_t tier_of(const kvist_store_t *store, const kv_object_t *object)
+{
+    if (kv_object_on_device(store, object)) {
+        return KVIST_TIER_DEVICE;
+    }
+    return kv_object_on_host(object) ? KVIST_TIER_HOST : KVIST_TIER_DISK;
+}
+
+static void describe(const kvist_store_t *store, uint32_t leaf, kvist_context_t *entry)
+{
+    const kv_object_t *object = kv_table_at(store->table, leaf);
+    *entry = (kvist_context_t){
+        .key = object->key,
+        .token_count = (uint64_t)(object->position + 1) * store->layout.shape.block_tokens,
+        .bytes = (uint64_t)(object->position + 1) * store->layout.object_bytes,
+        .created_unix_ns = (uint64_t)object->created_s * KV_NS_PER_S,
+        .used_unix_ns = (uint64_t)object->used_ms * KV_NS_PER_MS,
+    };
+    memcpy(entry->name_space.bytes, kv_names_at(&store->namespaces, object->name_space),
+        KVIST_KEY_BYTES);
+    memcpy(entry->origin, kv_names_at(&store->origins, object->origin), KV_ORIGIN_BYTES);
+    for (uint32_t at = leaf; at != KV_OBJECT_NONE; at = kv_table_at(store->table, at)->parent) {
+        kvist_tier_t tier = tier_of(store, kv_table_at(store->table, at));
+        entry->tier = tier > entry->tier ? tier : entry->tier;
+    }
+}
+
+typedef struct {
+    uint64_t used_ms;
+    uint32_t number;
+} leaf_t;
+
+static int newest_first(const void *left, const void *right)
+{
+    const leaf_t *a = left, *b = right;
+    if (a->used_ms != b->used_ms) {
+        return a->used_ms > b->used_ms ? -1 : 1;
+    }
+    return a->number > b->number ? -1 : 1;
+}
+
+void kvist_store_list(const kvist_store_t *store, size_t count_max,
+    void (*visit)(void *context, const kvist_context_t *entry), void *context)
+{
+    size_t count = 0;
+    leaf_t *leaves = kv_allocate_array(kv_table_count(store->table), sizeof *leaves);
+    for (uint32_t number = 0; number < kv_table_bound(store->table); number++) {
+        const kv_object_t *object = kv_table_at(store->table, number);
+        if ((object->flags & KV_OBJECT_USED) != 0 && (object->flags & KV_OBJECT_DEAD) == 0 &&
+            object->first_child == KV_OBJECT_NONE) {
+            leaves[count++] = (leaf_t){object->used_ms, number};
+        }
+    }
+    qsort(leaves, count, sizeof *leaves, newest_first);
+    for (size_t i = 0; i < count && i < count_max; i++) {
+        kvist_context_t entry;
+        describe(store, leaves[i].number, &entry);
+        visit(context, &entry);
+    }
+    free(leaves);
+}

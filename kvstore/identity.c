@@ -1,0 +1,226 @@
+#include "kvstore/identity.h"
+
+#include "base/bytes.h"
+#include "base/memory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* The one-shot interface costs 150 ns a block less than a digest context, and a long prompt has
+ * thousands of blocks. */
+#define OPENSSL_SUPPRESS_DEPRECATED
+#include <openssl/sha.h>
+
+static const char NAMESPACE_LABEL[] = "kvist.namespace.1";
+enum { KEY_VERSION = 1, TOKENS_AT_ONCE = 128, READ_BYTES = 1 << 20 };
+
+/* A length (u64) and the bytes: no two lists of fields have one encoding. */
+static void hash_field(SHA256_CTX *context, const void *bytes, size_t count)
+{
+    uint8_t length[8];
+    kv_put_u64(length, count);
+    SHA256_Update(context, length, sizeof length);
+    SHA256_Update(context, bytes, count);
+}
+
+kvist_key_t kvist_namespace(const kvist_namespace_params_t *params)
+{
+    uint8_t layout[20], dtype[4], codec_class[4];
+    kv_put_u32(layout, params->shape.layer_count);
+    kv_put_u32(layout + 4, params->shape.kv_head_count);
+    kv_put_u32(layout + 8, params->shape.head_dim);
+    kv_put_u32(layout + 12, params->shape.block_tokens);
+    kv_put_u32(layout + 16, params->shape.element_bytes);
+    kv_put_u32(dtype, (uint32_t)params->dtype);
+    kv_put_u32(codec_class, (uint32_t)params->codec_class);
+    const char *adapter = params->adapter != NULL ? params->adapter : "";
+
+    SHA256_CTX context;
+    kvist_key_t key;
+    SHA256_Init(&context);
+    hash_field(&context, NAMESPACE_LABEL, sizeof NAMESPACE_LABEL - 1);
+    hash_field(&context, params->model.bytes, sizeof params->model.bytes);
+    hash_field(&context, layout, sizeof layout);
+    hash_field(&context, dtype, sizeof dtype);
+    hash_field(&context, codec_class, sizeof codec_class);
+    hash_field(&context, params->salt, params->salt_bytes);
+    hash_field(&context, adapter, strlen(adapter));
+    SHA256_Final(key.bytes, &context);
+    return key;
+}
+
+kvist_key_t kv_identity_block_key(
+    const kvist_key_t *parent, const uint32_t *tokens, uint32_t token_count)
+{
+    uint8_t head[40], encoded[TOKENS_AT_ONCE * 4];
+    kv_put_u32(head, KEY_VERSION);
+    memcpy(head + 4, parent->bytes, KVIST_KEY_BYTES);
+    kv_put_u32(head + 36, token_count);
+
+    SHA256_CTX context;
+    kvist_key_t key;
+    SHA256_Init(&context);
+    SHA256_Update(&context, head, sizeof head);
+    for (uint32_t at = 0; at < token_count; at += TOKENS_AT_ONCE) {
+        uint32_t count = token_count - at < TOKENS_AT_ONCE ? token_count - at : TOKENS_AT_ONCE;
+        for (uint32_t i = 0; i < count; i++) {
+            kv_put_u32(encoded + (size_t)4 * i, tokens[at + i]);
+        }
+        SHA256_Update(&context, encoded, (size_t)4 * count);
+    }
+    uint8_t extra_bytes[4] = {0}; /* the length of the extra keys: none yet */
+    SHA256_Update(&context, extra_bytes, sizeof extra_bytes);
+    SHA256_Final(key.bytes, &context);
+    return key;
+}
+
+void kvist_keys(const kvist_key_t *name_space, const uint32_t *tokens, size_t token_count,
+    uint32_t block_tokens, kvist_key_t *keys_out)
+{
+    const kvist_key_t *parent = name_space;
+    for (size_t block = 0; block < token_count / block_tokens; block++) {
+        keys_out[block] =
+            kv_identity_block_key(parent, tokens + block * block_tokens, block_tokens);
+        parent = &keys_out[block];
+    }
+}
+
+kvist_key_t kv_identity_digest(const void *bytes, size_t count)
+{
+    kvist_key_t key;
+    SHA256(bytes, count, key.bytes);
+    return key;
+}
+
+/* ---- fingerprints ---- */
+
+/* What tells one state of a file from another without reading it. */
+static void describe_file(const struct stat *status, char *text_out, size_t bytes)
+{
+    snprintf(text_out, bytes, "kvist-fingerprint 1 %ju %ju %jd %jd.%09ld",
+        (uintmax_t)status->st_dev, (uintmax_t)status->st_ino, (intmax_t)status->st_size,
+        (intmax_t)status->st_mtim.tv_sec, status->st_mtim.tv_nsec);
+}
+
+static void cache_path(
+    const char *folder, const struct stat *status, char *path_out, size_t path_bytes)
+{
+    snprintf(path_out, path_bytes, "%s/fingerprint-%ju-%ju", folder, (uintmax_t)status->st_dev,
+        (uintmax_t)status->st_ino);
+}
+
+/* The remembered digest, if it is of this very state of the file. A damaged note is no note. */
+static bool recall(const char *path, const char *description, kvist_key_t *key_out)
+{
+    FILE *file = fopen(path, "re");
+    if (file == NULL) {
+        return false;
+    }
+    char line[256], digest[256];
+    bool same =
+        fgets(line, sizeof line, file) != NULL && fgets(digest, sizeof digest, file) != NULL;
+    fclose(file);
+    if (!same) {
+        return false;
+    }
+    line[strcspn(line, "\n")] = '\0';
+    digest[strcspn(digest, "\n")] = '\0';
+    /* The digest of the digest's text guards the note itself. */
+    char *check = strchr(digest, ' ');
+    if (check == NULL) {
+        return false;
+    }
+    *check++ = '\0';
+    kvist_key_t guard = kv_identity_digest(digest, strlen(digest));
+    char guard_text[17];
+    kv_hex_encode(guard.bytes, 8, guard_text);
+    return strcmp(line, description) == 0 && strcmp(check, guard_text) == 0 &&
+           kv_hex_decode(digest, key_out->bytes, KVIST_KEY_BYTES) == KV_OK;
+}
+
+/* A note that cannot be written costs a second reading later, nothing else. */
+static void remember(const char *path, const char *description, const kvist_key_t *key)
+{
+    char digest[2 * KVIST_KEY_BYTES + 1], guard_text[17], temporary[4200];
+    kv_hex_encode(key->bytes, KVIST_KEY_BYTES, digest);
+    kvist_key_t guard = kv_identity_digest(digest, strlen(digest));
+    kv_hex_encode(guard.bytes, 8, guard_text);
+    snprintf(temporary, sizeof temporary, "%s.%ld", path, (long)getpid());
+    FILE *file = fopen(temporary, "we");
+    if (file == NULL) {
+        return;
+    }
+    bool written = fprintf(file, "%s\n%s %s\n", description, digest, guard_text) > 0;
+    written = fclose(file) == 0 && written;
+    if (!written || rename(temporary, path) != 0) {
+        unlink(temporary);
+    }
+}
+
+static kv_status_t digest_file(int fd, const char *path, kvist_key_t *key_out, kv_error_t *error)
+{
+    SHA256_CTX context;
+    SHA256_Init(&context);
+    char *buffer = kv_allocate(READ_BYTES);
+    ssize_t got;
+    while ((got = read(fd, buffer, READ_BYTES)) != 0) {
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got < 0) {
+            int reason = errno;
+            free(buffer);
+            return kv_fail_errno(error, reason, "cannot read %s", path);
+        }
+        SHA256_Update(&context, buffer, (size_t)got);
+    }
+    free(buffer);
+    SHA256_Final(key_out->bytes, &context);
+    return KV_OK;
+}
+
+kv_status_t kvist_fingerprint_file(
+    const char *path, const char *cache_folder, kvist_key_t *key_out, kv_error_t *error)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return kv_fail_errno(error, errno, "cannot open %s", path);
+    }
+    struct stat before, after;
+    if (fstat(fd, &before) != 0 || !S_ISREG(before.st_mode)) {
+        close(fd);
+        return kv_fail(error, KV_INVALID, "%s is not a regular file", path);
+    }
+    char description[256], note[4160], description_after[256];
+    describe_file(&before, description, sizeof description);
+    cache_path(cache_folder != NULL ? cache_folder : "", &before, note, sizeof note);
+    kvist_key_t key;
+    if (cache_folder != NULL && recall(note, description, &key)) {
+        close(fd);
+        *key_out = key;
+        return KV_OK;
+    }
+    kv_status_t status = digest_file(fd, path, &key, error);
+    bool unchanged = status == KV_OK && fstat(fd, &after) == 0;
+    close(fd);
+    if (status != KV_OK) {
+        return status;
+    }
+    if (unchanged) {
+        describe_file(&after, description_after, sizeof description_after);
+        unchanged = strcmp(description, description_after) == 0;
+    }
+    if (!unchanged) {
+        return kv_fail(error, KV_BUSY, "%s changed while it was read", path);
+    }
+    if (cache_folder != NULL) {
+        remember(note, description, &key);
+    }
+    *key_out = key;
+    return KV_OK;
+}

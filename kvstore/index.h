@@ -1,0 +1,69 @@
+/* The durable index: small keys to small values, written in batches, read once at the start.
+ *
+ * Two make it: RocksDB, and a table in memory for tests. A batch is applied whole or not at all.
+ *
+ * Owns: its database. Borrows: a batch during the call.
+ * Threads: write from one thread (the index writer) at a time, iterate before it starts. Errors:
+ * KV_CORRUPT from open: the database is damaged, remove and rebuild it; KV_IO otherwise. */
+#ifndef KV_KVSTORE_INDEX_H
+#define KV_KVSTORE_INDEX_H
+
+#include "base/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Puts and deletes in order: {u8 is_put, u8 key_bytes, u16 value_bytes, key, value} each. */
+typedef struct {
+    uint8_t *bytes;
+    size_t used, capacity;
+    uint32_t count;
+} kv_index_batch_t;
+
+void kv_index_batch_put(kv_index_batch_t *batch, const void *key, size_t key_bytes,
+    const void *value, size_t value_bytes);
+void kv_index_batch_delete(kv_index_batch_t *batch, const void *key, size_t key_bytes);
+void kv_index_batch_clear(kv_index_batch_t *batch);
+void kv_index_batch_release(kv_index_batch_t *batch);
+
+typedef struct {
+    bool is_put;
+    const uint8_t *key, *value;
+    size_t key_bytes, value_bytes;
+} kv_index_change_t;
+
+/* The change at *cursor (0 at first), which moves on; false at the end. */
+bool kv_index_batch_next(
+    const kv_index_batch_t *batch, size_t *cursor, kv_index_change_t *change_out);
+
+typedef void (*kv_index_visit_t)(
+    void *context, const uint8_t *key, size_t key_bytes, const uint8_t *value, size_t value_bytes);
+
+typedef struct kv_index kv_index_t;
+typedef struct {
+    /* sync: durable through a power loss when it returns. */
+    kv_status_t (*write)(
+        kv_index_t *index, const kv_index_batch_t *batch, bool sync, kv_error_t *error);
+    kv_status_t (*iterate)(
+        kv_index_t *index, kv_index_visit_t visit, void *context, kv_error_t *error);
+    void (*close)(kv_index_t *index);
+} kv_index_ops_t;
+
+struct kv_index {
+    const kv_index_ops_t *ops;
+};
+
+/* Makes the database when it is absent. */
+kv_status_t kv_index_rocksdb_open(const char *path, kv_index_t **index_out, kv_error_t *error);
+
+/* Removes what is left of a damaged database. */
+kv_status_t kv_index_rocksdb_destroy(const char *path, kv_error_t *error);
+
+/* The twin. Its content outlives close: `kept` (NULL at first) holds it for the next open;
+ * kv_index_memory_forget releases it. */
+typedef struct kv_index_kept kv_index_kept_t;
+kv_index_t *kv_index_memory_open(kv_index_kept_t **kept);
+void kv_index_memory_forget(kv_index_kept_t **kept);
+
+#endif

@@ -1,0 +1,136 @@
+/* The index in RocksDB. The log of changes is written without a sync unless asked: what a power
+ * loss takes from it is found again in the records. */
+#include "kvstore/index.h"
+
+#include "base/memory.h"
+
+#include <rocksdb/c.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A small buffer: after a kill the log is replayed, and that time is bounded by it. */
+#define WRITE_BUFFER_BYTES ((size_t)16 << 20)
+#define BLOCK_CACHE_BYTES ((size_t)8 << 20)
+#define READAHEAD_BYTES ((size_t)4 << 20)
+enum { OPEN_FILES_MAX = 128 };
+
+typedef struct {
+    kv_index_t index; /* first: the public object */
+    rocksdb_t *database;
+    rocksdb_writeoptions_t *write_options;
+    rocksdb_writebatch_t *batch;
+} rocksdb_index_t;
+
+/* RocksDB tells its errors apart in words only. */
+static kv_status_t fail(kv_error_t *error, char *reason, const char *doing)
+{
+    bool corrupt = strncmp(reason, "Corruption", 10) == 0 ||
+                   strncmp(reason, "Invalid argument", 16) == 0 ||
+                   strstr(reason, "No such file") != NULL;
+    kv_status_t status =
+        kv_fail(error, corrupt ? KV_CORRUPT : KV_IO, "cannot %s the index: %s", doing, reason);
+    rocksdb_free(reason);
+    return status;
+}
+
+static kv_status_t rocksdb_index_write(
+    kv_index_t *base, const kv_index_batch_t *batch, bool sync, kv_error_t *error)
+{
+    rocksdb_index_t *index = (rocksdb_index_t *)base;
+    kv_index_change_t change;
+    rocksdb_writebatch_clear(index->batch);
+    for (size_t cursor = 0; kv_index_batch_next(batch, &cursor, &change);) {
+        const char *key = (const char *)change.key;
+        if (change.is_put) {
+            rocksdb_writebatch_put(index->batch, key, change.key_bytes, (const char *)change.value,
+                change.value_bytes);
+        } else {
+            rocksdb_writebatch_delete(index->batch, key, change.key_bytes);
+        }
+    }
+    char *reason = NULL;
+    rocksdb_writeoptions_set_sync(index->write_options, sync);
+    rocksdb_write(index->database, index->write_options, index->batch, &reason);
+    return reason == NULL ? KV_OK : fail(error, reason, "write");
+}
+
+static kv_status_t rocksdb_index_iterate(
+    kv_index_t *base, kv_index_visit_t visit, void *context, kv_error_t *error)
+{
+    rocksdb_index_t *index = (rocksdb_index_t *)base;
+    rocksdb_readoptions_t *options = rocksdb_readoptions_create();
+    rocksdb_readoptions_set_readahead_size(options, READAHEAD_BYTES);
+    rocksdb_readoptions_set_fill_cache(options, 0);
+    rocksdb_iterator_t *iterator = rocksdb_create_iterator(index->database, options);
+    for (rocksdb_iter_seek_to_first(iterator); rocksdb_iter_valid(iterator);
+         rocksdb_iter_next(iterator)) {
+        size_t key_bytes, value_bytes;
+        const char *key = rocksdb_iter_key(iterator, &key_bytes);
+        const char *value = rocksdb_iter_value(iterator, &value_bytes);
+        visit(context, (const uint8_t *)key, key_bytes, (const uint8_t *)value, value_bytes);
+    }
+    char *reason = NULL;
+    rocksdb_iter_get_error(iterator, &reason);
+    rocksdb_iter_destroy(iterator);
+    rocksdb_readoptions_destroy(options);
+    return reason == NULL ? KV_OK : fail(error, reason, "read");
+}
+
+static void rocksdb_index_close(kv_index_t *base)
+{
+    rocksdb_index_t *index = (rocksdb_index_t *)base;
+    rocksdb_writebatch_destroy(index->batch);
+    rocksdb_writeoptions_destroy(index->write_options);
+    rocksdb_close(index->database);
+    free(index);
+}
+
+static const kv_index_ops_t ROCKSDB_OPS = {
+    rocksdb_index_write, rocksdb_index_iterate, rocksdb_index_close};
+
+static rocksdb_options_t *make_options(void)
+{
+    rocksdb_options_t *options = rocksdb_options_create();
+    rocksdb_options_set_create_if_missing(options, 1);
+    rocksdb_options_set_write_buffer_size(options, WRITE_BUFFER_BYTES);
+    rocksdb_options_set_compression(options, rocksdb_no_compression);
+    rocksdb_options_set_max_open_files(options, OPEN_FILES_MAX);
+    rocksdb_options_set_skip_stats_update_on_db_open(options, 1);
+    rocksdb_options_set_keep_log_file_num(options, 2);
+    rocksdb_options_set_paranoid_checks(options, 1);
+    rocksdb_block_based_table_options_t *tables = rocksdb_block_based_options_create();
+    rocksdb_cache_t *cache = rocksdb_cache_create_lru(BLOCK_CACHE_BYTES);
+    rocksdb_block_based_options_set_block_cache(tables, cache);
+    rocksdb_block_based_options_set_block_size(tables, (size_t)16 << 10);
+    rocksdb_options_set_block_based_table_factory(options, tables);
+    rocksdb_block_based_options_destroy(tables);
+    rocksdb_cache_destroy(cache);
+    return options;
+}
+
+kv_status_t kv_index_rocksdb_open(const char *path, kv_index_t **index_out, kv_error_t *error)
+{
+    char *reason = NULL;
+    rocksdb_options_t *options = make_options();
+    rocksdb_t *database = rocksdb_open(options, path, &reason);
+    rocksdb_options_destroy(options);
+    if (reason != NULL) {
+        return fail(error, reason, "open");
+    }
+    rocksdb_index_t *index = kv_allocate(sizeof *index);
+    index->index.ops = &ROCKSDB_OPS;
+    index->database = database;
+    index->write_options = rocksdb_writeoptions_create();
+    index->batch = rocksdb_writebatch_create();
+    *index_out = &index->index;
+    return KV_OK;
+}
+
+kv_status_t kv_index_rocksdb_destroy(const char *path, kv_error_t *error)
+{
+    char *reason = NULL;
+    rocksdb_options_t *options = rocksdb_options_create();
+    rocksdb_destroy_db(options, path, &reason);
+    rocksdb_options_destroy(options);
+    return reason == NULL ? KV_OK : fail(error, reason, "remove");
+}

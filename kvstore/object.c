@@ -1,0 +1,179 @@
+/* Where an object is, who holds it, and how it goes. */
+#include "kvstore/store_internal.h"
+
+#include "base/check.h"
+
+#include <stdlib.h>
+
+bool kv_object_on_device(const kvist_store_t *store, const kv_object_t *object)
+{
+    return object->device_slot != KV_SLOT_NONE &&
+           store->device_pool.slots[object->device_slot].state == KV_SLOT_OBJECT;
+}
+
+static bool is_dead(const kv_object_t *object)
+{
+    return (object->flags & KV_OBJECT_DEAD) != 0;
+}
+
+void kv_object_hold(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    if (object->reference_count++ == 0) {
+        if (kv_object_on_device(store, object)) {
+            kv_pool_unlist(&store->device_pool, object->device_slot);
+        }
+        if (kv_object_on_host(object)) {
+            kv_pool_unlist(&store->host_pool, object->host_slot);
+        }
+    }
+}
+
+void kv_object_release(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    KV_CHECK(object->reference_count > 0);
+    if (--object->reference_count > 0) {
+        return;
+    }
+    if (store->disk != NULL) {
+        store->disk->stuck = false;
+    }
+    if (is_dead(object)) {
+        kv_object_settle(store, number);
+        return;
+    }
+    object->used_ms = kv_store_now_ms(store);
+    if (kv_object_on_device(store, object)) {
+        kv_pool_list(&store->device_pool, object->device_slot);
+    }
+    if (kv_object_on_host(object)) {
+        kv_pool_list(&store->host_pool, object->host_slot);
+    }
+}
+
+void kv_object_leave_device(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    KV_CHECK(kv_object_on_device(store, object) && (object->flags & KV_OBJECT_BUSY) == 0);
+    kv_pool_give(&store->device_pool, object->device_slot);
+    object->device_slot = KV_SLOT_NONE;
+}
+
+void kv_object_leave_host(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    KV_CHECK(kv_object_on_host(object));
+    kv_pool_give(&store->host_pool, object->host_slot);
+    object->host_slot = KV_SLOT_NONE;
+}
+
+static void leave_segment_list(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    uint32_t *link = &store->disk->segments.items[object->segment].first_object;
+    while (*link != number) {
+        KV_CHECK(*link != KV_OBJECT_NONE);
+        link = &kv_table_at(store->table, *link)->segment_next;
+    }
+    *link = object->segment_next;
+    object->segment_next = KV_OBJECT_NONE;
+}
+
+void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    uint8_t key[1 + KVIST_KEY_BYTES] = {'o'};
+    __builtin_memcpy(key + 1, object->key.bytes, KVIST_KEY_BYTES);
+    kv_index_batch_delete(&store->disk->filling, key, sizeof key);
+    leave_segment_list(store, number);
+    kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
+    stats->used_bytes -= (uint64_t)object->length_pages * KV_PAGE_BYTES;
+    stats->object_count--;
+    object->segment = KV_SEGMENT_NONE;
+    store->stats.unsaved_objects++;
+}
+
+void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segment,
+    uint32_t offset_pages, uint16_t length_pages)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    KV_CHECK(!kv_object_on_disk(object));
+    kv_segment_t *place = &store->disk->segments.items[segment];
+    object->segment = segment;
+    object->offset_pages = offset_pages;
+    object->length_pages = length_pages;
+    object->segment_next = place->first_object;
+    place->first_object = number;
+    kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
+    stats->used_bytes += (uint64_t)length_pages * KV_PAGE_BYTES;
+    stats->object_count++;
+    store->stats.unsaved_objects--;
+}
+
+void kv_object_settle(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    if (!is_dead(object) || object->reference_count > 0 ||
+        (object->flags & (KV_OBJECT_BUSY | KV_OBJECT_QUEUED)) != 0) {
+        return;
+    }
+    if (object->device_slot != KV_SLOT_NONE) {
+        if (!kv_object_on_device(store, object)) {
+            return; /* being loaded; the load's end comes here again */
+        }
+        kv_object_leave_device(store, number);
+    }
+    if (kv_object_on_host(object)) {
+        kv_object_leave_host(store, number);
+    }
+    kv_table_free(store->table, number);
+}
+
+/* One object without children. */
+static void drop_leaf(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    if (kv_object_on_disk(object)) {
+        kv_object_leave_disk(store, number);
+    }
+    store->stats.unsaved_objects--; /* it was unsaved, or has just become so */
+    if (kv_object_on_device(store, object)) {
+        kv_pool_unlist(&store->device_pool, object->device_slot);
+    }
+    if (kv_object_on_host(object)) {
+        kv_pool_unlist(&store->host_pool, object->host_slot);
+    }
+    kv_table_unlink(store->table, number);
+    kv_object_settle(store, number);
+}
+
+void kv_object_drop(kvist_store_t *store, uint32_t number)
+{
+    if (is_dead(kv_table_at(store->table, number))) {
+        return;
+    }
+    /* Down to a leaf, drop it, go on from its parent: no list, no recursion. */
+    uint32_t at = number;
+    for (;;) {
+        kv_object_t *object = kv_table_at(store->table, at);
+        if (object->first_child != KV_OBJECT_NONE) {
+            at = object->first_child;
+            continue;
+        }
+        uint32_t parent = object->parent;
+        drop_leaf(store, at);
+        if (at == number) {
+            return;
+        }
+        at = parent;
+    }
+}
+
+const kvist_key_t *kv_object_parent_key(const kvist_store_t *store, const kv_object_t *object)
+{
+    if (object->parent != KV_OBJECT_NONE) {
+        return &kv_table_at(store->table, object->parent)->key;
+    }
+    return (const kvist_key_t *)(const void *)kv_names_at(&store->namespaces, object->name_space);
+}

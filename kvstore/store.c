@@ -1,0 +1,333 @@
+/* Open, poll, close, and the figures. */
+#include "kvstore/store_internal.h"
+
+#include "base/check.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "kvstore/figures.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+enum { WORKER_COUNT = 2, CLOSE_WAIT_MS = 100 };
+
+const char *kvist_tier_name(kvist_tier_t tier)
+{
+    static const char *const NAMES[KVIST_TIER_COUNT] = {"device", "host", "disk", "remote"};
+    return (unsigned)tier < KVIST_TIER_COUNT ? NAMES[tier] : "unknown";
+}
+
+const char *kvist_miss_name(kvist_miss_t miss)
+{
+    static const char *const NAMES[KVIST_MISS_COUNT] = {
+        "none", "new", "short", "pending", "damaged", "failed", "bypassed"};
+    return (unsigned)miss < KVIST_MISS_COUNT ? NAMES[miss] : "unknown";
+}
+
+uint64_t kv_store_now_ms(const kvist_store_t *store)
+{
+    return store->clock->unix_ns(store->clock) / KV_NS_PER_MS;
+}
+
+/* ---- tasks ---- */
+
+static void run_task(void *argument)
+{
+    kv_task_t *task = argument;
+    task->work(task);
+}
+
+void kv_store_finish(kv_task_t *task)
+{
+    KV_CHECK(kv_queue_push(task->store->finished, &task) == KV_OK);
+}
+
+static void start_tasks(kvist_store_t *store)
+{
+    while (store->first_task != NULL && store->tasks_out < KV_TASKS_MAX) {
+        kv_task_t *task = store->first_task;
+        store->first_task = task->next;
+        if (store->first_task == NULL) {
+            store->last_task = NULL;
+        }
+        store->tasks_out++;
+        KV_CHECK(kv_workers_submit(store->workers, (kv_job_t){run_task, task}) == KV_OK);
+    }
+}
+
+void kv_store_submit(kvist_store_t *store, kv_task_t *task)
+{
+    task->next = NULL;
+    if (store->last_task != NULL) {
+        store->last_task->next = task;
+    } else {
+        store->first_task = task;
+    }
+    store->last_task = task;
+    start_tasks(store);
+}
+
+static void end_tasks(kvist_store_t *store)
+{
+    kv_task_t *task;
+    while (kv_queue_pop(store->finished, &task) == KV_OK) {
+        if (task->work != NULL) { /* the index writer's tasks are none of the workers' */
+            store->tasks_out--;
+        }
+        task->done(task);
+        start_tasks(store);
+    }
+}
+
+/* ---- polling ---- */
+
+void kv_store_kick(kvist_store_t *store)
+{
+    uint64_t one = 1;
+    ssize_t ignored = write(store->kick_fd, &one, sizeof one);
+    (void)ignored; /* it can only fail by being readable already */
+}
+
+/* The timer wakes the poll that answers the next prepare whose deadline passed. */
+static void set_timer(kvist_store_t *store)
+{
+    uint64_t deadline_ns = kv_lease_next_deadline(store);
+    if (deadline_ns == UINT64_MAX || deadline_ns == store->timer_ns) {
+        return;
+    }
+    uint64_t now_ns = store->clock->monotonic_ns(store->clock);
+    uint64_t wait_ns = deadline_ns > now_ns ? deadline_ns - now_ns : 1;
+    struct itimerspec timer = {.it_value = {.tv_sec = (time_t)(wait_ns / KV_NS_PER_S),
+                                   .tv_nsec = (long)(wait_ns % KV_NS_PER_S)}};
+    timerfd_settime(store->timer_fd, 0, &timer, NULL);
+    store->timer_ns = deadline_ns;
+}
+
+static void clear_descriptor(int fd)
+{
+    uint64_t value;
+    ssize_t ignored = read(fd, &value, sizeof value);
+    (void)ignored; /* EAGAIN: it was not readable */
+}
+
+void kv_store_advance(kvist_store_t *store)
+{
+    kv_load_release_waiting(store);
+    kv_lease_pump(store);
+    if (store->disk != NULL) {
+        kv_persist_advance(store);
+    }
+    set_timer(store);
+}
+
+static void run_flush_callbacks(kvist_store_t *store)
+{
+    while (store->first_flushed != NULL) {
+        kv_flush_t *flush = store->first_flushed;
+        store->first_flushed = flush->next;
+        flush->done(flush->context, flush->status);
+        free(flush);
+    }
+}
+
+void kvist_store_poll(kvist_store_t *store)
+{
+    clear_descriptor(store->kick_fd);
+    clear_descriptor(store->timer_fd);
+    store->timer_ns = 0;
+    end_tasks(store);
+    if (store->disk != NULL) {
+        kv_ring_poll(store->disk->ring);
+    }
+    kv_store_advance(store);
+    kv_lease_run_callbacks(store);
+    run_flush_callbacks(store);
+    kv_figures_publish(store);
+}
+
+int kvist_store_fd(const kvist_store_t *store)
+{
+    return store->epoll_fd;
+}
+
+/* ---- open ---- */
+
+static kv_status_t check_params(const kvist_store_params_t *params, kv_error_t *error)
+{
+    if (params->device == NULL || params->device_arena == NULL) {
+        return kv_fail(error, KV_INVALID, "device and device_arena must be given");
+    }
+    if (params->device_slot_count < 1 || params->device_slot_count > INT32_MAX) {
+        return kv_fail(error, KV_INVALID, "device_slot_count is %u: it must be 1 to %d",
+            params->device_slot_count, INT32_MAX);
+    }
+    if (params->origin != NULL && strlen(params->origin) >= KV_ORIGIN_BYTES) {
+        return kv_fail(error, KV_INVALID, "origin has %zu bytes: at most %d",
+            strlen(params->origin), KV_ORIGIN_BYTES - 1);
+    }
+    if ((unsigned)params->persist > KVIST_PERSIST_SPILL ||
+        (unsigned)params->codec > KVIST_CODEC_LZ4 || (unsigned)params->io > KVIST_IO_THREADS) {
+        return kv_fail(error, KV_INVALID, "persist, codec or io is none of its enumeration");
+    }
+    return KV_OK;
+}
+
+static kv_status_t open_host(
+    kvist_store_t *store, const kvist_store_params_t *params, kv_error_t *error)
+{
+    uint64_t slot_count = params->host_bytes / store->layout.object_bytes;
+    if (params->host_bytes > 0 && (slot_count < 1 || slot_count > INT32_MAX)) {
+        return kv_fail(error, KV_INVALID,
+            "host_bytes is %ju: it must be 0, or 1 to %d blocks of %zu bytes",
+            (uintmax_t)params->host_bytes, INT32_MAX, store->layout.object_bytes);
+    }
+    kv_pool_init(&store->host_pool, (uint32_t)slot_count, store->layout.shape.block_tokens);
+    if (slot_count == 0) {
+        return KV_OK;
+    }
+    return kv_region_map(slot_count * store->layout.object_bytes, &store->host_region, error);
+}
+
+static kv_status_t watch(kvist_store_t *store, int fd, kv_error_t *error)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
+    if (fd < 0 || epoll_ctl(store->epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
+        return kv_fail(error, KV_NO_SPACE, "no descriptors are left for the store");
+    }
+    return KV_OK;
+}
+
+static kv_status_t open_descriptors(kvist_store_t *store, kv_error_t *error)
+{
+    store->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    store->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    store->kick_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    kv_status_t status = watch(store, store->timer_fd, error);
+    if (status == KV_OK) {
+        status = watch(store, store->kick_fd, error);
+    }
+    return status == KV_OK ? watch(store, kv_queue_fd(store->finished), error) : status;
+}
+
+static void release_store(kvist_store_t *store)
+{
+    kv_workers_destroy(store->workers);
+    kv_queue_destroy(store->finished);
+    int fds[] = {store->epoll_fd, store->timer_fd, store->kick_fd};
+    for (size_t i = 0; i < sizeof fds / sizeof fds[0]; i++) {
+        if (fds[i] >= 0) {
+            close(fds[i]);
+        }
+    }
+    kv_region_unmap(&store->host_region);
+    kv_pool_destroy(&store->device_pool);
+    kv_pool_destroy(&store->host_pool);
+    kv_names_destroy(&store->namespaces);
+    kv_names_destroy(&store->arithmetics);
+    kv_names_destroy(&store->origins);
+    kv_table_destroy(store->table);
+    free(store->loads);
+    free(store);
+}
+
+kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_store_seams_t *seams,
+    kvist_store_t **store_out, kv_error_t *error)
+{
+    kv_layout_t layout;
+    kv_status_t status = check_params(params, error);
+    if (status == KV_OK) {
+        status = kv_layout_init(&params->shape, &layout, error);
+    }
+    if (status != KV_OK) {
+        return status;
+    }
+    kvist_store_t *store = kv_allocate(sizeof *store);
+    *store = (kvist_store_t){
+        .layout = layout,
+        .device = params->device,
+        .arena = params->device_arena,
+        .clock = params->clock != NULL ? params->clock : kv_clock_real(),
+        .persist = params->persist,
+        .codec = params->codec,
+        .epoll_fd = -1,
+        .timer_fd = -1,
+        .kick_fd = -1,
+    };
+    store->table = kv_table_create();
+    kv_pool_init(&store->device_pool, params->device_slot_count, layout.shape.block_tokens);
+    store->loads = kv_allocate_array(params->device_slot_count, sizeof(kv_load_t *));
+    kv_names_init(&store->namespaces, KVIST_KEY_BYTES, UINT16_MAX);
+    kv_names_init(&store->arithmetics, KV_ARITHMETIC_BYTES, UINT8_MAX);
+    kv_names_init(&store->origins, KV_ORIGIN_BYTES, UINT8_MAX);
+    char origin[KV_ORIGIN_BYTES] = {0};
+    strncpy(origin, params->origin != NULL ? params->origin : "", sizeof origin - 1);
+    store->origin = (uint8_t)kv_names_number(&store->origins, origin);
+    store->finished = kv_queue_create(KV_TASKS_MAX + 1, sizeof(kv_task_t *));
+    store->workers = kv_workers_create("kv-store", WORKER_COUNT, KV_TASKS_MAX);
+    status = open_host(store, params, error);
+    if (status == KV_OK) {
+        status = open_descriptors(store, error);
+    }
+    if (status == KV_OK && params->directory != NULL) {
+        status = kv_directory_open(store, params, seams, error);
+        if (status == KV_OK) {
+            status = watch(store, kv_ring_fd(store->disk->ring), error);
+            if (status != KV_OK) {
+                kv_directory_close(store);
+            }
+        }
+    }
+    if (status != KV_OK) {
+        release_store(store);
+        return status;
+    }
+    kv_figures_open(store, params);
+    *store_out = store;
+    return KV_OK;
+}
+
+kv_status_t kvist_store_open(
+    const kvist_store_params_t *params, kvist_store_t **store_out, kv_error_t *error)
+{
+    return kv_store_open_with(params, NULL, store_out, error);
+}
+
+/* ---- close ---- */
+
+static void note_end(void *context, kv_status_t status)
+{
+    if (status != KV_OK && status != KV_MISSING) {
+        kv_log_warn("store", "not everything could be made durable: %s", kv_status_name(status));
+    }
+    *(bool *)context = true;
+}
+
+static bool idle(const kvist_store_t *store)
+{
+    return store->tasks_out == 0 && store->first_task == NULL && store->first_ready == NULL &&
+           store->first_flushed == NULL && (store->disk == NULL || kv_persist_idle(store));
+}
+
+void kvist_store_close(kvist_store_t *store)
+{
+    if (store == NULL) {
+        return;
+    }
+    bool flushed = false;
+    kvist_store_flush(store, note_end, &flushed);
+    while (!flushed || !idle(store)) {
+        struct epoll_event event;
+        epoll_wait(store->epoll_fd, &event, 1, CLOSE_WAIT_MS);
+        kvist_store_poll(store);
+    }
+    KV_CHECK(store->lease_count == 0);
+    if (store->disk != NULL) {
+        kv_directory_close(store);
+    }
+    kv_figures_close(store);
+    release_store(store);
+}

@@ -1,0 +1,239 @@
+/* What the files of the store share: its state, and what each of them does for the others.
+ *
+ *   lease.c    match, prepare, seal, release     persist.c  objects -> records on disk, flush
+ *   load.c     host, disk -> device              reclaim.c  room on disk, whole segments
+ *   evict.c    device -> host -> disk            directory.c the directory: lock, index, scan
+ *   object.c   where an object is, who holds it  store.c    open, poll, close, figures
+ *
+ * The rules that hold between them are numbered in kvstore/README.md. */
+#ifndef KV_KVSTORE_STORE_INTERNAL_H
+#define KV_KVSTORE_STORE_INTERNAL_H
+
+#include "base/metrics.h"
+#include "base/queue.h"
+#include "base/worker.h"
+#include "kvstore/identity.h"
+#include "kvstore/index.h"
+#include "kvstore/kvist.h"
+#include "kvstore/layout.h"
+#include "kvstore/names.h"
+#include "kvstore/pool.h"
+#include "kvstore/record.h"
+#include "kvstore/ring.h"
+#include "kvstore/segment.h"
+#include "kvstore/table.h"
+
+#define KV_OBJECT_BUSY (KV_OBJECT_WRITING | KV_OBJECT_MOVING)
+
+enum {
+    KV_TASKS_MAX = 64,         /* jobs at the workers at one time */
+    KV_STAGING_COUNT = 12,     /* buffers for disk I/O */
+    KV_STAGING_FOR_READS = 4,  /* of those, not to be taken by writes */
+    KV_WRITE_FAILURES_MAX = 3, /* in a row, then the disk takes nothing more */
+    KV_LEASES_MAX = UINT16_MAX - 1,
+    KV_ENTRY_BYTES = 184, /* of an object's value in the index */
+};
+
+/* Work for a worker thread; done() runs on the store's thread, inside a poll. */
+typedef struct kv_task kv_task_t;
+struct kv_task {
+    void (*work)(kv_task_t *task);
+    void (*done)(kv_task_t *task);
+    kvist_store_t *store;
+    kv_task_t *next;
+};
+
+typedef struct kv_load kv_load_t;
+typedef struct kv_write_batch kv_write_batch_t;
+
+typedef struct kv_flush kv_flush_t;
+struct kv_flush {
+    uint64_t target; /* number of the last queued object that it waits for */
+    kv_status_t status;
+    void (*done)(void *context, kv_status_t status);
+    void *context;
+    kv_flush_t *next;
+};
+
+/* The disk tier. */
+typedef struct {
+    char folder[KV_FOLDER_BYTES];
+    int lock_fd;
+    kv_ring_t *ring;
+    kv_segments_t segments;
+    uint32_t open_segment; /* being appended to; KV_SEGMENT_NONE */
+    uint32_t segments_max; /* the quota, or less where the disk has no room for it */
+    bool preparing, offline;
+    bool stuck; /* leases hold every segment: nothing can be written until one is released */
+    uint32_t write_failures; /* in a row */
+
+    kv_region_t staging_region;
+    size_t staging_bytes; /* of one buffer */
+    int staging_free[KV_STAGING_COUNT];
+    int staging_free_count;
+
+    kv_index_t *index;
+    kv_workers_t *index_writer;
+    kv_index_batch_t filling;      /* changes that wait for the writer */
+    kv_write_batch_t *filling_for; /* batches that are durable once `filling` is written */
+    bool indexing;                 /* a batch of changes is at the writer */
+    struct load_batch *first_read, *last_read; /* wait for a staging buffer */
+
+    uint32_t *queue; /* objects to be written: a ring of queue_capacity */
+    uint32_t queue_capacity, queue_first, queue_count;
+    uint64_t queued_total; /* numbers of queue entries ever made: the last one's number */
+    kv_write_batch_t *first_batch, *last_batch; /* under way, in order of their places on disk */
+    uint32_t encoding_count;                    /* batches without a place yet */
+    kv_write_batch_t *first_encoding;           /* in order */
+    bool syncing;
+    kv_flush_t *first_flush; /* in order */
+} kv_disk_t;
+
+struct kvist_store {
+    kv_layout_t layout;
+    kv_device_t *device;
+    char *arena;
+    kv_region_t host_region;
+    const kv_clock_t *clock;
+    kvist_persist_t persist;
+    kvist_codec_t codec;
+    uint8_t origin;
+
+    kv_table_t *table;
+    kv_pool_t device_pool, host_pool;
+    kv_names_t namespaces, arithmetics, origins;
+    kv_load_t **loads; /* [device slots]: the load that fills the slot */
+
+    kv_workers_t *workers;
+    kv_queue_t *finished; /* kv_task_t * */
+    uint32_t tasks_out;
+    kv_task_t *first_task, *last_task; /* waiting for a worker's queue */
+
+    kvist_lease_t *first_waiting;            /* prepares, first come first served */
+    kvist_lease_t *first_ready, *last_ready; /* callbacks to be run by the next poll */
+    kv_flush_t *first_flushed;               /* likewise */
+    uint32_t lease_count;
+    uint32_t moves_out; /* device slots that copies under way will free */
+
+    kv_disk_t *disk; /* NULL: none */
+    int epoll_fd, timer_fd, kick_fd;
+    uint64_t timer_ns; /* what the timer is set to; 0: nothing */
+
+    kvist_stats_t stats;     /* counters; gauges are filled in when asked */
+    kvist_stats_t published; /* what the metrics were told */
+    struct kv_store_metrics *metrics;
+};
+
+/* Seams that tests reach through. */
+typedef struct {
+    kv_ring_faults_t faults;
+    kv_index_kept_t **memory_index; /* NULL: RocksDB */
+} kv_store_seams_t;
+
+kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_store_seams_t *seams,
+    kvist_store_t **store_out, kv_error_t *error);
+
+/* ---- store.c ---- */
+
+void kv_store_submit(kvist_store_t *store, kv_task_t *task);
+void kv_store_finish(kv_task_t *task);       /* a worker's last act for the task */
+void kv_store_kick(kvist_store_t *store);    /* the next poll has something to do */
+void kv_store_advance(kvist_store_t *store); /* everything that can go on goes on */
+uint64_t kv_store_now_ms(const kvist_store_t *store);
+
+static inline char *kv_store_device_bytes(const kvist_store_t *store, uint32_t slot)
+{
+    return store->arena + slot * store->layout.object_bytes;
+}
+
+static inline char *kv_store_host_bytes(const kvist_store_t *store, uint32_t slot)
+{
+    return (char *)store->host_region.base + slot * store->layout.object_bytes;
+}
+
+/* ---- object.c ---- */
+
+bool kv_object_on_device(const kvist_store_t *store, const kv_object_t *object);
+static inline bool kv_object_on_host(const kv_object_t *object)
+{
+    return object->host_slot != KV_SLOT_NONE;
+}
+static inline bool kv_object_on_disk(const kv_object_t *object)
+{
+    return object->segment != KV_SEGMENT_NONE;
+}
+
+void kv_object_hold(kvist_store_t *store, uint32_t number);
+void kv_object_release(kvist_store_t *store, uint32_t number);
+
+/* Frees the object's slot in that tier; another tier must hold it, or it is dead. */
+void kv_object_leave_device(kvist_store_t *store, uint32_t number);
+void kv_object_leave_host(kvist_store_t *store, uint32_t number);
+
+/* Forgets the record; durably, by the next batch of index changes. */
+void kv_object_leave_disk(kvist_store_t *store, uint32_t number);
+
+/* Places the object on disk (its index entry is written). */
+void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segment,
+    uint32_t offset_pages, uint16_t length_pages);
+
+/* Drops an object and all its descendants from every tier. Those that are held stay as dead numbers
+ * until released. */
+void kv_object_drop(kvist_store_t *store, uint32_t number);
+
+/* After a flag or a hold went: frees a dead object that nobody needs any more. */
+void kv_object_settle(kvist_store_t *store, uint32_t number);
+
+/* The slowest-changing name of a parent: its key, or the namespace for a root. */
+const kvist_key_t *kv_object_parent_key(const kvist_store_t *store, const kv_object_t *object);
+
+/* ---- load.c ---- */
+
+/* Starts what the lease needs loaded: its found blocks that are not on the device. Each joins a
+ * load that is under way or takes a free slot (there are enough). */
+void kv_load_start(kvist_store_t *store, kvist_lease_t *lease);
+void kv_load_release_waiting(kvist_store_t *store); /* reads that wait for a staging buffer */
+
+/* ---- evict.c ---- */
+
+/* Works towards `wanted` more free device slots; some come at once, some when copies end. */
+void kv_evict_device(kvist_store_t *store, uint32_t wanted);
+
+/* ---- persist.c ---- */
+
+bool kv_persist_usable(const kvist_store_t *store);
+void kv_persist_queue(kvist_store_t *store, uint32_t number);
+void kv_persist_advance(kvist_store_t *store);
+void kv_persist_failed(kvist_store_t *store, uint32_t object_count, const char *reason);
+bool kv_persist_idle(const kvist_store_t *store);
+void kv_persist_put_entry(kvist_store_t *store, const kv_record_t *record, uint16_t segment,
+    uint64_t offset, uint64_t generation);
+void kv_persist_put_segment(kvist_store_t *store, uint32_t number);
+void kv_persist_delete_entry(kvist_store_t *store, const kvist_key_t *key);
+
+/* ---- reclaim.c ---- */
+
+/* Room for a run of `bytes` in the open segment. KV_BUSY: a segment is being prepared or none can
+ * be reclaimed now; KV_NO_SPACE: there is no segment to be had. */
+kv_status_t kv_reclaim_reserve(
+    kvist_store_t *store, size_t bytes, uint32_t *segment_out, uint64_t *offset_out);
+
+/* ---- directory.c ---- */
+
+kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *params,
+    const kv_store_seams_t *seams, kv_error_t *error);
+void kv_directory_close(kvist_store_t *store);
+
+/* ---- lease.c ---- */
+
+void kv_lease_pump(kvist_store_t *store);
+void kv_lease_load_ended(kvist_lease_t *lease, bool try_again);
+uint64_t kv_lease_next_deadline(const kvist_store_t *store); /* UINT64_MAX: none */
+void kv_lease_run_callbacks(kvist_store_t *store);
+
+/* What load.c sees of a lease. */
+uint32_t kv_lease_found_count(const kvist_lease_t *lease);
+uint32_t kv_lease_object(const kvist_lease_t *lease, uint32_t block);
+void kv_lease_load_started(kvist_lease_t *lease);
+
+#endif

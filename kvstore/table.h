@@ -1,0 +1,75 @@
+/* The table of objects: what the store knows about each block it holds, found by key.
+ *
+ * An object has a number (stable for its life; numbers are reused after it). Objects form a tree by
+ * parent; the table links parents, children and siblings, so that a chain can be walked both ways
+ * and a subtree can be dropped.
+ *
+ *   find by key -> number -> 88 bytes:  key, parent, first child, siblings,
+ *                                       device slot, host slot, place on disk, times, holds
+ *
+ * A number costs 88 bytes and 5.4 to 8 bytes of the hash index. A *dead* object is out of the index
+ * and of the tree; it waits until nobody holds it.
+ *
+ * Owns: everything in it. Threads: the store's. Limits: 2^32 - 1 objects. */
+#ifndef KV_KVSTORE_TABLE_H
+#define KV_KVSTORE_TABLE_H
+
+#include "kvstore/kvist.h"
+
+#define KV_OBJECT_NONE UINT32_MAX
+#define KV_SEGMENT_NONE UINT16_MAX
+
+enum {
+    KV_OBJECT_USED = 1,    /* the number is taken */
+    KV_OBJECT_DEAD = 2,    /* dropped; waits for its last holder */
+    KV_OBJECT_QUEUED = 4,  /* in the queue of records to write */
+    KV_OBJECT_WRITING = 8, /* its record is on its way to the disk */
+    KV_OBJECT_MOVING = 16, /* being copied from device to host */
+};
+
+typedef struct {
+    kvist_key_t key;
+    uint64_t used_ms : 44; /* last use, unix */
+    uint64_t position : 20;
+    uint32_t parent, first_child, next_sibling, previous_sibling;
+    uint32_t device_slot, host_slot;
+    uint32_t
+        segment_next; /* the next object in its segment's list; also the list of free numbers */
+    uint32_t offset_pages; /* of its record in the segment */
+    uint16_t segment;      /* KV_SEGMENT_NONE: not on disk */
+    uint16_t length_pages;
+    uint32_t created_s; /* unix */
+    uint16_t reference_count;
+    uint16_t name_space;        /* numbers in the store's tables of names */
+    uint8_t arithmetic, origin; /* likewise */
+    uint16_t flags;
+} kv_object_t;
+
+typedef struct kv_table kv_table_t;
+
+kv_table_t *kv_table_create(void);
+void kv_table_destroy(kv_table_t *table);
+
+/* The object's number, or KV_OBJECT_NONE. */
+uint32_t kv_table_find(const kv_table_t *table, const kvist_key_t *key);
+
+/* A new object that is in no tier yet; the key must not be there. parent: KV_OBJECT_NONE for a root
+ * (or for one that kv_table_adopt will link). KV_OBJECT_NONE when all numbers are taken. */
+uint32_t kv_table_insert(kv_table_t *table, const kvist_key_t *key, uint32_t parent);
+void kv_table_adopt(kv_table_t *table, uint32_t parent, uint32_t child);
+
+/* Out of the index and from its parent; it must have no children. The number stays taken. */
+void kv_table_unlink(kv_table_t *table, uint32_t number);
+void kv_table_free(kv_table_t *table, uint32_t number);
+
+/* Valid for the object's life: entries do not move. */
+kv_object_t *kv_table_at(const kv_table_t *table, uint32_t number);
+
+/* Numbers are below this bound; those whose flags lack KV_OBJECT_USED are free. */
+uint32_t kv_table_bound(const kv_table_t *table);
+uint32_t kv_table_count(const kv_table_t *table); /* linked objects */
+
+/* Bytes of memory that the table takes now. */
+size_t kv_table_memory_bytes(const kv_table_t *table);
+
+#endif

@@ -1,0 +1,277 @@
+/* What the store's tests share: a device of plain memory, a store of tiny blocks, chains whose bytes
+ * follow from their keys, and calls that poll until something has happened. */
+#ifndef KV_TESTS_KVSTORE_HARNESS_H
+#define KV_TESTS_KVSTORE_HARNESS_H
+
+#include "kvstore/store_internal.h"
+#include "testing/testing.h"
+
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { BLOCK_TOKENS = 16 };
+
+/* ---- a device ---- */
+
+static inline kv_status_t plain_allocate(
+    kv_device_t *device, size_t bytes, void **memory_out, kv_error_t *error)
+{
+    (void)device;
+    (void)error;
+    *memory_out = calloc(1, bytes);
+    return KV_OK;
+}
+
+static inline void plain_release(kv_device_t *device, void *memory, size_t bytes)
+{
+    (void)device;
+    (void)bytes;
+    free(memory);
+}
+
+static inline void plain_copy_in(kv_device_t *device, void *to, const void *from, size_t bytes)
+{
+    (void)device;
+    memcpy(to, from, bytes);
+}
+
+static inline void plain_copy_out(kv_device_t *device, void *to, const void *from, size_t bytes)
+{
+    (void)device;
+    memcpy(to, from, bytes);
+}
+
+/* ---- a bench: parameters, device, store ---- */
+
+typedef struct {
+    kv_device_ops_t ops;
+    kv_device_t device;
+    kvist_store_params_t params;
+    kv_store_seams_t seams;
+    kvist_key_t name_space;
+    kvist_store_t *store;
+    char folder[512];
+} bench_t;
+
+static inline size_t block_bytes(const bench_t *bench)
+{
+    return kv_block_bytes(&bench->params.shape);
+}
+
+/* Blocks of 2 layers, 2 heads, 8 dimensions, 16 tokens, bf16: 2 KiB; a record is 8 KiB. */
+static inline void bench_init(bench_t *bench, const char *name, uint32_t device_slots)
+{
+    static uint32_t benches;
+    memset(bench, 0, sizeof *bench);
+    bench->ops = (kv_device_ops_t){.name = "plain",
+        .allocate = plain_allocate,
+        .release = plain_release,
+        .copy_in = plain_copy_in,
+        .copy_out = plain_copy_out};
+    bench->device.ops = &bench->ops;
+    snprintf(bench->folder, sizeof bench->folder, "%s/%s-%u", kv_test_folder(), name, benches++);
+    bench->params = (kvist_store_params_t){
+        .shape = {2, 2, 8, BLOCK_TOKENS, 2},
+        .device = &bench->device,
+        .device_slot_count = device_slots,
+        .origin = "test-node",
+    };
+    bench->params.device_arena = calloc(device_slots, block_bytes(bench));
+    kvist_namespace_params_t identity = {
+        .shape = bench->params.shape, .salt = "", .salt_bytes = 0, .adapter = ""};
+    bench->name_space = kvist_namespace(&identity);
+}
+
+static inline void bench_with_host(bench_t *bench, uint32_t slots)
+{
+    bench->params.host_bytes = slots * block_bytes(bench);
+}
+
+static inline void bench_with_disk(bench_t *bench, uint32_t segments)
+{
+    bench->params.directory = bench->folder;
+    bench->params.segment_bytes = 256 << 10;
+    bench->params.disk_bytes = segments * bench->params.segment_bytes;
+}
+
+static inline void bench_open(bench_t *bench)
+{
+    kv_error_t error = {0};
+    kv_status_t status = kv_store_open_with(&bench->params, &bench->seams, &bench->store, &error);
+    if (status != KV_OK) {
+        print_message("open: %s\n", error.text);
+    }
+    assert_int_equal(status, KV_OK);
+}
+
+static inline void bench_close(bench_t *bench)
+{
+    kvist_store_close(bench->store);
+    bench->store = NULL;
+}
+
+static inline void bench_end(bench_t *bench)
+{
+    if (bench->store != NULL) {
+        bench_close(bench);
+    }
+    free(bench->params.device_arena);
+}
+
+static inline kvist_stats_t bench_stats(const bench_t *bench)
+{
+    kvist_stats_t stats;
+    kvist_store_stats(bench->store, &stats);
+    return stats;
+}
+
+/* One round: waits for the store's descriptor, polls. */
+static inline void bench_turn(bench_t *bench)
+{
+    struct pollfd poll_fd = {.fd = kvist_store_fd(bench->store), .events = POLLIN};
+    poll(&poll_fd, 1, 20);
+    kvist_store_poll(bench->store);
+}
+
+/* ---- prepare, flush, as calls that wait ---- */
+
+typedef struct {
+    bool ended;
+    kv_status_t status;
+    kvist_match_t match;
+} outcome_t;
+
+static inline void note_prepared(
+    void *context, kvist_lease_t *lease, kv_status_t status, const kvist_match_t *match)
+{
+    (void)lease;
+    *(outcome_t *)context = (outcome_t){true, status, *match};
+}
+
+static inline void note_flushed(void *context, kv_status_t status)
+{
+    *(outcome_t *)context = (outcome_t){.ended = true, .status = status};
+}
+
+static inline void wait_for(bench_t *bench, const outcome_t *outcome)
+{
+    for (int turn = 0; !outcome->ended; turn++) {
+        assert_true(turn < 5000);
+        bench_turn(bench);
+    }
+}
+
+static inline outcome_t prepare(bench_t *bench, kvist_lease_t *lease, uint32_t slots)
+{
+    outcome_t outcome = {0};
+    assert_int_equal(kvist_lease_prepare(lease, slots, kv_clock_now_ns() + 20ull * KV_NS_PER_S,
+                         note_prepared, &outcome),
+        KV_OK);
+    assert_false(outcome.ended); /* never before the call returns */
+    wait_for(bench, &outcome);
+    return outcome;
+}
+
+static inline kv_status_t flush(bench_t *bench)
+{
+    outcome_t outcome = {0};
+    kvist_store_flush(bench->store, note_flushed, &outcome);
+    assert_false(outcome.ended);
+    wait_for(bench, &outcome);
+    return outcome.status;
+}
+
+/* ---- chains ---- */
+
+/* Tokens of context number `context`: the first `shared` are those of context 0. */
+static inline void make_tokens(uint32_t context, uint32_t shared, uint32_t *tokens, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint64_t state = i < shared ? i : ((uint64_t)context << 32) + i;
+        tokens[i] = (uint32_t)kv_test_random(&state) % 50000;
+    }
+}
+
+/* The bytes that the block with this key must have. */
+static inline void fill_block(const kvist_key_t *key, char *bytes, size_t count)
+{
+    uint64_t state;
+    memcpy(&state, key->bytes, sizeof state);
+    for (size_t i = 0; i + 8 <= count; i += 8) {
+        uint64_t value = kv_test_random(&state);
+        memcpy(bytes + i, &value, 8);
+    }
+}
+
+static inline char *slot_bytes(const bench_t *bench, uint32_t slot)
+{
+    return (char *)bench->params.device_arena + slot * block_bytes(bench);
+}
+
+static inline void check_block(const bench_t *bench, const kvist_key_t *key, uint32_t slot)
+{
+    char *expected = malloc(block_bytes(bench));
+    fill_block(key, expected, block_bytes(bench));
+    assert_memory_equal(expected, slot_bytes(bench, slot), block_bytes(bench));
+    free(expected);
+}
+
+static inline kvist_lease_t *match_tokens(
+    bench_t *bench, const uint32_t *tokens, size_t count, kvist_match_t *match_out)
+{
+    kvist_lease_t *lease;
+    kvist_query_t query = {.name_space = bench->name_space,
+        .tokens = tokens,
+        .token_count = count,
+        .mode = KVIST_MODE_READWRITE};
+    assert_int_equal(kvist_match(bench->store, &query, &lease, match_out), KV_OK);
+    return lease;
+}
+
+/* A whole request: match, prepare, check what was found, compute and seal the rest. Leaves the lease
+ * to the caller; answers what was found. */
+static inline kvist_lease_t *serve(
+    bench_t *bench, const uint32_t *tokens, uint32_t blocks, kvist_match_t *match_out)
+{
+    size_t count = (size_t)blocks * BLOCK_TOKENS;
+    kvist_key_t *keys = calloc(blocks + 1, sizeof *keys);
+    kvist_keys(&bench->name_space, tokens, count, BLOCK_TOKENS, keys);
+    kvist_lease_t *lease = match_tokens(bench, tokens, count, match_out);
+    outcome_t outcome = prepare(bench, lease, blocks);
+    assert_int_equal(outcome.status, KV_OK);
+    *match_out = outcome.match;
+    const uint32_t *slots = kvist_lease_slots(lease);
+    for (uint32_t block = 0; block < outcome.match.block_count; block++) {
+        check_block(bench, &keys[block], slots[block]);
+    }
+    for (uint32_t block = outcome.match.block_count; block < blocks; block++) {
+        fill_block(&keys[block], slot_bytes(bench, slots[block]), block_bytes(bench));
+        assert_int_equal(
+            kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS, "test/plain"), KV_OK);
+    }
+    free(keys);
+    return lease;
+}
+
+/* As serve, and the lease is released. */
+static inline kvist_match_t request(bench_t *bench, const uint32_t *tokens, uint32_t blocks)
+{
+    kvist_match_t match;
+    kvist_lease_release(serve(bench, tokens, blocks, &match));
+    return match;
+}
+
+static inline kvist_match_t request_context(bench_t *bench, uint32_t context, uint32_t blocks)
+{
+    uint32_t *tokens = calloc((size_t)blocks * BLOCK_TOKENS, sizeof *tokens);
+    make_tokens(context, 0, tokens, (size_t)blocks * BLOCK_TOKENS);
+    kvist_match_t match = request(bench, tokens, blocks);
+    free(tokens);
+    return match;
+}
+
+#endif
