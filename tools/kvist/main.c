@@ -32,15 +32,6 @@ static void print_help(FILE *stream)
     }
 }
 
-int kv_command_fail(const char *name, const char *text, const char *remedy)
-{
-    fprintf(stderr, "kvist %s: %s\n", name, text);
-    if (remedy != NULL) {
-        fprintf(stderr, "  do: %s\n", remedy);
-    }
-    return KV_EXIT_FAILED;
-}
-
 int main(int argc, char **argv)
 {
     kv_log_setup("kvist", KV_LOG_WARN);
