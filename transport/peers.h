@@ -71,6 +71,7 @@ typedef struct {
     kv_peers_callbacks_t callbacks;
 } kv_peers_params_t;
 
+/* After a failure, too, the loop has to turn once more (kv_peers_destroy). */
 kv_status_t kv_peers_create(
     const kv_peers_params_t *params, kv_peers_t **peers_out, kv_error_t *error);
 

@@ -79,5 +79,4 @@ struct kv_wire_driver {
 
 extern const kv_wire_driver_t kv_wire_ucx;
 
-
 #endif
