@@ -106,6 +106,7 @@ const cpu_kernels_t *cpu_kernels_for(cpu_isa_t isa)
 #if defined(__x86_64__)
     switch (isa) {
     case CPU_ISA_AMX:
+        return &cpu_kernels_amx;
     case CPU_ISA_AVX512:
         return &cpu_kernels_avx512;
     case CPU_ISA_AVX2:
@@ -122,7 +123,7 @@ const cpu_kernels_t *cpu_kernels_for(cpu_isa_t isa)
 size_t cpu_attend_scratch_bytes(uint32_t head_dim, uint32_t group)
 {
     const size_t tile = 2 * (size_t)head_dim * CPU_KEY_TILE + CPU_QUERY_TILE * CPU_KEY_TILE +
-                        (size_t)group * CPU_QUERY_TILE * (head_dim + 2);
+                        (size_t)group * CPU_QUERY_TILE * (head_dim + head_dim / 2 + 2);
     return sizeof(float) * (tile > CPU_KEY_SEGMENT ? tile : CPU_KEY_SEGMENT);
 }
 
