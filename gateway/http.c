@@ -29,6 +29,7 @@ enum {
     DRAINED_BYTES_MAX =
         256 << 20, /* of a body that is too large, read so that the client hears why */
     BACKLOG = 512,
+    SEND_BUFFER_BYTES = 128 << 10,
 };
 
 typedef enum {
@@ -452,6 +453,9 @@ static int listen_on(const struct addrinfo *address, uint16_t *port_out)
         return -1;
     }
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    /* Connections inherit it: what waits for a slow reader is bounded in the kernel too. */
+    int send_bytes = SEND_BUFFER_BYTES;
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof send_bytes);
     if (bind(fd, address->ai_addr, address->ai_addrlen) != 0 || listen(fd, BACKLOG) != 0 ||
         getsockname(fd, (struct sockaddr *)&bound, &bytes) != 0) {
         int code = errno;

@@ -1,0 +1,821 @@
+/* The gateway as clients see it: real HTTP, a real tokenizer, decode nodes that are played.
+ *
+ * This program defines transport/peers.h itself, so that nodes can be slow, busy, wrong or lost at
+ * the moment that a test wants. The gateway runs on a thread of its own. */
+#include "testing/testing.h"
+
+#include "base/log.h"
+#include "base/memory.h"
+#include "base/queue.h"
+#include "gateway/gateway.h"
+#include "node/admin_client.h"
+#include "transport/peers.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---- decode nodes, played on the reactor's thread ---- */
+
+typedef enum {
+    PLAY_ANSWER,     /* tokens one by one, then Finished */
+    PLAY_SILENT,     /* nothing, ever */
+    PLAY_BUSY,       /* refuses */
+    PLAY_LOST,       /* lost before the first token */
+    PLAY_LOST_LATER, /* lost after two tokens */
+    PLAY_WRONG_TOKEN,
+    PLAY_INVALID,
+    PLAY_FLOOD, /* as fast as it goes, without end */
+} play_t;
+
+enum { NODES = 2, JOBS_MAX = 256, TOKENS_MAX = 512 };
+
+typedef struct {
+    char id[80];
+    uint32_t sent, max_tokens, prompt_tokens;
+    play_t play;
+    bool used, cancelled;
+} job_t;
+
+struct kv_peer {
+    kv_peers_t *peers;
+    const char *name;
+    uint64_t id;
+    bool up, wanted;
+    void *context;
+    atomic_int play;
+    job_t jobs[JOBS_MAX];
+};
+
+struct kv_peers {
+    kv_peers_params_t params;
+    uv_timer_t timer;
+};
+
+static struct kv_peer nodes[NODES] = {{.name = "decode-0"}, {.name = "decode-1"}};
+static uint32_t story[TOKENS_MAX];
+static uint32_t story_count;
+static atomic_int generates, cancels, last_cache_mode;
+static atomic_bool wanted_up[NODES];
+static uint64_t next_peer_id;
+
+static void say_tokens(struct kv_peer *peer, job_t *job, uint32_t *tokens, size_t count)
+{
+    Kvist__Wire__Tokens body = KVIST__WIRE__TOKENS__INIT;
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    body.request_id = job->id;
+    body.tokens = tokens;
+    body.n_tokens = count;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_TOKENS;
+    envelope.tokens = &body;
+    peer->peers->params.callbacks.message(peer->peers->params.callbacks.context, peer, &envelope);
+}
+
+static void say_finished(
+    struct kv_peer *peer, job_t *job, Kvist__Wire__FinishReason reason, kv_status_t status)
+{
+    Kvist__Wire__CachedTokens cached = KVIST__WIRE__CACHED_TOKENS__INIT;
+    Kvist__Wire__Usage usage = KVIST__WIRE__USAGE__INIT;
+    Kvist__Wire__Finished body = KVIST__WIRE__FINISHED__INIT;
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    cached.host = 16;
+    usage.prompt_tokens = job->prompt_tokens;
+    usage.cached = &cached;
+    usage.miss = (char *)"short";
+    usage.prefilled_by = (char *)"prefill-0";
+    body.request_id = job->id;
+    body.reason = reason;
+    body.status = status;
+    body.error = (char *)"as the test wants";
+    body.usage = status == KV_OK ? &usage : NULL;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_FINISHED;
+    envelope.finished = &body;
+    job->used = false;
+    peer->peers->params.callbacks.message(peer->peers->params.callbacks.context, peer, &envelope);
+}
+
+static void lose(struct kv_peer *peer)
+{
+    peer->up = false;
+    peer->wanted = false;
+    memset(peer->jobs, 0, sizeof peer->jobs);
+    peer->peers->params.callbacks.down(
+        peer->peers->params.callbacks.context, peer, KV_PEER_LOST, "played");
+}
+
+static void step_job(struct kv_peer *peer, job_t *job)
+{
+    static uint32_t flood[1024];
+    if (job->cancelled) {
+        say_finished(peer, job, KVIST__WIRE__FINISH_REASON__FINISH_CANCELLED, KV_OK);
+    } else if (job->play == PLAY_BUSY || job->play == PLAY_INVALID) {
+        say_finished(peer, job, KVIST__WIRE__FINISH_REASON__FINISH_ERROR,
+            job->play == PLAY_BUSY ? KV_BUSY : KV_INVALID);
+    } else if (job->play == PLAY_LOST || (job->play == PLAY_LOST_LATER && job->sent == 2)) {
+        lose(peer);
+    } else if (job->play == PLAY_WRONG_TOKEN) {
+        say_tokens(peer, job, (uint32_t[]){4000000000u}, 1);
+    } else if (job->play == PLAY_FLOOD) {
+        for (int i = 0; i < 1024; i++) {
+            flood[i] = story[0];
+        }
+        say_tokens(peer, job, flood, 1024);
+    } else if (job->play != PLAY_SILENT && job->sent == job->max_tokens) {
+        say_finished(peer, job, KVIST__WIRE__FINISH_REASON__FINISH_LENGTH, KV_OK);
+    } else if (job->play != PLAY_SILENT && job->sent == story_count) {
+        say_finished(peer, job, KVIST__WIRE__FINISH_REASON__FINISH_STOP, KV_OK);
+    } else if (job->play != PLAY_SILENT) {
+        say_tokens(peer, job, &story[job->sent++], 1);
+    }
+}
+
+static void on_step(uv_timer_t *timer)
+{
+    kv_peers_t *peers = timer->data;
+    for (int i = 0; i < NODES; i++) {
+        struct kv_peer *peer = &nodes[i];
+        bool wanted = atomic_load(&wanted_up[i]);
+        if (wanted && !peer->up && peer->wanted) {
+            peer->up = true;
+            peer->peers = peers;
+            peer->context = NULL;
+            peer->id = ++next_peer_id;
+            peers->params.callbacks.up(peers->params.callbacks.context, peer);
+        } else if (!wanted && peer->up) {
+            lose(peer);
+            peer->wanted = true;
+        }
+        for (int j = 0; peer->up && j < JOBS_MAX; j++) {
+            if (peer->jobs[j].used) {
+                step_job(peer, &peer->jobs[j]);
+            }
+        }
+    }
+}
+
+kv_status_t kv_peers_create(
+    const kv_peers_params_t *params, kv_peers_t **peers_out, kv_error_t *error)
+{
+    (void)error;
+    kv_peers_t *peers = kv_allocate(sizeof *peers);
+    peers->params = *params;
+    uv_timer_init(params->loop, &peers->timer);
+    peers->timer.data = peers;
+    uv_timer_start(&peers->timer, on_step, 2, 2);
+    *peers_out = peers;
+    return KV_OK;
+}
+
+static void free_peers(uv_handle_t *handle)
+{
+    free(handle->data);
+}
+
+void kv_peers_destroy(kv_peers_t *peers)
+{
+    for (int i = 0; i < NODES; i++) {
+        nodes[i].up = false;
+        memset(nodes[i].jobs, 0, sizeof nodes[i].jobs);
+    }
+    uv_close((uv_handle_t *)&peers->timer, free_peers);
+}
+
+kv_status_t kv_peers_connect(kv_peers_t *peers, const char *address, kv_error_t *error)
+{
+    (void)error;
+    nodes[atoi(strchr(address, ':') + 1) - 1].peers = peers;
+    return KV_OK;
+}
+
+kv_status_t kv_peer_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
+{
+    if (!peer->up) {
+        return KV_PEER_LOST;
+    }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_CANCEL) {
+        atomic_fetch_add(&cancels, 1);
+        for (int i = 0; i < JOBS_MAX; i++) {
+            if (peer->jobs[i].used && strcmp(peer->jobs[i].id, message->cancel->request_id) == 0) {
+                peer->jobs[i].cancelled = true;
+            }
+        }
+        return KV_OK;
+    }
+    for (int i = 0; i < JOBS_MAX; i++) {
+        if (!peer->jobs[i].used) {
+            const Kvist__Wire__Generate *generate = message->generate;
+            peer->jobs[i] = (job_t){.used = true,
+                .max_tokens = generate->max_tokens,
+                .prompt_tokens = (uint32_t)generate->n_tokens,
+                .play = atomic_load(&peer->play)};
+            snprintf(peer->jobs[i].id, sizeof peer->jobs[i].id, "%s", generate->request_id);
+            atomic_fetch_add(&generates, 1);
+            atomic_store(&last_cache_mode, (int)generate->cache_mode);
+            return KV_OK;
+        }
+    }
+    return KV_BUSY;
+}
+
+void kv_peer_close(kv_peer_t *peer, kv_status_t status, const char *reason)
+{
+    (void)peer;
+    (void)status;
+    (void)reason;
+}
+
+const char *kv_peer_name(const kv_peer_t *peer)
+{
+    return peer->name;
+}
+
+Kvist__Wire__Role kv_peer_role(const kv_peer_t *peer)
+{
+    (void)peer;
+    return KVIST__WIRE__ROLE__ROLE_DECODE;
+}
+
+const char *kv_peer_address(const kv_peer_t *peer)
+{
+    (void)peer;
+    return "127.0.0.1:1";
+}
+
+uint64_t kv_peer_id(const kv_peer_t *peer)
+{
+    return peer->id;
+}
+
+uint32_t kv_peer_queued_requests(const kv_peer_t *peer)
+{
+    (void)peer;
+    return 0;
+}
+
+uint32_t kv_peer_running_requests(const kv_peer_t *peer)
+{
+    (void)peer;
+    return 0;
+}
+
+void kv_peers_set_load(kv_peers_t *peers, uint32_t queued_requests, uint32_t running_requests)
+{
+    (void)peers;
+    (void)queued_requests;
+    (void)running_requests;
+}
+
+void kv_peer_set_context(kv_peer_t *peer, void *context)
+{
+    peer->context = context;
+}
+
+void *kv_peer_context(const kv_peer_t *peer)
+{
+    return peer->context;
+}
+
+/* ---- the gateway on a thread ---- */
+
+typedef struct {
+    kv_options_t options;
+    kv_reactor_t *reactor;
+    kv_gateway_t *gateway;
+    kv_queue_t *stop_queue;
+    kv_watch_t *watch;
+    pthread_t thread;
+    uint16_t port;
+} fixture_t;
+
+static kv_tokenizer_t *tokenizer;
+static const char STORY[] = "The quick brown fox jumps over the lazy d\xc3\xb6g.";
+
+static void on_stopped(void *context)
+{
+    kv_reactor_end(((fixture_t *)context)->reactor);
+}
+
+static void on_stop(void *context)
+{
+    fixture_t *fixture = context;
+    int item;
+    while (kv_queue_pop(fixture->stop_queue, &item) == KV_OK) {
+        kv_gateway_begin_stop(fixture->gateway, on_stopped, fixture);
+    }
+}
+
+static void *run(void *context)
+{
+    kv_reactor_run(((fixture_t *)context)->reactor);
+    return NULL;
+}
+
+static void play(int node, play_t how)
+{
+    atomic_store(&nodes[node].play, how);
+}
+
+static char *ask(const fixture_t *fixture, const char *method, const char *path, const char *body,
+    unsigned *code_out);
+
+static void wait_for_nodes(const fixture_t *fixture, int count)
+{
+    char expected[32];
+    snprintf(expected, sizeof expected, "\"decode_nodes\":%d", count);
+    for (int i = 0; i < 500; i++) {
+        unsigned code;
+        char *answer = ask(fixture, "GET", "/healthz", NULL, &code);
+        bool there = strstr(answer, expected) != NULL;
+        free(answer);
+        if (there) {
+            return;
+        }
+        usleep(5000);
+    }
+    fail_msg("never %s", expected);
+}
+
+static void start_with(fixture_t *fixture, int node_count, const char *const *more)
+{
+    static const kv_options_program_t PROGRAM = {"kvist-gateway", "gateway", "",
+        KV_SECTION_CLUSTER | KV_SECTION_NODE | KV_SECTION_MODEL | KV_SECTION_GATEWAY};
+    char admin[256];
+    kv_error_t error;
+    kv_options_action_t action;
+    snprintf(admin, sizeof admin, "--node.admin=%s/gateway.sock", kv_test_folder());
+    char *arguments[16] = {(char *)"kvist-gateway", admin, (char *)"--cluster.key=0123456789abcdef",
+        (char *)"--gateway.http_port=0", (char *)"--gateway.decode_nodes=127.0.0.1:1,127.0.0.1:2",
+        (char *)"--gateway.model_name=tiny", (char *)"--gateway.body_bytes_max=1MiB",
+        (char *)"--node.log_level=error"};
+    int count = 8;
+    for (; more != NULL && *more != NULL; more++) {
+        arguments[count++] = (char *)*more;
+    }
+    if (kv_options_load(&PROGRAM, count, arguments, &fixture->options, &action, &error) != KV_OK) {
+        fail_msg("%s", error.text);
+    }
+    for (int i = 0; i < NODES; i++) {
+        nodes[i].wanted = true;
+        atomic_store(&wanted_up[i], i < node_count);
+        play(i, PLAY_ANSWER);
+    }
+    atomic_store(&generates, 0);
+    atomic_store(&cancels, 0);
+    assert_int_equal(kv_reactor_create(&fixture->reactor, &error), KV_OK);
+    fixture->stop_queue = kv_queue_create(2, sizeof(int));
+    fixture->watch =
+        kv_reactor_attach(fixture->reactor, kv_queue_fd(fixture->stop_queue), on_stop, fixture);
+    if (kv_gateway_open(
+            fixture->reactor, &fixture->options, tokenizer, &fixture->gateway, &error) != KV_OK) {
+        fail_msg("%s", error.text);
+    }
+    fixture->port = kv_gateway_http_port(fixture->gateway);
+    pthread_create(&fixture->thread, NULL, run, fixture);
+    wait_for_nodes(fixture, node_count);
+}
+
+static void ask_to_stop(fixture_t *fixture)
+{
+    int item = 0;
+    kv_queue_push(fixture->stop_queue, &item);
+}
+
+static void stop(fixture_t *fixture)
+{
+    ask_to_stop(fixture);
+    pthread_join(fixture->thread, NULL);
+    kv_gateway_close(fixture->gateway);
+    kv_watch_detach(fixture->watch);
+    kv_reactor_destroy(fixture->reactor);
+    kv_queue_destroy(fixture->stop_queue);
+    kv_options_clear(&fixture->options);
+}
+
+/* ---- a client ---- */
+
+static int connect_client(const fixture_t *fixture)
+{
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(fixture->port)};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    struct timeval limit = {.tv_sec = 20};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    return fd;
+}
+
+static void send_request(
+    int fd, const char *method, const char *path, const char *body, size_t bytes)
+{
+    char head[256];
+    int count = snprintf(head, sizeof head,
+        "%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n", method,
+        path, bytes);
+    assert_int_equal(send(fd, head, (size_t)count, MSG_NOSIGNAL), count);
+    for (size_t sent = 0; sent < bytes;) {
+        ssize_t some = send(fd, body + sent, bytes - sent, MSG_NOSIGNAL);
+        if (some <= 0) {
+            return;
+        }
+        sent += (size_t)some;
+    }
+}
+
+/* Everything until the server closes; terminated. */
+static char *receive_all(int fd, unsigned *code_out)
+{
+    size_t capacity = 1 << 16, count = 0;
+    char *answer = malloc(capacity);
+    ssize_t some;
+    while ((some = recv(fd, answer + count, capacity - count - 1, 0)) > 0) {
+        count += (size_t)some;
+        if (count + 1 == capacity) {
+            answer = realloc(answer, capacity *= 2);
+        }
+    }
+    answer[count] = '\0';
+    *code_out = count > 12 ? (unsigned)atoi(answer + 9) : 0;
+    return answer;
+}
+
+static char *ask(const fixture_t *fixture, const char *method, const char *path, const char *body,
+    unsigned *code_out)
+{
+    int fd = connect_client(fixture);
+    send_request(fd, method, path, body, body != NULL ? strlen(body) : 0);
+    char *answer = receive_all(fd, code_out);
+    close(fd);
+    return answer;
+}
+
+/* Asks and checks the code and that the answer holds each of the texts. */
+static void expect(const fixture_t *fixture, const char *path, const char *body, unsigned code,
+    const char *first, const char *second)
+{
+    unsigned got;
+    char *answer = ask(fixture, body != NULL ? "POST" : "GET", path, body, &got);
+    if (got != code || strstr(answer, first) == NULL ||
+        (second != NULL && strstr(answer, second) == NULL)) {
+        fail_msg("%s %s\n gave %s", path, body != NULL ? body : "", answer);
+    }
+    free(answer);
+}
+
+static void wait_for_cancel(int count)
+{
+    for (int i = 0; i < 400 && atomic_load(&cancels) < count; i++) {
+        usleep(5000);
+    }
+    assert_int_equal(atomic_load(&cancels), count);
+}
+
+static const char CHAT[] = "/v1/chat/completions";
+static const char PLAIN[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}";
+static const char STREAM[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],"
+                             "\"stream\":true,\"stream_options\":{\"include_usage\":true}}";
+
+/* ---- tests ---- */
+
+static void test_answers(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    expect(&fixture, CHAT, PLAIN, 200, STORY, "\"cached_tokens\":16");
+    expect(&fixture, CHAT, PLAIN, 200, "x-kvist-hit-tokens: 16", "\"finish_reason\":\"stop\"");
+    expect(&fixture, "/v1/completions", "{\"prompt\":\"once\",\"max_tokens\":2}", 200,
+        "\"text\":\"The quick\"", "\"finish_reason\":\"length\"");
+    expect(&fixture, "/v1/completions", "{\"prompt\":[1,2,3],\"kvist\":{\"cache_mode\":\"read\"}}",
+        200, "\"prompt_tokens\":3", "\"prefilled_by\":\"prefill-0\"");
+    assert_int_equal(atomic_load(&last_cache_mode), KVIST__WIRE__CACHE_MODE__CACHE_READ);
+    expect(&fixture, "/v1/models", NULL, 200, "\"id\":\"tiny\"", NULL);
+    expect(&fixture, "/healthz", NULL, 200, "\"ok\"", NULL);
+    expect(&fixture, "/metrics", NULL, 200,
+        "kvist_gateway_requests_total{route=\"chat\",code=\"200\"}",
+        "kvist_gateway_cached_tokens_total{tier=\"host\"}");
+    stop(&fixture);
+}
+
+static void test_streams(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    unsigned code;
+    char *answer = ask(&fixture, "POST", CHAT, STREAM, &code);
+    assert_int_equal(code, 200);
+    assert_non_null(strstr(answer, "text/event-stream"));
+    assert_non_null(strstr(answer, "\"delta\":{\"role\":\"assistant\""));
+    assert_non_null(strstr(answer, "\"content\":\" quick\""));
+    assert_non_null(strstr(answer, "\"choices\":[],\"usage\":{"));
+    assert_non_null(strstr(answer, "data: [DONE]\n\n"));
+    assert_string_equal(answer + strlen(answer) - 5, "0\r\n\r\n");
+    free(answer);
+    stop(&fixture);
+}
+
+static void test_stop_string(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    expect(&fixture, "/v1/completions", "{\"prompt\":\"once\",\"stop\":[\"fox\"]}", 200,
+        "\"text\":\"The quick brown \"", "\"finish_reason\":\"stop\"");
+    wait_for_cancel(1);
+    expect(&fixture, "/v1/completions", "{\"prompt\":\"once\",\"stop\":\"fox\",\"stream\":true}",
+        200, "brown", "[DONE]");
+    wait_for_cancel(2);
+    stop(&fixture);
+}
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    expect(&fixture, CHAT, "{", 400, "invalid_json", "line 1");
+    expect(&fixture, CHAT, "{\"messages\":\"\xff\"}", 400, "invalid_utf8", "byte 13");
+    expect(&fixture, CHAT, "{\"messages\":5}", 400, "\"param\":\"messages\"", NULL);
+    expect(&fixture, "/v1/completions", "{\"prompt\":[999999]}", 400, "must be 0 to 49151", NULL);
+    expect(&fixture, "/v2/completions", "{}", 404, "no such path", NULL);
+    expect(&fixture, CHAT, NULL, 405, "Allow: POST", NULL);
+    expect(&fixture, "/v1/models", "{}", 405, "Allow: GET", NULL);
+    expect(&fixture, CHAT,
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"model\":\"x\"}", 404,
+        "model_not_found", NULL);
+    play(0, PLAY_INVALID);
+    expect(&fixture, CHAT, PLAIN, 400, "as the test wants", NULL);
+    play(0, PLAY_WRONG_TOKEN);
+    expect(&fixture, CHAT, PLAIN, 502, "sent token 4000000000", NULL);
+
+    size_t bytes = 10 << 20;
+    char *large = malloc(bytes + 1);
+    memset(large, ' ', bytes);
+    large[bytes] = '\0';
+    expect(&fixture, CHAT, large, 413, "larger than 1048576 bytes", "invalid_request_error");
+    /* Longer than the context, within the body's bound. */
+    large[1000000] = '\0';
+    memcpy(large, "{\"prompt\":\"", 11);
+    for (size_t i = 11; i < 999998; i++) {
+        large[i] = i % 5 == 0 ? ' ' : (char)('a' + i % 23);
+    }
+    memcpy(large + 999998, "\"}", 2);
+    expect(&fixture, "/v1/completions", large, 400, "context_length_exceeded", "holds 8192");
+    free(large);
+    play(0, PLAY_ANSWER);
+    expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);
+    stop(&fixture);
+}
+
+/* Bytes that are no HTTP, and requests that never end. */
+static void test_broken_http(void **state)
+{
+    (void)state;
+    static const char *const STREAMS[] = {"\x16\x03\x01\x02", "GET\r\n\r\n",
+        "POST /v1/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        "POST /v1/completions HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{\"pro"};
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    for (size_t i = 0; i < sizeof STREAMS / sizeof STREAMS[0]; i++) {
+        int fd = connect_client(&fixture);
+        (void)!send(fd, STREAMS[i], strlen(STREAMS[i]), MSG_NOSIGNAL);
+        usleep(2000);
+        close(fd);
+    }
+    expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);
+    stop(&fixture);
+}
+
+static void test_nodes_fail(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 0, NULL);
+    expect(&fixture, "/healthz", NULL, 503, "no decode node", NULL);
+    expect(&fixture, CHAT, PLAIN, 503, "Retry-After: 1", "no decode node is up");
+    atomic_store(&wanted_up[0], true);
+    atomic_store(&wanted_up[1], true);
+    wait_for_nodes(&fixture, 2);
+
+    play(0, PLAY_BUSY);
+    expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);
+    play(1, PLAY_BUSY);
+    expect(&fixture, CHAT, PLAIN, 429, "Retry-After: 1", "is busy");
+
+    play(0, PLAY_LOST);
+    play(1, PLAY_ANSWER);
+    expect(&fixture, CHAT, STREAM, 200, " lazy", "[DONE]");
+    wait_for_nodes(&fixture, 1);
+    play(1, PLAY_LOST_LATER);
+    expect(&fixture, CHAT, PLAIN, 502, "was lost", NULL);
+    stop(&fixture);
+}
+
+/* What was not sent yet may be computed again elsewhere; what was sent ends with the error. */
+static void test_node_lost_after_tokens(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 2, NULL);
+    play(0, PLAY_LOST_LATER);
+    expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);
+    stop(&fixture);
+
+    start_with(&fixture, 2, NULL);
+    play(0, PLAY_LOST_LATER);
+    unsigned code;
+    char *answer = ask(&fixture, "POST", CHAT, STREAM, &code);
+    assert_int_equal(code, 200);
+    assert_non_null(
+        strstr(answer, "data: {\"error\":{\"message\":\"decode node decode-0 was lost"));
+    assert_null(strstr(answer, "[DONE]"));
+    free(answer);
+    stop(&fixture);
+}
+
+static void test_time_limit(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    const char *const more[] = {"--gateway.first_token_limit=300ms", NULL};
+    start_with(&fixture, 1, more);
+    play(0, PLAY_SILENT);
+    expect(&fixture, CHAT, PLAIN, 504, "longer than 300 ms to its first token", NULL);
+    wait_for_cancel(1);
+    stop(&fixture);
+}
+
+static void test_too_many(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    const char *const more[] = {"--gateway.queue_max=2", NULL};
+    start_with(&fixture, 1, more);
+    play(0, PLAY_SILENT);
+    int fds[2];
+    for (int i = 0; i < 2; i++) {
+        fds[i] = connect_client(&fixture);
+        send_request(fds[i], "POST", CHAT, PLAIN, strlen(PLAIN));
+    }
+    while (atomic_load(&generates) < 2) {
+        usleep(1000);
+    }
+    expect(&fixture, CHAT, PLAIN, 429, "Retry-After: 1", "2 requests are in work");
+    /* A client that goes away gives its place back. */
+    close(fds[0]);
+    wait_for_cancel(1);
+    play(0, PLAY_ANSWER);
+    expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);
+    /* An orderly stop answers who is left. */
+    ask_to_stop(&fixture);
+    unsigned code;
+    char *answer = receive_all(fds[1], &code);
+    assert_int_equal(code, 503);
+    free(answer);
+    close(fds[1]);
+    pthread_join(fixture.thread, NULL);
+    kv_gateway_close(fixture.gateway);
+    kv_watch_detach(fixture.watch);
+    kv_reactor_destroy(fixture.reactor);
+    kv_queue_destroy(fixture.stop_queue);
+    kv_options_clear(&fixture.options);
+}
+
+static void test_client_leaves_a_stream(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    play(0, PLAY_SILENT);
+    int fd = connect_client(&fixture);
+    send_request(fd, "POST", CHAT, STREAM, strlen(STREAM));
+    while (atomic_load(&generates) < 1) {
+        usleep(1000);
+    }
+    close(fd);
+    wait_for_cancel(1);
+    stop(&fixture);
+}
+
+static void test_slow_reader(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    play(0, PLAY_FLOOD);
+    int fd = connect_client(&fixture);
+    int small = 4096;
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    send_request(fd, "POST", CHAT, STREAM, strlen(STREAM));
+    for (int i = 0; i < 2000 && atomic_load(&cancels) == 0; i++) {
+        usleep(5000);
+    }
+    assert_int_equal(atomic_load(&cancels), 1);
+    close(fd);
+    play(0, PLAY_ANSWER);
+    expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);
+    stop(&fixture);
+}
+
+typedef struct {
+    const fixture_t *fixture;
+    int failures;
+} client_t;
+
+static void *run_client(void *context)
+{
+    client_t *client = context;
+    for (int i = 0; i < 4; i++) {
+        unsigned code;
+        char *answer = ask(client->fixture, "POST", CHAT, i % 2 == 0 ? STREAM : PLAIN, &code);
+        client->failures += code != 200 || strstr(answer, i % 2 == 0 ? "[DONE]" : STORY) == NULL;
+        free(answer);
+    }
+    return NULL;
+}
+
+static void test_many_clients(void **state)
+{
+    (void)state;
+    enum { CLIENTS = 50 };
+    fixture_t fixture;
+    start_with(&fixture, 2, NULL);
+    pthread_t threads[CLIENTS];
+    client_t clients[CLIENTS];
+    for (int i = 0; i < CLIENTS; i++) {
+        clients[i] = (client_t){.fixture = &fixture};
+        pthread_create(&threads[i], NULL, run_client, &clients[i]);
+    }
+    for (int i = 0; i < CLIENTS; i++) {
+        pthread_join(threads[i], NULL);
+        assert_int_equal(clients[i].failures, 0);
+    }
+    Kvist__Admin__StatusRequest status = KVIST__ADMIN__STATUS_REQUEST__INIT;
+    Kvist__Admin__Request request = KVIST__ADMIN__REQUEST__INIT;
+    Kvist__Admin__Reply *reply;
+    kv_error_t error;
+    request.body_case = KVIST__ADMIN__REQUEST__BODY_STATUS;
+    request.status = &status;
+    assert_int_equal(
+        kv_admin_ask(fixture.options.node.admin, &request, 2000, &reply, &error), KV_OK);
+    assert_int_equal(reply->status->requests, 4 * CLIENTS);
+    assert_int_equal(reply->status->running_requests, 0);
+    assert_int_equal(reply->status->n_peers, 2);
+    kvist__admin__reply__free_unpacked(reply, NULL);
+    stop(&fixture);
+}
+
+static int open_model(void **state)
+{
+    (void)state;
+    kv_error_t error;
+    const char *path = kv_test_model();
+    if (kv_tokenizer_open(path, &tokenizer, &error) != KV_OK) {
+        return -1;
+    }
+    uint32_t *tokens;
+    size_t count;
+    kv_tokenizer_mode_t mode = {0};
+    kv_tokenizer_encode(tokenizer, STORY, strlen(STORY), mode, &tokens, &count, &error);
+    memcpy(story, tokens, count * sizeof *tokens);
+    story_count = (uint32_t)count;
+    free(tokens);
+    return 0;
+}
+
+static int close_model(void **state)
+{
+    (void)state;
+    kv_tokenizer_close(tokenizer);
+    return 0;
+}
+
+int main(void)
+{
+    kv_log_setup("test", KV_LOG_ERROR);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_answers),
+        cmocka_unit_test(test_streams),
+        cmocka_unit_test(test_stop_string),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_broken_http),
+        cmocka_unit_test(test_nodes_fail),
+        cmocka_unit_test(test_node_lost_after_tokens),
+        cmocka_unit_test(test_time_limit),
+        cmocka_unit_test(test_too_many),
+        cmocka_unit_test(test_client_leaves_a_stream),
+        cmocka_unit_test(test_slow_reader),
+        cmocka_unit_test(test_many_clients),
+    };
+    return cmocka_run_group_tests(tests, open_model, close_model);
+}
