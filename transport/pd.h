@@ -3,7 +3,8 @@
  * kv_pd_decode_t is the decode node's side, kv_pd_prefill_t the prefill node's. The node translates
  * what happens (a message, an event of the mover or the store, a timer) into an event, calls step,
  * and carries out the actions in their order. The machines know states, transfer ids and counts;
- * tokens, leases and messages' other fields stay with the node. Drawn in pd.c.
+ * tokens, leases and messages' other fields stay with the node. Drawn in pd_decode.c and
+ * pd_prefill.c.
  *
  * What they promise, whatever comes in whatever order: exactly one outcome; RELEASE and the
  * outcomes that hand slots on only when nothing can be written to them any more and nothing is
@@ -35,9 +36,9 @@ typedef enum {
     KV_PD_DECODE_EV_START,    /* peer_up: is there a prefill node to ask */
     KV_PD_DECODE_EV_RESERVED, /* the lease is prepared: transfer_id, held_blocks, block_count */
     KV_PD_DECODE_EV_RESERVE_FAILED, /* status: KV_BUSY, KV_INVALID, ... */
-    KV_PD_DECODE_EV_EXPECT_FAILED,  /* the mover, or the send of Prefill, refused (status): nothing
-                                       is expected  and nobody was asked */
-    KV_PD_DECODE_EV_LANDED,         /* transfer_id */
+    KV_PD_DECODE_EV_EXPECT_FAILED, /* the mover refused DO_EXPECT (status): skip the actions that are
+                                       left of that list. Where SEND_PREFILL fails: PEER_DOWN */
+    KV_PD_DECODE_EV_LANDED,        /* transfer_id */
     KV_PD_DECODE_EV_RECEIVE_FAILED, /* transfer_id, status */
     KV_PD_DECODE_EV_REVOKED,        /* transfer_id */
     KV_PD_DECODE_EV_PREFILLED,      /* transfer_id, status */
@@ -95,8 +96,9 @@ typedef struct {
     uint32_t held_blocks;
     bool prefilled, landed; /* streaming */
     bool fetching;          /* our pieces for the prefill node are out */
-    bool fetched_wanted;    /* Fetched is still owed */
+    bool expecting;         /* the mover may still write into our slots */
     bool revoking;
+    bool peer_ended;    /* it has answered: nothing to cancel there */
     bool cancelled;     /* the outcome will be CANCELLED */
     bool peer_lost;     /* say nothing more to it */
     kv_status_t reason; /* why it ends without the peer's KV */
@@ -121,18 +123,20 @@ typedef enum {
     KV_PD_PREFILL_EV_START,         /* a Prefill message, validated: transfer_id, held_blocks */
     KV_PD_PREFILL_EV_MATCHED,       /* the lease is prepared: held_blocks here, of the whole ones */
     KV_PD_PREFILL_EV_MATCH_FAILED,  /* status */
-    KV_PD_PREFILL_EV_FETCH_REFUSED, /* the mover, or the send of Fetch, refused: nothing is expected
-                                     */
+    KV_PD_PREFILL_EV_FETCH_REFUSED, /* the mover refused DO_EXPECT: skip the actions that are left of
+                                        that list. Where SEND_FETCH fails: FETCHED with its status */
     KV_PD_PREFILL_EV_FETCHED,       /* transfer_id of the fetch, status */
     KV_PD_PREFILL_EV_LANDED,        /* transfer_id of the fetch */
     KV_PD_PREFILL_EV_RECEIVE_FAILED, /* transfer_id of the fetch, status */
     KV_PD_PREFILL_EV_REVOKED,        /* transfer_id of the fetch */
     KV_PD_PREFILL_EV_TIMEOUT,        /* of the fetch */
-    KV_PD_PREFILL_EV_PIECE_QUEUED,   /* kv_mover_send accepted one; give it before its SENT */
-    KV_PD_PREFILL_EV_PIECE_SENT,     /* its SENT: status */
-    KV_PD_PREFILL_EV_COMPUTED,  /* compute ended, or stopped: status. No piece is queued after */
-    KV_PD_PREFILL_EV_CANCEL,    /* from the decode node */
-    KV_PD_PREFILL_EV_PEER_DOWN, /* control or data connection of the decode node */
+    KV_PD_PREFILL_EV_PIECE_QUEUED, /* kv_mover_send accepted one; before COMPUTED, not always before
+                                        its SENT */
+    KV_PD_PREFILL_EV_PIECE_SENT,   /* its SENT: status */
+    KV_PD_PREFILL_EV_COMPUTED,     /* compute ended, or stopped (status), and every PIECE_QUEUED was
+                                        given */
+    KV_PD_PREFILL_EV_CANCEL,       /* from the decode node */
+    KV_PD_PREFILL_EV_PEER_DOWN,    /* control or data connection of the decode node */
 } kv_pd_prefill_event_kind_t;
 
 typedef struct {
@@ -177,9 +181,9 @@ typedef struct {
     uint64_t fetch_id;    /* of ours */
     uint32_t decode_held; /* leading blocks there */
     uint32_t held_blocks; /* leading blocks here, fetched ones included once they are */
-    uint32_t pieces;      /* queued and not SENT */
+    int64_t pieces;       /* queued and not SENT; may be below 0 while computing */
     bool fetched, landed; /* fetching */
-    bool revoking, computing;
+    bool expecting, revoking, computing;
     bool peer_lost;
     kv_status_t status; /* of the whole: the first that went wrong */
 } kv_pd_prefill_t;

@@ -1,0 +1,312 @@
+/* The decode node's side of one request (pd.h).
+ *
+ *   IDLE --START--> RESERVING --RESERVED: EXPECT, SEND_PREFILL--> STREAMING
+ *    |                  |  \                                       |      |
+ *    | CANCEL           |   \ RESERVED, no peer                    |      | PREFILLED and LANDED, no
+ *    |                  |    \                                     |      | fetch sends out
+ *    |  RESERVE_FAILED  |     +------> DONE(FALL_BACK)             |      v
+ *    |  TIMEOUT, CANCEL |                                          |     DONE(READY)
+ *    v                  v                                          |
+ *   DONE(CANCELLED)    DONE(FAIL or CANCELLED)                     | PREFILLED with an error,
+ *                                                                  | RECEIVE_FAILED, PEER_DOWN,
+ *                                                                  | TIMEOUT, CANCEL:
+ *                                                                  | REVOKE, CANCEL_PIECES
+ *                                                                  v
+ *                    DONE(FALL_BACK or CANCELLED) <------------ ENDING
+ *                                            REVOKED and FETCH_SENT, whatever is out
+ *
+ * Invariants: 1. EXPECT is answered by LANDED or by REVOKE's REVOKED before any outcome. 2. So is
+ * SEND_PIECES by FETCH_SENT: a released slot is not being read. 3. One outcome, on entering DONE.
+ * 4. Every Fetch is answered once, unless the peer is lost. */
+#include "base/check.h"
+#include "transport/pd.h"
+
+typedef struct {
+    kv_pd_decode_t *machine;
+    const kv_pd_decode_event_t *event;
+    kv_pd_decode_actions_t *actions;
+} step_t;
+
+static kv_pd_decode_action_t *act(step_t *step, kv_pd_decode_action_kind_t kind)
+{
+    KV_CHECK(step->actions->count < KV_PD_ACTIONS_MAX);
+    kv_pd_decode_action_t *action = &step->actions->items[step->actions->count++];
+    *action = (kv_pd_decode_action_t){.kind = kind};
+    return action;
+}
+
+static void outcome(step_t *step, kv_pd_decode_action_kind_t kind, kv_status_t status)
+{
+    if (kind == KV_PD_DECODE_DO_FAIL || kind == KV_PD_DECODE_DO_CANCELLED) {
+        act(step, KV_PD_DECODE_DO_RELEASE);
+    }
+    act(step, kind)->status = status;
+    step->machine->state = KV_PD_DECODE_DONE;
+}
+
+static void answer_fetch(step_t *step, uint64_t transfer_id, kv_status_t status)
+{
+    if (!step->machine->peer_lost) {
+        kv_pd_decode_action_t *action = act(step, KV_PD_DECODE_DO_SEND_FETCHED);
+        action->transfer_id = transfer_id;
+        action->status = status;
+    }
+}
+
+static void finish_when_quiet(step_t *step)
+{
+    kv_pd_decode_t *machine = step->machine;
+    if (machine->expecting || machine->revoking || machine->fetching) {
+        return;
+    }
+    if (machine->cancelled) {
+        outcome(step, KV_PD_DECODE_DO_CANCELLED, KV_CANCELLED);
+    } else {
+        outcome(step, KV_PD_DECODE_DO_FALL_BACK, machine->reason);
+    }
+}
+
+static void cancel_pieces(step_t *step)
+{
+    if (step->machine->fetching) {
+        act(step, KV_PD_DECODE_DO_CANCEL_PIECES)->transfer_id = step->machine->fetch_id;
+    }
+}
+
+static void begin_ending(step_t *step, kv_status_t reason)
+{
+    kv_pd_decode_t *machine = step->machine;
+    machine->state = KV_PD_DECODE_ENDING;
+    machine->reason = reason;
+    if (!machine->peer_lost && !machine->peer_ended) {
+        act(step, KV_PD_DECODE_DO_SEND_CANCEL);
+    }
+    if (machine->expecting) {
+        machine->revoking = true;
+        act(step, KV_PD_DECODE_DO_REVOKE)->transfer_id = machine->transfer_id;
+    }
+    cancel_pieces(step);
+    finish_when_quiet(step);
+}
+
+static void ready_when_complete(step_t *step)
+{
+    kv_pd_decode_t *machine = step->machine;
+    if (machine->prefilled && machine->landed && !machine->fetching) {
+        outcome(step, KV_PD_DECODE_DO_READY, KV_OK);
+    }
+}
+
+static void in_idle(step_t *step)
+{
+    kv_pd_decode_t *machine = step->machine;
+    if (step->event->kind == KV_PD_DECODE_EV_START) {
+        machine->peer_lost = !step->event->peer_up;
+        machine->state = KV_PD_DECODE_RESERVING;
+        act(step, KV_PD_DECODE_DO_RESERVE);
+    } else if (step->event->kind == KV_PD_DECODE_EV_CANCEL) {
+        outcome(step, KV_PD_DECODE_DO_CANCELLED, KV_CANCELLED);
+    }
+}
+
+static void in_reserving(step_t *step)
+{
+    kv_pd_decode_t *machine = step->machine;
+    const kv_pd_decode_event_t *event = step->event;
+    switch (event->kind) {
+    case KV_PD_DECODE_EV_RESERVED:
+        machine->transfer_id = event->transfer_id;
+        machine->held_blocks = event->held_blocks;
+        if (machine->peer_lost || event->block_count == 0) {
+            outcome(step, KV_PD_DECODE_DO_FALL_BACK, machine->peer_lost ? KV_PEER_LOST : KV_OK);
+            return;
+        }
+        machine->state = KV_PD_DECODE_STREAMING;
+        machine->expecting = true;
+        kv_pd_decode_action_t *expect = act(step, KV_PD_DECODE_DO_EXPECT);
+        expect->transfer_id = event->transfer_id;
+        expect->first_block = event->held_blocks;
+        expect->block_count = event->block_count;
+        act(step, KV_PD_DECODE_DO_SEND_PREFILL)->transfer_id = event->transfer_id;
+        return;
+    case KV_PD_DECODE_EV_RESERVE_FAILED:
+        outcome(step, KV_PD_DECODE_DO_FAIL, event->status == KV_OK ? KV_FATAL : event->status);
+        return;
+    case KV_PD_DECODE_EV_TIMEOUT:
+        outcome(step, KV_PD_DECODE_DO_FAIL, KV_BUSY);
+        return;
+    case KV_PD_DECODE_EV_CANCEL:
+        outcome(step, KV_PD_DECODE_DO_CANCELLED, KV_CANCELLED);
+        return;
+    case KV_PD_DECODE_EV_PEER_DOWN:
+        machine->peer_lost = true;
+        return;
+    case KV_PD_DECODE_EV_FETCH:
+        answer_fetch(step, event->transfer_id, KV_INVALID);
+        return;
+    default:
+        return;
+    }
+}
+
+static void take_fetch(step_t *step)
+{
+    kv_pd_decode_t *machine = step->machine;
+    const kv_pd_decode_event_t *event = step->event;
+    bool held = event->block_count > 0 && event->first_block <= machine->held_blocks &&
+                event->block_count <= machine->held_blocks - event->first_block;
+    if (machine->fetching || !held) {
+        answer_fetch(step, event->transfer_id, held ? KV_BUSY : KV_INVALID);
+        return;
+    }
+    machine->fetching = true;
+    machine->fetch_id = event->transfer_id;
+    kv_pd_decode_action_t *action = act(step, KV_PD_DECODE_DO_SEND_PIECES);
+    action->transfer_id = event->transfer_id;
+    action->first_block = event->first_block;
+    action->block_count = event->block_count;
+}
+
+static void take_fetch_sent(step_t *step)
+{
+    kv_pd_decode_t *machine = step->machine;
+    if (machine->fetching) {
+        machine->fetching = false;
+        answer_fetch(step, machine->fetch_id, step->event->status);
+    }
+}
+
+/* All is here and only our fetch sends are out: nothing that happens to the peer matters any more. */
+static bool only_fetch_is_out(const kv_pd_decode_t *machine)
+{
+    return machine->prefilled && machine->landed;
+}
+
+static void in_streaming(step_t *step)
+{
+    kv_pd_decode_t *machine = step->machine;
+    const kv_pd_decode_event_t *event = step->event;
+    bool ours = event->transfer_id == machine->transfer_id;
+    switch (event->kind) {
+    case KV_PD_DECODE_EV_EXPECT_FAILED:
+        machine->expecting = false;
+        machine->peer_ended = true; /* it was never asked */
+        begin_ending(step, event->status == KV_OK ? KV_FATAL : event->status);
+        return;
+    case KV_PD_DECODE_EV_LANDED:
+        if (ours && machine->expecting) {
+            machine->expecting = false;
+            machine->landed = true;
+            ready_when_complete(step);
+        }
+        return;
+    case KV_PD_DECODE_EV_PREFILLED:
+        if (!ours || machine->prefilled) {
+            return;
+        }
+        machine->peer_ended = true;
+        if (event->status != KV_OK) {
+            begin_ending(step, event->status);
+            return;
+        }
+        machine->prefilled = true;
+        cancel_pieces(step); /* it computed without waiting for them */
+        ready_when_complete(step);
+        return;
+    case KV_PD_DECODE_EV_RECEIVE_FAILED:
+        if (ours && machine->expecting) {
+            begin_ending(step, event->status == KV_OK ? KV_FATAL : event->status);
+        }
+        return;
+    case KV_PD_DECODE_EV_PEER_DOWN:
+        machine->peer_lost = true;
+        if (only_fetch_is_out(machine)) {
+            return;
+        }
+        begin_ending(step, KV_PEER_LOST);
+        return;
+    case KV_PD_DECODE_EV_TIMEOUT:
+        if (only_fetch_is_out(machine)) {
+            return;
+        }
+        begin_ending(step, KV_BUSY);
+        return;
+    case KV_PD_DECODE_EV_CANCEL:
+        machine->cancelled = true;
+        begin_ending(step, KV_CANCELLED);
+        return;
+    case KV_PD_DECODE_EV_FETCH:
+        take_fetch(step);
+        return;
+    case KV_PD_DECODE_EV_FETCH_SENT:
+        take_fetch_sent(step);
+        ready_when_complete(step);
+        return;
+    default:
+        return;
+    }
+}
+
+static void in_ending(step_t *step)
+{
+    kv_pd_decode_t *machine = step->machine;
+    const kv_pd_decode_event_t *event = step->event;
+    switch (event->kind) {
+    case KV_PD_DECODE_EV_LANDED: /* crossed our revoke; REVOKED still follows */
+        return;
+    case KV_PD_DECODE_EV_REVOKED:
+        if (machine->revoking && event->transfer_id == machine->transfer_id) {
+            machine->revoking = machine->expecting = false;
+            finish_when_quiet(step);
+        }
+        return;
+    case KV_PD_DECODE_EV_FETCH_SENT:
+        take_fetch_sent(step);
+        finish_when_quiet(step);
+        return;
+    case KV_PD_DECODE_EV_FETCH:
+        answer_fetch(step, event->transfer_id, KV_CANCELLED);
+        return;
+    case KV_PD_DECODE_EV_PEER_DOWN:
+        machine->peer_lost = true;
+        return;
+    case KV_PD_DECODE_EV_CANCEL:
+        machine->cancelled = true;
+        return;
+    default:
+        return;
+    }
+}
+
+static void in_done(step_t *step)
+{
+    if (step->event->kind == KV_PD_DECODE_EV_PEER_DOWN) {
+        step->machine->peer_lost = true;
+    } else if (step->event->kind == KV_PD_DECODE_EV_FETCH) {
+        answer_fetch(step, step->event->transfer_id, KV_CANCELLED);
+    }
+}
+
+void kv_pd_decode_step(
+    kv_pd_decode_t *machine, const kv_pd_decode_event_t *event, kv_pd_decode_actions_t *actions_out)
+{
+    actions_out->count = 0;
+    step_t step = {machine, event, actions_out};
+    switch (machine->state) {
+    case KV_PD_DECODE_IDLE:
+        in_idle(&step);
+        return;
+    case KV_PD_DECODE_RESERVING:
+        in_reserving(&step);
+        return;
+    case KV_PD_DECODE_STREAMING:
+        in_streaming(&step);
+        return;
+    case KV_PD_DECODE_ENDING:
+        in_ending(&step);
+        return;
+    case KV_PD_DECODE_DONE:
+        in_done(&step);
+        return;
+    }
+}
