@@ -237,16 +237,18 @@ static struct MHD_Response *make_response(kv_exchange_t *exchange)
     return response;
 }
 
-static enum MHD_Result queue_response(kv_exchange_t *exchange)
+static enum MHD_Result queue_response(kv_exchange_t *exchange, struct MHD_Connection *connection)
 {
-    enum MHD_Result result = MHD_NO;
     pthread_mutex_lock(&exchange->mutex);
     struct MHD_Response *response = exchange->gone ? NULL : make_response(exchange);
-    if (response != NULL) {
-        result = MHD_queue_response(exchange->connection, exchange->head.code, response);
-        MHD_destroy_response(response);
-    }
+    unsigned code = exchange->head.code;
     pthread_mutex_unlock(&exchange->mutex);
+    if (response == NULL) {
+        return MHD_NO;
+    }
+    /* Not under the mutex: libmicrohttpd calls read_answer under a lock of the response's. */
+    enum MHD_Result result = MHD_queue_response(connection, code, response);
+    MHD_destroy_response(response);
     return result;
 }
 
@@ -286,7 +288,7 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
         return MHD_YES;
     }
     if (exchange->state != EXCHANGE_READING) {
-        return queue_response(exchange);
+        return queue_response(exchange, connection);
     }
     if (*upload_bytes > 0) {
         bool in_time =
@@ -405,7 +407,9 @@ kv_status_t kv_exchange_write(kv_exchange_t *exchange, const char *bytes, size_t
     } else if (waiting + count > exchange->http->params.stream_buffer_bytes) {
         status = KV_BUSY;
     } else {
-        memmove(exchange->answer, exchange->answer + exchange->answer_taken, waiting);
+        if (exchange->answer_taken > 0) {
+            memmove(exchange->answer, exchange->answer + exchange->answer_taken, waiting);
+        }
         if (waiting + count > exchange->answer_capacity) {
             exchange->answer_capacity = 2 * (waiting + count);
             exchange->answer = kv_reallocate(exchange->answer, exchange->answer_capacity, 1);
