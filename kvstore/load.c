@@ -109,13 +109,21 @@ static void end_load(kvist_store_t *store, kv_load_t *load)
     free(load);
 }
 
+/* The buffer, and with it the hold on the segment. */
+static void give_staging(load_batch_t *batch)
+{
+    kv_disk_t *disk = batch->store->disk;
+    if (batch->staging >= 0) {
+        disk->segments.items[batch->loads[0]->segment].in_use--;
+        disk->staging_free[disk->staging_free_count++] = batch->staging;
+        batch->staging = -1;
+    }
+}
+
 static void end_batch(load_batch_t *batch)
 {
     kvist_store_t *store = batch->store;
-    if (batch->staging >= 0) {
-        store->disk->segments.items[batch->loads[0]->segment].in_use--;
-        store->disk->staging_free[store->disk->staging_free_count++] = batch->staging;
-    }
+    give_staging(batch);
     for (uint32_t i = 0; i < batch->count; i++) {
         end_load(store, batch->loads[i]);
     }
@@ -152,6 +160,33 @@ static void copy_from_host(kv_task_t *task)
     kv_store_finish(task);
 }
 
+static load_batch_t *make_batch(kvist_store_t *store, kv_load_t **loads, uint32_t count)
+{
+    load_batch_t *batch = kv_allocate(sizeof *batch);
+    batch->store = store;
+    batch->loads = kv_allocate_array(count, sizeof *batch->loads);
+    memcpy(batch->loads, loads, count * sizeof *loads);
+    batch->count = count;
+    batch->staging = -1;
+    return batch;
+}
+
+static void start_batch(kvist_store_t *store, load_batch_t *batch)
+{
+    if (batch->loads[0]->tier == KVIST_TIER_HOST) {
+        batch->task = (kv_task_t){.work = copy_from_host, .done = batch_done, .store = store};
+        kv_store_submit(store, &batch->task);
+        return;
+    }
+    kv_disk_t *disk = store->disk;
+    if (disk->last_read != NULL) {
+        disk->last_read->next = batch;
+    } else {
+        disk->first_read = batch;
+    }
+    disk->last_read = batch;
+}
+
 /* ---- from disk ---- */
 
 static void verify_records(kv_task_t *task)
@@ -184,14 +219,30 @@ static void fail_batch(load_batch_t *batch, kv_status_t status)
     end_batch(batch);
 }
 
+/* One bad place must not cost its neighbours: each record of the range is read alone. */
+static void read_apart(load_batch_t *batch)
+{
+    kvist_store_t *store = batch->store;
+    give_staging(batch);
+    for (uint32_t i = 0; i < batch->count; i++) {
+        start_batch(store, make_batch(store, &batch->loads[i], 1));
+    }
+    free(batch->loads);
+    free(batch);
+}
+
 static void read_done(kv_ring_request_t *request, int errno_value)
 {
     load_batch_t *batch = batch_of_request(request);
+    if (errno_value != 0 && batch->count > 1) {
+        read_apart(batch);
+        return;
+    }
     if (errno_value != 0) {
-        /* A file that ends too early has lost bytes for good; other errors may pass. */
         kv_log_warn("store", "read failed: %s segment %u offset %ju bytes %zu",
             strerror(errno_value), batch->loads[0]->segment, (uintmax_t)request->offset,
             request->bytes);
+        /* A file that ends too early has lost bytes for good; other errors may pass. */
         fail_batch(batch, errno_value == ENODATA ? KV_CORRUPT : KV_IO);
         return;
     }
@@ -283,17 +334,6 @@ static kv_load_t *plan_load(kvist_store_t *store, uint32_t number)
     return load;
 }
 
-static load_batch_t *make_batch(kvist_store_t *store, kv_load_t **loads, uint32_t count)
-{
-    load_batch_t *batch = kv_allocate(sizeof *batch);
-    batch->store = store;
-    batch->loads = kv_allocate_array(count, sizeof *batch->loads);
-    memcpy(batch->loads, loads, count * sizeof *loads);
-    batch->count = count;
-    batch->staging = -1;
-    return batch;
-}
-
 static int by_place(const void *left, const void *right)
 {
     const kv_load_t *a = *(kv_load_t *const *)left, *b = *(kv_load_t *const *)right;
@@ -332,22 +372,6 @@ static uint32_t batch_length(kvist_store_t *store, kv_load_t *const *loads, uint
         bytes += more;
     }
     return length;
-}
-
-static void start_batch(kvist_store_t *store, load_batch_t *batch)
-{
-    if (batch->loads[0]->tier == KVIST_TIER_HOST) {
-        batch->task = (kv_task_t){.work = copy_from_host, .done = batch_done, .store = store};
-        kv_store_submit(store, &batch->task);
-        return;
-    }
-    kv_disk_t *disk = store->disk;
-    if (disk->last_read != NULL) {
-        disk->last_read->next = batch;
-    } else {
-        disk->first_read = batch;
-    }
-    disk->last_read = batch;
 }
 
 void kv_load_start(kvist_store_t *store, kvist_lease_t *lease)

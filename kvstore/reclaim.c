@@ -95,18 +95,28 @@ static bool reclaimable(kvist_store_t *store, const kv_segment_t *segment)
 }
 
 /* The segment's records are gone: objects that another tier has stay there, the others go, with
- * their descendants, so that no chain has a hole. */
+ * their descendants, so that no chain has a hole. Of those that stay, what others descend from (or
+ * everything, when all is written behind) is written again, as far as half a segment goes: each
+ * reclaim then wins at least the other half. */
 static void forget_records(kvist_store_t *store, kv_segment_t *segment)
 {
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
+    uint64_t again_bytes = store->disk->segments.segment_bytes / 2;
     while (segment->first_object != KV_OBJECT_NONE) {
         uint32_t number = segment->first_object;
         kv_object_t *object = kv_table_at(store->table, number);
+        uint64_t bytes = (uint64_t)object->length_pages * KV_PAGE_BYTES;
         stats->evicted_objects++;
-        if (kv_object_on_device(store, object) || kv_object_on_host(object)) {
-            kv_object_leave_disk(store, number);
-        } else {
+        if (!kv_object_on_device(store, object) && !kv_object_on_host(object)) {
             kv_object_drop(store, number);
+            continue;
+        }
+        kv_object_leave_disk(store, number);
+        bool wanted =
+            store->persist == KVIST_PERSIST_EAGER || object->first_child != KV_OBJECT_NONE;
+        if (wanted && bytes <= again_bytes) {
+            again_bytes -= bytes;
+            kv_persist_queue(store, number);
         }
     }
 }
