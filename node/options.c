@@ -1,5 +1,6 @@
 #include "node/options.h"
 
+#include "base/address.h"
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/memory.h"
@@ -97,7 +98,7 @@ static void describe_bounds(const kv_option_t *option, char *text_out, size_t by
         snprintf(text_out, bytes, "one of %s", option->names);
         break;
     case KV_OPTION_ADDRESSES:
-        snprintf(text_out, bytes, "at most %s of host:port", most);
+        snprintf(text_out, bytes, "at most %s of host:port with a numeric host", most);
         break;
     default:
         snprintf(text_out, bytes, "%s%s to %s%s", UNITS[option->type], least, most,
@@ -206,42 +207,16 @@ static void clear_list(kv_string_list_t *list)
     *list = (kv_string_list_t){0};
 }
 
-kv_status_t kv_address_parse(
-    const char *address, char *host_out, size_t host_bytes, uint16_t *port_out)
-{
-    const char *colon = strrchr(address, ':');
-    uint64_t port;
-    if (colon == NULL || !parse_u32(colon + 1, &port) || port == 0 || port > 65535) {
-        return KV_INVALID;
-    }
-    const char *host = address;
-    size_t length = (size_t)(colon - address);
-    if (length >= 2 && host[0] == '[' && host[length - 1] == ']') {
-        host++;
-        length -= 2;
-    } else if (memchr(host, ':', length) != NULL) {
-        return KV_INVALID;
-    }
-    if (length == 0 || length >= host_bytes || memchr(host, ' ', length) != NULL) {
-        return KV_INVALID;
-    }
-    memcpy(host_out, host, length);
-    host_out[length] = '\0';
-    *port_out = (uint16_t)port;
-    return KV_OK;
-}
-
 /* Sets one option. place: "command line", "FILE:12"; values of a list are its items. */
 static kv_status_t store_value(kv_options_t *options, const kv_option_t *option,
     const kv_string_list_t *values, const char *place, kv_error_t *error)
 {
-    char bounds[TEXT_BYTES], host[256];
-    uint16_t port;
+    char bounds[TEXT_BYTES];
+    struct sockaddr_storage address;
     const char *wrong = NULL;
     if (option->type == KV_OPTION_ADDRESSES) {
         for (uint32_t i = 0; i < values->count && wrong == NULL; i++) {
-            if (kv_address_parse(values->items[i], host, sizeof host, &port) != KV_OK ||
-                i >= option->max) {
+            if (kv_address_parse(values->items[i], &address, NULL) != KV_OK || i >= option->max) {
                 wrong = values->items[i];
             }
         }
@@ -300,11 +275,10 @@ static kv_status_t take_file(kv_options_t *options, const char *path, kv_error_t
         status = store_value(options, &KV_OPTIONS[i], &file.values[i], path, error);
         if (status != KV_OK) {
             uint32_t item = 0;
-            char place[PLACE_BYTES], host[256];
-            uint16_t port;
-            while (
-                KV_OPTIONS[i].type == KV_OPTION_ADDRESSES && item + 1 < file.values[i].count &&
-                kv_address_parse(file.values[i].items[item], host, sizeof host, &port) == KV_OK) {
+            char place[PLACE_BYTES];
+            struct sockaddr_storage address;
+            while (KV_OPTIONS[i].type == KV_OPTION_ADDRESSES && item + 1 < file.values[i].count &&
+                   kv_address_parse(file.values[i].items[item], &address, NULL) == KV_OK) {
                 item++;
             }
             snprintf(place, sizeof place, "%s:%u", path, kv_options_file_line(path, i, item));

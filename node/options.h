@@ -124,9 +124,4 @@ void kv_options_print_help(const kv_options_program_t *program, FILE *stream);
 kv_status_t kv_options_cluster_key(
     const kv_options_t *options, void *key_out, size_t *bytes_out, kv_error_t *error);
 
-/* "host:port" or "[v6]:port" taken apart; host_out holds host_bytes. KV_INVALID when it is neither.
- */
-kv_status_t kv_address_parse(
-    const char *address, char *host_out, size_t host_bytes, uint16_t *port_out);
-
 #endif

@@ -123,7 +123,8 @@ const kv_option_t KV_OPTIONS[] = {
         "longest life of a request here"),
 
     ADDRESSES(DECODE, decode, prefill_nodes,
-        "prefill nodes as host:port; none: this node computes prompts itself"),
+        "prefill nodes as host:port (numeric, or localhost); none: this node computes prompts "
+        "itself"),
     NUMBER(DECODE, decode, batch_rows, "8", 1, 256, "sequences decoded in one step"),
     NUMBER(DECODE, decode, queue_max, "64", 1, 65536,
         "requests that may wait; one more is refused as busy"),
@@ -139,7 +140,7 @@ const kv_option_t KV_OPTIONS[] = {
         "its port; 0: any free one, which the log names"),
     TEXT(GATEWAY, gateway, model_name, KV_OPTION_STRING, "", 0, 100,
         "the model's name in requests; empty: as the model file says"),
-    ADDRESSES(GATEWAY, gateway, decode_nodes, "decode nodes as host:port"),
+    ADDRESSES(GATEWAY, gateway, decode_nodes, "decode nodes as host:port (numeric, or localhost)"),
     SIZE(GATEWAY, gateway, body_bytes_max, "4MiB", 1024, 64 << 20,
         "largest HTTP body; a larger one is answered with 413"),
     NUMBER(GATEWAY, gateway, queue_max, "256", 1, 65536,

@@ -15,7 +15,7 @@
 #include "base/memory.h"
 #include "base/metrics.h"
 #include "proto/frame.h"
-#include "transport/address.h"
+#include "base/address.h"
 #include "transport/handshake.h"
 
 #include <openssl/crypto.h>

@@ -95,12 +95,13 @@ static void test_precedence(void **state)
     (void)state;
     kv_options_t options;
     kv_error_t error;
-    const char *const more[] = {"--store.disk_bytes=3GiB", "--decode.prefill_nodes", "h:1,[::1]:2",
-        "--store.directory=none", NULL};
-    const char *text = "store:\n  disk_bytes: 5GiB\n  host_bytes: 1.5 GiB\n  persist: spill\n"
-                       "decode:\n  prefill_nodes: [a:9, 'b:10']\n  transfer_limit: 250ms\n"
-                       "gateway:\n  decode_nodes:\n    - x:1\n"
-                       "model:\n  f32: yes\n  block_tokens: 64\n";
+    const char *const more[] = {"--store.disk_bytes=3GiB", "--decode.prefill_nodes",
+        "127.0.0.1:1,[::1]:2", "--store.directory=none", NULL};
+    const char *text =
+        "store:\n  disk_bytes: 5GiB\n  host_bytes: 1.5 GiB\n  persist: spill\n"
+        "decode:\n  prefill_nodes: ['10.0.0.1:9', 'localhost:10']\n  transfer_limit: 250ms\n"
+        "gateway:\n  decode_nodes:\n    - 10.0.0.2:1\n"
+        "model:\n  f32: yes\n  block_tokens: 64\n";
     assert_int_equal(load(text, more, &options, &error), KV_OK);
     assert_int_equal(options.store.disk_bytes, 3ull << 30);
     assert_int_equal(options.store.host_bytes, 3ull << 29);
@@ -109,7 +110,7 @@ static void test_precedence(void **state)
     assert_int_equal(options.decode.prefill_nodes.count, 2);
     assert_string_equal(options.decode.prefill_nodes.items[1], "[::1]:2");
     assert_int_equal(options.decode.transfer_limit_ns, 250000000);
-    assert_string_equal(options.gateway.decode_nodes.items[0], "x:1");
+    assert_string_equal(options.gateway.decode_nodes.items[0], "10.0.0.2:1");
     assert_true(options.model.f32);
     assert_int_equal(options.model.block_tokens, 64);
     kv_options_clear(&options);
@@ -143,12 +144,13 @@ static void test_file_errors(void **state)
     expect_file_error("decode:\n  reserve_limit: 5\n", ":2: decode.reserve_limit: \"5\" is wrong: "
                                                        "must be a duration");
     expect_file_error("decode:\n  reserve_limit: 2h\n", ":2: decode.reserve_limit: \"2h\"");
-    expect_file_error("decode:\n  prefill_nodes:\n    - a:1\n    - b\n    - c:3\n",
-        ":4: decode.prefill_nodes: \"b\" is wrong: must be at most 64 of host:port");
-    expect_file_error(
-        "decode:\n  prefill_nodes:\n    - b:0\n    - c:3\n", ":3: decode.prefill_nodes: \"b:0\"");
-    expect_file_error("decode:\n  prefill_nodes: h:1\n", ":2: prefill_nodes: wrong type: Expecting "
-                                                         "SEQUENCE");
+    expect_file_error("decode:\n  prefill_nodes:\n    - 10.0.0.1:1\n    - b\n    - 10.0.0.3:3\n",
+        ":4: decode.prefill_nodes: \"b\" is wrong: must be at most 64 of address:port");
+    expect_file_error("decode:\n  prefill_nodes:\n    - 127.0.0.1:0\n    - 127.0.0.1:3\n",
+        ":3: decode.prefill_nodes: \"127.0.0.1:0\"");
+    expect_file_error("decode:\n  prefill_nodes: 127.0.0.1:1\n",
+        ":2: prefill_nodes: wrong type: Expecting "
+        "SEQUENCE");
     expect_file_error("decode:\n  prefill_nodes: [[x]]\n", ":2: ");
     expect_file_error("node:\n\tport: 1\n", ": not YAML near line 1");
     expect_file_error("node:\n  host: \"open\n", ": not YAML near line 2");
@@ -190,7 +192,8 @@ static void test_argument_errors(void **state)
     expect_argument_error("--node.port", "command line: node.port: no value");
     expect_argument_error("--config", "no file");
     expect_argument_error("--prefill.queue_max=1", "kvist-decode has no such section");
-    expect_argument_error("--decode.prefill_nodes=a:1,", "decode.prefill_nodes: \"\" is wrong");
+    expect_argument_error(
+        "--decode.prefill_nodes=localhost:1,", "decode.prefill_nodes: \"\" is wrong");
     expect_argument_error("--node.name=../x", "node.name: \"../x\" is wrong");
     expect_argument_error("--node.name=..", "node.name");
     expect_argument_error("--store.disk_bytes=1MiB", "store.disk_bytes: 1048576 is wrong: must be "
@@ -203,7 +206,7 @@ static void test_random_files(void **state)
     (void)state;
     static const char *const PIECES[] = {"node", "port", "store", ":", " ", "\n", "  ", "- ", "[",
         "]", "{", "}", "\"", "'", "1", "GiB", "#", "&a", "*a", "!!int", "\t", "|", ">", "?", ",",
-        "decode", "prefill_nodes", "a:1", "\xff", "\n  "};
+        "decode", "prefill_nodes", "10.0.0.1:1", "\xff", "\n  "};
     uint64_t seed = kv_test_seed();
     for (int round = 0; round < (kv_test_long() ? 20000 : 1500); round++) {
         char text[512] = "";

@@ -11,7 +11,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "transport/address.h"
+#include "base/address.h"
 #include "transport/wire.h"
 
 #include <errno.h>

@@ -2,8 +2,8 @@
  * a look-up would block the reactor ("localhost" is read as 127.0.0.1).
  *
  * Threads: any. Errors: KV_INVALID names the text. */
-#ifndef KV_TRANSPORT_ADDRESS_H
-#define KV_TRANSPORT_ADDRESS_H
+#ifndef KV_BASE_ADDRESS_H
+#define KV_BASE_ADDRESS_H
 
 #include "base/status.h"
 
