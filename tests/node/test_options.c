@@ -145,7 +145,8 @@ static void test_file_errors(void **state)
                                                        "must be a duration");
     expect_file_error("decode:\n  reserve_limit: 2h\n", ":2: decode.reserve_limit: \"2h\"");
     expect_file_error("decode:\n  prefill_nodes:\n    - 10.0.0.1:1\n    - b\n    - 10.0.0.3:3\n",
-        ":4: decode.prefill_nodes: \"b\" is wrong: must be at most 64 of address:port");
+        ":4: decode.prefill_nodes: \"b\" is wrong: must be at most 64 of host:port with a numeric "
+        "host");
     expect_file_error("decode:\n  prefill_nodes:\n    - 127.0.0.1:0\n    - 127.0.0.1:3\n",
         ":3: decode.prefill_nodes: \"127.0.0.1:0\"");
     expect_file_error("decode:\n  prefill_nodes: 127.0.0.1:1\n",
