@@ -5,8 +5,8 @@
  *   | header, tokens, unit checksums, unit lengths | units, encoded | zeros to 4 KiB |
  *
  * Rules:
- *  1. A record starts at a multiple of 4 KiB and is one; nothing of it is outside a checksum, but
- *     for the padding, which is zero and is checked to be.
+ *  1. A record starts at a multiple of 4 KiB and is one. Header and decoded bytes are under
+ *     checksums; the padding is zero and is checked to be.
  *  2. The header's checksum covers the whole header. It holds the segment's generation: a record of
  *     an earlier life of its place is never taken for a present one.
  *  3. Each unit's checksum is over its decoded bytes; the object's checksum is over the units' and

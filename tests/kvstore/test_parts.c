@@ -1,0 +1,285 @@
+/* The store's parts alone: table, names, pool, codec, records, index. */
+#include "harness.h"
+
+#include "kvstore/codec.h"
+
+static kvist_key_t key_of(uint64_t number)
+{
+    return kv_identity_digest(&number, sizeof number);
+}
+
+static void the_table_finds_what_it_holds_within_96_bytes_an_object(void **state)
+{
+    (void)state;
+    enum { COUNT = 200000 };
+    kv_table_t *table = kv_table_create();
+    uint32_t *numbers = malloc(COUNT * sizeof *numbers);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        kvist_key_t key = key_of(i);
+        uint32_t parent = i % 8 == 0 ? KV_OBJECT_NONE : numbers[i - 1];
+        numbers[i] = kv_table_insert(table, &key, parent);
+    }
+    size_t bytes = kv_table_memory_bytes(table);
+    print_message("%.1f bytes an object\n", (double)bytes / COUNT);
+    assert_true(bytes <= 96ull * COUNT + (4096 * sizeof(kv_object_t)));
+    /* Drop every second chain, leaf first, and look at all. */
+    for (uint32_t i = COUNT; i-- > 0;) {
+        if (i / 8 % 2 == 0) {
+            kv_table_unlink(table, numbers[i]);
+            kv_table_free(table, numbers[i]);
+        }
+    }
+    for (uint32_t i = 0; i < COUNT; i++) {
+        kvist_key_t key = key_of(i);
+        assert_int_equal(kv_table_find(table, &key), i / 8 % 2 == 0 ? KV_OBJECT_NONE : numbers[i]);
+    }
+    assert_int_equal(kv_table_count(table), COUNT / 2);
+    /* Numbers are used again. */
+    uint32_t bound = kv_table_bound(table);
+    kvist_key_t key = key_of(COUNT);
+    kv_table_insert(table, &key, KV_OBJECT_NONE);
+    assert_int_equal(kv_table_bound(table), bound);
+    free(numbers);
+    kv_table_destroy(table);
+}
+
+static void siblings_come_and_go(void **state)
+{
+    (void)state;
+    kv_table_t *table = kv_table_create();
+    kvist_key_t key = key_of(0);
+    uint32_t root = kv_table_insert(table, &key, KV_OBJECT_NONE), children[3];
+    for (uint32_t i = 0; i < 3; i++) {
+        key = key_of(i + 1);
+        children[i] = kv_table_insert(table, &key, root);
+    }
+    kv_table_unlink(table, children[1]);
+    assert_int_equal(kv_table_at(table, root)->first_child, children[2]);
+    assert_int_equal(kv_table_at(table, children[2])->next_sibling, children[0]);
+    assert_int_equal(kv_table_at(table, children[0])->previous_sibling, children[2]);
+    kv_table_unlink(table, children[2]);
+    kv_table_unlink(table, children[0]);
+    assert_int_equal(kv_table_at(table, root)->first_child, KV_OBJECT_NONE);
+    kv_table_destroy(table);
+}
+
+static void names_have_one_number_each(void **state)
+{
+    (void)state;
+    kv_names_t names;
+    kv_names_init(&names, 8, 100);
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < 100; i++) {
+            char name[8] = {0};
+            snprintf(name, sizeof name, "n%d", i);
+            assert_int_equal(kv_names_number(&names, name), i);
+        }
+    }
+    assert_string_equal(kv_names_at(&names, 42), "n42");
+    assert_int_equal(kv_names_number(&names, "another"), KV_NAMES_FULL);
+    kv_names_destroy(&names);
+}
+
+static void the_used_list_is_in_order(void **state)
+{
+    (void)state;
+    kv_pool_t pool;
+    kv_pool_init(&pool, 3, 1);
+    for (uint32_t i = 0; i < 3; i++) {
+        uint32_t slot = kv_pool_take(&pool);
+        kv_pool_set_object(&pool, slot, i);
+        kv_pool_list(&pool, slot);
+    }
+    assert_int_equal(kv_pool_take(&pool), KV_SLOT_NONE);
+    kv_pool_list(&pool, pool.oldest); /* used again */
+    assert_int_equal(pool.slots[pool.oldest].object, 1);
+    assert_int_equal(pool.slots[pool.newest].object, 0);
+    kv_pool_give(&pool, pool.oldest);
+    kv_pool_unlist(&pool, pool.newest);
+    assert_int_equal(pool.oldest, pool.newest);
+    assert_int_equal(pool.slots[pool.oldest].object, 2);
+    assert_int_equal(pool.free_count, 1);
+    kv_pool_destroy(&pool);
+}
+
+static void lz4_round_trips_and_refuses_nonsense(void **state)
+{
+    (void)state;
+    char unit[1000], encoded[1000], back[1000];
+    memset(unit, 'k', sizeof unit);
+    size_t length = kv_codec_encode(KVIST_CODEC_LZ4, unit, sizeof unit, encoded);
+    assert_true(length < 100);
+    assert_int_equal(kv_codec_decode(KVIST_CODEC_LZ4, encoded, length, back, sizeof back), KV_OK);
+    assert_memory_equal(unit, back, sizeof unit);
+    uint64_t random = kv_test_seed();
+    for (int i = 0; i < 10000; i++) {
+        char mutated[1000];
+        memcpy(mutated, encoded, length);
+        mutated[kv_test_random(&random) % length] ^= (char)(1 << kv_test_random(&random) % 8);
+        size_t cut = 1 + kv_test_random(&random) % length;
+        kv_status_t status = kv_codec_decode(KVIST_CODEC_LZ4, mutated, cut, back, sizeof back);
+        assert_true(status == KV_OK || status == KV_CORRUPT);
+    }
+    /* What does not shrink is stored as it is. */
+    for (size_t i = 0; i < sizeof unit; i++) {
+        unit[i] = (char)kv_test_random(&random);
+    }
+    assert_int_equal(kv_codec_encode(KVIST_CODEC_LZ4, unit, sizeof unit, encoded), sizeof unit);
+    assert_int_equal(
+        kv_codec_decode(KVIST_CODEC_NONE, encoded, 999, back, sizeof back), KV_CORRUPT);
+}
+
+/* ---- records ---- */
+
+typedef struct {
+    kv_layout_t layout;
+    kv_record_t record;
+    uint32_t tokens[16];
+    char *object, *at, *scratch;
+} sample_t;
+
+static void make_sample(sample_t *sample, kvist_codec_t codec, bool compressible)
+{
+    kv_error_t error;
+    kv_block_shape_t shape = {3, 2, 32, 16, 2};
+    memset(sample, 0, sizeof *sample);
+    assert_int_equal(kv_layout_init(&shape, &sample->layout, &error), KV_OK);
+    sample->object = malloc(sample->layout.object_bytes);
+    sample->scratch = malloc(sample->layout.object_bytes);
+    sample->at = aligned_alloc(KV_PAGE_BYTES, kv_record_bytes_max(&sample->layout));
+    uint64_t random = 1;
+    for (size_t i = 0; i < sample->layout.object_bytes; i++) {
+        sample->object[i] = compressible ? (char)(i / 512) : (char)kv_test_random(&random);
+    }
+    make_tokens(3, 0, sample->tokens, 16);
+    kv_record_t *record = &sample->record;
+    record->name_space = key_of(1);
+    record->parent = key_of(2);
+    record->key = kv_identity_block_key(&record->parent, sample->tokens, 16);
+    record->generation = 7;
+    record->position = 9;
+    record->codec = codec;
+    snprintf(record->origin, sizeof record->origin, "here");
+    kv_record_write(&sample->layout, record, sample->tokens, sample->object, sample->at);
+    kv_record_sign(sample->at, 7);
+}
+
+static void end_sample(sample_t *sample)
+{
+    free(sample->object);
+    free(sample->scratch);
+    free(sample->at);
+}
+
+static kv_status_t verify(const sample_t *sample)
+{
+    const void *object;
+    uint32_t tokens[16];
+    kv_status_t status = kv_record_verify(&sample->layout, &sample->record, sample->at,
+        sample->record.stored_bytes, sample->scratch, &object, tokens);
+    if (status == KV_OK) {
+        assert_memory_equal(object, sample->object, sample->layout.object_bytes);
+        assert_memory_equal(tokens, sample->tokens, sizeof tokens);
+    }
+    return status;
+}
+
+static void a_record_proves_its_bytes_whatever_the_codec(void **state)
+{
+    (void)state;
+    for (int variant = 0; variant < 4; variant++) {
+        sample_t sample;
+        kvist_codec_t codec = variant % 2 == 0 ? KVIST_CODEC_NONE : KVIST_CODEC_LZ4;
+        make_sample(&sample, codec, variant >= 2);
+        assert_int_equal(verify(&sample), KV_OK);
+        /* Bytes that do not shrink are stored plainly. */
+        assert_int_equal(sample.record.codec, variant == 3 ? KVIST_CODEC_LZ4 : KVIST_CODEC_NONE);
+        for (size_t at = 0; at < sample.record.stored_bytes; at++) {
+            sample.at[at] ^= 4;
+            /* Encoded bytes may change and mean the same: then the object is right (verify looks). */
+            kv_status_t status = verify(&sample);
+            assert_true(status == KV_CORRUPT || (variant == 3 && at >= KV_PAGE_BYTES));
+            sample.at[at] ^= 4;
+        }
+        end_sample(&sample);
+    }
+}
+
+static void a_header_of_nonsense_is_refused(void **state)
+{
+    (void)state;
+    sample_t sample;
+    make_sample(&sample, KVIST_CODEC_LZ4, true);
+    uint64_t random = kv_test_seed();
+    char *good = malloc(sample.record.stored_bytes);
+    memcpy(good, sample.at, sample.record.stored_bytes);
+    for (int i = 0; i < 20000; i++) { /* also with checksums that agree with the nonsense */
+        memcpy(sample.at, good, sample.record.stored_bytes);
+        for (uint64_t flips = 1 + kv_test_random(&random) % 4; flips > 0; flips--) {
+            size_t at = 8 + kv_test_random(&random) % 600;
+            at = at >= 12 && at < 16 ? 16 : at;
+            sample.at[at] = (char)kv_test_random(&random);
+        }
+        kv_record_sign(sample.at, 7);
+        kv_status_t status = verify(&sample);
+        assert_true(status == KV_OK || status == KV_CORRUPT);
+    }
+    free(good);
+    end_sample(&sample);
+}
+
+/* ---- the index and its twin ---- */
+
+static void count_entry(
+    void *context, const uint8_t *key, size_t key_bytes, const uint8_t *value, size_t value_bytes)
+{
+    assert_int_equal(key_bytes, 2);
+    assert_int_equal(value_bytes, 3);
+    *(uint32_t *)context += (uint32_t)key[1] * value[2];
+}
+
+static void exercise_index(kv_index_t *index)
+{
+    kv_error_t error;
+    kv_index_batch_t batch = {0};
+    kv_index_batch_put(&batch, "a\x01", 2, "xx\x05", 3);
+    kv_index_batch_put(&batch, "a\x02", 2, "xx\x07", 3);
+    kv_index_batch_put(&batch, "a\x01", 2, "xx\x06", 3);
+    kv_index_batch_delete(&batch, "a\x02", 2);
+    kv_index_batch_put(&batch, "a\x03", 2, "xx\x01", 3);
+    assert_int_equal(index->ops->write(index, &batch, true, &error), KV_OK);
+    kv_index_batch_release(&batch);
+    uint32_t sum = 0;
+    assert_int_equal(index->ops->iterate(index, count_entry, &sum, &error), KV_OK);
+    assert_int_equal(sum, 1 * 6 + 3 * 1);
+    index->ops->close(index);
+}
+
+static void rocksdb_and_its_twin_agree(void **state)
+{
+    (void)state;
+    kv_error_t error;
+    kv_index_t *index;
+    char path[512];
+    snprintf(path, sizeof path, "%s/index-alone", kv_test_folder());
+    assert_int_equal(kv_index_rocksdb_open(path, &index, &error), KV_OK);
+    exercise_index(index);
+    kv_index_kept_t *kept = NULL;
+    exercise_index(kv_index_memory_open(&kept));
+    kv_index_memory_forget(&kept);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_table_finds_what_it_holds_within_96_bytes_an_object),
+        cmocka_unit_test(siblings_come_and_go),
+        cmocka_unit_test(names_have_one_number_each),
+        cmocka_unit_test(the_used_list_is_in_order),
+        cmocka_unit_test(lz4_round_trips_and_refuses_nonsense),
+        cmocka_unit_test(a_record_proves_its_bytes_whatever_the_codec),
+        cmocka_unit_test(a_header_of_nonsense_is_refused),
+        cmocka_unit_test(rocksdb_and_its_twin_agree),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
