@@ -103,6 +103,7 @@ static void test_text(void **state)
     assert_string_equal(kv_text_size(0, text), "0 B");
     assert_string_equal(kv_text_size(1536, text), "1.5 KiB");
     assert_string_equal(kv_text_size(136716288, text), "130 MiB");
+    assert_string_equal(kv_text_size((1u << 30) - 1, text), "1.0 GiB");
     assert_string_equal(kv_text_count(0, text), "0");
     assert_string_equal(kv_text_count(999, text), "999");
     assert_string_equal(kv_text_count(1234567, text), "1,234,567");

@@ -132,17 +132,31 @@ static kv_status_t enter_folder(
     return status;
 }
 
-/* The member answers on its admin socket, it is the process that we started, and it sees every peer
- * that it was told of. */
-static bool is_healthy(const kv_member_t *member)
+static bool sees_peer(const Kvist__Admin__Status *status, const char *role)
+{
+    for (size_t i = 0; i < status->n_peers; i++) {
+        if (strcmp(status->peers[i]->role, role) == 0 && status->peers[i]->up) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The member answers on its admin socket, it is the process that we started, and it is connected to
+ * the node that it sends requests to: a gateway to the decode node, that to the prefill node. */
+static bool is_healthy(const kv_cluster_t *cluster, const kv_member_t *member)
 {
     Kvist__Admin__Reply *reply;
     if (access(member->admin, F_OK) != 0 || kv_ask_status(member->admin, &reply, NULL) != KV_OK) {
         return false;
     }
-    bool healthy = reply->status->pid == (uint64_t)member->child.pid;
-    for (size_t i = 0; i < reply->status->n_peers; i++) {
-        healthy = healthy && reply->status->peers[i]->up;
+    const Kvist__Admin__Status *status = reply->status;
+    bool healthy = status->pid == (uint64_t)member->child.pid;
+    if (strcmp(status->role, "gateway") == 0) {
+        healthy = healthy && sees_peer(status, "decode");
+    } else if (strcmp(status->role, "decode") == 0 &&
+               strncmp(cluster->members[0].name, "prefill", strlen("prefill")) == 0) {
+        healthy = healthy && sees_peer(status, "prefill");
     }
     kvist__admin__reply__free_unpacked(reply, NULL);
     return healthy;
@@ -180,7 +194,7 @@ static kv_status_t wait_for_health(const kv_cluster_t *cluster, kv_error_t *erro
             if (!kv_child_alive(&member->child)) {
                 return fail_with_log(member, "ended while it started", error);
             }
-            if (!healthy[i] && is_healthy(member)) {
+            if (!healthy[i] && is_healthy(cluster, member)) {
                 healthy[i] = true;
                 fprintf(stderr, "  %-10s up after %.1f s (pid %ld)\n", member->name,
                     (double)waited_ms / 1000, (long)member->child.pid);

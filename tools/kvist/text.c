@@ -9,7 +9,8 @@ char *kv_text_size(uint64_t bytes, char *text_out)
     static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
     size_t unit = 0;
     double value = (double)bytes;
-    while (value >= 1024 && unit + 1 < sizeof units / sizeof *units) {
+    /* 1023.5 would be written as 1024 of the smaller unit. */
+    while (value >= 1023.5 && unit + 1 < sizeof units / sizeof *units) {
         value /= 1024;
         unit++;
     }
