@@ -52,17 +52,12 @@ static void embed_item(const cpu_command_t *command, uint32_t item, uint32_t thr
     const cpu_kernel_call_t *call = (const cpu_kernel_call_t *)command;
     const uint32_t columns = call->columns,
                    last = least(call->rows.count, (item + 1) * ROWS_PER_ITEM);
+    const cpu_rows_format_t format = call->matrix->format;
     for (uint32_t at = item * ROWS_PER_ITEM; at < last; at++) {
-        const size_t from = (size_t)call->tokens[at] * columns;
-        float *to = (float *)call->out + (size_t)(call->rows.first + at) * columns;
-        const void *rows = call->matrix->decode.base;
-        if (call->matrix->format == CPU_ROWS_F32) {
-            memcpy(to, (const float *)rows + from, columns * sizeof(float));
-        } else {
-            for (uint32_t i = 0; i < columns; i++) {
-                to[i] = cpu_float_from_bf16(((const uint16_t *)rows)[from + i]);
-            }
-        }
+        cpu_expand(format,
+            (const char *)call->matrix->decode.base +
+                call->tokens[at] * cpu_rows_bytes(format, columns),
+            columns, (float *)call->out + (size_t)(call->rows.first + at) * columns);
     }
 }
 
@@ -182,8 +177,8 @@ static void product_rows_item(const cpu_command_t *command, uint32_t item, uint3
     const uint32_t first = item * OUTPUTS_PER_ITEM;
     const cpu_rows_product_t product = {
         .format = matrix->format,
-        .weights = row_at(matrix->decode.base, first, matrix->columns,
-            matrix->format == CPU_ROWS_BF16 ? KV_ELEMENT_BF16 : KV_ELEMENT_F32),
+        .weights = (const char *)matrix->decode.base +
+                   first * cpu_rows_bytes(matrix->format, matrix->columns),
         .weight_rows = least(OUTPUTS_PER_ITEM, matrix->rows - first),
         .columns = matrix->columns,
         .in = (const float *)call->in + (size_t)call->rows.first * matrix->columns,

@@ -144,3 +144,91 @@ void cpu_dequantise(kv_weight_type_t type, const void *from, size_t count, float
         block((const uint8_t *)from + at * bytes, to + at * elements);
     }
 }
+
+cpu_rows_format_t cpu_compact_format(kv_weight_type_t type)
+{
+    switch (type) {
+    case KV_WEIGHT_Q8_0:
+        return CPU_ROWS_BLOCK8;
+    case KV_WEIGHT_Q4_0:
+    case KV_WEIGHT_Q4_1:
+    case KV_WEIGHT_Q4_K:
+        return CPU_ROWS_BLOCK4;
+    default:
+        return CPU_ROWS_BF16;
+    }
+}
+
+/* The eight sub-blocks of a Q4_K block, whose nibbles lie in pairs of sub-blocks. */
+static void compact_q4_k(const uint8_t *block, cpu_block4_t *to)
+{
+    const float d = scale_at(block), d_minimum = scale_at(block + 2);
+    for (int sub = 0; sub < 8; sub++) {
+        float scale, minimum;
+        q4_k_scale(block + 4, sub, &scale, &minimum);
+        to[sub].scale = d * scale;
+        to[sub].offset = -(d_minimum * minimum);
+        const uint8_t *pair = block + 16 + sub / 2 * 32;
+        for (int i = 0; i < 16; i++) {
+            const int low = sub % 2 == 0 ? pair[i] & 15 : pair[i] >> 4,
+                      high = sub % 2 == 0 ? pair[i + 16] & 15 : pair[i + 16] >> 4;
+            to[sub].quants[i] = (uint8_t)(low | high << 4);
+        }
+    }
+}
+
+void cpu_compact(kv_weight_type_t type, const void *from, size_t count, void *to)
+{
+    const uint32_t elements = kv_weight_block_elements(type), bytes = kv_weight_block_bytes(type);
+    cpu_block8_t *to8 = to;
+    cpu_block4_t *to4 = to;
+    for (size_t at = 0; at < count / elements; at++) {
+        const uint8_t *block = (const uint8_t *)from + at * bytes;
+        const float d = scale_at(block);
+        switch (type) {
+        case KV_WEIGHT_Q8_0:
+            to8[at].scale = d;
+            memcpy(to8[at].quants, block + 2, CPU_BLOCK);
+            break;
+        case KV_WEIGHT_Q4_0:
+            to4[at].scale = d;
+            to4[at].offset = -8 * d;
+            memcpy(to4[at].quants, block + 2, CPU_BLOCK / 2);
+            break;
+        case KV_WEIGHT_Q4_1:
+            to4[at].scale = d;
+            to4[at].offset = scale_at(block + 2);
+            memcpy(to4[at].quants, block + 4, CPU_BLOCK / 2);
+            break;
+        default:
+            KV_CHECK(type == KV_WEIGHT_Q4_K);
+            compact_q4_k(block, to4 + 8 * at);
+        }
+    }
+}
+
+void cpu_expand(cpu_rows_format_t format, const void *from, size_t count, float *to)
+{
+    for (size_t i = 0; i < count; i++) {
+        const size_t block = i / CPU_BLOCK, in = i % CPU_BLOCK;
+        switch (format) {
+        case CPU_ROWS_F32:
+            to[i] = ((const float *)from)[i];
+            break;
+        case CPU_ROWS_BF16:
+            to[i] = cpu_float_from_bf16(((const uint16_t *)from)[i]);
+            break;
+        case CPU_ROWS_BLOCK8: {
+            const cpu_block8_t *own = (const cpu_block8_t *)from + block;
+            to[i] = own->scale * (float)own->quants[in];
+            break;
+        }
+        case CPU_ROWS_BLOCK4: {
+            const cpu_block4_t *own = (const cpu_block4_t *)from + block;
+            const int quant = in < 16 ? own->quants[in] & 15 : own->quants[in - 16] >> 4;
+            to[i] = own->scale * (float)quant + own->offset;
+            break;
+        }
+        }
+    }
+}

@@ -6,12 +6,22 @@
 #ifndef KV_KERNELS_CPU_DEQUANTISE_H
 #define KV_KERNELS_CPU_DEQUANTISE_H
 
-#include "kernels/device.h"
+#include "kernels/cpu/kernels.h"
 
 #include <string.h>
 
 /* count: a multiple of the type's block. */
 void cpu_dequantise(kv_weight_type_t type, const void *from, size_t count, float *to);
+
+/* The form that holds the type's numbers exactly, or bf16, which may round them. */
+cpu_rows_format_t cpu_compact_format(kv_weight_type_t type);
+
+/* Weights in their file's type to rows in that form (not for bf16). count: a multiple of the
+ * type's block. */
+void cpu_compact(kv_weight_type_t type, const void *from, size_t count, void *to);
+
+/* Rows in any form to floats. count: a multiple of 32. */
+void cpu_expand(cpu_rows_format_t format, const void *from, size_t count, float *to);
 
 static inline float cpu_float_from_bits(uint32_t bits)
 {

@@ -15,7 +15,7 @@ struct kv_matrix {
     uint32_t rows, columns;
     cpu_matmul_t *tiles;      /* NULL: not for prefill */
     cpu_rows_format_t format; /* of the rows for decode */
-    kv_region_t decode;       /* [rows][columns] in the format; no bytes: not for decode */
+    kv_region_t decode;       /* the rows in the format; no bytes: not for decode */
 };
 
 typedef struct cpu_device cpu_device_t;

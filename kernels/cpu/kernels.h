@@ -39,8 +39,37 @@ static inline const void *cpu_vector_at(const cpu_vectors_t *vectors, uint32_t p
            (size_t)(position % vectors->block_tokens) * vectors->head_dim * vectors->element_bytes;
 }
 
-/* How a decode matrix' rows are held. */
-typedef enum { CPU_ROWS_F32, CPU_ROWS_BF16 } cpu_rows_format_t;
+/* How a decode matrix' rows are held. The two compact forms have the file's own numbers. */
+typedef enum { CPU_ROWS_F32, CPU_ROWS_BF16, CPU_ROWS_BLOCK8, CPU_ROWS_BLOCK4 } cpu_rows_format_t;
+
+enum { CPU_BLOCK = 32 };
+
+/* 32 weights: scale x quants[i]. */
+typedef struct {
+    float scale;
+    int8_t quants[CPU_BLOCK];
+} cpu_block8_t;
+
+/* 32 weights: scale x quant + offset; element i in a low nibble, i + 16 in the high one. */
+typedef struct {
+    float scale, offset;
+    uint8_t quants[CPU_BLOCK / 2];
+} cpu_block4_t;
+
+static inline size_t cpu_rows_bytes(cpu_rows_format_t format, size_t elements)
+{
+    switch (format) {
+    case CPU_ROWS_F32:
+        return elements * 4;
+    case CPU_ROWS_BF16:
+        return elements * 2;
+    case CPU_ROWS_BLOCK8:
+        return elements / CPU_BLOCK * sizeof(cpu_block8_t);
+    case CPU_ROWS_BLOCK4:
+        return elements / CPU_BLOCK * sizeof(cpu_block4_t);
+    }
+    return 0;
+}
 
 /* Some rows of a decode matrix against some rows of activations. */
 typedef struct {

@@ -4,16 +4,41 @@
 
 #include <stdlib.h>
 
-static void fill_decode(kv_matrix_t *matrix, const float *weights)
+/* The form that decode reads: the file's own numbers where a compact form has them and all parts
+ * agree on it. */
+static cpu_rows_format_t choose_format(const kv_matrix_params_t *params)
+{
+    if (params->f32) {
+        return CPU_ROWS_F32;
+    }
+    const cpu_rows_format_t format = cpu_compact_format(params->parts[0].type);
+    for (uint32_t part = 1; part < params->part_count; part++) {
+        if (cpu_compact_format(params->parts[part].type) != format) {
+            return CPU_ROWS_BF16;
+        }
+    }
+    return format;
+}
+
+static void fill_decode(kv_matrix_t *matrix, const kv_matrix_params_t *params, const float *weights)
 {
     const size_t count = (size_t)matrix->rows * matrix->columns;
     if (matrix->format == CPU_ROWS_F32) {
         memcpy(matrix->decode.base, weights, count * sizeof(float));
         return;
     }
-    uint16_t *to = matrix->decode.base;
-    for (size_t i = 0; i < count; i++) {
-        to[i] = cpu_bf16_from_float(weights[i]);
+    if (matrix->format == CPU_ROWS_BF16) {
+        uint16_t *to = matrix->decode.base;
+        for (size_t i = 0; i < count; i++) {
+            to[i] = cpu_bf16_from_float(weights[i]);
+        }
+        return;
+    }
+    char *to = matrix->decode.base;
+    for (uint32_t part = 0; part < params->part_count; part++) {
+        const size_t elements = (size_t)params->parts[part].row_count * params->columns;
+        cpu_compact(params->parts[part].type, params->parts[part].data, elements, to);
+        to += cpu_rows_bytes(matrix->format, elements);
     }
 }
 
@@ -44,10 +69,10 @@ kv_status_t cpu_matrix_create(kv_device_t *device, const kv_matrix_params_t *par
             arithmetic.operand, arithmetic.tile_rows, &matrix->tiles, error);
     }
     if (status == KV_OK && params->decode) {
-        matrix->format = params->f32 ? CPU_ROWS_F32 : CPU_ROWS_BF16;
-        status = kv_region_map(count * (params->f32 ? 4 : 2), &matrix->decode, error);
+        matrix->format = choose_format(params);
+        status = kv_region_map(cpu_rows_bytes(matrix->format, count), &matrix->decode, error);
         if (status == KV_OK) {
-            fill_decode(matrix, weights.base);
+            fill_decode(matrix, params, weights.base);
         }
     }
     kv_region_unmap(&weights);

@@ -59,14 +59,19 @@ static void gate(
 
 static void product(const cpu_rows_product_t *product)
 {
-    const uint32_t bytes = product->format == CPU_ROWS_F32 ? 4 : 2;
+    const size_t stride = cpu_rows_bytes(product->format, product->columns);
     for (uint32_t row = 0; row < product->row_count; row++) {
         const float *in = product->in + row * product->in_stride;
         float *out = product->out + row * product->out_stride;
         for (uint32_t n = 0; n < product->weight_rows; n++) {
-            float sum = 0;
-            for (uint32_t k = 0; k < product->columns; k++) {
-                sum += load(product->weights, (size_t)n * product->columns + k, bytes) * in[k];
+            const char *weights = (const char *)product->weights + n * stride;
+            float sum = 0, block[CPU_BLOCK];
+            for (uint32_t k = 0; k < product->columns; k += CPU_BLOCK) {
+                cpu_expand(product->format, weights + cpu_rows_bytes(product->format, k), CPU_BLOCK,
+                    block);
+                for (uint32_t i = 0; i < CPU_BLOCK; i++) {
+                    sum += block[i] * in[k + i];
+                }
             }
             out[n] = product->accumulate ? out[n] + sum : sum;
         }

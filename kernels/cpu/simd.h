@@ -3,6 +3,8 @@
 #ifndef KV_KERNELS_CPU_SIMD_H
 #define KV_KERNELS_CPU_SIMD_H
 
+#include "kernels/cpu/kernels.h"
+
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -105,6 +107,22 @@ static inline void v_store_bf16(uint16_t *at, vector_t a)
     __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
     rounded = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
     _mm256_storeu_si256((__m256i *)at, _mm512_cvtepi32_epi16(rounded));
+}
+
+static inline vector_t v_load_int8(const int8_t *at)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));
+}
+
+/* The 32 weights scale x quant + offset of 16 bytes of nibbles, low ones first. */
+static inline void v_load_nibbles(
+    const uint8_t *at, float scale, float offset, vector_t to[CPU_BLOCK / LANES])
+{
+    const __m512 counted = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512 all = _mm512_fmadd_ps(counted, _mm512_set1_ps(scale), _mm512_set1_ps(offset));
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)at));
+    to[0] = _mm512_permutexvar_ps(bytes, all); /* looks at the lowest four bits only */
+    to[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), all);
 }
 
 /* Pairs (e, o) with rotation pairs (cosine, sine): (e c - o s, o c + e s). */
@@ -217,6 +235,24 @@ static inline void v_store_bf16(uint16_t *at, vector_t a)
     rounded = _mm256_blendv_epi8(rounded, quiet, nan);
     _mm_storeu_si128((__m128i *)at,
         _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)));
+}
+
+static inline vector_t v_load_int8(const int8_t *at)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+}
+
+static inline void v_load_nibbles(
+    const uint8_t *at, float scale, float offset, vector_t to[CPU_BLOCK / LANES])
+{
+    const __m256 scales = _mm256_set1_ps(scale), offsets = _mm256_set1_ps(offset);
+    const __m128i bytes = _mm_loadu_si128((const __m128i *)at), low = _mm_set1_epi8(15),
+                  quants[2] = {
+                      _mm_and_si128(bytes, low), _mm_and_si128(_mm_srli_epi16(bytes, 4), low)};
+    for (int i = 0; i < 4; i++) {
+        __m128i eight = i % 2 == 0 ? quants[i / 2] : _mm_srli_si128(quants[i / 2], 8);
+        to[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight)), scales, offsets);
+    }
 }
 
 static inline vector_t v_rotate(vector_t pairs, vector_t rotation)

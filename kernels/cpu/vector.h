@@ -59,27 +59,53 @@ static void gate(
     }
 }
 
+/* The 32 weights of a block of a row, as floats. */
+static inline __attribute__((always_inline)) void widen(const void *weights, size_t block,
+    const cpu_rows_format_t format, vector_t to[CPU_BLOCK / LANES])
+{
+    if (format == CPU_ROWS_BLOCK4) {
+        const cpu_block4_t *own = (const cpu_block4_t *)weights + block;
+        v_load_nibbles(own->quants, own->scale, own->offset, to);
+    } else if (format == CPU_ROWS_BLOCK8) {
+        const cpu_block8_t *own = (const cpu_block8_t *)weights + block;
+        for (uint32_t i = 0; i < CPU_BLOCK / LANES; i++) {
+            to[i] = v_multiply(v_load_int8(own->quants + i * LANES), v_all(own->scale));
+        }
+    } else {
+        for (uint32_t i = 0; i < CPU_BLOCK / LANES; i++) {
+            to[i] = load(weights, block * CPU_BLOCK + i * LANES, format == CPU_ROWS_BF16);
+        }
+    }
+}
+
 /* outputs x rows dot products at once; each has its own sum, added up in the order of k, so that
  * its value does not depend on the others. */
 static inline __attribute__((always_inline)) void product_block(const cpu_rows_product_t *product,
-    uint32_t n, uint32_t row, const uint32_t outputs, const uint32_t rows, const bool bf16)
+    uint32_t n, uint32_t row, const uint32_t outputs, const uint32_t rows,
+    const cpu_rows_format_t format)
 {
+    enum { PARTS = CPU_BLOCK / LANES };
     vector_t sums[4][4];
     for (uint32_t r = 0; r < rows; r++) {
         for (uint32_t o = 0; o < outputs; o++) {
             sums[r][o] = v_all(0);
         }
     }
-    const size_t columns = product->columns, first = n * columns;
-    for (size_t k = 0; k < columns; k += LANES) {
-        vector_t weights[4];
+    const size_t blocks = product->columns / CPU_BLOCK;
+    const void *weights[4];
+    for (uint32_t o = 0; o < outputs; o++) {
+        weights[o] =
+            (const char *)product->weights + (n + o) * cpu_rows_bytes(format, product->columns);
+    }
+    for (size_t block = 0; block < blocks; block++) {
         for (uint32_t o = 0; o < outputs; o++) {
-            weights[o] = load(product->weights, first + o * columns + k, bf16);
-        }
-        for (uint32_t r = 0; r < rows; r++) {
-            vector_t in = v_load(product->in + (row + r) * product->in_stride + k);
-            for (uint32_t o = 0; o < outputs; o++) {
-                sums[r][o] = v_fma(weights[o], in, sums[r][o]);
+            vector_t wide[PARTS];
+            widen(weights[o], block, format, wide);
+            for (uint32_t r = 0; r < rows; r++) {
+                const float *in = product->in + (row + r) * product->in_stride + block * CPU_BLOCK;
+                for (uint32_t i = 0; i < PARTS; i++) {
+                    sums[r][o] = v_fma(wide[i], v_load(in + i * LANES), sums[r][o]);
+                }
             }
         }
     }
@@ -92,36 +118,46 @@ static inline __attribute__((always_inline)) void product_block(const cpu_rows_p
     }
 }
 
-static inline __attribute__((always_inline)) void product_rows(
-    const cpu_rows_product_t *product, uint32_t n, const uint32_t outputs, const bool bf16)
+static inline __attribute__((always_inline)) void product_rows(const cpu_rows_product_t *product,
+    uint32_t n, const uint32_t outputs, const cpu_rows_format_t format)
 {
     uint32_t row = 0;
-    for (; row + 2 <= product->row_count; row += 2) {
-        product_block(product, n, row, outputs, 2, bf16);
+    for (; row + 4 <= product->row_count; row += 4) {
+        product_block(product, n, row, outputs, 4, format);
     }
-    if (row < product->row_count) {
-        product_block(product, n, row, outputs, 1, bf16);
+    for (; row < product->row_count; row++) {
+        product_block(product, n, row, outputs, 1, format);
     }
 }
 
 static inline __attribute__((always_inline)) void product_all(
-    const cpu_rows_product_t *product, const bool bf16)
+    const cpu_rows_product_t *product, const cpu_rows_format_t format)
 {
+    enum { OUTPUTS = LANES == 16 ? 4 : 2 }; /* 4 x OUTPUTS sums fit the registers */
     uint32_t n = 0;
-    for (; n + 4 <= product->weight_rows; n += 4) {
-        product_rows(product, n, 4, bf16);
+    for (; n + OUTPUTS <= product->weight_rows; n += OUTPUTS) {
+        product_rows(product, n, OUTPUTS, format);
     }
     for (; n < product->weight_rows; n++) {
-        product_rows(product, n, 1, bf16);
+        product_rows(product, n, 1, format);
     }
 }
 
 static void product(const cpu_rows_product_t *product)
 {
-    if (product->format == CPU_ROWS_BF16) {
-        product_all(product, true);
-    } else {
-        product_all(product, false);
+    switch (product->format) {
+    case CPU_ROWS_F32:
+        product_all(product, CPU_ROWS_F32);
+        break;
+    case CPU_ROWS_BF16:
+        product_all(product, CPU_ROWS_BF16);
+        break;
+    case CPU_ROWS_BLOCK8:
+        product_all(product, CPU_ROWS_BLOCK8);
+        break;
+    case CPU_ROWS_BLOCK4:
+        product_all(product, CPU_ROWS_BLOCK4);
+        break;
     }
 }
 

@@ -141,6 +141,38 @@ static void blocks_of_q6_k(void **state)
     }
 }
 
+/* The compact forms hold the very numbers of the file. */
+static void compact_forms_are_exact(void **state)
+{
+    (void)state;
+    enum { BLOCKS = 8 };
+    static const kv_weight_type_t types[] = {
+        KV_WEIGHT_Q8_0, KV_WEIGHT_Q4_0, KV_WEIGHT_Q4_1, KV_WEIGHT_Q4_K};
+    uint64_t random = kv_test_seed();
+    for (size_t type = 0; type < sizeof types / sizeof *types; type++) {
+        static uint8_t from[256 * BLOCKS];
+        static float wanted[256 * BLOCKS], is[256 * BLOCKS], compact[256 * BLOCKS];
+        const uint32_t bytes = kv_weight_block_bytes(types[type]),
+                       count = BLOCKS * kv_weight_block_elements(types[type]);
+        for (uint32_t i = 0; i < BLOCKS * bytes; i++) {
+            from[i] = (uint8_t)kv_test_random(&random);
+        }
+        for (uint32_t block = 0; block < BLOCKS; block++) {
+            kv_put_u16(from + block * bytes, (uint16_t)(F16_HALF + 37 * block));
+            if (types[type] == KV_WEIGHT_Q4_1 || types[type] == KV_WEIGHT_Q4_K) {
+                kv_put_u16(from + block * bytes + 2, (uint16_t)(F16_MINUS_ONE - 51 * block));
+            }
+        }
+        cpu_dequantise(types[type], from, count, wanted);
+        cpu_compact(types[type], from, count, compact);
+        cpu_expand(cpu_compact_format(types[type]), compact, count, is);
+        for (uint32_t i = 0; i < count; i++) {
+            assert_true(is[i] == wanted[i]);
+        }
+    }
+    assert_int_equal(cpu_compact_format(KV_WEIGHT_Q6_K), CPU_ROWS_BF16);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -149,6 +181,7 @@ int main(void)
         cmocka_unit_test(blocks_of_32),
         cmocka_unit_test(blocks_of_q4_k),
         cmocka_unit_test(blocks_of_q6_k),
+        cmocka_unit_test(compact_forms_are_exact),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

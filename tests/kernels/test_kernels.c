@@ -123,21 +123,47 @@ static void conversion_equals_plain_c(void **state)
     each(check_convert);
 }
 
+/* Random rows in a format. */
+static void fill_rows(cpu_rows_format_t format, size_t elements, void *to)
+{
+    if (format == CPU_ROWS_F32) {
+        fill(to, elements, 0.1f);
+        return;
+    }
+    if (format == CPU_ROWS_BF16) {
+        for (size_t i = 0; i < elements; i++) {
+            ((uint16_t *)to)[i] = cpu_bf16_from_float(uniform() * 0.1f);
+        }
+        return;
+    }
+    uint8_t *bytes = to;
+    for (size_t i = 0; i < cpu_rows_bytes(format, elements); i++) {
+        bytes[i] = (uint8_t)kv_test_random(&random_state);
+    }
+    for (size_t block = 0; block < elements / CPU_BLOCK; block++) {
+        if (format == CPU_ROWS_BLOCK8) {
+            ((cpu_block8_t *)to)[block].scale = uniform() * 0.001f;
+        } else {
+            ((cpu_block4_t *)to)[block].scale = uniform() * 0.01f;
+            ((cpu_block4_t *)to)[block].offset = uniform() * 0.1f;
+        }
+    }
+}
+
 static void check_product(const cpu_kernels_t *kernels)
 {
-    enum { ROWS = 7, OUTPUTS = 37 };
+    enum { ROWS = 9, OUTPUTS = 37, FORMATS = 4 };
     static float in[ROWS][WIDTH_MAX], is[ROWS][OUTPUTS], wanted[ROWS][OUTPUTS], one[OUTPUTS],
-        f32[OUTPUTS * WIDTH_MAX];
-    static uint16_t bf16[OUTPUTS * WIDTH_MAX];
+        weights[OUTPUTS * WIDTH_MAX];
     fill(&in[0][0], ROWS * WIDTH_MAX, 1.0f);
-    for (int at = 0; at < 2 * WIDTHS; at++) {
-        const uint32_t columns = widths[at / 2];
-        fill(f32, (size_t)OUTPUTS * columns, 0.1f);
-        cpu_kernels_plain.convert(f32, OUTPUTS * columns, bf16, KV_ELEMENT_BF16);
+    for (int at = 0; at < FORMATS * WIDTHS; at++) {
+        const uint32_t columns = widths[at / FORMATS];
+        const cpu_rows_format_t format = (cpu_rows_format_t)(at % FORMATS);
+        fill_rows(format, (size_t)OUTPUTS * columns, weights);
         for (uint32_t rows = 1; rows <= ROWS; rows++) {
             cpu_rows_product_t product = {
-                .format = at % 2 == 0 ? CPU_ROWS_F32 : CPU_ROWS_BF16,
-                .weights = at % 2 == 0 ? (const void *)f32 : bf16,
+                .format = format,
+                .weights = weights,
                 .weight_rows = OUTPUTS - rows,
                 .columns = columns,
                 .in = &in[0][0],
