@@ -150,7 +150,7 @@ kv_status_t kv_mover_create(
         .port = params->port,
         .shm = params->wire != KV_WIRE_TCP,
         .message_bytes_max = mover->message_bytes,
-        .upcalls = {mover, link_requested, link_received, send_done, link_lost},
+        .upcalls = {mover, link_requested, link_opened, link_received, send_done, link_lost},
     };
     status = mover->driver->open(&wire_params, &mover->side, error);
     if (status != KV_OK) {

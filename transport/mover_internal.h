@@ -131,6 +131,7 @@ void mover_drain_commands(kv_mover_t *mover);
 link_t *link_find(kv_mover_t *mover, kv_link_t id);
 void link_adopt(kv_mover_t *mover, link_t *link);
 void link_requested(void *context, kv_wire_request_t *request, uint64_t id);
+void link_opened(void *owner);
 void link_received(void *owner, const void *bytes, size_t count);
 void link_lost(void *owner, kv_status_t status, const char *reason);
 void link_fail(link_t *link, kv_status_t status, const char *format, ...)

@@ -94,7 +94,14 @@ static void begin_connecting(link_t *link)
         return;
     }
     link->state = LINK_CONNECTING;
-    send_opening(link, KV_DATA_OPEN);
+}
+
+void link_opened(void *owner)
+{
+    link_t *link = owner;
+    if (link->state == LINK_CONNECTING) {
+        send_opening(link, KV_DATA_OPEN);
+    }
 }
 
 static void refuse(kv_mover_t *mover, kv_wire_request_t *request, const char *reason)

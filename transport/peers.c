@@ -8,6 +8,7 @@
  * the next one after a pause. One timer serves all: pauses, deadlines, heartbeats, silence. */
 #include "transport/peers.h"
 
+#include "base/address.h"
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/clock.h"
@@ -15,7 +16,6 @@
 #include "base/memory.h"
 #include "base/metrics.h"
 #include "proto/frame.h"
-#include "base/address.h"
 #include "transport/handshake.h"
 
 #include <openssl/crypto.h>

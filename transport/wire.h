@@ -5,9 +5,9 @@
  * loopback.c its plain twin within one process.
  *
  * Owns: a side owns its pipes. Borrows: message bytes, from send until done.
- * Threads: a side belongs to one thread. Upcalls run inside progress and drop only; received and
- * sent must not call back into the driver but for send; lost and requested may call anything but
- * progress.
+ * Threads: a side belongs to one thread. Upcalls run inside progress and drop only; received,
+ * sent and opened must not call back into the driver but for send; lost and requested may call
+ * anything but progress and drop.
  * Errors: a pipe that broke says lost once and stays until dropped. */
 #ifndef KV_TRANSPORT_WIRE_H
 #define KV_TRANSPORT_WIRE_H
@@ -27,6 +27,8 @@ typedef struct {
     void *context;
     /* Somebody asks for a pipe and names it by id. Answer with accept or reject, inside. */
     void (*requested)(void *context, kv_wire_request_t *request, uint64_t id);
+    /* A pipe that was asked for by connect may be sent on. */
+    void (*opened)(void *owner);
     /* A message for the pipe's owner; its bytes are valid inside. */
     void (*received)(void *owner, const void *bytes, size_t count);
     /* The bytes given to send with this tag are free again. */
@@ -49,7 +51,9 @@ struct kv_wire_driver {
     void (*close)(kv_wire_side_t *side);
     uint16_t (*port)(const kv_wire_side_t *side);
 
-    /* Both ends of a pipe name the same wire: the id that connect sends carries the choice. */
+    /* Both ends of a pipe name the same wire: the id that connect sends carries the choice. The id
+     * is a secret of the two: only who knows it learns anything. Nothing may be sent before opened;
+     * an accepted pipe is open. */
     kv_status_t (*connect)(kv_wire_side_t *side, const char *host, uint16_t port, uint64_t id,
         bool shm, void *owner, kv_wire_pipe_t **pipe_out, kv_error_t *error);
     kv_status_t (*accept)(kv_wire_side_t *side, kv_wire_request_t *request, bool shm, void *owner,

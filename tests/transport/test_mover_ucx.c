@@ -3,7 +3,10 @@
 
 #include "transport/wire.h"
 
+#include <arpa/inet.h>
 #include <signal.h>
+#include <sys/prctl.h>
+#include <time.h>
 
 enum { SLOTS = 256, LAYERS = 30, UNIT_BYTES = 12 << 10, SLOT_BYTES = LAYERS * UNIT_BYTES };
 
@@ -48,9 +51,11 @@ static void child_sends(kv_wire_t wire, int fd)
             assert_int_equal(kv_mover_send(node.mover, link, &piece, NULL), KV_OK);
         }
         for (uint32_t layer = 0; layer < LAYERS; layer++) {
-            kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_SENT);
-            assert_int_equal(event.status, KV_OK);
-            assert_int_equal(event.tag, layer);
+            kv_mover_event_t event;
+            if (!toy_wait(&node, &event, 10000) || event.kind != KV_MOVED_SENT ||
+                event.status != KV_OK || event.tag != layer) {
+                _exit(1); /* a test that wants an end in peace looks at this */
+            }
         }
     }
     toy_close(&node);
@@ -62,6 +67,7 @@ static pid_t start_child(void (*child)(kv_wire_t, int), kv_wire_t wire, int *fd_
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
     pid_t pid = fork();
     if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         close(pair[0]);
         child(wire, pair[1]);
         _exit(0);
@@ -139,15 +145,309 @@ static void blocks_arrive_layer_by_layer(void **state)
     toy_close(&node);
 }
 
+/* ---- what goes wrong ---- */
+
+static void expect_all(toy_node_t *node, kv_link_t link, uint64_t id)
+{
+    uint32_t slots[SLOTS];
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        slots[i] = i;
+    }
+    assert_int_equal(kv_mover_expect(node->mover, link, id, slots, SLOTS, NULL), KV_OK);
+}
+
+static bool arena_is_clear(const toy_node_t *node)
+{
+    const uint64_t *words = (const uint64_t *)node->arena;
+    for (size_t i = 0; i < (size_t)SLOTS * SLOT_BYTES / 8; i++) {
+        if (words[i] != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The sender is stopped in the middle, its slots are given a new life, and it goes on. */
+static void a_late_sender_writes_nowhere(void **state)
+{
+    const wire_case_t *wire = *state;
+    int fd;
+    pid_t pid = start_child(child_sends, wire->wire, &fd);
+    toy_node_t node;
+    assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
+    kv_link_t link = toy_link(&node, 0, false, 0x5a);
+    uint16_t port = kv_mover_port(node.mover);
+    put(fd, &port, sizeof port);
+    toy_expect_event(&node, KV_MOVED_LINK_UP);
+    uint64_t id = kv_mover_transfer_id(node.mover);
+    expect_all(&node, link, id);
+    put(fd, &id, sizeof id);
+    kv_mover_stats_t stats;
+    do {
+        kv_mover_stats(node.mover, &stats);
+    } while (stats.received_bytes < 4 << 20);
+    kill(pid, SIGSTOP);
+    kv_mover_revoke(node.mover, id);
+    toy_expect_event(&node, KV_MOVED_REVOKED);
+    memset(node.arena, 0, (size_t)SLOTS * SLOT_BYTES);
+    kill(pid, SIGCONT);
+    usleep(400000);
+    assert_true(arena_is_clear(&node));
+    kv_mover_stats(node.mover, &stats);
+    assert_true(stats.dropped_messages > 0);
+
+    /* Once more, and now the link is closed as well, as the control connection's loss does it. */
+    id = kv_mover_transfer_id(node.mover);
+    expect_all(&node, link, id);
+    uint64_t received = stats.received_bytes;
+    put(fd, &id, sizeof id);
+    do {
+        kv_mover_stats(node.mover, &stats);
+    } while (stats.received_bytes < received + (4 << 20));
+    kill(pid, SIGSTOP);
+    kv_mover_link_close(node.mover, link);
+    kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_FAILED);
+    assert_int_equal(event.status, KV_PEER_LOST);
+    toy_expect_event(&node, KV_MOVED_LINK_DOWN);
+    kv_mover_revoke(node.mover, id);
+    toy_expect_event(&node, KV_MOVED_REVOKED);
+    memset(node.arena, 0, (size_t)SLOTS * SLOT_BYTES);
+    kill(pid, SIGCONT);
+    usleep(400000);
+    assert_true(arena_is_clear(&node));
+    kill(pid, SIGKILL);
+    end_child(pid, fd, true);
+    toy_close(&node);
+}
+
+/* Listens, says its port, and takes whatever comes. */
+static void child_receives(kv_wire_t wire, int fd)
+{
+    toy_node_t node;
+    assert_int_equal(toy_open(&node, wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
+    toy_link(&node, 0, false, 0x5a);
+    uint16_t port = kv_mover_port(node.mover);
+    put(fd, &port, sizeof port);
+    char byte;
+    assert_int_equal(recv(fd, &byte, 1, MSG_WAITALL), 0);
+    toy_close(&node);
+}
+
+static void send_to_child(toy_node_t *node, kv_link_t link, uint32_t piece_count)
+{
+    uint32_t slots[SLOTS];
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        slots[i] = i;
+    }
+    for (uint32_t i = 0; i < piece_count; i++) {
+        kv_piece_t piece = {.transfer_id = 1,
+            .tag = i,
+            .block_count = SLOTS,
+            .range_bytes = SLOT_BYTES,
+            .slots = slots};
+        assert_int_equal(kv_mover_send(node->mover, link, &piece, NULL), KV_OK);
+    }
+}
+
+/* The receiver is killed (or stopped, which no wire notices: the link is closed by us) while
+ * messages are in flight: every piece gets its SENT, the link one LINK_DOWN. */
+static void a_receiver_dies(const wire_case_t *wire, bool stop)
+{
+    enum { PIECES = 8 };
+    int fd;
+    pid_t pid = start_child(child_receives, wire->wire, &fd);
+    toy_node_t node;
+    uint16_t port;
+    get(fd, &port, sizeof port);
+    assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
+    kv_link_t link = toy_link(&node, port, true, 0x5a);
+    assert_string_equal(toy_expect_event(&node, KV_MOVED_LINK_UP).text, wire->name);
+    send_to_child(&node, link, PIECES);
+    kv_mover_stats_t stats;
+    do {
+        kv_mover_stats(node.mover, &stats);
+    } while (stats.sent_bytes < 8 << 20);
+    kill(pid, stop ? SIGSTOP : SIGKILL);
+    if (stop) {
+        usleep(100000);
+        kv_mover_link_close(node.mover, link);
+    }
+    uint64_t begin_ns = kv_clock_now_ns();
+    int lost = 0;
+    for (int i = 0; i < PIECES; i++) {
+        lost += toy_expect_event(&node, KV_MOVED_SENT).status == KV_PEER_LOST;
+    }
+    assert_true(lost > 0);
+    toy_expect_event(&node, KV_MOVED_LINK_DOWN);
+    print_message("wire %s: %s, %d of %d pieces lost, link down after %.1f ms\n", wire->name,
+        stop ? "stopped and closed" : "kill -9", lost, PIECES,
+        (double)(kv_clock_now_ns() - begin_ns) / 1e6);
+    send_to_child(&node, link, 1); /* into the link that was */
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_SENT).status, KV_PEER_LOST);
+    kill(pid, SIGKILL);
+    end_child(pid, fd, true);
+    toy_close(&node);
+}
+
+static void a_killed_receiver_frees_every_piece(void **state)
+{
+    a_receiver_dies(*state, false);
+}
+
+static void a_stopped_receiver_frees_every_piece(void **state)
+{
+    a_receiver_dies(*state, true);
+}
+
+/* ---- who may not in ---- */
+
+static void child_with_wrong_token(kv_wire_t wire, int fd)
+{
+    uint16_t port;
+    get(fd, &port, sizeof port);
+    toy_node_t node;
+    assert_int_equal(toy_open(&node, wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
+    for (int which = 0; which < 2; which++) {
+        kv_link_params_t params = {
+            .name = "toy", .host = "127.0.0.1", .port = port, .connects = true, .same_host = true};
+        memset(params.token, which == 0 ? 0x11 : 0x5a, sizeof params.token);
+        params.token[15] ^= which == 1; /* the right id, the wrong rest */
+        kv_link_t link;
+        assert_int_equal(kv_mover_link_open(node.mover, &params, &link, NULL), KV_OK);
+        kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_LINK_DOWN);
+        assert_true(event.status != KV_OK);
+    }
+    toy_close(&node);
+}
+
+static void only_the_expected_peer_gets_a_link(void **state)
+{
+    const wire_case_t *wire = *state;
+    int fd;
+    pid_t pid = start_child(child_with_wrong_token, wire->wire, &fd);
+    toy_node_t node;
+    assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
+    toy_link(&node, 0, false, 0x5a);
+    uint16_t port = kv_mover_port(node.mover);
+    put(fd, &port, sizeof port);
+    kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_LINK_DOWN);
+    assert_int_equal(event.status, KV_REFUSED);
+    end_child(pid, fd, false);
+    kv_mover_stats_t stats;
+    kv_mover_stats(node.mover, &stats);
+    assert_int_equal(stats.refused_endpoints, 2);
+    assert_int_equal(stats.links_up, 0);
+    toy_close(&node);
+}
+
+static void garbage_on_the_data_port_does_no_harm(void **state)
+{
+    const wire_case_t *wire = *state;
+    int fd;
+    pid_t pid = start_child(child_sends, wire->wire, &fd);
+    toy_node_t node;
+    assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
+    uint16_t port = kv_mover_port(node.mover);
+    uint64_t seed = kv_test_seed();
+    int fds[16];
+    for (int i = 0; i < 16; i++) {
+        uint8_t bytes[600];
+        for (size_t at = 0; at < sizeof bytes; at++) {
+            bytes[at] = (uint8_t)kv_test_random(&seed);
+        }
+        fds[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        struct sockaddr_in address = {.sin_family = AF_INET,
+            .sin_port = htons(port),
+            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        assert_int_equal(connect(fds[i], (struct sockaddr *)&address, sizeof address), 0);
+        if (i % 4 != 0) { /* every fourth stays silent */
+            memset(bytes, 0, i % 4 == 1 ? 8 : 0);
+            assert_true(send(fds[i], bytes, i % 3 == 0 ? 5 : sizeof bytes, MSG_NOSIGNAL) > 0);
+        }
+        if (i % 2 == 0) {
+            close(fds[i]);
+        }
+    }
+    usleep(200000);
+    kv_link_t link = toy_link(&node, 0, false, 0x5a);
+    put(fd, &port, sizeof port);
+    assert_string_equal(toy_expect_event(&node, KV_MOVED_LINK_UP).text, wire->name);
+    uint64_t id = kv_mover_transfer_id(node.mover);
+    expect_all(&node, link, id);
+    put(fd, &id, sizeof id);
+    toy_expect_event(&node, KV_MOVED_LANDED);
+    for (int i = 1; i < 16; i += 2) {
+        close(fds[i]);
+    }
+    end_child(pid, fd, false);
+    toy_close(&node);
+}
+
+static void nobody_comes(void **state)
+{
+    (void)state;
+    toy_node_t node;
+    assert_int_equal(toy_open(&node, KV_WIRE_TCP, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
+    kv_link_t accepts = toy_link(&node, 0, false, 1);
+    kv_link_t connects = toy_link(&node, 1, true, 2); /* nobody listens there */
+    kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_LINK_DOWN);
+    assert_true(event.link == connects);
+    event = toy_expect_event(&node, KV_MOVED_LINK_DOWN);
+    assert_true(event.link == accepts);
+    assert_int_equal(event.status, KV_PEER_LOST);
+    toy_close(&node);
+}
+
+static void an_idle_mover_uses_no_cpu(void **state)
+{
+    const wire_case_t *wire = *state;
+    int fd;
+    pid_t pid = start_child(child_sends, wire->wire, &fd);
+    toy_node_t node;
+    assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
+    toy_link(&node, 0, false, 0x5a);
+    uint16_t port = kv_mover_port(node.mover);
+    put(fd, &port, sizeof port);
+    toy_expect_event(&node, KV_MOVED_LINK_UP);
+    usleep(200000);
+    struct timespec begin, end;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &begin);
+    usleep(1000000);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &end);
+    double used_ms =
+        (double)(end.tv_sec - begin.tv_sec) * 1e3 + (double)(end.tv_nsec - begin.tv_nsec) / 1e6;
+    print_message("wire %s: idle for 1 s, %.2f ms of CPU\n", wire->name, used_ms);
+    assert_true(used_ms < 10);
+    end_child(pid, fd, false);
+    toy_close(&node);
+}
+
+#define ON(wire, test)                                                                             \
+    {                                                                                              \
+#wire ": " #test, test, NULL, NULL, &wire                                                  \
+    }
+
 int main(void)
 {
     static wire_case_t shm = {KV_WIRE_SHM, "shm"}, tcp = {KV_WIRE_TCP, "tcp"},
                        automatic = {KV_WIRE_AUTO, "shm"};
     const struct CMUnitTest tests[] = {
-        {"shm: blocks_arrive_layer_by_layer", blocks_arrive_layer_by_layer, NULL, NULL, &shm},
-        {"tcp: blocks_arrive_layer_by_layer", blocks_arrive_layer_by_layer, NULL, NULL, &tcp},
-        {"auto: blocks_arrive_layer_by_layer", blocks_arrive_layer_by_layer, NULL, NULL,
-            &automatic},
+        ON(shm, blocks_arrive_layer_by_layer),
+        ON(tcp, blocks_arrive_layer_by_layer),
+        ON(automatic, blocks_arrive_layer_by_layer),
+        ON(shm, a_late_sender_writes_nowhere),
+        ON(tcp, a_late_sender_writes_nowhere),
+        ON(shm, a_killed_receiver_frees_every_piece),
+        ON(tcp, a_killed_receiver_frees_every_piece),
+        ON(shm, a_stopped_receiver_frees_every_piece),
+        ON(tcp, a_stopped_receiver_frees_every_piece),
+        ON(shm, only_the_expected_peer_gets_a_link),
+        ON(tcp, only_the_expected_peer_gets_a_link),
+        ON(shm, garbage_on_the_data_port_does_no_harm),
+        ON(tcp, garbage_on_the_data_port_does_no_harm),
+        ON(shm, an_idle_mover_uses_no_cpu),
+        ON(tcp, an_idle_mover_uses_no_cpu),
+        cmocka_unit_test(nobody_comes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

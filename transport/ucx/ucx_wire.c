@@ -1,55 +1,92 @@
-/* The wire over UCX 1.13: eager active messages on listener endpoints.
+/* The wire over UCX 1.13: eager active messages between workers whose addresses were exchanged over
+ * a plain socket, the *front*.
+ *
+ * Why not UCX's own listener: its connection manager stops the whole process (an assertion) when
+ * anybody sends a few hundred bytes of rubbish to its port. The front is read by this file instead:
+ *
+ *   connector   "KVU1" id[8] length[4] worker address   ->
+ *   acceptor                                            <-  "KVU1" 0[8] length[4] worker address
+ *
+ * The acceptor answers only an id that the mover expects. The front then stays open, as the sign
+ * that the other process lives: shared memory says nothing about that by itself.
  *
  * Every pipe has a ucp_worker of its own. Destroying the worker is the only thing that ends an
  * endpoint in every state: UCX refuses a forced close in error mode NONE, which shared memory
  * needs, and a flush waits for a peer that may be stopped. Once ucp_worker_destroy returned, every
  * request's callback has fired and no message can arrive: that is the fence.
  *
- * The connecting side names the pipe in its client id, so that the accepting one knows the error
- * mode before it makes the endpoint: PEER puts every lane on TCP, NONE lets posix shared memory in.
- */
+ * Error mode PEER puts every lane on TCP; NONE lets posix shared memory in. */
+#include "base/address.h"
+#include "base/bytes.h"
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "base/address.h"
 #include "transport/wire.h"
 
 #include <errno.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <ucp/api/ucp.h>
 #include <unistd.h>
 
-enum { MESSAGE_ID = 1, REQUESTS_MAX = 64, PROGRESS_ROUNDS = 16 };
+enum {
+    MESSAGE_ID = 1,
+    PROGRESS_ROUNDS = 16,
+    FRONTS_MAX = 64, /* accepted, and their request not read yet */
+    FRONT_HEADER_BYTES = 16,
+    ADDRESS_BYTES_MAX = 8192,
+    FRONT_BYTES_MAX = FRONT_HEADER_BYTES + ADDRESS_BYTES_MAX,
+    FRONT_PATIENCE_MS = 2000,
+    EVENTS_MAX = 16,
+};
 
+static const char FRONT_MAGIC[4] = {'K', 'V', 'U', '1'};
+
+/* One front: a request that is being read (no pipe), or the companion of a pipe. */
+typedef struct kv_wire_request front_t;
 struct kv_wire_request {
-    ucp_conn_request_h handle;
+    front_t *next;
+    kv_wire_side_t *side;
+    kv_wire_pipe_t *pipe;
+    int fd;
+    uint64_t since_ns;
+    uint8_t *in, *out; /* [FRONT_BYTES_MAX], until both were exchanged */
+    size_t in_count, out_count, out_done;
+    bool closed;
 };
 
 struct kv_wire_pipe {
     kv_wire_side_t *side;
     ucp_worker_h worker;
-    ucp_ep_h endpoint;
+    ucp_ep_h endpoint; /* NULL until the peer's address is here */
     int worker_fd;
     void *owner;
     bool shm;
     bool broken, reported;
-    ucs_status_t broken_status;
+    kv_status_t broken_status;
+    char broken_reason[96];
     kv_wire_pipe_t *next;
+    front_t *front;
 };
 
 struct kv_wire_side {
     kv_wire_params_t params;
     ucp_context_h context;
-    ucp_worker_h worker; /* of the listener */
-    ucp_listener_h listener;
-    int epoll_fd;
+    int epoll_fd;       /* workers' descriptors and front_epoll_fd */
+    int front_epoll_fd; /* the listener (data NULL) and fronts */
+    int listen_fd;
     uint16_t port;
     kv_wire_pipe_t *pipes;
-    kv_wire_request_t requests[REQUESTS_MAX];
-    uint32_t request_count;
+    front_t *fronts;
+    uint32_t request_count; /* fronts without a pipe */
     uint64_t rendezvous_count;
 };
 
@@ -91,13 +128,12 @@ static kv_status_t fail_ucs(kv_error_t *error, ucs_status_t status, const char *
 
 /* ---- workers ---- */
 
-static kv_status_t worker_open(kv_wire_side_t *side, uint64_t client_id, ucp_worker_h *worker_out,
-    int *fd_out, kv_error_t *error)
+static kv_status_t worker_open(
+    kv_wire_side_t *side, ucp_worker_h *worker_out, int *fd_out, kv_error_t *error)
 {
     ucp_worker_params_t params = {
-        .field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE | UCP_WORKER_PARAM_FIELD_CLIENT_ID,
+        .field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
         .thread_mode = UCS_THREAD_MODE_SINGLE,
-        .client_id = client_id,
     };
     ucp_worker_h worker;
     ucs_status_t status = ucp_worker_create(side->context, &params, &worker);
@@ -179,17 +215,64 @@ static ucs_status_t on_message(void *argument, const void *header, size_t header
     return UCS_OK;
 }
 
-static void on_endpoint_error(void *argument, ucp_ep_h endpoint, ucs_status_t status)
+static void pipe_break(kv_wire_pipe_t *pipe, kv_status_t status, const char *reason)
 {
-    (void)endpoint;
-    kv_wire_pipe_t *pipe = argument;
     if (!pipe->broken) {
         pipe->broken = true;
         pipe->broken_status = status;
+        snprintf(pipe->broken_reason, sizeof pipe->broken_reason, "%.95s", reason);
     }
 }
 
+static void on_endpoint_error(void *argument, ucp_ep_h endpoint, ucs_status_t status)
+{
+    (void)endpoint;
+    pipe_break(argument, status_from_ucs(status), ucs_status_string(status));
+}
+
 /* ---- pipes ---- */
+
+static void front_close(front_t *front)
+{
+    kv_wire_side_t *side = front->side;
+    front_t **at = &side->fronts;
+    while (*at != front) {
+        at = &(*at)->next;
+    }
+    *at = front->next;
+    side->request_count -= front->pipe == NULL;
+    close(front->fd);
+    free(front->in);
+    free(front->out);
+    free(front);
+}
+
+/* Takes the socket. */
+static kv_status_t front_open(
+    kv_wire_side_t *side, int fd, kv_wire_pipe_t *pipe, front_t **front_out, kv_error_t *error)
+{
+    front_t *front = kv_allocate(sizeof *front);
+    *front = (front_t){
+        .side = side,
+        .pipe = pipe,
+        .fd = fd,
+        .since_ns = kv_clock_now_ns(),
+        .in = kv_allocate(FRONT_BYTES_MAX),
+        .out = kv_allocate(FRONT_BYTES_MAX),
+    };
+    front->next = side->fronts;
+    side->fronts = front;
+    side->request_count += pipe == NULL;
+    struct epoll_event event = {
+        .events = EPOLLIN | (pipe != NULL ? EPOLLOUT : 0), .data.ptr = front};
+    if (epoll_ctl(side->front_epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
+        kv_status_t status = kv_fail_errno(error, errno, "cannot wait on a data connection");
+        front_close(front);
+        return status;
+    }
+    *front_out = front;
+    return KV_OK;
+}
 
 static void pipe_destroy(kv_wire_pipe_t *pipe)
 {
@@ -197,15 +280,18 @@ static void pipe_destroy(kv_wire_pipe_t *pipe)
         epoll_ctl(pipe->side->epoll_fd, EPOLL_CTL_DEL, pipe->worker_fd, NULL);
         ucp_worker_destroy(pipe->worker);
     }
+    if (pipe->front != NULL) {
+        front_close(pipe->front);
+    }
     free(pipe);
 }
 
-static kv_status_t pipe_open(kv_wire_side_t *side, uint64_t client_id, bool shm, void *owner,
-    ucp_ep_params_t *params, kv_wire_pipe_t **pipe_out, kv_error_t *error)
+static kv_status_t pipe_open(
+    kv_wire_side_t *side, bool shm, void *owner, kv_wire_pipe_t **pipe_out, kv_error_t *error)
 {
     kv_wire_pipe_t *pipe = kv_allocate(sizeof *pipe);
     *pipe = (kv_wire_pipe_t){.side = side, .owner = owner, .shm = shm};
-    kv_status_t result = worker_open(side, client_id, &pipe->worker, &pipe->worker_fd, error);
+    kv_status_t result = worker_open(side, &pipe->worker, &pipe->worker_fd, error);
     if (result != KV_OK) {
         goto destroy;
     }
@@ -222,23 +308,207 @@ static kv_status_t pipe_open(kv_wire_side_t *side, uint64_t client_id, bool shm,
         result = fail_ucs(error, status, "cannot receive UCX messages");
         goto destroy;
     }
-    params->field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
-    params->err_mode = shm ? UCP_ERR_HANDLING_MODE_NONE : UCP_ERR_HANDLING_MODE_PEER;
-    params->err_handler.cb = on_endpoint_error;
-    params->err_handler.arg = pipe;
-    status = ucp_ep_create(pipe->worker, params, &pipe->endpoint);
-    if (status != UCS_OK) {
-        result = fail_ucs(error, status, "cannot make a UCX endpoint");
-        goto destroy;
-    }
-    pipe->next = side->pipes;
-    side->pipes = pipe;
     *pipe_out = pipe;
     return KV_OK;
 
 destroy:
     pipe_destroy(pipe);
     return result;
+}
+
+static void pipe_link(kv_wire_pipe_t *pipe)
+{
+    pipe->next = pipe->side->pipes;
+    pipe->side->pipes = pipe;
+}
+
+static kv_status_t endpoint_open(kv_wire_pipe_t *pipe, const uint8_t *address, kv_error_t *error)
+{
+    ucp_ep_params_t params = {
+        .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                      UCP_EP_PARAM_FIELD_ERR_HANDLER,
+        .address = (const ucp_address_t *)address,
+        .err_mode = pipe->shm ? UCP_ERR_HANDLING_MODE_NONE : UCP_ERR_HANDLING_MODE_PEER,
+        .err_handler = {on_endpoint_error, pipe},
+    };
+    ucs_status_t status = ucp_ep_create(pipe->worker, &params, &pipe->endpoint);
+    return status == UCS_OK ? KV_OK : fail_ucs(error, status, "cannot make a UCX endpoint");
+}
+
+/* ---- fronts ---- */
+
+/* Our worker's address, behind a header, into the front's out. */
+static kv_status_t front_fill(front_t *front, uint64_t id, kv_error_t *error)
+{
+    ucp_address_t *address;
+    size_t bytes;
+    ucs_status_t status = ucp_worker_get_address(front->pipe->worker, &address, &bytes);
+    if (status != UCS_OK) {
+        return fail_ucs(error, status, "cannot ask for a UCX worker's address");
+    }
+    kv_status_t result = KV_OK;
+    if (bytes > ADDRESS_BYTES_MAX) {
+        result = kv_fail(error, KV_NO_SPACE, "a UCX worker's address of %zu bytes", bytes);
+    } else {
+        memcpy(front->out, FRONT_MAGIC, sizeof FRONT_MAGIC);
+        kv_put_u64(front->out + 4, id);
+        kv_put_u32(front->out + 12, (uint32_t)bytes);
+        memcpy(front->out + FRONT_HEADER_BYTES, address, bytes);
+        front->out_count = FRONT_HEADER_BYTES + bytes;
+    }
+    ucp_worker_release_address(front->pipe->worker, address);
+    return result;
+}
+
+/* false: the connection ended. */
+static bool front_write(front_t *front)
+{
+    while (front->out_done < front->out_count) {
+        ssize_t count = send(front->fd, front->out + front->out_done,
+            front->out_count - front->out_done, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (count < 0) {
+            return errno == EAGAIN || errno == EINTR || errno == EINPROGRESS || errno == ENOTCONN;
+        }
+        front->out_done += (size_t)count;
+    }
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = front};
+    epoll_ctl(front->side->front_epoll_fd, EPOLL_CTL_MOD, front->fd, &event);
+    return true;
+}
+
+/* The bytes that the message has in all, as far as it can be known; 0: it is none. */
+static size_t front_expected(const front_t *front)
+{
+    if (front->in_count < FRONT_HEADER_BYTES) {
+        return FRONT_HEADER_BYTES;
+    }
+    uint32_t bytes = kv_get_u32(front->in + 12);
+    if (memcmp(front->in, FRONT_MAGIC, sizeof FRONT_MAGIC) != 0 || bytes == 0 ||
+        bytes > ADDRESS_BYTES_MAX) {
+        return 0;
+    }
+    return FRONT_HEADER_BYTES + bytes;
+}
+
+/* Reads no further than the message's end. KV_OK: it is whole; KV_BUSY: not yet. */
+static kv_status_t front_read(front_t *front)
+{
+    for (;;) {
+        size_t expected = front_expected(front);
+        if (expected == 0) {
+            return KV_INVALID;
+        }
+        if (front->in_count == expected) {
+            return KV_OK;
+        }
+        ssize_t count =
+            recv(front->fd, front->in + front->in_count, expected - front->in_count, MSG_DONTWAIT);
+        if (count == 0) {
+            return KV_PEER_LOST;
+        }
+        if (count < 0) {
+            return errno == EAGAIN || errno == EINTR ? KV_BUSY : KV_PEER_LOST;
+        }
+        front->in_count += (size_t)count;
+    }
+}
+
+/* A front whose pipe is open has nothing more to say: anything, its end above all, ends the pipe. */
+static void front_watch(front_t *front)
+{
+    uint8_t byte;
+    ssize_t count = recv(front->fd, &byte, 1, MSG_DONTWAIT);
+    if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
+        return;
+    }
+    front->closed = true;
+    pipe_break(front->pipe, KV_PEER_LOST,
+        count == 0 ? "it closed the data connection" : "its data connection broke");
+}
+
+static void front_advance_pipe(front_t *front)
+{
+    kv_wire_pipe_t *pipe = front->pipe;
+    if (pipe->endpoint != NULL) {
+        front_watch(front);
+        return;
+    }
+    if (!front_write(front)) {
+        front->closed = true;
+        pipe_break(pipe, KV_PEER_LOST, "cannot reach its data port");
+        return;
+    }
+    kv_status_t status = front_read(front);
+    kv_error_t error;
+    if (status == KV_OK) {
+        status = endpoint_open(pipe, front->in + FRONT_HEADER_BYTES, &error);
+        if (status == KV_OK) {
+            pipe->side->params.upcalls.opened(pipe->owner);
+        } else {
+            pipe_break(pipe, status, error.text);
+        }
+    } else if (status != KV_BUSY) {
+        front->closed = true;
+        pipe_break(pipe, KV_PEER_LOST, "its data port closed the connection");
+    }
+}
+
+static void front_advance_request(front_t *front)
+{
+    kv_wire_side_t *side = front->side;
+    kv_status_t status = front_read(front);
+    if (status == KV_OK) {
+        side->params.upcalls.requested(
+            side->params.upcalls.context, front, kv_get_u64(front->in + 4));
+    } else if (status != KV_BUSY) {
+        kv_log_debug("transport", "a stranger's data connection ends: %s", kv_status_name(status));
+        front_close(front);
+    }
+}
+
+static void accept_fronts(kv_wire_side_t *side)
+{
+    int fd;
+    while ((fd = accept4(side->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
+        if (side->request_count >= FRONTS_MAX) {
+            /* The oldest has been silent for too long, or there is no place. */
+            front_t *oldest = NULL;
+            for (front_t *front = side->fronts; front != NULL; front = front->next) {
+                oldest = front->pipe == NULL ? front : oldest;
+            }
+            if (kv_clock_now_ns() - oldest->since_ns < (uint64_t)FRONT_PATIENCE_MS * KV_NS_PER_MS) {
+                close(fd);
+                continue;
+            }
+            front_close(oldest);
+        }
+        front_t *front;
+        kv_error_t error;
+        if (front_open(side, fd, NULL, &front, &error) != KV_OK) {
+            kv_log_warn("transport", "%s", error.text);
+        }
+    }
+}
+
+static unsigned progress_fronts(kv_wire_side_t *side)
+{
+    struct epoll_event events[EVENTS_MAX];
+    int count = epoll_wait(side->front_epoll_fd, events, EVENTS_MAX, 0);
+    bool arrived = false;
+    for (int i = 0; i < count; i++) {
+        front_t *front = events[i].data.ptr;
+        if (front == NULL) {
+            arrived = true;
+        } else if (front->pipe != NULL && !front->closed) {
+            front_advance_pipe(front);
+        } else if (front->pipe == NULL) {
+            front_advance_request(front);
+        }
+    }
+    if (arrived) { /* last: it may close fronts that the events name */
+        accept_fronts(side);
+    }
+    return count > 0 ? (unsigned)count : 0;
 }
 
 static kv_status_t ucx_connect(kv_wire_side_t *side, const char *host, uint16_t port, uint64_t id,
@@ -249,30 +519,70 @@ static kv_status_t ucx_connect(kv_wire_side_t *side, const char *host, uint16_t 
     if (status != KV_OK) {
         return status;
     }
-    ucp_ep_params_t params = {
-        .field_mask = UCP_EP_PARAM_FIELD_SOCK_ADDR | UCP_EP_PARAM_FIELD_FLAGS,
-        .flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER | UCP_EP_PARAMS_FLAGS_SEND_CLIENT_ID,
-        .sockaddr = {(struct sockaddr *)&address, kv_address_bytes(&address)},
-    };
-    return pipe_open(side, id, shm, owner, &params, pipe_out, error);
-}
-
-static kv_status_t ucx_accept(kv_wire_side_t *side, kv_wire_request_t *request, bool shm,
-    void *owner, kv_wire_pipe_t **pipe_out, kv_error_t *error)
-{
-    ucp_ep_params_t params = {
-        .field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST,
-        .conn_request = request->handle,
-    };
-    return pipe_open(side, 0, shm, owner, &params, pipe_out, error);
-}
-
-static void ucx_reject(kv_wire_side_t *side, kv_wire_request_t *request)
-{
-    ucs_status_t status = ucp_listener_reject(side->listener, request->handle);
-    if (status != UCS_OK) {
-        kv_log_debug("transport", "rejecting a UCX connection: %s", ucs_status_string(status));
+    kv_wire_pipe_t *pipe;
+    status = pipe_open(side, shm, owner, &pipe, error);
+    if (status != KV_OK) {
+        return status;
     }
+    int fd = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        status = kv_fail_errno(error, errno, "cannot make a socket");
+        goto destroy;
+    }
+    if (connect(fd, (struct sockaddr *)&address, kv_address_bytes(&address)) != 0 &&
+        errno != EINPROGRESS) {
+        status = kv_fail_errno(error, errno, "cannot connect to %s port %u", host, port);
+        close(fd);
+        goto destroy;
+    }
+    status = front_open(side, fd, pipe, &pipe->front, error);
+    if (status == KV_OK) {
+        status = front_fill(pipe->front, id, error);
+    }
+    if (status != KV_OK) {
+        goto destroy;
+    }
+    pipe_link(pipe);
+    *pipe_out = pipe;
+    return KV_OK;
+
+destroy:
+    pipe_destroy(pipe);
+    return status;
+}
+
+static kv_status_t ucx_accept(kv_wire_side_t *side, kv_wire_request_t *front, bool shm, void *owner,
+    kv_wire_pipe_t **pipe_out, kv_error_t *error)
+{
+    kv_wire_pipe_t *pipe;
+    kv_status_t status = pipe_open(side, shm, owner, &pipe, error);
+    if (status != KV_OK) {
+        front_close(front);
+        return status;
+    }
+    side->request_count--;
+    front->pipe = pipe;
+    pipe->front = front;
+    status = endpoint_open(pipe, front->in + FRONT_HEADER_BYTES, error);
+    if (status == KV_OK) {
+        status = front_fill(front, 0, error);
+    }
+    if (status == KV_OK && (!front_write(front) || front->out_done < front->out_count)) {
+        status = kv_fail(error, KV_PEER_LOST, "its data connection broke");
+    }
+    if (status != KV_OK) {
+        pipe_destroy(pipe);
+        return status;
+    }
+    pipe_link(pipe);
+    *pipe_out = pipe;
+    return KV_OK;
+}
+
+static void ucx_reject(kv_wire_side_t *side, kv_wire_request_t *front)
+{
+    (void)side;
+    front_close(front);
 }
 
 static void ucx_drop(kv_wire_pipe_t *pipe)
@@ -305,7 +615,7 @@ static void on_sent(void *request, ucs_status_t status, void *user_data)
 
 static kv_status_t ucx_send(kv_wire_pipe_t *pipe, const void *bytes, size_t count, void *tag)
 {
-    if (pipe->broken) {
+    if (pipe->broken || pipe->endpoint == NULL) {
         return KV_PEER_LOST;
     }
     sending_t *sending = kv_allocate(sizeof *sending);
@@ -359,33 +669,6 @@ static kv_status_t ucx_describe(
 
 /* ---- the side ---- */
 
-static void on_connection(ucp_conn_request_h handle, void *argument)
-{
-    kv_wire_side_t *side = argument;
-    if (side->request_count == REQUESTS_MAX) {
-        kv_wire_request_t request = {handle};
-        ucx_reject(side, &request);
-        return;
-    }
-    side->requests[side->request_count++] = (kv_wire_request_t){handle};
-}
-
-static void answer_requests(kv_wire_side_t *side)
-{
-    for (uint32_t i = 0; i < side->request_count; i++) {
-        kv_wire_request_t request = side->requests[i];
-        ucp_conn_request_attr_t attributes = {
-            .field_mask = UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ID,
-        };
-        if (ucp_conn_request_query(request.handle, &attributes) != UCS_OK) {
-            attributes.client_id = 0; /* no id: nobody is expected under it */
-        }
-        side->params.upcalls.requested(
-            side->params.upcalls.context, &request, attributes.client_id);
-    }
-    side->request_count = 0;
-}
-
 static unsigned worker_progress(ucp_worker_h worker)
 {
     unsigned happened = 0;
@@ -401,19 +684,14 @@ static unsigned worker_progress(ucp_worker_h worker)
 
 static unsigned ucx_progress(kv_wire_side_t *side)
 {
-    unsigned happened = worker_progress(side->worker);
+    unsigned happened = progress_fronts(side);
     for (kv_wire_pipe_t *pipe = side->pipes; pipe != NULL; pipe = pipe->next) {
         happened += worker_progress(pipe->worker);
         if (pipe->broken && !pipe->reported) {
             pipe->reported = true;
             happened++;
-            side->params.upcalls.lost(pipe->owner, status_from_ucs(pipe->broken_status),
-                ucs_status_string(pipe->broken_status));
+            side->params.upcalls.lost(pipe->owner, pipe->broken_status, pipe->broken_reason);
         }
-    }
-    if (side->request_count > 0) {
-        happened += side->request_count;
-        answer_requests(side);
     }
     return happened;
 }
@@ -425,9 +703,6 @@ static bool worker_arm(ucp_worker_h worker)
 
 static bool ucx_arm(kv_wire_side_t *side)
 {
-    if (!worker_arm(side->worker)) {
-        return false;
-    }
     for (kv_wire_pipe_t *pipe = side->pipes; pipe != NULL; pipe = pipe->next) {
         if (!worker_arm(pipe->worker)) {
             return false;
@@ -436,14 +711,44 @@ static bool ucx_arm(kv_wire_side_t *side)
     return true;
 }
 
-/* What UCX shall use, whatever its environment says: eager messages alone move KV, so large TCP
- * segments matter (8 KiB is its default; the names carry no "TCP_" here), and the plain TCP
- * connection manager stands in for RDMA's. */
-static kv_status_t context_open(bool shm, ucp_context_h *context_out, kv_error_t *error)
+/* The network interface that has the address; "all" where it is nobody's or the wildcard. */
+static void device_of(const char *host, char *name_out, size_t name_bytes)
 {
+    snprintf(name_out, name_bytes, "all");
+    struct ifaddrs *all;
+    if (getifaddrs(&all) != 0) {
+        return;
+    }
+    for (struct ifaddrs *at = all; at != NULL; at = at->ifa_next) {
+        if (at->ifa_addr == NULL ||
+            (at->ifa_addr->sa_family != AF_INET && at->ifa_addr->sa_family != AF_INET6)) {
+            continue;
+        }
+        struct sockaddr_storage address = {0};
+        memcpy(&address, at->ifa_addr,
+            at->ifa_addr->sa_family == AF_INET ? sizeof(struct sockaddr_in)
+                                               : sizeof(struct sockaddr_in6));
+        char text[KV_ADDRESS_TEXT_BYTES];
+        kv_address_host(&address, text);
+        if (strcmp(text, host) == 0) {
+            snprintf(name_out, name_bytes, "%s", at->ifa_name);
+            break;
+        }
+    }
+    freeifaddrs(all);
+}
+
+/* What UCX shall use, whatever its environment says: the network that the listener is on, and large
+ * TCP segments, since eager messages alone move KV (8 KiB is its default; the names carry no "TCP_"
+ * here). */
+static kv_status_t context_open(
+    bool shm, const char *host, ucp_context_h *context_out, kv_error_t *error)
+{
+    char device[IF_NAMESIZE + 1];
+    device_of(host, device, sizeof device);
     const char *const settings[][2] = {
         {"TLS", shm ? "posix,cma,tcp" : "tcp"},
-        {"SOCKADDR_TLS_PRIORITY", "tcp"},
+        {"NET_DEVICES", device},
         {"TX_SEG_SIZE", "64K"},
         {"RX_SEG_SIZE", "256K"},
     };
@@ -472,27 +777,25 @@ static kv_status_t context_open(bool shm, ucp_context_h *context_out, kv_error_t
 static kv_status_t listener_open(kv_wire_side_t *side, kv_error_t *error)
 {
     struct sockaddr_storage address;
-    kv_status_t result =
+    kv_status_t status =
         kv_address_from_parts(side->params.host, side->params.port, &address, error);
-    if (result != KV_OK) {
-        return result;
+    if (status != KV_OK) {
+        return status;
     }
-    ucp_listener_params_t params = {
-        .field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | UCP_LISTENER_PARAM_FIELD_CONN_HANDLER,
-        .sockaddr = {(struct sockaddr *)&address, kv_address_bytes(&address)},
-        .conn_handler = {on_connection, side},
-    };
-    ucs_status_t status = ucp_listener_create(side->worker, &params, &side->listener);
-    if (status != UCS_OK) {
-        return kv_fail(error, KV_IO, "cannot listen for data on %s port %u: %s", side->params.host,
-            side->params.port, ucs_status_string(status));
+    int yes = 1;
+    socklen_t bytes = kv_address_bytes(&address);
+    struct epoll_event event = {.events = EPOLLIN};
+    side->listen_fd = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (side->listen_fd < 0 ||
+        setsockopt(side->listen_fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0 ||
+        bind(side->listen_fd, (struct sockaddr *)&address, bytes) != 0 ||
+        listen(side->listen_fd, FRONTS_MAX) != 0 ||
+        getsockname(side->listen_fd, (struct sockaddr *)&address, &bytes) != 0 ||
+        epoll_ctl(side->front_epoll_fd, EPOLL_CTL_ADD, side->listen_fd, &event) != 0) {
+        return kv_fail_errno(error, errno, "cannot listen for data on %s port %u",
+            side->params.host, side->params.port);
     }
-    ucp_listener_attr_t attributes = {.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR};
-    status = ucp_listener_query(side->listener, &attributes);
-    if (status != UCS_OK) {
-        return fail_ucs(error, status, "cannot ask for the data listener's port");
-    }
-    side->port = kv_address_port(&attributes.sockaddr);
+    side->port = kv_address_port(&address);
     return KV_OK;
 }
 
@@ -501,22 +804,31 @@ static void ucx_close(kv_wire_side_t *side)
     while (side->pipes != NULL) {
         ucx_drop(side->pipes);
     }
-    for (uint32_t i = 0; i < side->request_count; i++) {
-        ucx_reject(side, &side->requests[i]);
-    }
-    if (side->listener != NULL) {
-        ucp_listener_destroy(side->listener);
-    }
-    if (side->worker != NULL) {
-        ucp_worker_destroy(side->worker);
+    while (side->fronts != NULL) {
+        front_close(side->fronts);
     }
     if (side->context != NULL) {
         ucp_cleanup(side->context);
     }
-    if (side->epoll_fd >= 0) {
-        close(side->epoll_fd);
+    int fds[] = {side->listen_fd, side->front_epoll_fd, side->epoll_fd};
+    for (size_t i = 0; i < sizeof fds / sizeof fds[0]; i++) {
+        if (fds[i] >= 0) {
+            close(fds[i]);
+        }
     }
     free(side);
+}
+
+static kv_status_t epolls_open(kv_wire_side_t *side, kv_error_t *error)
+{
+    side->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    side->front_epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event event = {.events = EPOLLIN};
+    if (side->epoll_fd < 0 || side->front_epoll_fd < 0 ||
+        epoll_ctl(side->epoll_fd, EPOLL_CTL_ADD, side->front_epoll_fd, &event) != 0) {
+        return kv_fail_errno(error, errno, "cannot make an epoll descriptor");
+    }
+    return KV_OK;
 }
 
 static kv_status_t ucx_open(
@@ -524,19 +836,13 @@ static kv_status_t ucx_open(
 {
     kv_wire_side_t *side = kv_allocate(sizeof *side);
     side->params = *params;
-    side->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    kv_status_t status;
-    int worker_fd;
-    if (side->epoll_fd < 0) {
-        status = kv_fail_errno(error, errno, "cannot make an epoll descriptor");
-    } else {
-        status = context_open(params->shm, &side->context, error);
-    }
-    if (status == KV_OK) {
-        status = worker_open(side, 0, &side->worker, &worker_fd, error);
-    }
+    side->epoll_fd = side->front_epoll_fd = side->listen_fd = -1;
+    kv_status_t status = epolls_open(side, error);
     if (status == KV_OK) {
         status = listener_open(side, error);
+    }
+    if (status == KV_OK) {
+        status = context_open(params->shm, params->host, &side->context, error);
     }
     if (status != KV_OK) {
         ucx_close(side);
