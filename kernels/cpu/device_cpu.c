@@ -124,7 +124,8 @@ size_t cpu_attend_scratch_bytes(uint32_t head_dim, uint32_t group)
 {
     const size_t tile = 2 * (size_t)head_dim * CPU_KEY_TILE + CPU_QUERY_TILE * CPU_KEY_TILE +
                         (size_t)group * CPU_QUERY_TILE * (head_dim + head_dim / 2 + 2);
-    return sizeof(float) * (tile > CPU_KEY_SEGMENT ? tile : CPU_KEY_SEGMENT);
+    const size_t segment = (size_t)group * CPU_KEY_SEGMENT;
+    return sizeof(float) * (tile > segment ? tile : segment);
 }
 
 kv_status_t kv_device_cpu_open(uint32_t thread_count, kv_device_t **device_out, kv_error_t *error)

@@ -108,7 +108,7 @@ typedef struct {
     float scale;
     const float *queries; /* [group][head_dim] */
     float *partial; /* [group][head_dim + 2]: weighted values, largest score, sum of weights */
-    void *scratch;
+    void *scratch;  /* attend_scratch_bytes: scores[group][CPU_KEY_SEGMENT] */
 } cpu_attend_segment_t;
 
 typedef struct {

@@ -373,75 +373,131 @@ static void attend_tile(const cpu_attend_tile_t *tile)
     }
 }
 
+/* Heads that share a widened key or value: as many as the registers hold. */
+enum { HEADS_AT_ONCE = 3 };
+
+/* scores[head][key] of some heads, for one key after the other. */
 static inline __attribute__((always_inline)) void segment_scores(
-    const cpu_attend_segment_t *segment, const float *query, float *scores, const bool bf16)
+    const cpu_attend_segment_t *segment, uint32_t head, const uint32_t heads, const bool bf16)
 {
     const uint32_t head_dim = segment->keys.head_dim;
+    const float *queries = segment->queries + (size_t)head * head_dim;
+    float *scores = (float *)segment->scratch + (size_t)head * CPU_KEY_SEGMENT;
+    const char *key = NULL;
     for (uint32_t position = segment->first; position < segment->last; position++) {
-        const void *key = cpu_vector_at(&segment->keys, position);
-        vector_t sums = v_all(0);
-        for (uint32_t i = 0; i < head_dim; i += LANES) {
-            sums = v_fma(v_load(query + i), load(key, i, bf16), sums);
+        key = position % 16 == 0 ? cpu_vector_at(&segment->keys, position)
+                                 : key + head_dim * segment->keys.element_bytes;
+        vector_t sums[HEADS_AT_ONCE];
+        for (uint32_t h = 0; h < heads; h++) {
+            sums[h] = v_all(0);
         }
-        scores[position - segment->first] = v_sum(sums) * segment->scale;
+        for (uint32_t i = 0; i < head_dim; i += LANES) {
+            const vector_t wide = load(key, i, bf16);
+            for (uint32_t h = 0; h < heads; h++) {
+                sums[h] = v_fma(v_load(queries + h * head_dim + i), wide, sums[h]);
+            }
+        }
+        for (uint32_t h = 0; h < heads; h++) {
+            scores[h * CPU_KEY_SEGMENT + position - segment->first] =
+                v_sum(sums[h]) * segment->scale;
+        }
     }
 }
 
+/* Adds up some heads' weighted values, 64 dimensions (AVX2: 16) at a time. */
 static inline __attribute__((always_inline)) void segment_values(
-    const cpu_attend_segment_t *segment, const float *weights, float *out, const bool bf16)
+    const cpu_attend_segment_t *segment, uint32_t head, const uint32_t heads, const uint32_t first,
+    const uint32_t parts, const bool bf16)
 {
-    enum { BLOCK = 32 / LANES };
-    for (uint32_t i = 0; i < segment->keys.head_dim; i += BLOCK * LANES) {
-        vector_t sums[BLOCK];
-        for (uint32_t b = 0; b < BLOCK; b++) {
-            sums[b] = v_all(0);
+    const uint32_t head_dim = segment->keys.head_dim;
+    const float *weights = (const float *)segment->scratch + (size_t)head * CPU_KEY_SEGMENT;
+    vector_t sums[HEADS_AT_ONCE][4];
+    for (uint32_t h = 0; h < heads; h++) {
+        for (uint32_t i = 0; i < parts; i++) {
+            sums[h][i] = v_all(0);
         }
-        for (uint32_t position = segment->first; position < segment->last; position++) {
-            const void *value = cpu_vector_at(&segment->values, position);
-            const vector_t weight = v_all(weights[position - segment->first]);
-            for (uint32_t b = 0; b < BLOCK; b++) {
-                sums[b] = v_fma(weight, load(value, i + b * LANES, bf16), sums[b]);
+    }
+    const char *value = NULL;
+    for (uint32_t position = segment->first; position < segment->last; position++) {
+        value = position % 16 == 0 ? cpu_vector_at(&segment->values, position)
+                                   : value + head_dim * segment->values.element_bytes;
+        vector_t wide[4];
+        for (uint32_t i = 0; i < parts; i++) {
+            wide[i] = load(value, first + i * LANES, bf16);
+        }
+        for (uint32_t h = 0; h < heads; h++) {
+            const vector_t weight = v_all(weights[h * CPU_KEY_SEGMENT + position - segment->first]);
+            for (uint32_t i = 0; i < parts; i++) {
+                sums[h][i] = v_fma(weight, wide[i], sums[h][i]);
             }
         }
-        for (uint32_t b = 0; b < BLOCK; b++) {
-            v_store(out + i + b * LANES, sums[b]);
+    }
+    for (uint32_t h = 0; h < heads; h++) {
+        float *out = segment->partial + (size_t)(head + h) * (head_dim + 2) + first;
+        for (uint32_t i = 0; i < parts; i++) {
+            v_store(out + i * LANES, sums[h][i]);
         }
+    }
+}
+
+/* A head's scores to weights; its largest score and the sum of weights go to the partial. */
+static void segment_soften(const cpu_attend_segment_t *segment, uint32_t head)
+{
+    const uint32_t head_dim = segment->keys.head_dim, count = segment->last - segment->first,
+                   padded = (count + LANES - 1) / LANES * LANES;
+    float *scores = (float *)segment->scratch + (size_t)head * CPU_KEY_SEGMENT;
+    float *partial = segment->partial + (size_t)head * (head_dim + 2);
+    for (uint32_t j = count; j < padded; j++) {
+        scores[j] = -INFINITY;
+    }
+    vector_t peaks = v_all(-INFINITY), sums = v_all(0);
+    for (uint32_t j = 0; j < padded; j += LANES) {
+        peaks = v_max(peaks, v_load(scores + j));
+    }
+    const float peak = v_peak(peaks);
+    for (uint32_t j = 0; j < padded; j += LANES) {
+        vector_t weight = v_exponential(v_subtract(v_load(scores + j), v_all(peak)));
+        v_store(scores + j, weight);
+        sums = v_add(sums, weight);
+    }
+    partial[head_dim] = peak;
+    partial[head_dim + 1] = v_sum(sums);
+}
+
+static inline __attribute__((always_inline)) void segment_heads(
+    const cpu_attend_segment_t *segment, uint32_t head, const uint32_t heads, const bool bf16)
+{
+    enum { PARTS = LANES == 16 ? 4 : 2 };
+    const uint32_t head_dim = segment->keys.head_dim;
+    segment_scores(segment, head, heads, bf16);
+    for (uint32_t h = 0; h < heads; h++) {
+        segment_soften(segment, head + h);
+    }
+    uint32_t first = 0;
+    for (; first + PARTS * LANES <= head_dim; first += PARTS * LANES) {
+        segment_values(segment, head, heads, first, PARTS, bf16);
+    }
+    for (; first < head_dim; first += LANES) {
+        segment_values(segment, head, heads, first, 1, bf16);
     }
 }
 
 static void attend_segment(const cpu_attend_segment_t *segment)
 {
-    const uint32_t head_dim = segment->keys.head_dim, count = segment->last - segment->first,
-                   padded = (count + LANES - 1) / LANES * LANES;
     const bool bf16 = segment->keys.element_bytes == 2;
-    float *scores = segment->scratch;
-    for (uint32_t head = 0; head < segment->group; head++) {
-        const float *query = segment->queries + (size_t)head * head_dim;
-        float *partial = segment->partial + (size_t)head * (head_dim + 2);
+    uint32_t head = 0;
+    for (; head + HEADS_AT_ONCE <= segment->group; head += HEADS_AT_ONCE) {
         if (bf16) {
-            segment_scores(segment, query, scores, true);
+            segment_heads(segment, head, HEADS_AT_ONCE, true);
         } else {
-            segment_scores(segment, query, scores, false);
+            segment_heads(segment, head, HEADS_AT_ONCE, false);
         }
-        for (uint32_t j = count; j < padded; j++) {
-            scores[j] = -INFINITY;
-        }
-        vector_t peaks = v_all(-INFINITY), sums = v_all(0);
-        for (uint32_t j = 0; j < padded; j += LANES) {
-            peaks = v_max(peaks, v_load(scores + j));
-        }
-        const float peak = v_peak(peaks);
-        for (uint32_t j = 0; j < padded; j += LANES) {
-            vector_t weight = v_exponential(v_subtract(v_load(scores + j), v_all(peak)));
-            v_store(scores + j, weight);
-            sums = v_add(sums, weight);
-        }
-        partial[head_dim] = peak;
-        partial[head_dim + 1] = v_sum(sums);
+    }
+    for (; head < segment->group; head++) {
         if (bf16) {
-            segment_values(segment, scores, partial, true);
+            segment_heads(segment, head, 1, true);
         } else {
-            segment_values(segment, scores, partial, false);
+            segment_heads(segment, head, 1, false);
         }
     }
 }
