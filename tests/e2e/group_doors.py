@@ -46,8 +46,10 @@ def test_wrong_types_and_bounds(cluster):
 
 
 def test_token_ids_out_of_range(cluster):
-    for ids in ([49152], [2**31], [-1], [2**63], [1.5]):
+    for ids in ([49152], [2**31], [2**62], [-1], [1.5], ["x", 1], [[1], 2]):
         refused(cluster, {"prompt": ids, "max_tokens": 1}, "prompt", path="/v1/completions")
+    # No JSON library keeps a number beyond 64 bits; its place is named.
+    refused(cluster, {"prompt": [2**63], "max_tokens": 1}, "integer", path="/v1/completions")
     refused(cluster, {"prompt": [], "max_tokens": 1}, "prompt", path="/v1/completions")
     still_well(cluster)
 
