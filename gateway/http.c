@@ -451,7 +451,7 @@ static int listen_on(const struct addrinfo *address, uint16_t *port_out)
 {
     int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int yes = 1;
-    struct sockaddr_storage bound;
+    struct sockaddr_storage bound = {0};
     socklen_t bytes = sizeof bound;
     if (fd < 0) {
         return -1;
@@ -475,7 +475,8 @@ static int listen_on(const struct addrinfo *address, uint16_t *port_out)
 static kv_status_t open_listener(kv_http_t *http, kv_error_t *error)
 {
     const kv_http_params_t *params = &http->params;
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *addresses;
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
+    struct addrinfo *addresses = NULL;
     char port[8];
     snprintf(port, sizeof port, "%u", params->port);
     int code = getaddrinfo(params->host, port, &hints, &addresses);

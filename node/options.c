@@ -350,6 +350,9 @@ static char *join(const char *format, const char *folder, const char *name)
 
 static void derive(const kv_options_program_t *program, kv_options_t *options)
 {
+    /* The table has a default for each. */
+    KV_CHECK(options->node.name != NULL && options->node.admin != NULL);
+    KV_CHECK(options->store.directory != NULL);
     if (options->node.name[0] == '\0') {
         replace(&options->node.name, kv_duplicate_string(program->default_name));
     }

@@ -17,15 +17,13 @@ typedef enum {
 } kv_option_type_t;
 
 typedef struct {
-    kv_section_t section;
-    const char *name;
-    kv_option_type_t type;
-    size_t offset; /* in kv_options_t */
-    const char *initial;
-    uint64_t min, max; /* of the number; of a string: its length; of a list: its count */
-    bool power_of_two;
+    const char *name, *initial, *help;
     const char *names; /* of an enumeration: "auto|shm|tcp" */
-    const char *help;
+    uint64_t min, max; /* of the number; of a string: its length; of a list: its count */
+    size_t offset;     /* in kv_options_t */
+    kv_section_t section;
+    kv_option_type_t type;
+    bool power_of_two;
 } kv_option_t;
 
 extern const kv_option_t KV_OPTIONS[];

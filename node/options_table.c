@@ -18,6 +18,8 @@ static const struct {
 #define SECOND (1000 * MS)
 #define HOUR (3600 * SECOND)
 
+/* What the macros take are initialisers and names of members. */
+/* NOLINTBEGIN(bugprone-macro-parentheses) */
 #define AT(group, member) offsetof(kv_options_t, group.member)
 
 #define TEXT(SECTION, group, member, kind, initial_text, length_min, length_max, help_text)        \
@@ -55,6 +57,7 @@ static const struct {
         .section = KV_SECTION_##SECTION, .name = #member, .type = KV_OPTION_ADDRESSES,             \
         .offset = AT(group, member), .initial = "", .max = KV_OPTION_LIST_MAX, .help = help_text   \
     }
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 /* Defaults suit one machine with 2 cores and 8 GiB. SmolLM2-135M's KV is 23,040 bytes a token: the
  * device tier below holds 23,000 tokens, the host tier 46,000. */

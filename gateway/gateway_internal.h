@@ -1,0 +1,86 @@
+/* What the gateway's two halves share: gateway.c (HTTP routes, nodes, admin, open and close) and
+ * request.c (a request's life). */
+#ifndef KV_GATEWAY_INTERNAL_H
+#define KV_GATEWAY_INTERNAL_H
+
+#include "base/metrics.h"
+#include "base/queue.h"
+#include "base/worker.h"
+#include "gateway/api.h"
+#include "gateway/gateway.h"
+#include "gateway/http.h"
+#include "node/admin.h"
+#include "transport/peers.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { KV_GATEWAY_NODES_MAX = 2 * KV_OPTION_LIST_MAX };
+
+typedef struct kv_request kv_request_t;
+
+typedef struct {
+    kv_peer_t *peer;
+    uint32_t outstanding; /* requests of this gateway there */
+} kv_decode_node_t;
+
+struct kv_gateway {
+    kv_reactor_t *reactor;
+    const kv_options_t *options;
+    const kv_tokenizer_t *tokenizer;
+    kv_api_limits_t limits;
+    uint64_t boot_id, started_ns, started_unix_s, sequence;
+
+    kv_queue_t *incoming, *parsed; /* of kv_exchange_t *; of kv_request_t * */
+    kv_watch_t *incoming_watch, *parsed_watch;
+    kv_workers_t *workers;
+    kv_http_t *http;
+    kv_peers_t *peers;
+    kv_admin_t *admin;
+    kv_timer_t *timer;
+
+    kv_decode_node_t *nodes[KV_GATEWAY_NODES_MAX];
+    size_t node_count;
+    kv_request_t **slots;
+    uint32_t *free_slots;
+    uint32_t active_count;
+    bool ticking, stopping;
+    void (*stopped)(void *context);
+    void *stopped_context;
+
+    uint64_t prompt_tokens, cached_tokens, generated_tokens, request_count;
+    kv_metric_t *running_metric, *nodes_metric, *hit_rate_metric, *ttft_metric, *tpot_metric;
+    kv_metric_t *prompt_metric, *completion_metric, *cached_metrics[4], *retries_metric;
+    kv_metric_t *gone_metric, *slow_metric;
+};
+
+/* ---- gateway.c: answers that any exchange may get, each counted by route and code ---- */
+
+void kv_gateway_add_header(kv_http_head_t *head, const char *name, const char *value);
+void kv_gateway_count_answer(const char *route, unsigned code);
+void kv_gateway_reply_error(
+    kv_exchange_t *exchange, const char *route, const kv_api_error_t *error);
+
+/* ---- request.c ---- */
+
+/* Takes the exchange: a request begins, or is refused where there are too many. */
+void kv_request_start(
+    kv_gateway_t *gateway, kv_exchange_t *exchange, const char *route, kv_api_kind_t kind);
+
+/* The parse job handed it back. */
+void kv_request_parsed(kv_request_t *request);
+
+/* A node said something; what belongs to no request here is dropped. */
+void kv_request_message(
+    kv_gateway_t *gateway, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
+
+/* The node is gone from the gateway's list: its requests go elsewhere or end. */
+void kv_request_node_lost(kv_gateway_t *gateway, kv_decode_node_t *node);
+
+/* Clients that went away, and time limits. */
+void kv_request_check(kv_request_t *request, uint64_t now_ns);
+
+/* Ends every request that is not being parsed; those end when they are. */
+void kv_request_stop_all(kv_gateway_t *gateway);
+
+#endif
