@@ -84,7 +84,7 @@ static kv_status_t take_step(
     step.first_ns = answer->first_ns;
     step.decode_kv_reused = answer->decode_kv_reused;
     tour->report.steps[tour->report.step_count++] = step;
-    progress(tour, "    %s tokens, first token after %s",
+    progress(tour, "    prompt tokens: %s; first token after %s",
         kv_describe_cache(answer, cache, sizeof cache), kv_text_duration(answer->first_ns, first));
     return KV_OK;
 }

@@ -53,7 +53,8 @@ static const char *describe_same(const kv_tour_step_t *step)
 static void print_step(const kv_tour_report_t *report, const kv_tour_step_t *step)
 {
     char prompt[KV_TEXT_BYTES], cached[KV_TEXT_BYTES], tiers[KV_TEXT_BYTES], loaded[KV_TEXT_BYTES],
-        sent[KV_TEXT_BYTES], first[KV_TEXT_BYTES], ratio[KV_TEXT_BYTES] = "1";
+        sent[KV_TEXT_BYTES], first[KV_TEXT_BYTES], anew[KV_TEXT_BYTES] = "-",
+                                                   ratio[KV_TEXT_BYTES] = "1";
     double times =
         step->first_ns > 0 ? (double)report->steps[0].first_ns / (double)step->first_ns : 0;
     if (step->same != KV_SAME_REFERENCE) {
@@ -64,11 +65,14 @@ static void print_step(const kv_tour_report_t *report, const kv_tour_step_t *ste
                 kv_tour_step_in_time(report, step) ? "ok" : "missed");
         }
     }
-    printf("%-29s %6s  %6s  %-13s %9s %9s  %8s  %-16s %s\n", step->title,
+    if (step->recomputed_ns > 0) {
+        kv_text_duration(step->recomputed_ns, anew);
+    }
+    printf("%-28s %7s %7s  %-13s %8s %8s %8s  %-16s %8s  %s\n", step->title,
         kv_text_count(step->prompt_tokens, prompt), kv_text_count(step->cached_tokens, cached),
         tiers_of(step, tiers), kv_text_size(step->loaded_bytes, loaded),
         kv_text_size(step->streamed_bytes, sent), kv_text_duration(step->first_ns, first), ratio,
-        describe_same(step));
+        anew, describe_same(step));
 }
 
 static void print_layouts(const kv_tour_report_t *report)
@@ -94,8 +98,8 @@ static void print_layouts(const kv_tour_report_t *report)
 void kv_tour_print(const kv_tour_report_t *report)
 {
     printf("\nOne long context, sent again (model %s)\n\n"
-           "%-29s %6s  %6s  %-13s %9s %9s  %8s  %-16s %s\n",
-        report->model, "", "prompt", "cached", "from", "read", "sent", "TTFT", "of cold",
+           "%-28s %7s %7s  %-13s %8s %8s %8s  %-16s %8s  %s\n",
+        report->model, "", "prompt", "cached", "from", "read", "sent", "TTFT", "of cold", "anew",
         "greedy answer");
     for (unsigned i = 0; i < report->step_count; i++) {
         print_step(report, &report->steps[i]);
