@@ -462,6 +462,9 @@ static void index_written(kv_task_t *task)
     disk->indexing = false;
     bool good = write->status == KV_OK;
     if (!good) {
+        /* The database must not be written again after an error: it may stop the process. */
+        disk->index_failed = true;
+        disk->write_failures = KV_WRITE_FAILURES_MAX - 1;
         kv_persist_failed(store, 0, write->error.text);
     }
     while (write->batches != NULL) {
@@ -511,6 +514,24 @@ static kv_flush_t *take_flushes(kv_disk_t *disk)
     return taken;
 }
 
+/* What waits for an index that takes nothing more. */
+static void give_up_index(kvist_store_t *store, kv_flush_t *flushes)
+{
+    kv_disk_t *disk = store->disk;
+    kv_index_batch_clear(&disk->filling);
+    while (disk->filling_for != NULL) {
+        kv_write_batch_t *batch = disk->filling_for;
+        disk->filling_for = batch->next_indexed;
+        batch->status = KV_IO;
+        end_batch(batch, false);
+    }
+    while (flushes != NULL) {
+        kv_flush_t *flush = flushes;
+        flushes = flush->next;
+        finish_flush(store, flush, KV_IO);
+    }
+}
+
 static void advance_index(kvist_store_t *store)
 {
     kv_disk_t *disk = store->disk;
@@ -518,6 +539,10 @@ static void advance_index(kvist_store_t *store)
         return;
     }
     kv_flush_t *flushes = take_flushes(disk);
+    if (disk->index_failed) {
+        give_up_index(store, flushes);
+        return;
+    }
     if (disk->filling.count == 0 && flushes == NULL) {
         return;
     }

@@ -11,11 +11,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 /* "KVISTSEG" */
 #define SEGMENT_MAGIC 0x474553545349564bull
 enum { SEGMENT_VERSION = 1 };
+#define INDEX_SHARE_BYTES_MAX ((uint64_t)64 << 20)
 
 /* Offsets in the header. */
 enum {
@@ -231,8 +233,25 @@ static kv_status_t sync_folder(const char *folder, kv_error_t *error)
     return KV_OK;
 }
 
+/* The index lives on the same file system and must be able to write: its share stays free. */
+static bool room_for(int fd, uint64_t bytes)
+{
+    struct statvfs status;
+    if (fstatvfs(fd, &status) != 0) {
+        return true; /* the allocation itself will tell */
+    }
+    uint64_t total = (uint64_t)status.f_blocks * status.f_frsize;
+    uint64_t share = total / 8 < INDEX_SHARE_BYTES_MAX ? total / 8 : INDEX_SHARE_BYTES_MAX;
+    return (uint64_t)status.f_bavail * status.f_frsize >= bytes + share;
+}
+
 static int allocate_file(int fd, uint64_t bytes)
 {
+    struct stat status;
+    bool allocated = fstat(fd, &status) == 0 && (uint64_t)status.st_size == bytes;
+    if (!allocated && !room_for(fd, bytes)) {
+        return ENOSPC;
+    }
     if (fallocate(fd, 0, 0, (off_t)bytes) == 0) {
         return ftruncate(fd, (off_t)bytes) == 0 ? 0 : errno;
     }
@@ -248,6 +267,7 @@ kv_status_t kv_segment_prepare(const char *folder, uint32_t number, uint64_t seg
     char path[KV_FOLDER_BYTES + 64];
     uint8_t header[KV_SEGMENT_HEADER_BYTES];
     kv_segment_path(folder, number, path, sizeof path);
+    bool existed = access(path, F_OK) == 0;
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0) {
         return kv_fail_errno(error, errno, "cannot make %s", path);
@@ -262,6 +282,9 @@ kv_status_t kv_segment_prepare(const char *folder, uint32_t number, uint64_t seg
     }
     close(fd);
     if (reason != 0) {
+        if (!existed) {
+            unlink(path); /* gives back what it took of a full disk */
+        }
         return kv_fail_errno(error, reason, "cannot prepare %s", path);
     }
     return sync_folder(folder, error);

@@ -77,6 +77,7 @@ typedef struct {
     kv_index_batch_t filling;      /* changes that wait for the writer */
     kv_write_batch_t *filling_for; /* batches that are durable once `filling` is written */
     bool indexing;                 /* a batch of changes is at the writer */
+    bool index_failed; /* a write to it failed: it gets no more */
     struct load_batch *first_read, *last_read; /* wait for a staging buffer */
 
     uint32_t *queue; /* objects to be written: a ring of queue_capacity */

@@ -6,6 +6,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 
 enum { BLOCKS = 4 };
@@ -422,6 +424,40 @@ static void another_format_is_refused_with_both_versions_named(void **state)
     bench_end(&bench);
 }
 
+/* ---- a full disk ---- */
+
+static void a_full_disk_works_with_the_segments_there_are(void **state)
+{
+    (void)state;
+    bench_t bench;
+    bench_init(&bench, "full", 8);
+    assert_int_equal(mkdir(bench.folder, 0700), 0);
+    /* A mount of our own; only the superuser may. */
+    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount("small", bench.folder, "tmpfs", 0, "size=6m") != 0) {
+        print_message("skipped: a small file system cannot be mounted here\n");
+        free(bench.params.device_arena);
+        skip();
+    }
+    bench_with_disk(&bench, 64); /* 16 MiB of 6 */
+    bench_open(&bench);
+    for (uint32_t context = 0; context < 120; context++) { /* 7 MiB */
+        request_context(&bench, context, 8);
+        flush(&bench);
+    }
+    kvist_stats_t stats = bench_stats(&bench);
+    assert_false(stats.disk_offline);
+    assert_true(stats.failed_writes > 0);
+    assert_true(stats.tiers[KVIST_TIER_DISK].capacity_bytes < 6 << 20);
+    assert_true(stats.tiers[KVIST_TIER_DISK].evicted_objects > 0);
+    assert_int_equal(request_context(&bench, 110, 8).tier_blocks[KVIST_TIER_DISK], 8);
+    bench_close(&bench);
+    bench_open(&bench);
+    assert_int_equal(request_context(&bench, 115, 8).tier_blocks[KVIST_TIER_DISK], 8);
+    bench_end(&bench);
+    umount2(bench.folder, MNT_DETACH);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -438,6 +474,7 @@ int main(void)
         cmocka_unit_test(two_token_blocks_with_one_key_are_told_apart),
         cmocka_unit_test(a_damaged_or_lost_index_is_made_anew),
         cmocka_unit_test(another_format_is_refused_with_both_versions_named),
+        cmocka_unit_test(a_full_disk_works_with_the_segments_there_are),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -368,6 +368,30 @@ static void leases_that_want_the_same_blocks_load_them_once(void **state)
     bench_end(&bench);
 }
 
+static void an_idle_store_is_quiet(void **state)
+{
+    (void)state;
+    for (int io = KVIST_IO_AUTO; io <= KVIST_IO_THREADS; io += 2) {
+        bench_t bench;
+        bench_init(&bench, "idle", 8);
+        bench_with_host(&bench, 8);
+        bench_with_disk(&bench, 8);
+        bench.params.io = (kvist_io_t)io;
+        bench_open(&bench);
+        for (uint32_t context = 0; context < 6; context++) {
+            request_context(&bench, context, 8);
+        }
+        assert_int_equal(flush(&bench), KV_OK);
+        int turns = 0;
+        struct pollfd poll_fd = {.fd = kvist_store_fd(bench.store), .events = POLLIN};
+        while (poll(&poll_fd, 1, 100) > 0) {
+            kvist_store_poll(bench.store);
+            assert_true(++turns < 20);
+        }
+        bench_end(&bench);
+    }
+}
+
 /* ---- looking in, bounds ---- */
 
 typedef struct {
@@ -508,6 +532,7 @@ int main(void)
         cmocka_unit_test(a_virtual_clock_turns_the_deadline),
         cmocka_unit_test(releasing_cancels_a_prepare),
         cmocka_unit_test(leases_that_want_the_same_blocks_load_them_once),
+        cmocka_unit_test(an_idle_store_is_quiet),
         cmocka_unit_test(the_list_shows_contexts_newest_first),
         cmocka_unit_test(a_directory_has_one_process_at_a_time),
         cmocka_unit_test(wrong_parameters_are_refused_by_name),
