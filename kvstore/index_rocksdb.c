@@ -98,6 +98,7 @@ static rocksdb_options_t *make_options(void)
     rocksdb_options_set_skip_stats_update_on_db_open(options, 1);
     rocksdb_options_set_keep_log_file_num(options, 2);
     rocksdb_options_set_paranoid_checks(options, 1);
+    rocksdb_options_set_manifest_preallocation_size(options, (size_t)64 << 10);
     rocksdb_block_based_table_options_t *tables = rocksdb_block_based_options_create();
     rocksdb_cache_t *cache = rocksdb_cache_create_lru(BLOCK_CACHE_BYTES);
     rocksdb_block_based_options_set_block_cache(tables, cache);
