@@ -265,7 +265,7 @@ static enum MHD_Result hand_over(kv_exchange_t *exchange)
         if (kv_queue_push(http->params.queue, &exchange) == KV_OK) {
             result = MHD_YES;
         } else {
-            /* The queue holds as many as there may be connections: it is closed. */
+            /* It has room for one of each connection: the reactor is far behind. */
             exchange->holders--;
             exchange->gone = true;
             wake(exchange);

@@ -427,10 +427,13 @@ static bool take_token(kv_request_t *request, uint32_t token, bool *stopped_out)
 {
     const char *text;
     size_t bytes;
-    if (kv_detokenizer_push(request->detokenizer, token, &text, &bytes, stopped_out) != KV_OK) {
+    if (request->token_count == request->api.max_tokens ||
+        kv_detokenizer_push(request->detokenizer, token, &text, &bytes, stopped_out) != KV_OK) {
         kv_api_error_t error;
-        kv_api_fail(&error, 502, "", "bad_node", "the decode node sent token %u, beyond %u", token,
-            request->gateway->limits.vocabulary_count);
+        kv_api_fail(&error, 502, "", "bad_node",
+            "decode node %s sent token %u, the %uth of %u: the vocabulary has %u",
+            kv_peer_name(request->node->peer), token, request->token_count + 1,
+            request->api.max_tokens, request->gateway->limits.vocabulary_count);
         cancel_at_node(request);
         fail_request(request, &error);
         return false;

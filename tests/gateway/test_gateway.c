@@ -33,7 +33,8 @@ typedef enum {
     PLAY_LOST_LATER, /* lost after two tokens */
     PLAY_WRONG_TOKEN,
     PLAY_INVALID,
-    PLAY_FLOOD, /* as fast as it goes, without end */
+    PLAY_FLOOD, /* as fast as it goes, then silence */
+    PLAY_TOO_MANY,
 } play_t;
 
 enum { NODES = 2, JOBS_MAX = 256, TOKENS_MAX = 512 };
@@ -113,7 +114,6 @@ static void lose(struct kv_peer *peer)
 
 static void step_job(struct kv_peer *peer, job_t *job)
 {
-    static uint32_t flood[1024];
     if (job->cancelled) {
         say_finished(peer, job, KVIST__WIRE__FINISH_REASON__FINISH_CANCELLED, KV_OK);
     } else if (job->play == PLAY_BUSY || job->play == PLAY_INVALID) {
@@ -124,10 +124,12 @@ static void step_job(struct kv_peer *peer, job_t *job)
     } else if (job->play == PLAY_WRONG_TOKEN) {
         say_tokens(peer, job, (uint32_t[]){4000000000u}, 1);
     } else if (job->play == PLAY_FLOOD) {
-        for (int i = 0; i < 1024; i++) {
-            flood[i] = story[0];
+        for (int i = 0; i < 64 && job->used && job->sent < job->max_tokens; i++) {
+            job->sent++;
+            say_tokens(peer, job, story, 1);
         }
-        say_tokens(peer, job, flood, 1024);
+    } else if (job->play == PLAY_TOO_MANY) {
+        say_tokens(peer, job, story, job->max_tokens + 1);
     } else if (job->play != PLAY_SILENT && job->sent == job->max_tokens) {
         say_finished(peer, job, KVIST__WIRE__FINISH_REASON__FINISH_LENGTH, KV_OK);
     } else if (job->play != PLAY_SILENT && job->sent == story_count) {
@@ -555,6 +557,9 @@ static void test_refusals(void **state)
     expect(&fixture, CHAT, PLAIN, 400, "as the test wants", NULL);
     play(0, PLAY_WRONG_TOKEN);
     expect(&fixture, CHAT, PLAIN, 502, "sent token 4000000000", NULL);
+    play(0, PLAY_TOO_MANY);
+    expect(&fixture, "/v1/completions", "{\"prompt\":[1],\"max_tokens\":3}", 502, "the 4th of 3",
+        NULL);
 
     size_t bytes = 10 << 20;
     char *large = malloc(bytes + 1);
@@ -716,7 +721,8 @@ static void test_slow_reader(void **state)
     int fd = connect_client(&fixture);
     int small = 4096;
     setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
-    send_request(fd, "POST", CHAT, STREAM, strlen(STREAM));
+    static const char LONG[] = "{\"prompt\":[1],\"stream\":true,\"max_tokens\":8000}";
+    send_request(fd, "POST", "/v1/completions", LONG, strlen(LONG));
     for (int i = 0; i < 2000 && atomic_load(&cancels) == 0; i++) {
         usleep(5000);
     }
