@@ -83,4 +83,8 @@ struct kv_wire_driver {
 
 extern const kv_wire_driver_t kv_wire_ucx;
 
+/* The twin within one process: its ports are numbers in a table of the process, its pipes lists of
+ * messages. Carries what UCX would, in order; says "shm" or "tcp" as asked. */
+extern const kv_wire_driver_t kv_wire_loopback;
+
 #endif

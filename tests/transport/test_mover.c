@@ -1,0 +1,401 @@
+/* The mover over the loopback wire: what it accepts, what it refuses, what it promises. The peer is
+ * a bare wire side that says whatever the test wants. */
+#include "toy.h"
+
+#include "base/bytes.h"
+#include "transport/data_message.h"
+#include "transport/wire.h"
+
+enum { SLOTS = 16, UNITS = 4, UNIT = 256, SLOT = UNITS * UNIT };
+
+/* A peer without manners. */
+typedef struct {
+    kv_wire_side_t *side;
+    kv_wire_pipe_t *pipe;
+    bool opened, welcomed, lost;
+} rude_t;
+
+static void rude_opened(void *owner)
+{
+    ((rude_t *)owner)->opened = true;
+}
+
+static void rude_received(void *owner, const void *bytes, size_t count)
+{
+    ((rude_t *)owner)->welcomed |= kv_data_kind(bytes, count) == KV_DATA_WELCOME;
+}
+
+static void rude_lost(void *owner, kv_status_t status, const char *reason)
+{
+    (void)status;
+    (void)reason;
+    ((rude_t *)owner)->lost = true;
+}
+
+static void rude_sent(void *owner, void *tag, kv_status_t status)
+{
+    (void)owner;
+    (void)tag;
+    (void)status;
+}
+
+static void rude_until(rude_t *rude, const bool *condition)
+{
+    for (int i = 0; i < 2000 && !*condition; i++) {
+        kv_wire_loopback.progress(rude->side);
+        usleep(1000);
+    }
+    assert_true(*condition);
+}
+
+static void rude_say(rude_t *rude, const void *bytes, size_t count)
+{
+    assert_int_equal(kv_wire_loopback.send(rude->pipe, bytes, count, NULL), KV_OK);
+}
+
+static kv_link_t rude_open(rude_t *rude, toy_node_t *node)
+{
+    assert_int_equal(toy_open(node, KV_WIRE_AUTO, &kv_wire_loopback, SLOTS, SLOT, UNIT), KV_OK);
+    kv_link_t link = toy_link(node, 0, false, 0x42);
+    *rude = (rude_t){0};
+    kv_wire_params_t params = {.host = "127.0.0.1",
+        .upcalls = {rude, NULL, rude_opened, rude_received, rude_sent, rude_lost}};
+    assert_int_equal(kv_wire_loopback.open(&params, &rude->side, NULL), KV_OK);
+    assert_int_equal(kv_wire_loopback.connect(rude->side, "127.0.0.1", kv_mover_port(node->mover),
+                         0x4242424242424242 | 1, true, rude, &rude->pipe, NULL),
+        KV_OK);
+    rude_until(rude, &rude->opened);
+    return link;
+}
+
+static void rude_prove(rude_t *rude, toy_node_t *node)
+{
+    uint8_t token[KV_DATA_TOKEN_BYTES], message[KV_DATA_OPEN_BYTES];
+    memset(token, 0x42, sizeof token);
+    kv_data_open_encode(message, token);
+    rude_say(rude, message, sizeof message);
+    rude_until(rude, &rude->welcomed);
+    toy_expect_event(node, KV_MOVED_LINK_UP);
+}
+
+static void rude_close(rude_t *rude, toy_node_t *node)
+{
+    kv_wire_loopback.close(rude->side);
+    toy_close(node);
+}
+
+typedef struct {
+    size_t count;
+    uint8_t bytes[KV_DATA_HEADER_BYTES + 8 * (8 + SLOT)];
+} wire_message_t;
+
+static wire_message_t blocks_message(
+    uint64_t id, uint32_t first, uint32_t count, uint64_t offset, uint32_t range)
+{
+    wire_message_t message = {.count = kv_data_blocks_bytes(count, range)};
+    assert_true(message.count <= sizeof message.bytes);
+    kv_data_blocks_t blocks = {id, first, count, offset, range};
+    kv_data_blocks_encode(message.bytes, &blocks);
+    for (uint32_t i = 0; i < count; i++) {
+        uint8_t *data = message.bytes + kv_data_range_at(&blocks, i);
+        memset(data, (int)(1 + first + i), range);
+        kv_put_u64(message.bytes + kv_data_checksum_at(i), kv_data_checksum(&blocks, i, data));
+    }
+    return message;
+}
+
+static const uint32_t FOUR[] = {9, 3, 7, 1};
+
+static uint64_t expect_four(toy_node_t *node, kv_link_t link)
+{
+    uint64_t id = kv_mover_transfer_id(node->mover);
+    assert_int_equal(kv_mover_expect(node->mover, link, id, FOUR, 4, NULL), KV_OK);
+    return id;
+}
+
+static void assert_clear(const toy_node_t *node)
+{
+    for (size_t i = 0; i < (size_t)SLOTS * SLOT; i++) {
+        assert_int_equal(node->arena[i], 0);
+    }
+}
+
+static void pieces_land_in_any_order_exactly_once(void **state)
+{
+    (void)state;
+    rude_t rude;
+    toy_node_t node;
+    kv_link_t link = rude_open(&rude, &node);
+    rude_prove(&rude, &node);
+    uint64_t id = expect_four(&node, link);
+    for (uint32_t unit = UNITS; unit-- > 0;) {
+        wire_message_t tail = blocks_message(id, 2, 2, unit * UNIT, UNIT);
+        wire_message_t head = blocks_message(id, 0, 2, unit * UNIT, UNIT);
+        rude_say(&rude, tail.bytes, tail.count);
+        rude_say(&rude, head.bytes, head.count);
+    }
+    kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_LANDED);
+    assert_true(event.transfer_id == id && event.bytes == 4 * SLOT);
+    for (uint32_t block = 0; block < 4; block++) {
+        for (size_t i = 0; i < SLOT; i++) {
+            assert_int_equal(node.arena[FOUR[block] * SLOT + i], 1 + block);
+        }
+    }
+    /* After LANDED: unknown, dropped, the slots are someone else's. */
+    memset(node.arena, 0, (size_t)SLOTS * SLOT);
+    wire_message_t late = blocks_message(id, 0, 4, 0, SLOT);
+    rude_say(&rude, late.bytes, late.count);
+    kv_mover_revoke(node.mover, id); /* one that crossed LANDED */
+    toy_expect_event(&node, KV_MOVED_REVOKED);
+    usleep(20000);
+    assert_clear(&node);
+    kv_mover_stats_t stats;
+    kv_mover_stats(node.mover, &stats);
+    assert_int_equal(stats.dropped_messages, 1);
+    rude_close(&rude, &node);
+}
+
+static void what_does_not_fit_is_not_written(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t first, count;
+        uint64_t offset;
+        uint32_t range;
+    } WRONG[] = {{4, 1, 0, UNIT}, {3, 2, 0, UNIT}, {UINT32_MAX, 1, 0, UNIT}, {0, 1, 1, UNIT},
+        {0, 1, 0, UNIT / 2}, {0, 1, SLOT, UNIT}, {0, 1, UNIT, SLOT},
+        {0, 1, UINT64_MAX - UNIT + 1, UNIT}};
+    rude_t rude;
+    toy_node_t node;
+    kv_link_t link = rude_open(&rude, &node);
+    rude_prove(&rude, &node);
+    for (size_t i = 0; i < sizeof WRONG / sizeof WRONG[0]; i++) {
+        uint64_t id = expect_four(&node, link);
+        wire_message_t message =
+            blocks_message(id, WRONG[i].first, WRONG[i].count, WRONG[i].offset, WRONG[i].range);
+        rude_say(&rude, message.bytes, message.count);
+        kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_FAILED);
+        assert_int_equal(event.status, KV_INVALID);
+        assert_true(event.transfer_id == id);
+        /* Failed: nothing more is taken, not even what would be right. */
+        message = blocks_message(id, 0, 4, 0, SLOT);
+        rude_say(&rude, message.bytes, message.count);
+        usleep(2000);
+        kv_mover_revoke(node.mover, id);
+        toy_expect_event(&node, KV_MOVED_REVOKED);
+        assert_clear(&node);
+    }
+    /* Twice the same range. */
+    uint64_t id = expect_four(&node, link);
+    wire_message_t message = blocks_message(id, 1, 1, UNIT, UNIT);
+    rude_say(&rude, message.bytes, message.count);
+    message = blocks_message(id, 0, 2, 0, 2 * UNIT);
+    rude_say(&rude, message.bytes, message.count);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_INVALID);
+    rude_close(&rude, &node);
+}
+
+static void every_flipped_bit_is_noticed(void **state)
+{
+    (void)state;
+    rude_t rude;
+    toy_node_t node;
+    kv_link_t link = rude_open(&rude, &node);
+    rude_prove(&rude, &node);
+    wire_message_t sample = blocks_message(1, 0, 1, 0, UNIT);
+    for (size_t at = KV_DATA_HEADER_BYTES; at < sample.count; at += 3) {
+        uint64_t id = expect_four(&node, link);
+        wire_message_t message = blocks_message(id, 0, 1, 0, UNIT);
+        message.bytes[at] ^= (uint8_t)(1 << at % 8);
+        rude_say(&rude, message.bytes, message.count);
+        assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_CORRUPT);
+        kv_mover_revoke(node.mover, id);
+        toy_expect_event(&node, KV_MOVED_REVOKED);
+    }
+    /* Right bytes under another place: the checksum is bound to it. */
+    uint64_t id = expect_four(&node, link);
+    wire_message_t message = blocks_message(id, 0, 1, 0, UNIT);
+    kv_put_u32(message.bytes + 16, 1);
+    rude_say(&rude, message.bytes, message.count);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_CORRUPT);
+    assert_clear(&node);
+    rude_close(&rude, &node);
+}
+
+static void a_malformed_message_ends_the_link(void **state)
+{
+    (void)state;
+    for (int which = 0; which < 5; which++) {
+        rude_t rude;
+        toy_node_t node;
+        kv_link_t link = rude_open(&rude, &node);
+        rude_prove(&rude, &node);
+        uint64_t id = expect_four(&node, link);
+        wire_message_t message = blocks_message(id, 0, 1, 0, UNIT);
+        switch (which) {
+        case 0:
+            message.count--;
+            break;
+        case 1:
+            message.count = 10;
+            break;
+        case 2:
+            kv_put_u32(message.bytes + 4, 0);
+            break;
+        case 3:
+            kv_put_u32(message.bytes + 20, UINT32_MAX);
+            break;
+        default:
+            memcpy(message.bytes, "nope", 4);
+            break;
+        }
+        rude_say(&rude, message.bytes, message.count);
+        assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_PEER_LOST);
+        assert_int_equal(toy_expect_event(&node, KV_MOVED_LINK_DOWN).status, KV_INVALID);
+        kv_mover_revoke(node.mover, id);
+        toy_expect_event(&node, KV_MOVED_REVOKED);
+        rude_until(&rude, &rude.lost);
+        assert_clear(&node);
+        rude_close(&rude, &node);
+    }
+}
+
+static void nothing_is_taken_before_the_token(void **state)
+{
+    (void)state;
+    rude_t rude;
+    toy_node_t node;
+    kv_link_t link = rude_open(&rude, &node);
+    uint64_t id = expect_four(&node, link);
+    wire_message_t message = blocks_message(id, 0, 4, 0, SLOT);
+    rude_say(&rude, message.bytes, message.count);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_PEER_LOST);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_LINK_DOWN).status, KV_REFUSED);
+    assert_clear(&node);
+    rude_close(&rude, &node);
+}
+
+static void a_transfer_belongs_to_its_link(void **state)
+{
+    (void)state;
+    rude_t rude;
+    toy_node_t node;
+    kv_link_t link = rude_open(&rude, &node);
+    rude_prove(&rude, &node);
+    kv_link_t other = toy_link(&node, 0, false, 0x77);
+    uint64_t id = expect_four(&node, other);
+    wire_message_t message = blocks_message(id, 0, 4, 0, SLOT);
+    rude_say(&rude, message.bytes, message.count);
+    uint64_t good = expect_four(&node, link);
+    message = blocks_message(good, 0, 4, 0, SLOT);
+    memset(node.arena, 0, (size_t)SLOTS * SLOT);
+    rude_say(&rude, message.bytes, message.count);
+    kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_LANDED);
+    assert_true(event.transfer_id == good);
+    kv_mover_stats_t stats;
+    kv_mover_stats(node.mover, &stats);
+    assert_int_equal(stats.dropped_messages, 1);
+    rude_close(&rude, &node);
+}
+
+/* Two movers, both directions at once, pieces larger and smaller than a message. */
+static void two_movers_exchange_blocks(void **state)
+{
+    (void)state;
+    enum { BIG_UNIT = 200 << 10, BIG_SLOT = 5 * BIG_UNIT, COUNT = 8 };
+    toy_node_t a, b;
+    assert_int_equal(
+        toy_open(&a, KV_WIRE_AUTO, &kv_wire_loopback, COUNT, BIG_SLOT, BIG_UNIT), KV_OK);
+    assert_int_equal(
+        toy_open(&b, KV_WIRE_AUTO, &kv_wire_loopback, COUNT, BIG_SLOT, BIG_UNIT), KV_OK);
+    toy_fill(&a, 1);
+    kv_link_t la = toy_link(&a, 0, false, 5);
+    kv_link_t lb = toy_link(&b, kv_mover_port(a.mover), true, 5);
+    toy_expect_event(&a, KV_MOVED_LINK_UP);
+    toy_expect_event(&b, KV_MOVED_LINK_UP);
+    uint32_t slots[COUNT] = {0, 1, 2, 3, 4, 5, 6, 7};
+    uint64_t id = kv_mover_transfer_id(b.mover);
+    assert_int_equal(kv_mover_expect(b.mover, lb, id, slots, COUNT, NULL), KV_OK);
+    kv_piece_t piece = {.transfer_id = id,
+        .tag = 1,
+        .block_count = COUNT,
+        .offset_bytes = BIG_UNIT,
+        .range_bytes = BIG_SLOT - BIG_UNIT,
+        .slots = slots};
+    assert_int_equal(kv_mover_send(a.mover, la, &piece, NULL), KV_OK);
+    piece.tag = 2;
+    piece.offset_bytes = 0;
+    piece.range_bytes = BIG_UNIT;
+    assert_int_equal(kv_mover_send(a.mover, la, &piece, NULL), KV_OK);
+    assert_int_equal(toy_expect_event(&a, KV_MOVED_SENT).tag, 1);
+    assert_int_equal(toy_expect_event(&a, KV_MOVED_SENT).tag, 2);
+    toy_expect_event(&b, KV_MOVED_LANDED);
+    assert_memory_equal(a.arena, b.arena, (size_t)COUNT * BIG_SLOT);
+
+    /* And what the calls themselves refuse. */
+    kv_error_t error;
+    slots[3] = COUNT;
+    assert_int_equal(kv_mover_send(a.mover, la, &piece, &error), KV_INVALID);
+    assert_int_equal(kv_mover_expect(a.mover, la, 1, slots, COUNT, &error), KV_INVALID);
+    assert_int_equal(kv_mover_expect(a.mover, la, 1, slots, 0, &error), KV_INVALID);
+    slots[3] = 3;
+    piece.offset_bytes = 1;
+    assert_int_equal(kv_mover_send(a.mover, la, &piece, &error), KV_INVALID);
+    piece.offset_bytes = BIG_SLOT;
+    assert_int_equal(kv_mover_send(a.mover, la, &piece, &error), KV_INVALID);
+    toy_close(&a);
+    toy_expect_event(&b, KV_MOVED_LINK_DOWN);
+    toy_close(&b);
+}
+
+static void a_cancelled_transfer_still_answers_every_piece(void **state)
+{
+    (void)state;
+    toy_node_t a;
+    assert_int_equal(toy_open(&a, KV_WIRE_AUTO, &kv_wire_loopback, SLOTS, SLOT, UNIT), KV_OK);
+    kv_link_t link = toy_link(&a, 0, false, 5); /* nobody comes: the pieces wait */
+    uint32_t slots[] = {0};
+    kv_piece_t piece = {.transfer_id = 11, .block_count = 1, .range_bytes = SLOT, .slots = slots};
+    for (uint64_t i = 0; i < 4; i++) {
+        piece.transfer_id = 11 + i % 2;
+        piece.tag = i;
+        assert_int_equal(kv_mover_send(a.mover, link, &piece, NULL), KV_OK);
+    }
+    kv_mover_cancel(a.mover, link, 11);
+    for (uint64_t i = 0; i < 4; i += 2) {
+        kv_mover_event_t event = toy_expect_event(&a, KV_MOVED_SENT);
+        assert_int_equal(event.tag, i);
+        assert_int_equal(event.status, KV_CANCELLED);
+    }
+    kv_mover_link_close(a.mover, link);
+    for (uint64_t i = 1; i < 4; i += 2) {
+        kv_mover_event_t event = toy_expect_event(&a, KV_MOVED_SENT);
+        assert_int_equal(event.tag, i);
+        assert_int_equal(event.status, KV_PEER_LOST);
+    }
+    toy_expect_event(&a, KV_MOVED_LINK_DOWN);
+    piece.tag = 0;
+    uint32_t accepted = 0;
+    while (kv_mover_send(a.mover, link, &piece, NULL) == KV_OK) {
+        accepted++;
+    }
+    assert_int_equal(accepted, KV_MOVER_PIECES_MAX); /* the bound, until they are polled */
+    toy_expect_event(&a, KV_MOVED_SENT);
+    assert_int_equal(kv_mover_send(a.mover, link, &piece, NULL), KV_OK);
+    toy_close(&a);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(pieces_land_in_any_order_exactly_once),
+        cmocka_unit_test(what_does_not_fit_is_not_written),
+        cmocka_unit_test(every_flipped_bit_is_noticed),
+        cmocka_unit_test(a_malformed_message_ends_the_link),
+        cmocka_unit_test(nothing_is_taken_before_the_token),
+        cmocka_unit_test(a_transfer_belongs_to_its_link),
+        cmocka_unit_test(two_movers_exchange_blocks),
+        cmocka_unit_test(a_cancelled_transfer_still_answers_every_piece),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
