@@ -487,10 +487,7 @@ static bool is_done(const void *context)
 static void destroy(void *context)
 {
     kv_decode_request_t *request = context;
-    for (uint32_t i = 0; i < request->streamed_count; i++) {
-        free(request->streamed_arithmetic[i]);
-    }
-    free(request->streamed_arithmetic);
+    kv_core_free_arithmetic(request->streamed_arithmetic, request->streamed_count);
     free(request->request_id);
     free(request->tokens);
     free(request->salt);
@@ -534,19 +531,25 @@ static void take_prefilled(kv_decode_request_t *request, const Kvist__Wire__Pref
         return;
     }
     uint32_t whole = request->prompt_count / block_tokens(request) - request->machine.held_blocks;
-    if (status == KV_OK && (prefilled->n_block_arithmetic != whole || prefilled->usage == NULL ||
+    if (status == KV_OK && (prefilled->usage == NULL ||
                                prefilled->first_token >= request->core->info->vocabulary_count)) {
-        kv_log_warn("decode",
-            "request %s: prefilled has %zu arithmetic ids for %u blocks, token %u: not used",
-            request->request_id, prefilled->n_block_arithmetic, whole, prefilled->first_token);
+        kv_log_warn("decode", "request %s: prefilled has no usage, or token %u of %u: not used",
+            request->request_id, prefilled->first_token, request->core->info->vocabulary_count);
         status = KV_INVALID;
     }
     if (status == KV_OK) {
-        request->streamed_arithmetic = kv_allocate_array(whole, sizeof(char *));
-        for (uint32_t i = 0; i < whole; i++) {
-            request->streamed_arithmetic[request->streamed_count++] =
-                kv_duplicate_string(prefilled->block_arithmetic[i]);
+        request->streamed_arithmetic = kv_core_copy_arithmetic(
+            prefilled->block_arithmetic, prefilled->n_block_arithmetic, whole);
+        request->streamed_count = whole;
+        if (request->streamed_arithmetic == NULL) {
+            kv_log_warn("decode",
+                "request %s: prefilled has %zu arithmetic ids for %u blocks, or too long ones: not "
+                "used",
+                request->request_id, prefilled->n_block_arithmetic, whole);
+            status = KV_INVALID;
         }
+    }
+    if (status == KV_OK) {
         take_usage(request, prefilled->usage);
         request->first_token = prefilled->first_token;
         request->first_logprob = prefilled->first_logprob;

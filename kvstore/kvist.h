@@ -24,7 +24,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KVIST_KEY_BYTES = 32, KVIST_CHAIN_BLOCKS_MAX = 1 << 20 };
+enum { KVIST_KEY_BYTES = 32, KVIST_ARITHMETIC_BYTES_MAX = 47, KVIST_CHAIN_BLOCKS_MAX = 1 << 20 };
 
 /* ---- identity
  * -------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ uint32_t kvist_lease_sealed_count(const kvist_lease_t *lease);
 
 /* The next private block (number kvist_lease_sealed_count) is complete and will not change: it
  * becomes an object. tokens: the block_tokens ids of that block. arithmetic: which kernels made it
- * (copied; at most 47 bytes). parent blocks decide the key. Does nothing but advance for leases of
+ * (copied; at most KVIST_ARITHMETIC_BYTES_MAX). parent blocks decide the key. Does nothing but advance for leases of
  * mode read and bypass. */
 kv_status_t kvist_lease_seal(kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic);
 

@@ -356,10 +356,7 @@ static bool is_done(const void *context)
 static void destroy(void *context)
 {
     kv_prefill_request_t *request = context;
-    for (uint32_t i = 0; i < request->fetched_count; i++) {
-        free(request->fetched_arithmetic[i]);
-    }
-    free(request->fetched_arithmetic);
+    kv_core_free_arithmetic(request->fetched_arithmetic, request->fetched_count);
     free(request->request_id);
     free(request->tokens);
     free(request);
@@ -385,17 +382,16 @@ static void take_fetched(kv_prefill_request_t *request, const Kvist__Wire__Fetch
         return;
     }
     uint32_t wanted = request->machine.decode_held - request->matched_blocks;
-    if (status == KV_OK && fetched->n_block_arithmetic != wanted) {
-        kv_log_warn("prefill",
-            "request %s: fetched names %zu arithmetic ids for %u blocks: not used",
-            request->request_id, fetched->n_block_arithmetic, wanted);
-        status = KV_INVALID;
-    }
     if (status == KV_OK) {
-        request->fetched_arithmetic = kv_allocate_array(wanted, sizeof(char *));
-        for (uint32_t i = 0; i < wanted; i++) {
-            request->fetched_arithmetic[request->fetched_count++] =
-                kv_duplicate_string(fetched->block_arithmetic[i]);
+        request->fetched_arithmetic =
+            kv_core_copy_arithmetic(fetched->block_arithmetic, fetched->n_block_arithmetic, wanted);
+        request->fetched_count = wanted;
+        if (request->fetched_arithmetic == NULL) {
+            kv_log_warn("prefill",
+                "request %s: fetched has %zu arithmetic ids for %u blocks, or too long ones: not "
+                "used",
+                request->request_id, fetched->n_block_arithmetic, wanted);
+            status = KV_INVALID;
         }
     }
     post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_FETCHED,

@@ -93,6 +93,30 @@ void kv_core_seal(const kv_core_t *core, kvist_lease_t *lease, const uint32_t *t
     }
 }
 
+char **kv_core_copy_arithmetic(char *const *ids, size_t count, uint32_t wanted)
+{
+    bool valid = count == wanted;
+    for (size_t i = 0; valid && i < count; i++) {
+        valid = strlen(ids[i]) <= KVIST_ARITHMETIC_BYTES_MAX;
+    }
+    if (!valid) {
+        return NULL;
+    }
+    char **copies = kv_allocate_array(count, sizeof *copies);
+    for (size_t i = 0; i < count; i++) {
+        copies[i] = kv_duplicate_string(ids[i]);
+    }
+    return copies;
+}
+
+void kv_core_free_arithmetic(char **ids, uint32_t count)
+{
+    for (uint32_t i = 0; ids != NULL && i < count; i++) {
+        free(ids[i]);
+    }
+    free(ids);
+}
+
 bool kv_core_has_decode_blocks(const kvist_lease_t *lease, uint32_t block_count)
 {
     for (uint32_t block = 0; block < block_count; block++) {
@@ -445,7 +469,9 @@ static kv_status_t open_engine(core_t *core, kv_error_t *error)
     if (status != KV_OK) {
         return status;
     }
-    status = kvist_fingerprint_file(options->model.path, NULL, &core->model, error);
+    /* The digest is remembered beside the store; a folder that is not there yet costs a second. */
+    const char *folder = options->store.directory[0] != '\0' ? options->store.directory : NULL;
+    status = kvist_fingerprint_file(options->model.path, folder, &core->model, error);
     if (status != KV_OK) {
         return status;
     }

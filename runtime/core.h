@@ -73,6 +73,11 @@ kvist_key_t kv_core_namespace(const kv_core_t *core, const void *salt, size_t sa
 void kv_core_seal(const kv_core_t *core, kvist_lease_t *lease, const uint32_t *tokens,
     uint32_t computed_count, const char *arithmetic);
 
+/* A peer's list of arithmetic ids, one for each of `wanted` blocks, copied; NULL where it is none: another count, or an
+ * id longer than a store keeps. Release with kv_core_free_arithmetic. */
+char **kv_core_copy_arithmetic(char *const *ids, size_t count, uint32_t wanted);
+void kv_core_free_arithmetic(char **ids, uint32_t count);
+
 /* Whether any of the first block_count blocks was made by decode kernels. */
 bool kv_core_has_decode_blocks(const kvist_lease_t *lease, uint32_t block_count);
 
