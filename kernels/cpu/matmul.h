@@ -20,9 +20,9 @@ kv_status_t cpu_matmul_context_create(
     cpu_isa_t isa, uint32_t thread_count, cpu_matmul_context_t **context_out, kv_error_t *error);
 void cpu_matmul_context_destroy(cpu_matmul_context_t *context);
 
-/* Whether bf16 products are fast here (AVX-512 BF16 or AMX). */
+/* Whether bf16 products are faster than f32 ones here (AMX). */
 bool cpu_matmul_has_bf16(const cpu_matmul_context_t *context);
-/* "amx", "avx512-bf16", "avx512", "avx2", "sse41": what bf16 (or f32) products are made of. */
+/* "amx", "avx512", "avx2", "sse41": what bf16 (or f32) products are made of. */
 const char *cpu_matmul_isa(const cpu_matmul_context_t *context, bool bf16);
 
 /* weights: [rows][columns] f32, copied. */

@@ -1,10 +1,12 @@
 #include "kernels/cpu/matmul.h"
 
+#include "base/bytes.h"
 #include "base/memory.h"
 
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Weights of one panel: a core's second-level cache holds them beside the rows that pass by. */
 enum { PANEL_BYTES_MAX = 768 * 1024, PANEL_ROWS_STEP = 32 };
@@ -20,14 +22,15 @@ struct cpu_matmul_context {
 typedef struct {
     dnnl_memory_t in, weights, out, scratchpad;
     void *scratchpad_bytes;
+    float *dense; /* [tile_rows][panel_rows]: oneDNN's fast kernels refuse rows with gaps */
 } thread_arguments_t;
 
 struct cpu_matmul {
     cpu_matmul_context_t *context;
-    uint32_t columns, rows, panel_rows, panel_count;
+    uint32_t tile_rows, columns, rows, panel_rows, panel_count;
     size_t panel_bytes, element_bytes;
     kv_region_t packed; /* [panel_count][panel_bytes] */
-    dnnl_primitive_t store, add;
+    dnnl_primitive_t primitive;
     thread_arguments_t *threads;
 };
 
@@ -52,7 +55,7 @@ static void cap_isa(cpu_isa_t isa)
     static const dnnl_cpu_isa_t caps[] = {
         [CPU_ISA_PLAIN] = dnnl_cpu_isa_sse41,
         [CPU_ISA_AVX2] = dnnl_cpu_isa_avx2,
-        [CPU_ISA_AVX512] = dnnl_cpu_isa_avx512_core_bf16,
+        [CPU_ISA_AVX512] = dnnl_cpu_isa_avx512_core,
     };
     /* Refused once oneDNN has compiled anything: the first device of a process decides. */
     if (isa < CPU_ISA_AMX) {
@@ -97,8 +100,8 @@ void cpu_matmul_context_destroy(cpu_matmul_context_t *context)
 
 bool cpu_matmul_has_bf16(const cpu_matmul_context_t *context)
 {
-    return context->isa == dnnl_cpu_isa_avx512_core_bf16 ||
-           context->isa == dnnl_cpu_isa_avx512_core_amx;
+    /* AVX-512 BF16 without AMX was slower than f32 where it was measured. */
+    return context->isa == dnnl_cpu_isa_avx512_core_amx;
 }
 
 const char *cpu_matmul_isa(const cpu_matmul_context_t *context, bool bf16)
@@ -107,7 +110,6 @@ const char *cpu_matmul_isa(const cpu_matmul_context_t *context, bool bf16)
     case dnnl_cpu_isa_avx512_core_amx:
         return bf16 ? "amx" : "avx512";
     case dnnl_cpu_isa_avx512_core_bf16:
-        return bf16 ? "avx512-bf16" : "avx512";
     case dnnl_cpu_isa_avx512_core:
     case dnnl_cpu_isa_avx512_core_vnni:
         return "avx512";
@@ -142,17 +144,17 @@ static dnnl_memory_desc_t describe(
     return description;
 }
 
-static dnnl_status_t create_primitive(cpu_matmul_t *matmul, uint32_t tile_rows, bool bf16,
-    bool accumulate, dnnl_primitive_desc_t *description_out)
+static dnnl_status_t create_primitive(
+    cpu_matmul_t *matmul, bool bf16, dnnl_primitive_desc_t *description_out)
 {
     const dnnl_dims_t weight_sizes = {matmul->columns, matmul->panel_rows};
-    dnnl_memory_desc_t in = describe(tile_rows, matmul->columns, matmul->columns, 1, bf16),
-                       out = describe(tile_rows, matmul->panel_rows, matmul->rows, 1, false),
+    dnnl_memory_desc_t in = describe(matmul->tile_rows, matmul->columns, matmul->columns, 1, bf16),
+                       out = describe(
+                           matmul->tile_rows, matmul->panel_rows, matmul->panel_rows, 1, false),
                        weights;
     dnnl_memory_desc_init_by_tag(
         &weights, 2, weight_sizes, bf16 ? dnnl_bf16 : dnnl_f32, dnnl_format_tag_any);
     dnnl_primitive_attr_t attributes = NULL;
-    dnnl_post_ops_t after = NULL;
     dnnl_matmul_desc_t operation;
     dnnl_status_t status = dnnl_matmul_desc_init(&operation, &in, &weights, NULL, &out);
     if (status == dnnl_success) {
@@ -161,24 +163,13 @@ static dnnl_status_t create_primitive(cpu_matmul_t *matmul, uint32_t tile_rows, 
     if (status == dnnl_success) {
         status = dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user);
     }
-    if (status == dnnl_success && accumulate) {
-        status = dnnl_post_ops_create(&after);
-        if (status == dnnl_success) {
-            status = dnnl_post_ops_append_sum(after, 1.0f);
-        }
-        if (status == dnnl_success) {
-            status = dnnl_primitive_attr_set_post_ops(attributes, after);
-        }
-    }
     if (status == dnnl_success) {
         status = dnnl_primitive_desc_create(
             description_out, &operation, attributes, matmul->context->engine, NULL);
     }
-    dnnl_post_ops_destroy(after);
     dnnl_primitive_attr_destroy(attributes);
     if (status == dnnl_success) {
-        status =
-            dnnl_primitive_create(accumulate ? &matmul->add : &matmul->store, *description_out);
+        status = dnnl_primitive_create(&matmul->primitive, *description_out);
     }
     return status;
 }
@@ -223,28 +214,25 @@ static const dnnl_memory_desc_t *query(const_dnnl_primitive_desc_t description, 
     return dnnl_primitive_desc_query_md(description, what, 0);
 }
 
-static dnnl_status_t create_arguments(
-    cpu_matmul_t *matmul, const_dnnl_primitive_desc_t store, const_dnnl_primitive_desc_t add)
+static dnnl_status_t create_arguments(cpu_matmul_t *matmul, const_dnnl_primitive_desc_t description)
 {
-    const dnnl_memory_desc_t *pads[] = {
-        query(store, dnnl_query_scratchpad_md), query(add, dnnl_query_scratchpad_md)};
-    const dnnl_memory_desc_t *pad =
-        dnnl_memory_desc_get_size(pads[0]) >= dnnl_memory_desc_get_size(pads[1]) ? pads[0]
-                                                                                 : pads[1];
-    size_t pad_bytes = dnnl_memory_desc_get_size(pad);
+    const dnnl_memory_desc_t *pad = query(description, dnnl_query_scratchpad_md);
+    const size_t pad_bytes = dnnl_memory_desc_get_size(pad);
     dnnl_engine_t engine = matmul->context->engine;
     dnnl_status_t status = dnnl_success;
     for (uint32_t at = 0; at < matmul->context->thread_count && status == dnnl_success; at++) {
         thread_arguments_t *thread = &matmul->threads[at];
         thread->scratchpad_bytes = aligned_alloc(4096, (pad_bytes + 4096) / 4096 * 4096);
+        thread->dense = aligned_alloc(
+            4096, kv_round_up((size_t)matmul->tile_rows * matmul->panel_rows * 4, 4096));
         struct {
             dnnl_memory_t *memory;
             const dnnl_memory_desc_t *description;
             void *handle;
         } wanted[] = {
-            {&thread->in, query(store, dnnl_query_src_md), DNNL_MEMORY_NONE},
-            {&thread->weights, query(store, dnnl_query_weights_md), DNNL_MEMORY_NONE},
-            {&thread->out, query(store, dnnl_query_dst_md), DNNL_MEMORY_NONE},
+            {&thread->in, query(description, dnnl_query_src_md), DNNL_MEMORY_NONE},
+            {&thread->weights, query(description, dnnl_query_weights_md), DNNL_MEMORY_NONE},
+            {&thread->out, query(description, dnnl_query_dst_md), DNNL_MEMORY_NONE},
             {&thread->scratchpad, pad, thread->scratchpad_bytes},
         };
         for (size_t i = 0; i < 4 && status == dnnl_success; i++) {
@@ -263,24 +251,18 @@ kv_status_t cpu_matmul_create(cpu_matmul_context_t *context, const float *weight
     const bool bf16 = operand == KV_ELEMENT_BF16;
     cpu_matmul_t *matmul = kv_allocate(sizeof *matmul);
     matmul->context = context;
+    matmul->tile_rows = tile_rows;
     matmul->rows = rows;
     matmul->columns = columns;
     matmul->element_bytes = bf16 ? 2 : 4;
     matmul->panel_rows = choose_panel_rows(rows, columns, matmul->element_bytes);
     matmul->panel_count = rows / matmul->panel_rows;
     matmul->threads = kv_allocate_array(context->thread_count, sizeof *matmul->threads);
-    dnnl_primitive_desc_t store = NULL, add = NULL;
+    dnnl_primitive_desc_t description = NULL;
     kv_status_t result = KV_OK;
-    dnnl_status_t status = create_primitive(matmul, tile_rows, bf16, false, &store);
+    dnnl_status_t status = create_primitive(matmul, bf16, &description);
     if (status == dnnl_success) {
-        status = create_primitive(matmul, tile_rows, bf16, true, &add);
-    }
-    if (status == dnnl_success && !dnnl_memory_desc_equal(query(store, dnnl_query_weights_md),
-                                      query(add, dnnl_query_weights_md))) {
-        result = kv_fail(error, KV_FATAL, "oneDNN packs weights differently to add than to store");
-    }
-    if (status == dnnl_success && result == KV_OK) {
-        const dnnl_memory_desc_t *packed = query(store, dnnl_query_weights_md);
+        const dnnl_memory_desc_t *packed = query(description, dnnl_query_weights_md);
         matmul->panel_bytes = (dnnl_memory_desc_get_size(packed) + 63) / 64 * 64;
         result = kv_region_map(matmul->panel_bytes * matmul->panel_count, &matmul->packed, error);
         if (result == KV_OK) {
@@ -288,13 +270,12 @@ kv_status_t cpu_matmul_create(cpu_matmul_context_t *context, const float *weight
         }
     }
     if (status == dnnl_success && result == KV_OK) {
-        status = create_arguments(matmul, store, add);
+        status = create_arguments(matmul, description);
     }
     if (status != dnnl_success) {
         result = failed(error, "matmul", status);
     }
-    dnnl_primitive_desc_destroy(store);
-    dnnl_primitive_desc_destroy(add);
+    dnnl_primitive_desc_destroy(description);
     if (result != KV_OK) {
         cpu_matmul_destroy(matmul);
         return result;
@@ -315,9 +296,9 @@ void cpu_matmul_destroy(cpu_matmul_t *matmul)
         dnnl_memory_destroy(thread->out);
         dnnl_memory_destroy(thread->scratchpad);
         free(thread->scratchpad_bytes);
+        free(thread->dense);
     }
-    dnnl_primitive_destroy(matmul->store);
-    dnnl_primitive_destroy(matmul->add);
+    dnnl_primitive_destroy(matmul->primitive);
     kv_region_unmap(&matmul->packed);
     free(matmul->threads);
     free(matmul);
@@ -338,22 +319,45 @@ kv_element_t cpu_matmul_operand(const cpu_matmul_t *matmul)
     return matmul->element_bytes == 2 ? KV_ELEMENT_BF16 : KV_ELEMENT_F32;
 }
 
+/* Moves a dense tile to its place among the other panels' columns. */
+static void place(const cpu_matmul_t *matmul, const float *dense, bool accumulate, float *out)
+{
+    for (uint32_t row = 0; row < matmul->tile_rows; row++) {
+        const float *restrict from = dense + (size_t)row * matmul->panel_rows;
+        float *restrict to = out + (size_t)row * matmul->rows;
+        if (!accumulate) {
+            memcpy(to, from, matmul->panel_rows * sizeof(float));
+            continue;
+        }
+        for (uint32_t i = 0; i < matmul->panel_rows; i++) {
+            to[i] += from[i];
+        }
+    }
+}
+
 kv_status_t cpu_matmul_run(const cpu_matmul_t *matmul, uint32_t thread, uint32_t panel,
     const void *in, bool accumulate, float *out)
 {
     stay_single();
     const thread_arguments_t *own = &matmul->threads[thread];
+    const bool direct = matmul->panel_count == 1 && !accumulate;
     dnnl_memory_set_data_handle(own->in, (void *)(uintptr_t)in);
     dnnl_memory_set_data_handle(
         own->weights, (char *)matmul->packed.base + panel * matmul->panel_bytes);
-    dnnl_memory_set_data_handle(own->out, out + (size_t)panel * matmul->panel_rows);
+    dnnl_memory_set_data_handle(own->out, direct ? out : own->dense);
     const dnnl_exec_arg_t arguments[] = {
         {DNNL_ARG_SRC, own->in},
         {DNNL_ARG_WEIGHTS, own->weights},
         {DNNL_ARG_DST, own->out},
         {DNNL_ARG_SCRATCHPAD, own->scratchpad},
     };
-    dnnl_status_t status = dnnl_primitive_execute(
-        accumulate ? matmul->add : matmul->store, matmul->context->streams[thread], 4, arguments);
-    return status == dnnl_success ? KV_OK : KV_FATAL;
+    dnnl_status_t status =
+        dnnl_primitive_execute(matmul->primitive, matmul->context->streams[thread], 4, arguments);
+    if (status != dnnl_success) {
+        return KV_FATAL;
+    }
+    if (!direct) {
+        place(matmul, own->dense, accumulate, out + (size_t)panel * matmul->panel_rows);
+    }
+    return KV_OK;
 }
