@@ -327,13 +327,27 @@ static kv_status_t open_http(kv_gateway_t *gateway, kv_error_t *error)
     return kv_http_open(&params, &gateway->http, error);
 }
 
+/* As configured, or the file's name without its folder and ".gguf". */
+static void name_model(kv_gateway_t *gateway)
+{
+    const kv_options_t *options = gateway->options;
+    const char *name = options->gateway.model_name, *slash = strrchr(options->model.path, '/');
+    if (name[0] == '\0') {
+        name = slash != NULL ? slash + 1 : options->model.path;
+    }
+    snprintf(gateway->model_name, sizeof gateway->model_name, "%s", name);
+    char *end = strrchr(gateway->model_name, '.');
+    if (name != options->gateway.model_name && end != NULL && strcmp(end, ".gguf") == 0) {
+        *end = '\0';
+    }
+}
+
 static void set_up(kv_gateway_t *gateway)
 {
     const kv_options_t *options = gateway->options;
     uint32_t queue_max = options->gateway.queue_max;
-    const char *name = options->gateway.model_name;
-    gateway->limits = (kv_api_limits_t){
-        .model = name[0] != '\0' ? name : kv_tokenizer_model_name(gateway->tokenizer),
+    name_model(gateway);
+    gateway->limits = (kv_api_limits_t){.model = gateway->model_name,
         .vocabulary_count = kv_tokenizer_vocabulary_count(gateway->tokenizer),
         .context_tokens_max = kv_tokenizer_context_tokens_max(gateway->tokenizer),
         .default_max_tokens = options->gateway.default_max_tokens};

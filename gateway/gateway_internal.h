@@ -28,6 +28,7 @@ struct kv_gateway {
     kv_reactor_t *reactor;
     const kv_options_t *options;
     const kv_tokenizer_t *tokenizer;
+    char model_name[256];
     kv_api_limits_t limits;
     uint64_t boot_id, started_ns, started_unix_s, sequence;
 

@@ -290,6 +290,12 @@ static void complete_request(
         reply_whole(request, finish_reason, &usage);
     }
     kv_gateway_count_answer(request->route, 200);
+    kv_log_info("gateway",
+        "request %s done prompt_tokens %u cached_tokens %u tokens %u ttft_ms %.1f", request->id,
+        usage.prompt_tokens, kv_usage_cached_tokens(&usage), request->token_count,
+        request->first_token_ns == 0
+            ? 0.0
+            : (double)(request->first_token_ns - request->arrived_ns) / KV_NS_PER_MS);
     release_request(request);
 }
 

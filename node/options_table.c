@@ -142,7 +142,7 @@ const kv_option_t KV_OPTIONS[] = {
     NUMBER(GATEWAY, gateway, http_port, "8080", 0, 65535,
         "its port; 0: any free one, which the log names"),
     TEXT(GATEWAY, gateway, model_name, KV_OPTION_STRING, "", 0, 100,
-        "the model's name in requests; empty: as the model file says"),
+        "the model's name in requests; empty: the name of its file without .gguf"),
     ADDRESSES(GATEWAY, gateway, decode_nodes, "decode nodes as host:port (numeric, or localhost)"),
     SIZE(GATEWAY, gateway, body_bytes_max, "4MiB", 1024, 64 << 20,
         "largest HTTP body; a larger one is answered with 413"),
