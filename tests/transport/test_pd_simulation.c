@@ -64,6 +64,9 @@ typedef struct {
     bool matching, computing, stop, leased;
     uint32_t prefill_held, next_block;
     int pieces;
+    kv_status_t sent[QUEUE]; /* SENTs on their way */
+    int sent_count;
+    kv_status_t fetch_status; /* of FETCH_SENT, on its way */
 
     line_t to_decode, to_prefill;
     data_t data[QUEUE];
@@ -155,8 +158,7 @@ static void step_decode(world_t *world, const kv_pd_decode_event_t *event)
                 send_data(world, false, action->transfer_id, block,
                     world->decode_slots[action->first_block + block]);
             }
-            give_decode(world, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_FETCH_SENT,
-                                   .status = world->up ? KV_OK : KV_PEER_LOST});
+            world->fetch_status = world->up ? KV_OK : KV_PEER_LOST;
             break;
         case KV_PD_DECODE_DO_CANCEL_PIECES:
             break;
@@ -205,9 +207,6 @@ static void decode_polls(world_t *world)
     kv_pd_decode_event_t event = world->decode_events[0];
     memmove(world->decode_events, world->decode_events + 1,
         (size_t)--world->decode_event_count * sizeof event);
-    if (event.kind == KV_PD_DECODE_EV_FETCH_SENT) {
-        world->fetch_out = false;
-    }
     step_decode(world, &event);
 }
 
@@ -231,8 +230,8 @@ static void stream(world_t *world, uint32_t block)
     world->pieces++;
     give_prefill(world, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_PIECE_QUEUED});
     send_data(world, true, DECODE_ID, block - world->held, world->prefill_slots[block]);
-    give_prefill(world, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_PIECE_SENT,
-                            .status = world->up ? KV_OK : KV_PEER_LOST});
+    assert_true(world->sent_count < QUEUE);
+    world->sent[world->sent_count++] = world->up ? KV_OK : KV_PEER_LOST;
 }
 
 static void step_prefill(world_t *world, const kv_pd_prefill_event_t *event)
@@ -320,9 +319,7 @@ static void prefill_polls(world_t *world)
     kv_pd_prefill_event_t event = world->prefill_events[0];
     memmove(world->prefill_events, world->prefill_events + 1,
         (size_t)--world->prefill_event_count * sizeof event);
-    if (event.kind == KV_PD_PREFILL_EV_PIECE_SENT) {
-        world->pieces--;
-    } else if (event.kind == KV_PD_PREFILL_EV_COMPUTED) {
+    if (event.kind == KV_PD_PREFILL_EV_COMPUTED) {
         world->computing = false;
     }
     step_prefill(world, &event);
@@ -362,6 +359,22 @@ static void compute_one(world_t *world)
 }
 
 /* ---- the wire ---- */
+
+static void fetch_is_sent(world_t *world)
+{
+    world->fetch_out = false;
+    kv_pd_decode_event_t event = {
+        .kind = KV_PD_DECODE_EV_FETCH_SENT, .status = world->fetch_status};
+    step_decode(world, &event);
+}
+
+static void piece_is_sent(world_t *world)
+{
+    world->pieces--;
+    kv_pd_prefill_event_t event = {
+        .kind = KV_PD_PREFILL_EV_PIECE_SENT, .status = world->sent[--world->sent_count]};
+    step_prefill(world, &event);
+}
 
 static void deliver_data(world_t *world)
 {
@@ -449,7 +462,7 @@ typedef void (*turn_t)(world_t *world);
 
 static bool turn(world_t *world)
 {
-    turn_t turns[8];
+    turn_t turns[10];
     uint32_t count = 0;
     if (world->to_decode.count > 0) {
         turns[count++] = decode_hears;
@@ -474,6 +487,12 @@ static bool turn(world_t *world)
     }
     if (world->computing && !compute_is_over(world)) {
         turns[count++] = compute_one;
+    }
+    if (world->fetch_out) {
+        turns[count++] = fetch_is_sent;
+    }
+    if (world->sent_count > 0) {
+        turns[count++] = piece_is_sent;
     }
     if (count == 0) {
         return false;
