@@ -18,7 +18,7 @@ uint32_t kv_usage_cached_tokens(const Kvist__Wire__Usage *usage)
 static char *dump(json_t *document, size_t *bytes_out)
 {
     KV_CHECK(document != NULL);
-    char *text = json_dumps(document, JSON_COMPACT);
+    char *text = json_dumps(document, JSON_COMPACT | JSON_REAL_PRECISION(9));
     KV_CHECK(text != NULL);
     json_decref(document);
     *bytes_out = strlen(text);
