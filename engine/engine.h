@@ -40,7 +40,7 @@ typedef struct {
     kv_block_shape_t shape;
     uint32_t slot_count; /* of the arena */
     /* Which kernels make KV: family, phase, instruction sets, types, version
-     * ("cpu/prefill/amx+avx512/bf16/v1"). At most 47 bytes. */
+     * ("cpu/prefill/amx+amx/bf16/v1"). At most 47 bytes. */
     const char *prefill_arithmetic, *decode_arithmetic;
     size_t weight_bytes;  /* device memory of the weights, in every form that kernels read */
     size_t scratch_bytes; /* and of one chunk's and one batch's activations */

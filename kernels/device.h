@@ -115,7 +115,7 @@ typedef struct {
     uint32_t tile_rows;
     /* What products over tiles read; products over single rows read f32. */
     kv_element_t operand;
-    /* "cpu/prefill/amx-bf16/v1" */
+    /* "cpu/prefill/amx+amx/bf16/v1": instructions of products and of attention */
     char prefill[48], decode[48];
 } kv_arithmetic_t;
 

@@ -59,8 +59,9 @@ static void cpu_describe(const kv_device_t *device, bool f32, kv_arithmetic_t *a
         f32    ? "f32"
         : bf16 ? "bf16"
                : "f32-kv16");
-    snprintf(arithmetic.decode, sizeof arithmetic.decode, "cpu/decode/%s/%s/v1", cpu->kernels->name,
-        f32 ? "f32" : "bf16");
+    /* Decode has no kernels of AMX: its numbers are AVX-512's. */
+    snprintf(arithmetic.decode, sizeof arithmetic.decode, "cpu/decode/%s/%s/v1",
+        cpu->isa == CPU_ISA_AMX ? "avx512" : cpu->kernels->name, f32 ? "f32" : "f32-kv16");
     *arithmetic_out = arithmetic;
 }
 
