@@ -193,8 +193,9 @@ static void test_cluster_file_damaged(void **state)
     static const char *const pages[] = {"", "{", "[]", "{\"endpoint\": 3}",
         "{\"endpoint\": \"e\", \"model\": \"m\", \"nodes\": []}",
         "{\"endpoint\": \"e\", \"model\": \"m\", \"nodes\": [1]}",
-        "{\"endpoint\": \"e\", \"model\": \"m\", \"nodes\": [{\"name\": \"n\", \"admin\": \"a\", "
-        "\"log\": \"l\", \"pid\": 1, \"start_ticks\": 1, \"command\": []}]}",
+        /* a command without a program */
+        ("{\"endpoint\": \"e\", \"model\": \"m\", \"nodes\": [{\"name\": \"n\", \"admin\": "
+         "\"a\", \"log\": \"l\", \"pid\": 1, \"start_ticks\": 1, \"command\": []}]}"),
         "{\"endpoint\": \"e\", \"model\": \"m\", \"nodes\": [1, 2, 3, 4, 5]}"};
     char path[300];
     snprintf(path, sizeof path, "%s/cluster.json", kv_test_folder());
