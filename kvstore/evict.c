@@ -146,7 +146,7 @@ static outcome_t evict_one(kvist_store_t *store, uint32_t number)
     return FREED;
 }
 
-void kv_evict_device(kvist_store_t *store, uint32_t wanted)
+bool kv_evict_device(kvist_store_t *store, uint32_t wanted)
 {
     kv_pool_t *pool = &store->device_pool;
     uint32_t target = pool->free_count + wanted, coming = 0;
@@ -154,10 +154,11 @@ void kv_evict_device(kvist_store_t *store, uint32_t wanted)
     while (at != KV_SLOT_NONE && pool->free_count + coming < target) {
         uint32_t number = pool->slots[at].object, newer = pool->slots[at].newer;
         outcome_t outcome = evict_one(store, number);
+        coming += outcome != FREED;
         if (outcome == STUCK) {
             break;
         }
-        coming += outcome == COMING;
         at = newer;
     }
+    return coming > 0;
 }

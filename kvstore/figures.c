@@ -83,9 +83,8 @@ static kv_metric_t *register_figure(const figure_t *figure, const char *labels)
                                    : kv_metric_gauge(figure->name, labels, figure->help);
 }
 
-void kv_figures_open(kvist_store_t *store, const kvist_store_params_t *params)
+void kv_figures_open(kvist_store_t *store)
 {
-    (void)params;
     struct kv_store_metrics *metrics = kv_allocate(sizeof *metrics);
     char labels[64];
     for (int tier = 0; tier < LOCAL_TIERS; tier++) {

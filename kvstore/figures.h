@@ -6,7 +6,7 @@
 
 #include "kvstore/store_internal.h"
 
-void kv_figures_open(kvist_store_t *store, const kvist_store_params_t *params);
+void kv_figures_open(kvist_store_t *store);
 void kv_figures_close(kvist_store_t *store);
 
 /* Tells the metrics what changed since it last told them. */

@@ -20,15 +20,17 @@ struct kvist_lease {
     kvist_store_t *store;
     kvist_mode_t mode;
     lease_state_t state;
-    bool released;                    /* by its owner; goes when loads and callback are through */
-    bool try_again;                   /* a load found damage, and another copy is left */
-    bool storing;                     /* what is sealed becomes objects */
-    uint32_t *tokens;                 /* [query_blocks][block_tokens] */
+    bool released;    /* by its owner; goes when loads and callback are through */
+    bool try_again;   /* a load found damage, and another copy is left */
+    bool yielded;     /* it let its blocks go while it waited: they are to be found again */
+    bool storing;     /* what is sealed becomes objects */
+    uint32_t *tokens; /* [query_blocks][block_tokens] */
     kvist_key_t name_space, last_key; /* last_key: of the last sealed block */
     uint32_t *objects;                /* [block_max]: held; KV_OBJECT_NONE: not an object */
     uint8_t *tiers;                   /* [found at match]: the fastest that held it */
     uint32_t *slots;                  /* [slot_count] */
     uint32_t block_max, slot_count, found_count, sealed_count;
+    uint32_t found_before; /* yielded: what it had */
     kvist_match_t match;
     uint32_t loads_out;
     uint64_t deadline_ns;
@@ -379,6 +381,11 @@ void kv_lease_load_ended(kvist_lease_t *lease, bool try_again)
         return;
     }
     if (lease->released) {
+        kvist_miss_t miss = KVIST_MISS_NONE;
+        uint32_t good = good_prefix(lease, &miss);
+        if (good < lease->found_count) {
+            shorten(lease, good, miss); /* nothing may stay on the device without its parent */
+        }
         give_back(lease);
         answer(lease, KV_CANCELLED);
     } else {
@@ -425,17 +432,60 @@ static void expire(kvist_store_t *store, uint64_t now_ns)
     }
 }
 
+/* Those who wait hold what they matched, and all of them together may hold what the first in the
+ * queue lacks. The last one then lets its blocks go, to look for them again when its turn comes.
+ * false: nobody behind the first holds anything. */
+static bool yield_one(kvist_store_t *store)
+{
+    kvist_lease_t *last = NULL;
+    for (kvist_lease_t *lease = store->first_waiting->next; lease != NULL; lease = lease->next) {
+        last = lease->found_count > 0 ? lease : last;
+    }
+    if (last == NULL) {
+        return false;
+    }
+    for (uint32_t block = last->found_count; block-- > 0;) {
+        kv_object_release(store, last->objects[block]);
+        last->objects[block] = KV_OBJECT_NONE;
+    }
+    last->yielded = true;
+    last->found_before = last->found_count;
+    last->found_count = last->sealed_count = 0;
+    return true;
+}
+
+/* As much of what it had as is still there. */
+static void match_again(kvist_lease_t *lease)
+{
+    kvist_store_t *store = lease->store;
+    kvist_miss_t miss = lease->match.miss;
+    lease->yielded = false;
+    lease->match = (kvist_match_t){0};
+    lease->last_key = lease->name_space;
+    find_prefix(store, lease, lease->found_before);
+    lease->match.block_count = lease->sealed_count = lease->found_count;
+    if (lease->found_count == lease->found_before) {
+        lease->match.miss = miss;
+    } else {
+        store->stats.miss_count[lease->match.miss]++;
+    }
+}
+
 /* Grants in order of arrival; the first that does not fit makes room and holds up the rest. */
 void kv_lease_pump(kvist_store_t *store)
 {
     while (store->first_waiting != NULL) {
         kvist_lease_t *lease = store->first_waiting;
-        shorten_at_dead(lease);
-        uint32_t needed = slots_needed(lease);
-        if (needed > store->device_pool.free_count) {
-            kv_evict_device(store, needed - store->device_pool.free_count);
+        if (lease->yielded) {
+            match_again(lease);
         }
+        shorten_at_dead(lease);
+        uint32_t needed = slots_needed(lease), available = store->device_pool.free_count;
+        bool coming = needed > available && kv_evict_device(store, needed - available);
         if (needed > store->device_pool.free_count) {
+            if (!coming && yield_one(store)) {
+                continue;
+            }
             break;
         }
         dequeue(lease);

@@ -95,6 +95,9 @@ static void end_load(kvist_store_t *store, kv_load_t *load)
     }
     if (load->status == KV_CORRUPT) {
         store->stats.damaged_objects++;
+        if (store->disk != NULL) {
+            store->disk->sync_index = true;
+        }
         try_again = forget_copy(store, load);
     } else if (load->status != KV_OK) {
         store->stats.failed_reads++;
@@ -295,9 +298,8 @@ void kv_load_release_waiting(kvist_store_t *store)
 
 /* ---- planning ---- */
 
-static void wait_for(kvist_store_t *store, kv_load_t *load, kvist_lease_t *lease)
+static void wait_for(kv_load_t *load, kvist_lease_t *lease)
 {
-    (void)store;
     waiting_lease_t *waiting = kv_allocate(sizeof *waiting);
     *waiting = (waiting_lease_t){lease, load->waiting};
     load->waiting = waiting;
@@ -389,7 +391,7 @@ void kv_load_start(kvist_store_t *store, kvist_lease_t *lease)
         if (load->waiting == NULL) {
             loads[count++] = load;
         }
-        wait_for(store, load, lease);
+        wait_for(load, lease);
     }
     qsort(loads, count, sizeof(kv_load_t *), by_place);
     for (uint32_t at = 0; at < count;) {

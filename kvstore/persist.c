@@ -215,7 +215,6 @@ static void start_batch(kvist_store_t *store)
         link = &(*link)->next;
     }
     *link = batch;
-    disk->encoding_count++;
     kv_store_submit(store, &batch->task);
 }
 
@@ -312,7 +311,6 @@ static void place_batches(kvist_store_t *store)
             return;
         }
         disk->first_encoding = batch->next;
-        disk->encoding_count--;
         batch->next = NULL;
         if (disk->last_batch != NULL) {
             disk->last_batch->next = batch;
@@ -558,11 +556,12 @@ static void advance_index(kvist_store_t *store)
         .changes = disk->filling,
         .batches = disk->filling_for,
         .flushes = flushes,
-        .sync = flushes != NULL,
+        .sync = flushes != NULL || disk->sync_index,
     };
     disk->filling = (kv_index_batch_t){0};
     disk->filling_for = NULL;
     disk->indexing = true;
+    disk->sync_index = false;
     KV_CHECK(kv_workers_submit(disk->index_writer, (kv_job_t){write_index, write}) == KV_OK);
 }
 

@@ -50,7 +50,6 @@ static void prepare_done(kv_task_t *task)
         segment->generation = prepare->generation;
         segment->append_bytes = segment->indexed_bytes = KV_SEGMENT_HEADER_BYTES;
         segment->state = KV_SEGMENT_OPEN;
-        segment->file_exists = true;
         disk->open_segment = prepare->number;
         disk->segments.present_count++;
         /* The index learns that this life begins empty: a scan starts at its front. */

@@ -77,7 +77,6 @@ static kv_status_t read_segment(kv_segments_t *segments, uint32_t number, kv_err
         return kv_fail_errno(error, reason, "cannot read %s", path);
     }
     kv_segment_t *segment = &segments->items[number];
-    segment->file_exists = true;
     uint64_t generation = decode_header(header, number, segments->segment_bytes);
     if (!whole || generation == 0) {
         kv_log_warn("store", "segment header damaged: its records are forgotten file %s", path);

@@ -40,7 +40,6 @@ typedef struct {
     uint32_t in_use;
     int fd, file; /* -1: not open */
     uint8_t state;
-    bool file_exists;
 } kv_segment_t;
 
 typedef struct {

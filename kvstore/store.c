@@ -285,7 +285,7 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
         release_store(store);
         return status;
     }
-    kv_figures_open(store, params);
+    kv_figures_open(store);
     *store_out = store;
     return KV_OK;
 }

@@ -77,14 +77,14 @@ typedef struct {
     kv_index_batch_t filling;      /* changes that wait for the writer */
     kv_write_batch_t *filling_for; /* batches that are durable once `filling` is written */
     bool indexing;                 /* a batch of changes is at the writer */
-    bool index_failed; /* a write to it failed: it gets no more */
+    bool index_failed;             /* a write to it failed: it gets no more */
+    bool sync_index; /* the next write to it must be durable at once: it forgets damage */
     struct load_batch *first_read, *last_read; /* wait for a staging buffer */
 
     uint32_t *queue; /* objects to be written: a ring of queue_capacity */
     uint32_t queue_capacity, queue_first, queue_count;
     uint64_t queued_total; /* numbers of queue entries ever made: the last one's number */
     kv_write_batch_t *first_batch, *last_batch; /* under way, in order of their places on disk */
-    uint32_t encoding_count;                    /* batches without a place yet */
     kv_write_batch_t *first_encoding;           /* in order */
     bool syncing;
     kv_flush_t *first_flush; /* in order */
@@ -197,8 +197,9 @@ void kv_load_release_waiting(kvist_store_t *store); /* reads that wait for a sta
 
 /* ---- evict.c ---- */
 
-/* Works towards `wanted` more free device slots; some come at once, some when copies end. */
-void kv_evict_device(kvist_store_t *store, uint32_t wanted);
+/* Works towards `wanted` more free device slots; some come at once, some when copies end (true: some
+ * are yet to come). */
+bool kv_evict_device(kvist_store_t *store, uint32_t wanted);
 
 /* ---- persist.c ---- */
 

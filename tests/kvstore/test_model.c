@@ -5,51 +5,6 @@
 
 enum { CONTEXTS = 24, BLOCKS_MAX = 8, HELD_MAX = 4 };
 
-/* Everything that must hold between two calls, from the store's own structures. */
-static void check_accounts(const bench_t *bench)
-{
-    const kvist_store_t *store = bench->store;
-    uint64_t device = 0, host = 0, disk = 0, disk_bytes = 0, linked = 0, unsaved = 0;
-    for (uint32_t number = 0; number < kv_table_bound(store->table); number++) {
-        const kv_object_t *object = kv_table_at(store->table, number);
-        if ((object->flags & KV_OBJECT_USED) == 0) {
-            continue;
-        }
-        if ((object->flags & KV_OBJECT_DEAD) != 0) { /* dropped, not yet let go */
-            device += kv_object_on_device(store, object);
-            host += kv_object_on_host(object);
-            continue;
-        }
-        linked++;
-        assert_int_equal(kv_table_find(store->table, &object->key), number);
-        bool on_device = kv_object_on_device(store, object);
-        device += on_device;
-        host += kv_object_on_host(object);
-        disk += kv_object_on_disk(object);
-        unsaved += !kv_object_on_disk(object);
-        disk_bytes +=
-            kv_object_on_disk(object) ? (uint64_t)object->length_pages * KV_PAGE_BYTES : 0;
-        assert_true(on_device || kv_object_on_host(object) || kv_object_on_disk(object));
-        if (object->position > 0) { /* the chain has no hole */
-            assert_int_not_equal(object->parent, KV_OBJECT_NONE);
-            const kv_object_t *parent = kv_table_at(store->table, object->parent);
-            assert_true((parent->flags & (KV_OBJECT_USED | KV_OBJECT_DEAD)) == KV_OBJECT_USED);
-            assert_int_equal(parent->position + 1, object->position);
-            if (on_device) {
-                assert_true(kv_object_on_device(store, parent));
-            }
-        }
-    }
-    kvist_stats_t stats = bench_stats(bench);
-    assert_int_equal(linked, kv_table_count(store->table));
-    assert_int_equal(device, stats.tiers[KVIST_TIER_DEVICE].object_count);
-    assert_int_equal(host, stats.tiers[KVIST_TIER_HOST].object_count);
-    assert_int_equal(disk, stats.tiers[KVIST_TIER_DISK].object_count);
-    assert_int_equal(disk_bytes, stats.tiers[KVIST_TIER_DISK].used_bytes);
-    assert_int_equal(unsaved, stats.unsaved_objects);
-    assert_true(disk_bytes <= bench->params.disk_bytes);
-}
-
 typedef struct {
     uint32_t device_slots, host_slots, segments;
     kvist_persist_t persist;

@@ -240,6 +240,41 @@ static void prepares_are_served_in_order_and_whole(void **state)
     bench_end(&bench);
 }
 
+static void those_who_wait_do_not_starve_the_first(void **state)
+{
+    (void)state;
+    bench_t bench;
+    bench_init(&bench, "yield", 8);
+    bench_with_disk(&bench, 8);
+    bench_open(&bench);
+    uint32_t tokens[3][6 * BLOCK_TOKENS];
+    for (uint32_t i = 0; i < 2; i++) {
+        make_tokens(i + 1, 0, tokens[i], 6 * BLOCK_TOKENS);
+        request(&bench, tokens[i], 4);
+    }
+    /* Each holds half of the device and wants three quarters. */
+    kvist_lease_t *leases[2];
+    kvist_match_t match;
+    outcome_t outcomes[2] = {{0}};
+    for (int i = 0; i < 2; i++) {
+        leases[i] = match_tokens(&bench, tokens[i], 6 * BLOCK_TOKENS, &match);
+        assert_int_equal(match.block_count, 4);
+    }
+    for (int i = 0; i < 2; i++) {
+        kvist_lease_prepare(leases[i], 6, UINT64_MAX, note_prepared, &outcomes[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        wait_for(&bench, &outcomes[i]);
+        assert_int_equal(outcomes[i].status, KV_OK);
+        assert_int_equal(
+            outcomes[i].match.block_count, 4); /* half of the second one's, from disk */
+        assert_int_equal(outcomes[i].match.tier_blocks[KVIST_TIER_DISK], i == 0 ? 0 : 2);
+        assert_int_equal(outcomes[i].match.miss, KVIST_MISS_NEW);
+        kvist_lease_release(leases[i]);
+    }
+    bench_end(&bench);
+}
+
 static void a_prepare_gives_up_at_its_deadline(void **state)
 {
     (void)state;
@@ -528,6 +563,7 @@ int main(void)
         cmocka_unit_test(a_block_that_two_sequences_compute_is_one_object),
         cmocka_unit_test(sealing_needs_a_ready_lease_and_a_slot),
         cmocka_unit_test(prepares_are_served_in_order_and_whole),
+        cmocka_unit_test(those_who_wait_do_not_starve_the_first),
         cmocka_unit_test(a_prepare_gives_up_at_its_deadline),
         cmocka_unit_test(a_virtual_clock_turns_the_deadline),
         cmocka_unit_test(releasing_cancels_a_prepare),
