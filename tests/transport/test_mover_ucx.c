@@ -26,6 +26,9 @@ static void get(int fd, void *bytes, size_t count)
     assert_int_equal(recv(fd, bytes, count, MSG_WAITALL), count);
 }
 
+/* Between layers, so that the middle of a transfer can be met on a busy machine. */
+static useconds_t pause_us;
+
 /* Sends what it is asked for: {transfer id, rounds}; each round is the whole arena, layer by layer. */
 static void child_sends(kv_wire_t wire, int fd)
 {
@@ -50,6 +53,9 @@ static void child_sends(kv_wire_t wire, int fd)
                 .range_bytes = UNIT_BYTES,
                 .slots = slots};
             assert_int_equal(kv_mover_send(node.mover, link, &piece, NULL), KV_OK);
+            if (pause_us > 0) {
+                usleep(pause_us);
+            }
         }
         for (uint32_t layer = 0; layer < LAYERS; layer++) {
             kv_mover_event_t event;
@@ -173,7 +179,9 @@ static void a_late_sender_writes_nowhere(void **state)
 {
     const wire_case_t *wire = *state;
     int fd;
+    pause_us = 10000;
     pid_t pid = start_child(child_sends, wire->wire, &fd);
+    pause_us = 0;
     toy_node_t node;
     assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
     kv_link_t link = toy_link(&node, 0, false, 0x5a);
