@@ -252,7 +252,8 @@ static void do_reserve(kv_decode_request_t *request)
     }
 }
 
-static void do_expect(kv_decode_request_t *request)
+/* false: refused, and nothing that was to follow makes sense any more. */
+static bool do_expect(kv_decode_request_t *request)
 {
     const kv_pd_decode_t *machine = &request->machine;
     kv_error_t error;
@@ -266,6 +267,7 @@ static void do_expect(kv_decode_request_t *request)
         post(request,
             (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_EXPECT_FAILED, .status = status});
     }
+    return status == KV_OK;
 }
 
 static void do_send_prefill(kv_decode_request_t *request)
@@ -366,15 +368,15 @@ static void fall_back(kv_decode_request_t *request, kv_status_t why)
     submit(request, held * block_tokens(request), false);
 }
 
-static void carry_out(kv_decode_request_t *request, const kv_pd_decode_action_t *action)
+/* false: the rest of the actions is void. */
+static bool carry_out(kv_decode_request_t *request, const kv_pd_decode_action_t *action)
 {
     switch (action->kind) {
     case KV_PD_DECODE_DO_RESERVE:
         do_reserve(request);
         break;
     case KV_PD_DECODE_DO_EXPECT:
-        do_expect(request);
-        break;
+        return do_expect(request);
     case KV_PD_DECODE_DO_SEND_PREFILL:
         do_send_prefill(request);
         break;
@@ -412,6 +414,7 @@ static void carry_out(kv_decode_request_t *request, const kv_pd_decode_action_t 
         finish(request, KVIST__WIRE__FINISH_REASON__FINISH_CANCELLED, KV_CANCELLED);
         break;
     }
+    return true;
 }
 
 static void post(kv_decode_request_t *request, kv_pd_decode_event_t event)
@@ -428,8 +431,7 @@ static void post(kv_decode_request_t *request, kv_pd_decode_event_t event)
             --request->event_count * sizeof request->events[0]);
         kv_pd_decode_actions_t actions;
         kv_pd_decode_step(&request->machine, &next, &actions);
-        for (uint32_t i = 0; i < actions.count; i++) {
-            carry_out(request, &actions.items[i]);
+        for (uint32_t i = 0; i < actions.count && carry_out(request, &actions.items[i]); i++) {
         }
     }
     request->stepping = false;

@@ -155,7 +155,8 @@ static void do_match(kv_prefill_request_t *request)
     }
 }
 
-static void do_expect(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
+/* false: refused, and nothing that was to follow makes sense any more. */
+static bool do_expect(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
 {
     kv_error_t error;
     kv_status_t status =
@@ -166,6 +167,7 @@ static void do_expect(kv_prefill_request_t *request, const kv_pd_prefill_action_
         post(request,
             (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_FETCH_REFUSED, .status = status});
     }
+    return status == KV_OK;
 }
 
 static void do_send_fetch(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
@@ -252,15 +254,15 @@ static void do_compute(kv_prefill_request_t *request, const kv_pd_prefill_action
     }
 }
 
-static void carry_out(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
+/* false: the rest of the actions is void. */
+static bool carry_out(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
 {
     switch (action->kind) {
     case KV_PD_PREFILL_DO_MATCH:
         do_match(request);
         break;
     case KV_PD_PREFILL_DO_EXPECT:
-        do_expect(request, action);
-        break;
+        return do_expect(request, action);
     case KV_PD_PREFILL_DO_SEND_FETCH:
         do_send_fetch(request, action);
         break;
@@ -290,6 +292,7 @@ static void carry_out(kv_prefill_request_t *request, const kv_pd_prefill_action_
         request->released = true;
         break;
     }
+    return true;
 }
 
 static void post(kv_prefill_request_t *request, kv_pd_prefill_event_t event)
@@ -306,8 +309,7 @@ static void post(kv_prefill_request_t *request, kv_pd_prefill_event_t event)
             --request->event_count * sizeof request->events[0]);
         kv_pd_prefill_actions_t actions;
         kv_pd_prefill_step(&request->machine, &next, &actions);
-        for (uint32_t i = 0; i < actions.count; i++) {
-            carry_out(request, &actions.items[i]);
+        for (uint32_t i = 0; i < actions.count && carry_out(request, &actions.items[i]); i++) {
         }
     }
     request->stepping = false;
