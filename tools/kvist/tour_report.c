@@ -109,8 +109,8 @@ void kv_tour_print(const kv_tour_report_t *report)
         printf("  %s: %s\n", report->steps[i].title, report->steps[i].meaning);
     }
     puts("  prompt, cached: tokens. read: KV that a tier or another node gave. sent: KV that went\n"
-         "  from the prefill node to the decode node. TTFT: time to first token, seen by the "
-         "client.");
+         "  from the prefill node to the decode node. TTFT: time to first token, at the client.\n"
+         "  anew: TTFT of the very same request with the cache bypassed; its answer is compared.");
     if (report->layout_count > 0) {
         print_layouts(report);
     }
