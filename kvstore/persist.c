@@ -12,6 +12,7 @@
 
 #include "base/bytes.h"
 #include "base/check.h"
+#include "base/checksum.h"
 #include "base/log.h"
 #include "base/memory.h"
 
@@ -23,6 +24,8 @@ typedef struct {
     uint32_t object;
     const char *host_bytes;   /* or NULL: */
     const char *device_bytes; /* in device memory */
+    uint64_t host_checksum;   /* what host_bytes must have: what changed there is not written */
+    bool damaged;
     const uint32_t *tokens;
     kv_record_t record;
     size_t offset; /* in the run */
@@ -129,6 +132,12 @@ static void encode_batch(kv_task_t *task)
     for (uint32_t i = 0; i < batch->count; i++) {
         item_t *item = &batch->items[i];
         const char *object = item->host_bytes;
+        item->offset = batch->bytes;
+        item->damaged =
+            object != NULL && kv_checksum(object, layout->object_bytes) != item->host_checksum;
+        if (item->damaged) {
+            continue;
+        }
         if (object == NULL) {
             char *to = scratch != NULL ? scratch : at + kv_record_header_bytes(layout);
             store->device->ops->copy_out(
@@ -136,7 +145,6 @@ static void encode_batch(kv_task_t *task)
             object = to;
         }
         kv_record_write(layout, &item->record, item->tokens, object, at);
-        item->offset = batch->bytes;
         batch->bytes += item->record.stored_bytes;
         at += item->record.stored_bytes;
     }
@@ -144,9 +152,38 @@ static void encode_batch(kv_task_t *task)
     kv_store_finish(task);
 }
 
+/* Bytes that changed in host memory since they came there: as with a damaged record, that copy goes,
+ * and without another one the object. */
+static void forget_host_copy(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    object->flags &= (uint16_t)~KV_OBJECT_WRITING;
+    store->stats.damaged_objects++;
+    store->disk->sync_index = true;
+    if ((object->flags & KV_OBJECT_DEAD) != 0) {
+        kv_object_settle(store, number);
+    } else if (kv_object_on_device(store, object)) {
+        kv_object_leave_host(store, number);
+        kv_persist_queue(store, number);
+    } else {
+        kv_log_warn("store", "block damaged in host memory: dropped with its descendants");
+        kv_object_drop(store, number);
+    }
+}
+
 static void batch_encoded(kv_task_t *task)
 {
-    ((kv_write_batch_t *)task)->stage = WRITING; /* as soon as it has a place */
+    kv_write_batch_t *batch = (kv_write_batch_t *)task;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < batch->count; i++) {
+        if (batch->items[i].damaged) {
+            forget_host_copy(batch->store, batch->items[i].object);
+        } else {
+            batch->items[kept++] = batch->items[i];
+        }
+    }
+    batch->count = kept;
+    batch->stage = WRITING; /* as soon as it has a place */
 }
 
 static void fill_item(kvist_store_t *store, uint32_t number, item_t *item)
@@ -158,6 +195,7 @@ static void fill_item(kvist_store_t *store, uint32_t number, item_t *item)
         item->tokens = kv_pool_tokens(&store->device_pool, object->device_slot);
     } else {
         item->host_bytes = kv_store_host_bytes(store, object->host_slot);
+        item->host_checksum = store->host_pool.slots[object->host_slot].checksum;
         item->tokens = kv_pool_tokens(&store->host_pool, object->host_slot);
     }
     kv_record_t *record = &item->record;
@@ -299,38 +337,6 @@ static void write_batch(kv_write_batch_t *batch)
     kv_ring_submit(disk->ring, &batch->request);
 }
 
-/* Gives encoded batches their places, in order. */
-static void place_batches(kvist_store_t *store)
-{
-    kv_disk_t *disk = store->disk;
-    while (disk->first_encoding != NULL && disk->first_encoding->stage == WRITING) {
-        kv_write_batch_t *batch = disk->first_encoding;
-        kv_status_t status =
-            kv_reclaim_reserve(store, batch->bytes, &batch->segment, &batch->offset);
-        if (status == KV_BUSY) {
-            return;
-        }
-        disk->first_encoding = batch->next;
-        batch->next = NULL;
-        if (disk->last_batch != NULL) {
-            disk->last_batch->next = batch;
-        } else {
-            disk->first_batch = batch;
-        }
-        disk->last_batch = batch;
-        if (status == KV_OK) {
-            write_batch(batch);
-        } else {
-            /* Offline, or every segment is held: not a failure of the disk. */
-            give_staging(batch);
-            batch->stage = FAILED;
-            batch->status = status;
-        }
-    }
-}
-
-/* ---- the end of a batch ---- */
-
 static void end_batch(kv_write_batch_t *batch, bool durable)
 {
     kvist_store_t *store = batch->store;
@@ -361,12 +367,48 @@ static void end_batch(kv_write_batch_t *batch, bool durable)
     }
     for (kv_flush_t *flush = durable ? NULL : disk->first_flush; flush != NULL;
          flush = flush->next) {
-        if (batch->queue_first <= flush->target) {
+        if (batch->queue_first <= flush->target && batch->status != KV_OK) {
             flush->status = batch->status;
         }
     }
     free(batch->items);
     free(batch);
+}
+
+/* Gives encoded batches their places, in order. */
+static void place_batches(kvist_store_t *store)
+{
+    kv_disk_t *disk = store->disk;
+    while (disk->first_encoding != NULL && disk->first_encoding->stage == WRITING) {
+        kv_write_batch_t *batch = disk->first_encoding;
+        if (batch->count == 0) {
+            disk->first_encoding = batch->next;
+            give_staging(batch);
+            end_batch(batch, false);
+            continue;
+        }
+        kv_status_t status =
+            kv_reclaim_reserve(store, batch->bytes, &batch->segment, &batch->offset);
+        if (status == KV_BUSY) {
+            return;
+        }
+        disk->first_encoding = batch->next;
+        batch->next = NULL;
+        if (disk->last_batch != NULL) {
+            disk->last_batch->next = batch;
+        } else {
+            disk->first_batch = batch;
+        }
+        disk->last_batch = batch;
+        if (status == KV_OK) {
+            write_batch(batch);
+        } else {
+            /* Offline, or every segment is held: not a failure of the disk. */
+            give_staging(batch);
+            batch->stage = FAILED;
+            batch->status = status;
+        }
+    }
 }
 
 static kv_write_batch_t *pop_batch(kv_disk_t *disk)

@@ -23,6 +23,8 @@
 #include "kvstore/segment.h"
 #include "kvstore/table.h"
 
+_Static_assert(KV_ARITHMETIC_BYTES == KVIST_ARITHMETIC_BYTES_MAX + 1, "a record holds any id");
+
 #define KV_OBJECT_BUSY (KV_OBJECT_WRITING | KV_OBJECT_MOVING)
 
 enum {

@@ -360,6 +360,25 @@ static void a_flipped_bit_in_host_memory_is_found_out(void **state)
     }
 }
 
+static void what_changed_in_host_memory_is_not_written(void **state)
+{
+    (void)state;
+    bench_t bench;
+    bench_init(&bench, "host-write", 8);
+    bench_with_host(&bench, 32);
+    bench_with_disk(&bench, 8);
+    bench.params.persist = KVIST_PERSIST_SPILL;
+    bench_open(&bench);
+    request_context(&bench, 1, BLOCKS);
+    request_context(&bench, 2, 8);
+    kv_store_host_bytes(bench.store, object_of(&bench, 1, 1)->host_slot)[100] ^= 1;
+    bench_close(&bench); /* writes everything */
+    bench_open(&bench);
+    assert_int_equal(request_context(&bench, 1, BLOCKS).block_count, 1);
+    assert_int_equal(request_context(&bench, 2, 8).block_count, 8);
+    bench_end(&bench);
+}
+
 static void two_token_blocks_with_one_key_are_told_apart(void **state)
 {
     (void)state;
@@ -471,6 +490,7 @@ int main(void)
         cmocka_unit_test(failed_writes_are_tried_again_then_the_disk_is_left_alone),
         cmocka_unit_test(bytes_that_changed_on_their_way_to_the_disk_are_found_out),
         cmocka_unit_test(a_flipped_bit_in_host_memory_is_found_out),
+        cmocka_unit_test(what_changed_in_host_memory_is_not_written),
         cmocka_unit_test(two_token_blocks_with_one_key_are_told_apart),
         cmocka_unit_test(a_damaged_or_lost_index_is_made_anew),
         cmocka_unit_test(another_format_is_refused_with_both_versions_named),
