@@ -125,7 +125,7 @@ static void random_workloads_keep_every_chain_whole_and_right(void **state)
         {40, 24, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, KVIST_IO_THREADS, false},
     };
     uint64_t seed = kv_test_seed();
-    uint32_t runs = kv_test_long() ? 20 : 2;
+    uint32_t runs = kv_test_long() ? 8 : 2;
     for (uint32_t run_number = 0; run_number < runs; run_number++) {
         for (size_t i = 0; i < sizeof SETTINGS / sizeof SETTINGS[0]; i++) {
             print_message("setting %zu seed %ju (KVIST_SEED replays it)\n", i, (uintmax_t)seed);
