@@ -31,6 +31,7 @@ enum {
     READ_BYTES = 256 << 10,
     LISTEN_BACKLOG = 128,
     REASON_BYTES = 320,
+    NAME_HELD_MS = 2 * KV_PEER_HEARTBEAT_MS, /* a node that lives is heard within this */
 };
 
 _Static_assert((int)KV_DIGEST_BYTES == (int)KV_PEER_DIGEST_BYTES, "one digest");
@@ -328,22 +329,36 @@ static void send_heartbeat(kv_peer_t *peer, uint64_t now_ns)
 
 /* ---- receiving ---- */
 
-/* Of two connections to one node the newer one counts: the older's end has not been noticed yet. */
-static void replace_older(kv_peer_t *peer)
+/* One name is one node. A connection of that name that still talks belongs to another node, which
+ * keeps it: were it replaced, the two would replace each other for ever. One that has fallen silent
+ * is of a node that came back before its end was noticed, and makes room. false: the newcomer is
+ * refused. */
+static bool claim_name(kv_peer_t *peer, const char *name)
 {
-    kv_peer_t *older = kv_peers_find(peer->peers, peer->facts.name);
-    if (older != NULL) {
-        peer_fail(older, KV_PEER_LOST, "replaced by a newer connection from %s", peer->address);
+    kv_peer_t *older = kv_peers_find(peer->peers, name);
+    if (older == NULL) {
+        return true;
     }
+    uint64_t now_ns = kv_clock_now_ns();
+    if (now_ns < older->heard_ns + (uint64_t)NAME_HELD_MS * KV_NS_PER_MS) {
+        peer_fail(peer, KV_REFUSED,
+            "a node named '%s' is connected already from %s: names are unique in a cluster", name,
+            older->address);
+        return false;
+    }
+    peer_fail(older, KV_PEER_LOST, "replaced by a newer connection from %s", peer->address);
+    return true;
 }
 
 static void come_up(kv_peer_t *peer, const uint8_t *proof, size_t proof_bytes)
 {
     kv_peers_t *peers = peer->peers;
+    if (!claim_name(peer, peer->handshake->facts.name)) {
+        return;
+    }
     peer->facts = peer->handshake->facts;
     free(peer->handshake);
     peer->handshake = NULL;
-    replace_older(peer);
     peer->state = PEER_UP;
     peer->owes_down = true;
     peers->pending--;
@@ -455,7 +470,7 @@ static void on_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
         const char *what = count == UV_EOF ? "it closed the connection" : uv_strerror((int)count);
         if (peer->state == PEER_HANDSHAKE) {
             peer_fail(peer, KV_PEER_LOST, "%s during the handshake%s", what,
-                peer->target != NULL ? ": its log says why (key, version, model)" : "");
+                peer->target != NULL ? ": its log says why (key, version, name, model)" : "");
         } else {
             peer_fail(peer, KV_PEER_LOST, "%s", what);
         }

@@ -488,6 +488,33 @@ static void a_dead_or_stopped_peer_is_noticed_and_comes_back(void **state)
     close_loop(&loop);
 }
 
+/* Two nodes of one name: the one that was first keeps its connection, and goes on undisturbed. */
+static void a_name_belongs_to_one_node(void **state)
+{
+    (void)state;
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    node_t a = {0}, first = {0}, second = {0};
+    kv_peers_params_t pa = params_of(&a, &loop, "a", true),
+                      pf = params_of(&first, &loop, "b", false),
+                      ps = params_of(&second, &loop, "b", false);
+    open_node(&a, &pa);
+    open_node(&first, &pf);
+    connect_to(&first, kv_peers_port(a.peers));
+    assert_true(run_until(&loop, &first.up, 1, 2000));
+    open_node(&second, &ps);
+    connect_to(&second, kv_peers_port(a.peers));
+    assert_false(run_until(&loop, &second.up, 1, 1500));
+    assert_int_equal(a.up, 1);
+    assert_int_equal(a.down + first.down, 0);
+    kv_peers_destroy(first.peers);
+    assert_true(run_until(&loop, &second.up, 1, 2500)); /* the name is free again */
+    assert_int_equal(a.down, 1);
+    kv_peers_destroy(a.peers);
+    kv_peers_destroy(second.peers);
+    close_loop(&loop);
+}
+
 static void a_full_queue_answers_busy(void **state)
 {
     (void)state;
@@ -529,6 +556,7 @@ int main(void)
         cmocka_unit_test(garbage_never_passes_the_handshake),
         cmocka_unit_test(garbage_on_the_port_is_closed),
         cmocka_unit_test(a_dead_or_stopped_peer_is_noticed_and_comes_back),
+        cmocka_unit_test(a_name_belongs_to_one_node),
         cmocka_unit_test(a_full_queue_answers_busy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
