@@ -1,5 +1,5 @@
-/* kvist-decode: generates. This file checks what a gateway sent, chooses a prefill node for it and makes a request of it
- * (request.c). */
+/* kvist-decode: generates. This file checks what a gateway sent, chooses a prefill node for it and
+ * makes a request of it (request.c). */
 #include "decode/request.h"
 #include "node/process.h"
 

@@ -62,7 +62,7 @@ static uint32_t blocks_for(const kv_decode_request_t *request, uint32_t token_co
     return (token_count + block_tokens(request) - 1) / block_tokens(request);
 }
 
-/* ---- answers ---------------------------------------------------------------------------------------------------- */
+/* ---- answers ---- */
 
 static void send_finished(kv_peer_t *gateway, char *request_id, Kvist__Wire__FinishReason reason,
     kv_status_t status, const char *error, Kvist__Wire__Usage *usage)
@@ -137,10 +137,10 @@ static void finish(
     }
 }
 
-/* ---- generating ------------------------------------------------------------------------------------------------- */
+/* ---- generating ---- */
 
-/* Hands the sequence to compute: the whole prompt from the first block that is not here, or after the prefill node's
- * first token. */
+/* Hands the sequence to compute: the whole prompt from the first block that is not here, or after
+ * the prefill node's first token. */
 static void submit(kv_decode_request_t *request, uint32_t computed_count, bool generated_last)
 {
     kv_compute_sequence_t sequence = {
@@ -189,7 +189,7 @@ static void begin_generating(kv_decode_request_t *request)
     }
 }
 
-/* ---- actions ---------------------------------------------------------------------------------------------------- */
+/* ---- actions ---- */
 
 static void post(kv_decode_request_t *request, kv_pd_decode_event_t event);
 
@@ -437,7 +437,7 @@ static void post(kv_decode_request_t *request, kv_pd_decode_event_t event)
     request->stepping = false;
 }
 
-/* ---- life ------------------------------------------------------------------------------------------------------- */
+/* ---- life ---- */
 
 kv_decode_request_t *kv_decode_request_create(kv_core_t *core, uint64_t id, kv_peer_t *gateway,
     kv_peer_t *prefill, const Kvist__Wire__Generate *message)
@@ -502,7 +502,7 @@ static bool is_running(const void *context)
     return request->computing;
 }
 
-/* ---- what happens to it ----------------------------------------------------------------------------------------- */
+/* ---- what happens to it ---- */
 
 /* The prefill node's figures become the request's: it is the one that knows what was recomputed. */
 static void take_usage(kv_decode_request_t *request, const Kvist__Wire__Usage *from)

@@ -1,11 +1,15 @@
-/* One request on the decode node: reserve, let a prefill node compute the prompt (or do it here), generate, answer.
+/* One request on the decode node: reserve, let a prefill node compute the prompt (or do it here),
+ * generate, answer.
  *
- *   reserving / streaming (the machine of transport/pd.h) --> generating (runtime/compute.h) --> finished
+ *   reserving / streaming (the machine of transport/pd.h) --> generating (runtime/compute.h) -->
+ *   finished
  *
- * Owns: copies of the message's fields, the lease, the running computation. Borrows: the core, and both peers until
+ * Owns: copies of the message's fields, the lease, the running computation. Borrows: the core, and
+ * both peers until
  *   peer_down.
  * Threads: the reactor's.
- * Errors: whatever goes wrong ends in exactly one Finished that says so; a lost prefill node is made good by computing
+ * Errors: whatever goes wrong ends in exactly one Finished that says so; a lost prefill node is
+ * made good by computing
  *   here. */
 #ifndef KV_DECODE_REQUEST_H
 #define KV_DECODE_REQUEST_H
@@ -17,8 +21,8 @@
 
 typedef struct kv_decode_request kv_decode_request_t;
 
-/* id: the node's, for compute sequences and piece tags; never reused. gateway: who asked. prefill: the node to ask, or
- * NULL: the prompt is computed here. */
+/* id: the node's, for compute sequences and piece tags; never reused. gateway: who asked. prefill:
+ * the node to ask, or NULL: the prompt is computed here. */
 kv_decode_request_t *kv_decode_request_create(kv_core_t *core, uint64_t id, kv_peer_t *gateway,
     kv_peer_t *prefill, const Kvist__Wire__Generate *message);
 

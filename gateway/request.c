@@ -1,5 +1,5 @@
-/* A request's life, on the reactor's thread. The HTTP thread and the parse threads see a request only
- * while it is theirs (an exchange that comes in; a job that runs).
+/* A request's life, on the reactor's thread. The HTTP thread and the parse threads see a request
+ * only while it is theirs (an exchange that comes in; a job that runs).
  *
  *                     job done        Generate sent        first Tokens
  *   (exchange) --> PARSING --> (route) ---------> WAITING ------------> RUNNING ----> (answered)

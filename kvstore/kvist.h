@@ -193,8 +193,8 @@ uint32_t kvist_lease_sealed_count(const kvist_lease_t *lease);
 
 /* The next private block (number kvist_lease_sealed_count) is complete and will not change: it
  * becomes an object. tokens: the block_tokens ids of that block. arithmetic: which kernels made it
- * (copied; at most KVIST_ARITHMETIC_BYTES_MAX). parent blocks decide the key. Does nothing but advance for leases of
- * mode read and bypass. */
+ * (copied; at most KVIST_ARITHMETIC_BYTES_MAX). parent blocks decide the key. Does nothing but
+ * advance for leases of mode read and bypass. */
 kv_status_t kvist_lease_seal(kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic);
 
 /* The arithmetic id of a sealed block, owned by the store while the lease lives. */

@@ -152,8 +152,8 @@ static void encode_batch(kv_task_t *task)
     kv_store_finish(task);
 }
 
-/* Bytes that changed in host memory since they came there: as with a damaged record, that copy goes,
- * and without another one the object. */
+/* Bytes that changed in host memory since they came there: as with a damaged record, that copy
+ * goes, and without another one the object. */
 static void forget_host_copy(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);

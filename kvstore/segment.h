@@ -7,7 +7,8 @@
  *   | 4 KiB header: number, generation | record | record | ... |
  *
  * Rules:
- *  1. A life has a generation, greater than every earlier one in the directory; it is in the header,
+ *  1. A life has a generation, greater than every earlier one in the directory; it is in the
+ *  header,
  *     durable before the life's first record is written. Records and index entries carry it.
  *  2. Records are appended; no byte of a life is written twice.
  *  3. A segment is reclaimed whole: its objects' places are forgotten, the next prepare gives it a

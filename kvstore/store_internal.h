@@ -199,8 +199,8 @@ void kv_load_release_waiting(kvist_store_t *store); /* reads that wait for a sta
 
 /* ---- evict.c ---- */
 
-/* Works towards `wanted` more free device slots; some come at once, some when copies end (true: some
- * are yet to come). */
+/* Works towards `wanted` more free device slots; some come at once, some when copies end (true:
+ * some are yet to come). */
 bool kv_evict_device(kvist_store_t *store, uint32_t wanted);
 
 /* ---- persist.c ---- */

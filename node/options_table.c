@@ -122,7 +122,7 @@ const kv_option_t KV_OPTIONS[] = {
 
     NUMBER(PREFILL, prefill, queue_max, "64", 1, 65536,
         "prompts that may wait; one more is refused as busy"),
-    DURATION(PREFILL, prefill, request_limit, "120s", 100 * MS, 24 * HOUR,
+    DURATION(PREFILL, prefill, request_limit, "300s", 100 * MS, 24 * HOUR,
         "longest life of a request here"),
 
     ADDRESSES(DECODE, decode, prefill_nodes,
@@ -134,7 +134,7 @@ const kv_option_t KV_OPTIONS[] = {
     NUMBER(DECODE, decode, max_tokens, "4096", 1, 1 << 20, "most tokens that one request may get"),
     DURATION(DECODE, decode, reserve_limit, "2s", 10 * MS, HOUR,
         "longest wait for free slots before a request is refused as busy"),
-    DURATION(DECODE, decode, transfer_limit, "60s", 100 * MS, 24 * HOUR,
+    DURATION(DECODE, decode, transfer_limit, "300s", 100 * MS, 24 * HOUR,
         "longest wait for a prefill node's KV before the node computes the prompt itself"),
 
     TEXT(GATEWAY, gateway, http_host, KV_OPTION_STRING, "127.0.0.1", 1, 255,
@@ -153,7 +153,7 @@ const kv_option_t KV_OPTIONS[] = {
         "tokens to generate where a request does not say"),
     DURATION(GATEWAY, gateway, request_limit, "600s", 100 * MS, 24 * HOUR,
         "arrival to the last token; then the request is cancelled"),
-    DURATION(GATEWAY, gateway, first_token_limit, "120s", 100 * MS, 24 * HOUR,
+    DURATION(GATEWAY, gateway, first_token_limit, "300s", 100 * MS, 24 * HOUR,
         "arrival to the first token; then 504"),
     DURATION(GATEWAY, gateway, connection_limit, "60s", SECOND, 24 * HOUR,
         "a connection on which nothing moves for so long is closed"),

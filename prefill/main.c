@@ -1,5 +1,5 @@
-/* kvist-prefill: computes prompts for decode nodes. This file checks what a decode node sent and makes a request
- * of it (request.c). */
+/* kvist-prefill: computes prompts for decode nodes. This file checks what a decode node sent and
+ * makes a request of it (request.c). */
 #include "base/check.h"
 #include "base/log.h"
 #include "node/process.h"

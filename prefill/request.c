@@ -58,7 +58,7 @@ static uint32_t prompt_blocks(const kv_prefill_request_t *request)
     return (request->token_count + block_tokens(request) - 1) / block_tokens(request);
 }
 
-/* ---- answers ---------------------------------------------------------------------------------------------------- */
+/* ---- answers ---- */
 
 void kv_prefill_refuse(
     kv_peer_t *peer, const Kvist__Wire__Prefill *message, kv_status_t status, const char *text)
@@ -106,7 +106,7 @@ static void send_prefilled(kv_prefill_request_t *request, kv_status_t status)
     free(arithmetic);
 }
 
-/* ---- actions ---------------------------------------------------------------------------------------------------- */
+/* ---- actions ---- */
 
 static void post(kv_prefill_request_t *request, kv_pd_prefill_event_t event);
 
@@ -187,7 +187,8 @@ static void do_send_fetch(kv_prefill_request_t *request, const kv_pd_prefill_act
     kv_core_send(request->peer, &envelope);
 }
 
-/* Queues blocks first .. last - 1, the same byte range of each; those that the decode node holds are left out. */
+/* Queues blocks first .. last - 1, the same byte range of each; those that the decode node holds
+ * are left out. */
 static void stream(kv_prefill_request_t *request, uint32_t first, uint32_t last,
     size_t offset_bytes, size_t range_bytes)
 {
@@ -315,7 +316,7 @@ static void post(kv_prefill_request_t *request, kv_pd_prefill_event_t event)
     request->stepping = false;
 }
 
-/* ---- life ------------------------------------------------------------------------------------------------------- */
+/* ---- life ---- */
 
 kv_prefill_request_t *kv_prefill_request_create(
     kv_core_t *core, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Prefill *message)
@@ -370,7 +371,7 @@ static bool is_running(const void *context)
     return request->machine.state == KV_PD_PREFILL_COMPUTING;
 }
 
-/* ---- what happens to it ----------------------------------------------------------------------------------------- */
+/* ---- what happens to it ---- */
 
 static void stop(void *context)
 {

@@ -1,11 +1,15 @@
-/* One prompt on the prefill node: match, fetch what only the decode node has, compute the rest, stream, answer.
+/* One prompt on the prefill node: match, fetch what only the decode node has, compute the rest,
+ * stream, answer.
  *
- * The order of things is the machine's (transport/pd.h); this file carries its actions out and feeds it what happens.
+ * The order of things is the machine's (transport/pd.h); this file carries its actions out and
+ * feeds it what happens.
  *
- * Owns: copies of the message's fields, the lease, the running computation. Borrows: the core, and the peer until
+ * Owns: copies of the message's fields, the lease, the running computation. Borrows: the core, and
+ * the peer until
  *   peer_down.
  * Threads: the reactor's.
- * Errors: a message that is out of bounds is answered with Prefilled and its status, and makes no request. */
+ * Errors: a message that is out of bounds is answered with Prefilled and its status, and makes no
+ * request. */
 #ifndef KV_PREFILL_REQUEST_H
 #define KV_PREFILL_REQUEST_H
 

@@ -47,8 +47,7 @@ struct kv_compute {
     sequence_t **row_sequences;
 };
 
-/* ---- the compute thread
- * ---------------------------------------------------------------------------------------- */
+/* ---- the compute thread ---- */
 
 static void emit(kv_compute_t *compute, kv_compute_event_t event)
 {
@@ -234,8 +233,7 @@ static void *run(void *argument)
     }
 }
 
-/* ---- the owner thread
- * -------------------------------------------------------------------------------------------- */
+/* ---- the owner thread ---- */
 
 kv_compute_t *kv_compute_create(kv_engine_t *engine, uint32_t chunk_tokens, uint32_t batch_rows_max)
 {

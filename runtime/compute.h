@@ -1,8 +1,8 @@
 /* The compute thread: runs the engine for every sequence of a node, prompts in chunks and
  * generation in batches.
  *
- *   submitted --> prompt, a chunk at a time --> first token --> generating, one token a step -->
- * ended \                                                          ^
+ *   submitted --> prompt, a chunk at a time --> first token --> generating, a token a step --> ended
+ *        \                                                          ^
  *         +------------------ KV came from elsewhere ---------------+
  *
  * Each turn of the loop takes one decode step for all generating sequences, then one chunk of the

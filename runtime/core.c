@@ -18,7 +18,8 @@ typedef struct {
     char wire[8]; /* "shm", "tcp"; empty until the link is up */
 } peer_link_t;
 
-/* The core and what only this file uses. The public part is first, so that a kv_core_t * is a core_t *. */
+/* The core and what only this file uses. The public part is first, so that a kv_core_t * is a
+ * core_t *. */
 typedef struct {
     kv_core_t public;
     const kv_core_params_t *params;
@@ -36,7 +37,7 @@ static struct {
     uint64_t requests, prompt_tokens, cached_tokens, generated_tokens;
 } counted;
 
-/* ---- helpers for roles ---------------------------------------------------------------------------------------- */
+/* ---- helpers for roles ---- */
 
 kv_link_t kv_core_link(const kv_peer_t *peer)
 {
@@ -173,7 +174,7 @@ void kv_core_count(const Kvist__Wire__Usage *usage)
         (double)usage->compute_ns / KV_NS_PER_S);
 }
 
-/* ---- peers and links ------------------------------------------------------------------------------------------- */
+/* ---- peers and links ---- */
 
 static void peer_up(void *context, kv_peer_t *peer)
 {
@@ -251,7 +252,7 @@ static void link_changed(core_t *core, const kv_mover_event_t *event)
     }
 }
 
-/* ---- what wakes the reactor -------------------------------------------------------------------------------------- */
+/* ---- what wakes the reactor ---- */
 
 static void store_ready(void *context)
 {
@@ -300,7 +301,9 @@ static void stop(void *context)
     kv_requests_stop(&core->requests);
 }
 
-/* ---- admin socket ------------------------------------------------------------------------------------------------ */
+/* ---- admin socket
+ * ------------------------------------------------------------------------------------------------
+ * */
 
 typedef struct {
     Kvist__Admin__Peer *peers;
@@ -460,7 +463,7 @@ static void admin_flush(void *context, kv_admin_call_t *call)
     kvist_store_flush(core->public.store, flushed, call);
 }
 
-/* ---- opening and closing ------------------------------------------------------------------------------------------ */
+/* ---- opening and closing ---- */
 
 static kv_status_t open_engine(core_t *core, kv_error_t *error)
 {

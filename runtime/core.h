@@ -1,10 +1,12 @@
-/* The core of an engine node: what a prefill node and a decode node have in common, opened in order and closed in
- * reverse.
+/* The core of an engine node: what a prefill node and a decode node have in common, opened in
+ * order and closed in reverse.
  *
- *   device -> engine (weights, KV arena) -> store (over the arena) -> compute thread -> mover -> peers -> admin socket
+ *   device -> engine (weights, KV arena) -> store (over the arena) -> compute thread -> mover ->
+ *   peers -> admin socket
  *
- * A binary's main gives its role: how a message becomes a request, and what a request does. The core opens a data link beside each peer
- * that moves KV, answers the admin socket, counts tokens, and stops in order.
+ * A binary's main gives its role: how a message becomes a request, and what a request does. The
+ * core opens a data link beside each peer that moves KV, answers the admin socket, counts tokens,
+ * and stops in order.
  *
  * Owns: all of the above. Borrows: the options.
  * Threads: the reactor's; callbacks run there.
@@ -37,8 +39,8 @@ typedef struct {
     bool stopping;          /* no new ones */
 } kv_core_t;
 
-/* Makes a request of a message, or refuses it with an answer, or returns NULL where the message begins none. id: for
- * compute sequences and piece tags; never reused. */
+/* Makes a request of a message, or refuses it with an answer, or returns NULL where the message
+ * begins none. id: for compute sequences and piece tags; never reused. */
 typedef void *(*kv_accept_t)(
     kv_core_t *core, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
 
@@ -60,10 +62,12 @@ kv_status_t kv_core_run(
 /* The data link beside the peer's control connection. */
 kv_link_t kv_core_link(const kv_peer_t *peer);
 
-/* Sends; a peer that cannot take it (its queue is full) is closed: its messages are never lost one by one. */
+/* Sends; a peer that cannot take it (its queue is full) is closed: its messages are never lost one
+ * by one. */
 void kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message);
 
-/* As kv_core_send, for a piece of a transfer. False: the connection is being closed; no SENT will follow. */
+/* As kv_core_send, for a piece of a transfer. False: the connection is being closed; no SENT will
+ * follow. */
 bool kv_core_send_piece(kv_core_t *core, kv_peer_t *peer, const kv_piece_t *piece);
 
 /* The namespace of a tenant's salt on this node's model. */
@@ -73,8 +77,8 @@ kvist_key_t kv_core_namespace(const kv_core_t *core, const void *salt, size_t sa
 void kv_core_seal(const kv_core_t *core, kvist_lease_t *lease, const uint32_t *tokens,
     uint32_t computed_count, const char *arithmetic);
 
-/* A peer's list of arithmetic ids, one for each of `wanted` blocks, copied; NULL where it is none: another count, or an
- * id longer than a store keeps. Release with kv_core_free_arithmetic. */
+/* A peer's list of arithmetic ids, one for each of `wanted` blocks, copied; NULL where it is none:
+ * another count, or an id longer than a store keeps. Release with kv_core_free_arithmetic. */
 char **kv_core_copy_arithmetic(char *const *ids, size_t count, uint32_t wanted);
 void kv_core_free_arithmetic(char **ids, uint32_t count);
 

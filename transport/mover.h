@@ -8,11 +8,12 @@
  * is there, exactly once each.
  *
  *                 expect               last byte verified
- *     (nothing) ---------> expecting ---------------------> landed      event LANDED: slots are
- * whole |  \ mismatch, bad range, link down |   +-----------------------> failed      event FAILED:
- * not yet free! | revoke                         | revoke
- *                             +--------------> revoked <-------+        event REVOKED: slots are
- * free
+ *     (nothing) ---------> expecting ---------------------> landed    LANDED: slots are whole
+ *                           |    |
+ *                           |    +-- mismatch, bad range ---> failed    FAILED: slots not yet free
+ *                           |        or link down               |
+ *                           |                                   | revoke
+ *                           +------------- revoke ---------> revoked    REVOKED: slots are free
  *
  * Fencing. A slot of an expectation may be used for something else only after LANDED or REVOKED:
  * nothing is ever written to it after those. A message for an unknown transfer, or from another

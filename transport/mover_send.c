@@ -52,7 +52,8 @@ static staging_t *free_staging(link_t *link)
     return NULL;
 }
 
-/* What the next message of the piece carries: as many blocks as fit, or as many units of one block. */
+/* What the next message of the piece carries: as many blocks as fit, or as many units of one
+ * block. */
 static kv_data_blocks_t next_blocks(const kv_mover_t *mover, const piece_t *piece)
 {
     kv_data_blocks_t blocks = {

@@ -36,9 +36,9 @@ typedef enum {
     KV_PD_DECODE_EV_START,    /* peer_up: is there a prefill node to ask */
     KV_PD_DECODE_EV_RESERVED, /* the lease is prepared: transfer_id, held_blocks, block_count */
     KV_PD_DECODE_EV_RESERVE_FAILED, /* status: KV_BUSY, KV_INVALID, ... */
-    KV_PD_DECODE_EV_EXPECT_FAILED, /* the mover refused DO_EXPECT (status): skip the actions that are
-                                       left of that list. Where SEND_PREFILL fails: PEER_DOWN */
-    KV_PD_DECODE_EV_LANDED,        /* transfer_id */
+    KV_PD_DECODE_EV_EXPECT_FAILED,  /* the mover refused DO_EXPECT (status): skip what is left of
+                                      the actions. Where SEND_PREFILL fails: PEER_DOWN */
+    KV_PD_DECODE_EV_LANDED,         /* transfer_id */
     KV_PD_DECODE_EV_RECEIVE_FAILED, /* transfer_id, status */
     KV_PD_DECODE_EV_REVOKED,        /* transfer_id */
     KV_PD_DECODE_EV_PREFILLED,      /* transfer_id, status */
@@ -123,8 +123,8 @@ typedef enum {
     KV_PD_PREFILL_EV_START,         /* a Prefill message, validated: transfer_id, held_blocks */
     KV_PD_PREFILL_EV_MATCHED,       /* the lease is prepared: held_blocks here, of the whole ones */
     KV_PD_PREFILL_EV_MATCH_FAILED,  /* status */
-    KV_PD_PREFILL_EV_FETCH_REFUSED, /* the mover refused DO_EXPECT: skip the actions that are left of
-                                        that list. Where SEND_FETCH fails: FETCHED with its status */
+    KV_PD_PREFILL_EV_FETCH_REFUSED, /* the mover refused DO_EXPECT: skip what is left of the
+                                       actions. Where SEND_FETCH fails: FETCHED, its status */
     KV_PD_PREFILL_EV_FETCHED,       /* transfer_id of the fetch, status */
     KV_PD_PREFILL_EV_LANDED,        /* transfer_id of the fetch */
     KV_PD_PREFILL_EV_RECEIVE_FAILED, /* transfer_id of the fetch, status */
@@ -155,8 +155,7 @@ typedef enum {
                                   */
     KV_PD_PREFILL_DO_REVOKE,     /* kv_mover_revoke(transfer_id) */
     KV_PD_PREFILL_DO_COMPUTE,    /* compute from block first_block (what is before it is here) and
-                                    stream    blocks from the decode node's held_blocks on, as transfer_id
-                                  */
+                                    stream, as transfer_id, from the decode node's held_blocks on */
     KV_PD_PREFILL_DO_STOP,       /* compute: stop soon; COMPUTED follows */
     KV_PD_PREFILL_DO_CANCEL_PIECES,  /* kv_mover_cancel(transfer_id) */
     KV_PD_PREFILL_DO_SEND_PREFILLED, /* status; comes after the last SENT */

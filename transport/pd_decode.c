@@ -2,7 +2,8 @@
  *
  *   IDLE --START--> RESERVING --RESERVED: EXPECT, SEND_PREFILL--> STREAMING
  *    |                  |  \                                       |      |
- *    | CANCEL           |   \ RESERVED, no peer                    |      | PREFILLED and LANDED, no
+ *    | CANCEL           |   \ RESERVED, no peer                    |      | PREFILLED and LANDED,
+ *    no
  *    |                  |    \                                     |      | fetch sends out
  *    |  RESERVE_FAILED  |     +------> DONE(FALL_BACK)             |      v
  *    |  TIMEOUT, CANCEL |                                          |     DONE(READY)
@@ -176,7 +177,8 @@ static void take_fetch_sent(step_t *step)
     }
 }
 
-/* All is here and only our fetch sends are out: nothing that happens to the peer matters any more. */
+/* All is here and only our fetch sends are out: nothing that happens to the peer matters any more.
+ * */
 static bool only_fetch_is_out(const kv_pd_decode_t *machine)
 {
     return machine->prefilled && machine->landed;

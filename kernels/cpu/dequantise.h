@@ -1,8 +1,8 @@
 /* Weights of a file to floats, exactly as the formats define them.
  *
  * Formats (32 or 256 elements a block, scales f16): Q8_0 d q; Q4_0 d (q - 8); Q4_1 d q + m, the low
- * nibbles first; Q4_K d s q - dmin m in eight sub-blocks of 32 with 6-bit s and m; Q6_K d s (q - 32)
- * in sixteen sub-blocks of 16. */
+ * nibbles first; Q4_K d s q - dmin m in eight sub-blocks of 32 with 6-bit s and m; Q6_K d s (q -
+ * 32) in sixteen sub-blocks of 16. */
 #ifndef KV_KERNELS_CPU_DEQUANTISE_H
 #define KV_KERNELS_CPU_DEQUANTISE_H
 

@@ -91,7 +91,8 @@ static void barrier(cpu_team_t *team)
 
 static void work(cpu_team_t *team, uint32_t thread)
 {
-    /* After the last barrier the leader may set the next list: the team's fields are read before. */
+    /* After the last barrier the leader may set the next list: the team's fields are read before.
+     * */
     char *commands = team->commands;
     const size_t stride = team->stride;
     const uint32_t command_count = team->command_count;

@@ -1,5 +1,8 @@
 /* The kernels with vectors of LANES floats. Included once by a file for each instruction set, which
  * is compiled for it; that file names the table. Counts are multiples of 32. */
+#ifndef KV_KERNELS_CPU_VECTOR_H
+#define KV_KERNELS_CPU_VECTOR_H
+
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/simd.h"
 
@@ -501,3 +504,5 @@ static void attend_segment(const cpu_attend_segment_t *segment)
         }
     }
 }
+
+#endif

@@ -194,7 +194,7 @@ def wait_until(condition, limit_s, what):
 
 
 def send_raw(endpoint, data, limit_s=10):
-    """Bytes straight to the HTTP port; the answer's bytes until the server closes or falls silent."""
+    """Bytes straight to the HTTP port; the answer until the server closes or falls silent."""
     host, port = endpoint.split("//")[1].split(":")
     answer = b""
     with socket.create_connection((host, int(port)), timeout=limit_s) as connection:

@@ -61,7 +61,8 @@ def test_prompt_longer_than_the_context(cluster):
 
 
 def test_broken_json_and_utf8(cluster):
-    for raw in (b"", b"{", b"null", b"[" * 100000, b'{"messages": [{"role": "user", "content": "\xff'
+    for raw in (b"", b"{", b"null", b"[" * 100000,
+                b'{"messages": [{"role": "user", "content": "\xff'
                 b'\xfe"}]}', b'{"messages": [{"role": "user", "content": "\xed\xa0\x80"}]}',
                 b'{"a": "\\ud800"}', b"\x00" * 64):
         answer = cluster.request(CHAT, raw=raw, method="POST")
@@ -89,7 +90,8 @@ def test_special_tokens_in_text_stay_text(cluster):
 def test_http_that_is_none(cluster):
     for raw in (b"\x00\xff" * 500, b"GET / HTTP/9.9\r\n\r\n", b"POST " + CHAT.encode() +
                 b" HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n", b"A" * 100000,
-                b"POST " + CHAT.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"):
+                b"POST " + CHAT.encode() +
+                b" HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"):
         send_raw(cluster.endpoint, raw, limit_s=5)
     assert cluster.request("/nowhere").code == 404
     assert cluster.request(CHAT).code == 405

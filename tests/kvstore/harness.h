@@ -1,5 +1,5 @@
-/* What the store's tests share: a device of plain memory, a store of tiny blocks, chains whose bytes
- * follow from their keys, and calls that poll until something has happened. */
+/* What the store's tests share: a device of plain memory, a store of tiny blocks, chains whose
+ * bytes follow from their keys, and calls that poll until something has happened. */
 #ifndef KV_TESTS_KVSTORE_HARNESS_H
 #define KV_TESTS_KVSTORE_HARNESS_H
 
@@ -232,8 +232,8 @@ static inline kvist_lease_t *match_tokens(
     return lease;
 }
 
-/* A whole request: match, prepare, check what was found, compute and seal the rest. Leaves the lease
- * to the caller; answers what was found. */
+/* A whole request: match, prepare, check what was found, compute and seal the rest. Leaves the
+ * lease to the caller; answers what was found. */
 static inline kvist_lease_t *serve(
     bench_t *bench, const uint32_t *tokens, uint32_t blocks, kvist_match_t *match_out)
 {

@@ -1,5 +1,5 @@
-/* What each fault does: a miss with the right reason, never wrong bytes, never a crash; what is only
- * unreadable for now stays. */
+/* What each fault does: a miss with the right reason, never wrong bytes, never a crash; what is
+ * only unreadable for now stays. */
 #include "harness.h"
 
 #include "base/bytes.h"

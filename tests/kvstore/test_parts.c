@@ -196,7 +196,8 @@ static void a_record_proves_its_bytes_whatever_the_codec(void **state)
         assert_int_equal(sample.record.codec, variant == 3 ? KVIST_CODEC_LZ4 : KVIST_CODEC_NONE);
         for (size_t at = 0; at < sample.record.stored_bytes; at++) {
             sample.at[at] ^= 4;
-            /* Encoded bytes may change and mean the same: then the object is right (verify looks). */
+            /* Encoded bytes may change and mean the same: then the object is right (verify looks).
+             * */
             kv_status_t status = verify(&sample);
             assert_true(status == KV_CORRUPT || (variant == 3 && at >= KV_PAGE_BYTES));
             sample.at[at] ^= 4;

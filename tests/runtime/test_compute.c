@@ -1,5 +1,6 @@
-/* The compute thread against an engine of our own: the linker takes these functions instead of engine.c's. The engine
- * draws token (position + 1) % VOCABULARY after every position, and remembers what it was asked. */
+/* The compute thread against an engine of our own: the linker takes these functions instead of
+ * engine.c's. The engine draws token (position + 1) % VOCABULARY after every position, and
+ * remembers what it was asked. */
 #include "runtime/compute.h"
 
 #include "base/clock.h"

@@ -294,7 +294,8 @@ def headers_alone(tree):
                             os.path.join(tree.folder, path)], check=True)
         # The kernels' headers are for files that are compiled for an instruction set.
         flags = ["-std=gnu17", "-D_GNU_SOURCE", '-DKVIST_VERSION="0"', "-Wall", "-Wextra",
-                 "-Wno-unused-function", "-mavx2", "-mfma", "-mf16c", "-I", tree.folder, "-I", os.path.join(tree.folder, "tests"), "-I", made]
+                 "-Wno-unused-function", "-mavx2", "-mfma", "-mf16c", "-I", tree.folder,
+                 "-I", os.path.join(tree.folder, "tests"), "-I", made]
         flags += foreign_flags()
 
         def compiles(path):

@@ -29,7 +29,8 @@ static void get(int fd, void *bytes, size_t count)
 /* Between layers, so that the middle of a transfer can be met on a busy machine. */
 static useconds_t pause_us;
 
-/* Sends what it is asked for: {transfer id, rounds}; each round is the whole arena, layer by layer. */
+/* Sends what it is asked for: {transfer id, rounds}; each round is the whole arena, layer by
+ * layer. */
 static void child_sends(kv_wire_t wire, int fd)
 {
     toy_node_t node;

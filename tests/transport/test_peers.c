@@ -342,7 +342,8 @@ static void garbage_never_passes_the_handshake(void **state)
             assert_true(strlen(error.text) > 0);
             continue;
         }
-        /* The damaged Hello may say something sensible; the proof over the true one is then wrong. */
+        /* The damaged Hello may say something sensible; the proof over the true one is then wrong.
+         * */
         kv_handshake_receive(&pair->opener, pair->acceptor.own_hello,
             pair->acceptor.own_hello_bytes, pair->opener_proof, &pair->opener_bytes, &error);
         if (memcmp(message, pair->opener.own_hello, length) != 0 ||

@@ -1,4 +1,5 @@
-/* `kvist tour`: what the cache is worth on this machine, measured with a context like an agent's. */
+/* `kvist tour`: what the cache is worth on this machine, measured with a context like an agent's.
+ * */
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/memory.h"

@@ -241,6 +241,8 @@ static void front_close(front_t *front)
     }
     *at = front->next;
     side->request_count -= front->pipe == NULL;
+    /* By hand: a child process that still holds the socket would keep its events coming. */
+    epoll_ctl(side->front_epoll_fd, EPOLL_CTL_DEL, front->fd, NULL);
     close(front->fd);
     free(front->in);
     free(front->out);
@@ -413,7 +415,7 @@ static kv_status_t front_read(front_t *front)
     }
 }
 
-/* A front whose pipe is open has nothing more to say: anything, its end above all, ends the pipe. */
+/* A front whose pipe is open has nothing more to say: anything, its end too, ends the pipe. */
 static void front_watch(front_t *front)
 {
     uint8_t byte;
