@@ -539,6 +539,10 @@ static kv_status_t open_transport(core_t *core, kv_error_t *error)
     }
     /* The layout's digest is a namespace without model and salt: all else that must be equal. */
     kvist_key_t layout = name_space(core->public.info, &(kvist_key_t){{0}}, NULL, 0);
+    char layout_text[128];
+    snprintf(layout_text, sizeof layout_text, "%u layers of %u x %u, blocks of %u tokens, %s",
+        shape->layer_count, shape->kv_head_count, shape->head_dim, shape->block_tokens,
+        shape->element_bytes == 4 ? "f32" : "bf16");
     kv_peers_params_t peers = {
         .loop = kv_reactor_loop(core->public.reactor),
         .name = options->node.name,
@@ -550,6 +554,7 @@ static kv_status_t open_transport(core_t *core, kv_error_t *error)
         .data_port = kv_mover_port(core->public.mover),
         .model = core->model.bytes,
         .layout = layout.bytes,
+        .layout_text = layout_text,
         .callbacks = {core, peer_up, peer_down, peer_message},
     };
     status = kv_peers_create(&peers, &core->public.peers, error);

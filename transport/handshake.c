@@ -107,6 +107,7 @@ kv_status_t kv_handshake_begin(
         (ProtobufCBinaryData){self->model ? KV_PEER_DIGEST_BYTES : 0, (uint8_t *)self->model};
     hello.layout =
         (ProtobufCBinaryData){self->layout ? KV_PEER_DIGEST_BYTES : 0, (uint8_t *)self->layout};
+    hello.layout_text = (char *)(self->layout_text != NULL ? self->layout_text : "");
     envelope_t envelope = KVIST__WIRE__ENVELOPE__INIT;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_HELLO;
     envelope.hello = &hello;
@@ -147,15 +148,31 @@ static kv_status_t check_digest(
         our_text, their_text);
 }
 
-static bool name_is_plain(const char *name)
+/* At most length_max characters of ASCII, from least on. */
+static bool is_plain(const char *text, char least, size_t length_max)
 {
-    size_t length = strlen(name);
+    size_t length = strlen(text);
     for (size_t i = 0; i < length; i++) {
-        if (name[i] <= ' ' || name[i] > '~') {
+        if (text[i] < least || text[i] > '~') {
             return false;
         }
     }
-    return length > 0 && length < KV_PEER_NAME_BYTES;
+    return length > 0 && length <= length_max;
+}
+
+/* A layout is of options, so that words tell more than a digest. */
+static kv_status_t check_layout(
+    const kv_identity_t *self, const Kvist__Wire__Hello *hello, kv_error_t *error)
+{
+    kv_status_t status = check_digest("layout", self->layout, &hello->layout, error);
+    if (status != KV_OK && self->layout_text != NULL &&
+        is_plain(hello->layout_text, ' ', KV_LAYOUT_TEXT_BYTES - 1)) {
+        return kv_fail(error, KV_REFUSED,
+            "the layout differs: %s here, %s there: model.block_tokens and model.f32 are equal in "
+            "a cluster",
+            self->layout_text, hello->layout_text);
+    }
+    return status;
 }
 
 static kv_status_t check_hello(
@@ -169,7 +186,7 @@ static kv_status_t check_hello(
             "versions do not meet: this node speaks %u to %u, the peer %u to %u: upgrade the older",
             self->version_min, self->version, hello->version_min, hello->version);
     }
-    if (!name_is_plain(hello->name)) {
+    if (!is_plain(hello->name, '!', KV_PEER_NAME_BYTES - 1)) {
         return kv_fail(error, KV_REFUSED, "its name is not 1 to %d printable characters",
             KV_PEER_NAME_BYTES - 1);
     }
@@ -190,7 +207,7 @@ static kv_status_t check_hello(
     }
     kv_status_t status = check_digest("model", self->model, &hello->model, error);
     if (status == KV_OK) {
-        status = check_digest("layout", self->layout, &hello->layout, error);
+        status = check_layout(self, hello, error);
     }
     if (status != KV_OK) {
         return status;

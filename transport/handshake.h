@@ -31,6 +31,7 @@ enum {
     KV_HELLO_BYTES_MAX = 4096, /* a frame before authentication */
     KV_PEER_NAME_BYTES = 64,
     KV_PEER_DIGEST_BYTES = 32,
+    KV_LAYOUT_TEXT_BYTES = 128,
 };
 
 /* What this node says of itself; strings and digests are borrowed. */
@@ -40,6 +41,7 @@ typedef struct {
     uint32_t version, version_min;
     uint16_t data_port;
     const uint8_t *model, *layout; /* [KV_PEER_DIGEST_BYTES] or NULL */
+    const char *layout_text;       /* the layout in words, or NULL */
     const void *cluster_key;
     size_t cluster_key_bytes;
 } kv_identity_t;

@@ -87,6 +87,7 @@ struct kv_peers {
     char name[KV_PEER_NAME_BYTES];
     uint8_t *key;
     uint8_t model[KV_DIGEST_BYTES], layout[KV_DIGEST_BYTES];
+    char layout_text[KV_LAYOUT_TEXT_BYTES];
     uv_tcp_t listener;
     uv_timer_t timer;
     uint32_t handles; /* open libuv handles: the last one to close frees this */
@@ -680,6 +681,9 @@ kv_status_t kv_peers_create(
     if (params->layout != NULL) {
         memcpy(peers->layout, params->layout, sizeof peers->layout);
     }
+    if (params->layout_text != NULL) {
+        snprintf(peers->layout_text, sizeof peers->layout_text, "%s", params->layout_text);
+    }
     peers->identity = (kv_identity_t){
         .name = peers->name,
         .role = params->role,
@@ -688,6 +692,7 @@ kv_status_t kv_peers_create(
         .data_port = params->data_port,
         .model = params->model != NULL ? peers->model : NULL,
         .layout = params->layout != NULL ? peers->layout : NULL,
+        .layout_text = params->layout_text != NULL ? peers->layout_text : NULL,
         .cluster_key = peers->key,
         .cluster_key_bytes = params->cluster_key_bytes,
     };

@@ -68,6 +68,7 @@ typedef struct {
     uint16_t data_port;       /* kv_mover_port(), or 0: this node moves no KV */
     const uint8_t *model;     /* [KV_DIGEST_BYTES], or NULL: any (a gateway) */
     const uint8_t *layout;    /* [KV_DIGEST_BYTES], or NULL: any */
+    const char *layout_text;  /* the same in words, printable, at most 127 bytes; copied; or NULL */
     kv_peers_callbacks_t callbacks;
 } kv_peers_params_t;
 

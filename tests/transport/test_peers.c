@@ -275,6 +275,33 @@ static void neighbouring_versions_talk(void **state)
     free(pair);
 }
 
+static void a_layout_that_differs_is_named(void **state)
+{
+    (void)state;
+    pair_t *pair = calloc(1, sizeof *pair);
+    kv_identity_t ours = ACCEPTOR, theirs = OPENER;
+    ours.layout = MODEL;
+    ours.layout_text = "blocks of 16 tokens";
+    theirs.layout = OTHER_MODEL;
+    const struct {
+        const char *said, *told;
+    } CASES[] = {{"blocks of 32 tokens", "blocks of 32 tokens there: model.block_tokens"},
+        {"blocks of \n32", "first 8 bytes"}, {NULL, "first 8 bytes"}};
+    for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; i++) {
+        theirs.layout_text = CASES[i].said;
+        uint8_t reply[KV_HELLO_BYTES_MAX];
+        size_t bytes;
+        kv_error_t error;
+        assert_int_equal(kv_handshake_begin(&pair->opener, &theirs, true, NULL), KV_OK);
+        assert_int_equal(kv_handshake_begin(&pair->acceptor, &ours, false, NULL), KV_OK);
+        assert_int_equal(kv_handshake_receive(&pair->acceptor, pair->opener.own_hello,
+                             pair->opener.own_hello_bytes, reply, &bytes, &error),
+            KV_REFUSED);
+        assert_non_null(strstr(error.text, CASES[i].told));
+    }
+    free(pair);
+}
+
 static void a_proof_serves_once_and_one_way(void **state)
 {
     (void)state;
@@ -553,6 +580,7 @@ int main(void)
         cmocka_unit_test(peers_meet_and_talk),
         cmocka_unit_test(a_peer_that_differs_is_refused),
         cmocka_unit_test(neighbouring_versions_talk),
+        cmocka_unit_test(a_layout_that_differs_is_named),
         cmocka_unit_test(a_proof_serves_once_and_one_way),
         cmocka_unit_test(garbage_never_passes_the_handshake),
         cmocka_unit_test(garbage_on_the_port_is_closed),
