@@ -1,7 +1,8 @@
 /* Numeric socket addresses. No name is ever looked up: a node's configuration says addresses, and
  * a look-up would block the reactor ("localhost" is read as 127.0.0.1).
  *
- * Threads: any. Errors: KV_INVALID names the text. */
+ * Threads: any.
+ * Errors: KV_INVALID names the text. */
 #ifndef KV_BASE_ADDRESS_H
 #define KV_BASE_ADDRESS_H
 

@@ -2,9 +2,10 @@
  *
  * Owns: the ring and an eventfd. Elements are copied in and out.
  * Threads: any number of producers and consumers; the mutex guards the ring alone and is held for
- * one copy. Errors: push answers KV_BUSY at the bound and never blocks; pop answers KV_MISSING when
- * empty. The descriptor is readable while the queue may hold something: a consumer in an event loop
- * pops until KV_MISSING (which clears it); a consumer with a thread of its own calls
+ * one copy.
+ * Errors: push answers KV_BUSY at the bound and never blocks; pop answers KV_MISSING when empty.
+ * The descriptor is readable while the queue may hold something: a consumer in an event loop pops
+ * until KV_MISSING (which clears it); a consumer with a thread of its own calls
  * kv_queue_pop_wait. */
 #ifndef KV_BASE_QUEUE_H
 #define KV_BASE_QUEUE_H

@@ -1,16 +1,14 @@
 /* One request on the decode node: reserve, let a prefill node compute the prompt (or do it here),
  * generate, answer.
  *
- *   reserving / streaming (the machine of transport/pd.h) --> generating (runtime/compute.h) -->
- *   finished
+ *   reserving, streaming       --> generating          --> finished
+ *   (the machine of transport/pd.h)  (runtime/compute.h)
  *
- * Owns: copies of the message's fields, the lease, the running computation. Borrows: the core, and
- * both peers until
- *   peer_down.
+ * Owns: copies of the message's fields, the lease, the running computation.
+ * Borrows: the core, and both peers until peer_down.
  * Threads: the reactor's.
  * Errors: whatever goes wrong ends in exactly one Finished that says so; a lost prefill node is
- * made good by computing
- *   here. */
+ * made good by computing here. */
 #ifndef KV_DECODE_REQUEST_H
 #define KV_DECODE_REQUEST_H
 

@@ -1,9 +1,11 @@
 /* Byte pair encoding of one word: its bytes become tokens, and the pair of neighbours that the
  * model merged first is merged first, until none is left that it knows.
  *
- * Owns: the merge table. Threads: immutable after creation; one scratch for each thread.
- * Errors: KV_INVALID names the merge that fits no token. Limits: a byte for which the vocabulary
- * has no token of its own (a few control characters) vanishes, as in the models' own tools. */
+ * Owns: the merge table.
+ * Threads: immutable after creation; one scratch for each thread.
+ * Errors: KV_INVALID names the merge that fits no token.
+ * Limits: a byte for which the vocabulary has no token of its own (a few control characters)
+ * vanishes, as in the models' own tools. */
 #ifndef KV_ENGINE_BPE_H
 #define KV_ENGINE_BPE_H
 

@@ -6,8 +6,10 @@
  * can forge a message: "<|im_end|>" in a user's text stays text. For ordinary texts the tokens are
  * those of the rendered conversation.
  *
- * Threads: any; nothing is kept. Errors: KV_INVALID names the message and the field, or says that
- * the model's template is none that is known here. Limits: below. */
+ * Threads: any; nothing is kept.
+ * Errors: KV_INVALID names the message and the field, or says that the model's template is none
+ * that is known here.
+ * Limits: below. */
 #ifndef KV_ENGINE_CHAT_TEMPLATE_H
 #define KV_ENGINE_CHAT_TEMPLATE_H
 

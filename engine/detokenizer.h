@@ -4,8 +4,10 @@
  * bytes of an unfinished character and text that may become a stop string wait for later tokens.
  * However the bytes are divided over tokens, the text is the same.
  *
- * Owns: copies of the stop strings and the waiting text. Borrows: the tokenizer.
- * Threads: one at a time. Errors: KV_INVALID names the stop string and its bound. */
+ * Owns: copies of the stop strings and the waiting text.
+ * Borrows: the tokenizer.
+ * Threads: one at a time.
+ * Errors: KV_INVALID names the stop string and its bound. */
 #ifndef KV_ENGINE_DETOKENIZER_H
 #define KV_ENGINE_DETOKENIZER_H
 

@@ -1,10 +1,11 @@
 /* The engine: a transformer's forward pass over paged KV.
  *
  * Owns: the model's weights on the device, scratch for one chunk of prefill and one batch of
- * decode. Borrows: the device, the KV arena and every block table during a call. Threads: one, the
- * compute thread; info may be read anywhere after open. Errors: open names the file, the field and
- * the bound; a forward pass fails only with KV_INVALID (a token, position or slot out of bounds:
- * nothing was written) or KV_FATAL (the device failed).
+ * decode.
+ * Borrows: the device, the KV arena and every block table during a call.
+ * Threads: one, the compute thread; info may be read anywhere after open.
+ * Errors: open names the file, the field and the bound; a forward pass fails only with KV_INVALID
+ * (a token, position or slot out of bounds: nothing was written) or KV_FATAL (the device failed).
  *
  * Arithmetic. Prefill works in row tiles of one fixed height aligned to absolute token positions,
  * and attention in key tiles likewise, so that a row's KV and logits are bit-equal for any chunk

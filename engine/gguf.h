@@ -4,8 +4,8 @@
  * Threads: immutable after open.
  * Errors: everything in the file is checked before use: magic and version (2, 3), counts, lengths,
  * types, alignment, a tensor's dimensions and extent; a file that lies is KV_INVALID with the
- * field, its value and the bound. Limits: little-endian; at most 65,536 metadata keys, 65,536
- * tensors, 4 dimensions. */
+ * field, its value and the bound.
+ * Limits: little-endian; at most 65,536 metadata keys, 65,536 tensors, 4 dimensions. */
 #ifndef KV_ENGINE_GGUF_H
 #define KV_ENGINE_GGUF_H
 

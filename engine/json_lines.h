@@ -1,7 +1,8 @@
 /* A file of JSON values, one a line: the form of the commands that open the engine to checks.
  *
- * Threads: one. Errors: KV_INVALID names the line, what stands there and the bound; what the
- * handler answers is passed on. */
+ * Threads: one.
+ * Errors: KV_INVALID names the line, what stands there and the bound; what the handler answers is
+ * passed on. */
 #ifndef KV_ENGINE_JSON_LINES_H
 #define KV_ENGINE_JSON_LINES_H
 

@@ -1,7 +1,9 @@
 /* A llama model's weights on the device, read and validated from a GGUF file.
  *
- * Owns: the matrices and vectors. Borrows: the device. Threads: opened, used and closed by the
- * compute thread. Errors: KV_INVALID names the file's field or tensor and what was expected. */
+ * Owns: the matrices and vectors.
+ * Borrows: the device.
+ * Threads: opened, used and closed by the compute thread.
+ * Errors: KV_INVALID names the file's field or tensor and what was expected. */
 #ifndef KV_ENGINE_MODEL_H
 #define KV_ENGINE_MODEL_H
 

@@ -2,8 +2,8 @@
  *
  * Random numbers come from a counter-based generator keyed by (seed, position): the draw for a
  * position does not depend on what was drawn before, so a stream that is continued on another node
- * is the same stream. Threads: the function is pure but for its scratch memory; one scratch for
- * each thread. */
+ * is the same stream.
+ * Threads: the function is pure but for its scratch memory; one scratch for each thread. */
 #ifndef KV_ENGINE_SAMPLER_H
 #define KV_ENGINE_SAMPLER_H
 

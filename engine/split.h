@@ -1,8 +1,10 @@
 /* The split pattern: cuts a text into the words within which byte pairs are merged.
  *
- * Owns: the compiled pattern. Threads: immutable after creation; any number may run it at once.
- * Errors: KV_INVALID for a pre-tokenizer that is not known here. Limits: matching is bounded, so
- * that no text makes it hang. The only file that sees PCRE2 is split.c. */
+ * Owns: the compiled pattern.
+ * Threads: immutable after creation; any number may run it at once.
+ * Errors: KV_INVALID for a pre-tokenizer that is not known here.
+ * Limits: matching is bounded, so that no text makes it hang. The only file that sees PCRE2 is
+ * split.c. */
 #ifndef KV_ENGINE_SPLIT_H
 #define KV_ENGINE_SPLIT_H
 

@@ -2,8 +2,9 @@
  *
  * Pure: nothing is kept between calls. Until it is tokenized a request owns its JSON document, and
  * the prompt's texts point into it.
- * Threads: any. Errors: a kv_api_error_t in OpenAI's terms. Fields that are not known are ignored;
- * known ones that are not supported are refused, unless they ask for what happens anyway (n: 1). */
+ * Threads: any.
+ * Errors: a kv_api_error_t in OpenAI's terms. Fields that are not known are ignored; known ones
+ * that are not supported are refused, unless they ask for what happens anyway (n: 1). */
 #ifndef KV_GATEWAY_API_H
 #define KV_GATEWAY_API_H
 

@@ -5,12 +5,15 @@
  *   connection; the reactor answers whole (kv_exchange_reply) or piece by piece (begin, write...,
  *   end), which resumes it.
  *
- * Owns: the listener, the thread, connections, bodies. Borrows: the queue.
+ * Owns: the listener, the thread, connections, bodies.
+ * Borrows: the queue.
  * Threads: an exchange taken from the queue belongs to the taker until kv_exchange_release; its
- * calls may come from one thread at a time. Errors: open names the address. write answers KV_BUSY
- * where the client reads too slowly and KV_CANCELLED where it is gone. Limits: body_bytes_max a
- * body (413 beyond it), 64 MiB or 16 bodies of all requests together (503), connections_max,
- * stream_buffer_bytes of answer that waits for its reader, connection_limit_ns without movement. */
+ * calls may come from one thread at a time.
+ * Errors: open names the address. write answers KV_BUSY where the client reads too slowly and
+ * KV_CANCELLED where it is gone.
+ * Limits: body_bytes_max a body (413 beyond it), 64 MiB or 16 bodies of all requests together
+ * (503), connections_max, stream_buffer_bytes of answer that waits for its reader,
+ * connection_limit_ns without movement. */
 #ifndef KV_GATEWAY_HTTP_H
 #define KV_GATEWAY_HTTP_H
 

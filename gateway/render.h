@@ -1,6 +1,7 @@
 /* OpenAI's answers: JSON bodies and server-sent events.
  *
- * Pure. Threads: any. Every text is allocated; free() by the caller. */
+ * Pure; every text is allocated, free() by the caller.
+ * Threads: any. */
 #ifndef KV_GATEWAY_RENDER_H
 #define KV_GATEWAY_RENDER_H
 

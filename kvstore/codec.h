@@ -1,7 +1,8 @@
 /* Codecs of records on disk. Each unit is encoded alone, so that it can be read alone.
  *
- * Threads: any; free of state. Errors: decoding answers KV_CORRUPT for bytes that no encoder made;
- * it never writes past its output. */
+ * Threads: any; free of state.
+ * Errors: decoding answers KV_CORRUPT for bytes that no encoder made; it never writes past its
+ * output. */
 #ifndef KV_KVSTORE_CODEC_H
 #define KV_KVSTORE_CODEC_H
 

@@ -2,9 +2,10 @@
  *
  * Two make it: RocksDB, and a table in memory for tests. A batch is applied whole or not at all.
  *
- * Owns: its database. Borrows: a batch during the call.
- * Threads: write from one thread (the index writer) at a time, iterate before it starts. Errors:
- * KV_CORRUPT from open: the database is damaged, remove and rebuild it; KV_IO otherwise. */
+ * Owns: its database.
+ * Borrows: a batch during the call.
+ * Threads: write from one thread (the index writer) at a time, iterate before it starts.
+ * Errors: KV_CORRUPT from open: the database is damaged, remove and rebuild it; KV_IO otherwise. */
 #ifndef KV_KVSTORE_INDEX_H
 #define KV_KVSTORE_INDEX_H
 

@@ -10,9 +10,10 @@
  * Threads: a store belongs to one thread, which makes every call but kvist_keys and
  * kvist_namespace_* (pure functions, any thread). Callbacks run only inside kvist_store_poll, on
  * that thread, never before the call that asked returns. kvist_store_fd is readable when a poll has
- * something to do. Errors: kv_status_t (base/status.h). A cache may miss; KV_CORRUPT and KV_IO
- * never leave the store as an answer: they shorten a match, with a reason, and are counted. Limits:
- * one layer group; 2^32 - 1 objects; chains of up to KVIST_CHAIN_BLOCKS_MAX blocks. */
+ * something to do.
+ * Errors: kv_status_t (base/status.h). A cache may miss; KV_CORRUPT and KV_IO never leave the store
+ * as an answer: they shorten a match, with a reason, and are counted.
+ * Limits: one layer group; 2^32 - 1 objects; chains of up to KVIST_CHAIN_BLOCKS_MAX blocks. */
 #ifndef KVIST_H
 #define KVIST_H
 
@@ -26,9 +27,7 @@
 
 enum { KVIST_KEY_BYTES = 32, KVIST_ARITHMETIC_BYTES_MAX = 47, KVIST_CHAIN_BLOCKS_MAX = 1 << 20 };
 
-/* ---- identity
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- identity ---- */
 
 /* A namespace's id, or the key of a block: SHA-256; the encoding is in docs/formats.md. */
 typedef struct {
@@ -60,9 +59,7 @@ void kvist_keys(const kvist_key_t *name_space, const uint32_t *tokens, size_t to
 kv_status_t kvist_fingerprint_file(
     const char *path, const char *cache_folder, kvist_key_t *key_out, kv_error_t *error);
 
-/* ---- the store
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- the store ---- */
 
 typedef enum {
     KVIST_TIER_DEVICE,
@@ -130,8 +127,7 @@ void kvist_store_poll(kvist_store_t *store); /* never blocks */
 void kvist_store_flush(
     kvist_store_t *store, void (*done)(void *context, kv_status_t status), void *context);
 
-/* ---- leases: a sequence's hold on its blocks
- * ------------------------------------------------------------------ *
+/* ---- leases: a sequence's hold on its blocks ----
  *
  *            match              prepare              callback             seal (per block)
  *   (none) ---------> matched ----------> preparing ----------> ready ----------------------> ready
@@ -204,9 +200,7 @@ const char *kvist_lease_arithmetic(const kvist_lease_t *lease, uint32_t block);
  * cancels a prepare. */
 void kvist_lease_release(kvist_lease_t *lease);
 
-/* ---- looking in
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- looking in ---- */
 
 typedef struct {
     uint64_t capacity_bytes, used_bytes; /* used: by objects, counted, never scanned */

@@ -1,7 +1,8 @@
 /* A set of short byte strings, each known by a small number: namespaces, arithmetic ids, origins.
  *
  * Entries in the object table keep the number. Names are never forgotten while the store is open.
- * Owns: copies of the names. Threads: the store's. */
+ * Owns: copies of the names.
+ * Threads: the store's. */
 #ifndef KV_KVSTORE_NAMES_H
 #define KV_KVSTORE_NAMES_H
 

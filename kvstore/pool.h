@@ -13,8 +13,8 @@
  *
  * Beside each slot stand the token ids of its block, to be compared when it is found.
  *
- * Owns: the bookkeeping and the token ids, not the slots' bytes. Threads: the store's; a worker
- * may write the token ids of a loading slot. */
+ * Owns: the bookkeeping and the token ids, not the slots' bytes.
+ * Threads: the store's; a worker may write the token ids of a loading slot. */
 #ifndef KV_KVSTORE_POOL_H
 #define KV_KVSTORE_POOL_H
 

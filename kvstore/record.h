@@ -13,7 +13,8 @@
  *     is bound to key and layout.
  *  4. key = SHA-256 of parent and tokens: a header that contradicts itself is damaged.
  *
- * The byte layout is in docs/formats.md. Threads: any; free of state. */
+ * The byte layout is in docs/formats.md.
+ * Threads: any; free of state. */
 #ifndef KV_KVSTORE_RECORD_H
 #define KV_KVSTORE_RECORD_H
 

@@ -4,11 +4,12 @@
  * or an error ended it; a short transfer is continued. Files are opened by the caller and known to
  * the ring by a small number. Buffers lie inside the one region given at the start.
  *
- * Owns: the ring, its threads. Borrows: the region; a request from kv_ring_submit until its done()
- * ran; a file's descriptor until kv_ring_remove_file.
- * Threads: the owner's. done() runs only inside kv_ring_poll. Errors: done() gets an errno value;
- * ENODATA where the file ends before the request does. Limits: KV_RING_DEPTH requests are under
- * way at once, the others wait in order. */
+ * Owns: the ring, its threads.
+ * Borrows: the region; a request from kv_ring_submit until its done() ran; a file's descriptor
+ * until kv_ring_remove_file.
+ * Threads: the owner's. done() runs only inside kv_ring_poll.
+ * Errors: done() gets an errno value; ENODATA where the file ends before the request does.
+ * Limits: KV_RING_DEPTH requests are under way at once, the others wait in order. */
 #ifndef KV_KVSTORE_RING_H
 #define KV_KVSTORE_RING_H
 

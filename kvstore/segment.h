@@ -8,16 +8,16 @@
  *
  * Rules:
  *  1. A life has a generation, greater than every earlier one in the directory; it is in the
- *  header,
- *     durable before the life's first record is written. Records and index entries carry it.
+ *     header, durable before the life's first record is written. Records and index entries carry
+ *     it.
  *  2. Records are appended; no byte of a life is written twice.
  *  3. A segment is reclaimed whole: its objects' places are forgotten, the next prepare gives it a
  *     new generation. Nothing is read or erased for that.
  *  4. A segment that is in use (a read, a write or an index entry under way) is not reclaimed.
  *
  * Owns: the files' descriptors (at most KV_RING_FILES_MAX are open; the rest is opened on demand).
- * Threads: the store's, but for kv_segment_prepare (blocking; a worker's). Errors: KV_NO_SPACE when
- * the disk has no room, KV_IO. */
+ * Threads: the store's, but for kv_segment_prepare (blocking; a worker's).
+ * Errors: KV_NO_SPACE when the disk has no room, KV_IO. */
 #ifndef KV_KVSTORE_SEGMENT_H
 #define KV_KVSTORE_SEGMENT_H
 

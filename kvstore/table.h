@@ -10,7 +10,9 @@
  * A number costs 88 bytes and 5.4 to 8 bytes of the hash index. A *dead* object is out of the index
  * and of the tree; it waits until nobody holds it.
  *
- * Owns: everything in it. Threads: the store's. Limits: 2^32 - 1 objects. */
+ * Owns: everything in it.
+ * Threads: the store's.
+ * Limits: 2^32 - 1 objects. */
 #ifndef KV_KVSTORE_TABLE_H
 #define KV_KVSTORE_TABLE_H
 

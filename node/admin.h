@@ -1,10 +1,12 @@
 /* The admin socket: a Unix socket on which a node answers `kvist` (proto/admin.proto).
  *
- * Owns: the socket and its file (mode 0600), the connections. Borrows: the reactor, the handlers.
+ * Owns: the socket and its file (mode 0600), the connections.
+ * Borrows: the reactor, the handlers.
  * Threads: the reactor's.
  * Errors: open is KV_BUSY, with pid and path, where a living process has the socket; one that a
  * dead process left is replaced. A broken frame or an unknown request is answered and closes the
- * connection. Limits: KV_ADMIN_CONNECTIONS_MAX connections, one request at a time on each. */
+ * connection.
+ * Limits: KV_ADMIN_CONNECTIONS_MAX connections, one request at a time on each. */
 #ifndef KV_NODE_ADMIN_H
 #define KV_NODE_ADMIN_H
 

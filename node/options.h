@@ -6,8 +6,8 @@
  * Owns: every string in a kv_options_t, until kv_options_clear.
  * Threads: set-up only; a loaded kv_options_t is read-only.
  * Errors: KV_INVALID with file and line (or "command line"), field, value and bound; KV_MISSING or
- * KV_REFUSED for a file that cannot be read. Limits: a file of 1 MiB; lists of
- * KV_OPTION_LIST_MAX. */
+ * KV_REFUSED for a file that cannot be read.
+ * Limits: a file of 1 MiB; lists of KV_OPTION_LIST_MAX. */
 #ifndef KV_NODE_OPTIONS_H
 #define KV_NODE_OPTIONS_H
 

@@ -1,7 +1,7 @@
 /* The reactor: the one thread that owns a node's state, as a libuv loop.
  *
- * Owns: the loop, its signal handlers (SIGPIPE is ignored), watches and timers. Borrows: attached
- * descriptors, until their watch is detached.
+ * Owns: the loop, its signal handlers (SIGPIPE is ignored), watches and timers.
+ * Borrows: attached descriptors, until their watch is detached.
  * Threads: one, the thread that runs it; other threads reach it through a kv_queue_t whose
  * descriptor is attached. Callbacks run only inside kv_reactor_run.
  * Errors: create fails with KV_NO_SPACE; attaching a descriptor that cannot be polled breaks an

@@ -4,9 +4,8 @@
  * The order of things is the machine's (transport/pd.h); this file carries its actions out and
  * feeds it what happens.
  *
- * Owns: copies of the message's fields, the lease, the running computation. Borrows: the core, and
- * the peer until
- *   peer_down.
+ * Owns: copies of the message's fields, the lease, the running computation.
+ * Borrows: the core, and the peer until peer_down.
  * Threads: the reactor's.
  * Errors: a message that is out of bounds is answered with Prefilled and its status, and makes no
  * request. */

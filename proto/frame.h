@@ -3,7 +3,8 @@
  *
  * Threads: any; free of state but for the reader, which belongs to its connection.
  * Errors: a length of 0 or above KV_FRAME_BYTES_MAX is KV_INVALID: the stream cannot be followed
- * any further. Limits: KV_FRAME_BYTES_MAX holds a prompt of a million tokens. */
+ * any further.
+ * Limits: KV_FRAME_BYTES_MAX holds a prompt of a million tokens. */
 #ifndef KV_PROTO_FRAME_H
 #define KV_PROTO_FRAME_H
 

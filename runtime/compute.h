@@ -1,9 +1,9 @@
 /* The compute thread: runs the engine for every sequence of a node, prompts in chunks and
  * generation in batches.
  *
- *   submitted --> prompt, a chunk at a time --> first token --> generating, a token a step --> ended
- *        \                                                          ^
- *         +------------------ KV came from elsewhere ---------------+
+ *   submitted --> prompt, chunk by chunk --> first token --> generating, a token a step --> ended
+ *        \                                                       ^
+ *         +----------------- KV came from elsewhere -------------+
  *
  * Each turn of the loop takes one decode step for all generating sequences, then one chunk of the
  * oldest prompt: a long prompt delays running decodes by a chunk at a time. On a prefill node
@@ -14,9 +14,9 @@
  * Borrows: the engine (no one else may call it while the thread lives); each block table and its
  * slots from submit until the sequence's ENDED event: the last access to them is before it.
  * Threads: submit, cancel and poll belong to the owner thread (the reactor). Events come through a
- * queue whose descriptor is kv_compute_fd. Errors: submit answers KV_BUSY at
- * KV_COMPUTE_SEQUENCES_MAX and KV_INVALID for tokens or lengths out of bounds. A failure of the
- * engine ends the sequence with its status. */
+ * queue whose descriptor is kv_compute_fd.
+ * Errors: submit answers KV_BUSY at KV_COMPUTE_SEQUENCES_MAX and KV_INVALID for tokens or lengths
+ * out of bounds. A failure of the engine ends the sequence with its status. */
 #ifndef KV_RUNTIME_COMPUTE_H
 #define KV_RUNTIME_COMPUTE_H
 

@@ -1,14 +1,15 @@
 /* The core of an engine node: what a prefill node and a decode node have in common, opened in
  * order and closed in reverse.
  *
- *   device -> engine (weights, KV arena) -> store (over the arena) -> compute thread -> mover ->
- *   peers -> admin socket
+ *   device -> engine (weights, KV arena) -> store (over the arena)
+ *          -> compute thread -> mover -> peers -> admin socket
  *
  * A binary's main gives its role: how a message becomes a request, and what a request does. The
  * core opens a data link beside each peer that moves KV, answers the admin socket, counts tokens,
  * and stops in order.
  *
- * Owns: all of the above. Borrows: the options.
+ * Owns: all of the above.
+ * Borrows: the options.
  * Threads: the reactor's; callbacks run there.
  * Errors: kv_core_run returns what failed to open, named; afterwards KV_OK at an orderly stop. */
 #ifndef KV_RUNTIME_CORE_H

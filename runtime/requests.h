@@ -3,8 +3,9 @@
  * A role (prefill, decode) makes requests and gives their functions; the node hands every message,
  * event and tick to the request that says it is its own, and destroys those that are done.
  *
- * Owns: the requests, once added. Threads: the reactor's. Limits: KV_REQUESTS_MAX living requests.
- * */
+ * Owns: the requests, once added.
+ * Threads: the reactor's.
+ * Limits: KV_REQUESTS_MAX living requests. */
 #ifndef KV_RUNTIME_REQUESTS_H
 #define KV_RUNTIME_REQUESTS_H
 

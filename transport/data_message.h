@@ -4,8 +4,8 @@
  *   welcome  "KVW1"                       the accepting side's answer
  *   blocks   "KVB1" header checksums data the same range of block_count blocks of a transfer
  *
- * Threads: any, free of state. Errors: KV_INVALID names the field; lengths are checked before use.
- * */
+ * Threads: any, free of state.
+ * Errors: KV_INVALID names the field; lengths are checked before use. */
 #ifndef KV_TRANSPORT_DATA_MESSAGE_H
 #define KV_TRANSPORT_DATA_MESSAGE_H
 

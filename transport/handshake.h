@@ -11,8 +11,9 @@
  * challenge, so that nothing of another connection serves again; the role keeps a side from being
  * answered with its own proof; the bytes as they were leave nothing to interpretation.
  *
- * Owns: nothing but its state; the key is borrowed. Threads: any. Errors: KV_REFUSED with the
- * field that differs. */
+ * Owns: nothing but its state; the key is borrowed.
+ * Threads: any.
+ * Errors: KV_REFUSED with the field that differs. */
 #ifndef KV_TRANSPORT_HANDSHAKE_H
 #define KV_TRANSPORT_HANDSHAKE_H
 

@@ -2,8 +2,8 @@
  * themselves, so that handing one over can neither fail nor be refused: what bounds the list is the
  * bound on the operations that its nodes stand for.
  *
- * Owns: the descriptor; nodes belong to it between push and pop. Threads: any; the mutex is held
- * for a few instructions. */
+ * Owns: the descriptor; nodes belong to it between push and pop.
+ * Threads: any; the mutex is held for a few instructions. */
 #ifndef KV_TRANSPORT_MAILBOX_H
 #define KV_TRANSPORT_MAILBOX_H
 

@@ -19,8 +19,9 @@
  * nothing is ever written to it after those. A message for an unknown transfer, or from another
  * link than was expected, is dropped and counted.
  *
- * Owns: the thread, the wire, staging memory. Borrows: the device and its arena for its life; a
- * piece's source slots until its SENT; an expectation's slots until LANDED or REVOKED.
+ * Owns: the thread, the wire, staging memory.
+ * Borrows: the device and its arena for its life; a piece's source slots until its SENT; an
+ * expectation's slots until LANDED or REVOKED.
  * Threads: every call from any thread (a compute thread may send the layer it just finished);
  * kv_mover_poll from one thread, which is woken by kv_mover_fd. No call blocks on the network.
  * Errors: KV_BUSY at a bound (nothing changed), KV_INVALID for slots and ranges outside the arena.

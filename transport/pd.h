@@ -10,8 +10,9 @@
  * outcomes that hand slots on only when nothing can be written to them any more and nothing is
  * being read from them; no action but an answer to a late Fetch after the outcome.
  *
- * Owns: nothing. Threads: as its caller. No allocation, no clock: deadlines are events. Errors: an
- * event that does not fit the state is ignored (peers send what they like). */
+ * Owns: nothing.
+ * Threads: as its caller. No allocation, no clock: deadlines are events.
+ * Errors: an event that does not fit the state is ignored (peers send what they like). */
 #ifndef KV_TRANSPORT_PD_H
 #define KV_TRANSPORT_PD_H
 

@@ -7,14 +7,15 @@
  * process); a reset or an end of stream is noticed at once. Connections that this side opened are
  * opened again, for ever, until kv_peers_destroy.
  *
- * Owns: its sockets, timers and queued frames. Borrows: the loop, which must outlive it.
+ * Owns: its sockets, timers and queued frames.
+ * Borrows: the loop, which must outlive it.
  * Threads: everything on the loop's thread; callbacks run from the loop, never before a call of
  * this header returns (kv_peer_close included: its down() comes later, from the loop).
  * Errors: KV_INVALID for addresses and parameters, KV_BUSY for a full send queue, KV_IO where the
  * listener cannot be opened. Whoever does not pass the handshake is closed, logged with the reason
- * and counted (kvist_peers_refused_total). Limits: KV_PEERS_MAX connections, of which
- * KV_PEERS_PENDING_MAX may be in their handshake; KV_PEER_QUEUE_BYTES_MAX of queued frames a peer.
- */
+ * and counted (kvist_peers_refused_total).
+ * Limits: KV_PEERS_MAX connections, of which KV_PEERS_PENDING_MAX may be in their handshake;
+ * KV_PEER_QUEUE_BYTES_MAX of queued frames a peer. */
 #ifndef KV_TRANSPORT_PEERS_H
 #define KV_TRANSPORT_PEERS_H
 

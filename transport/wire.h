@@ -4,10 +4,11 @@
  * arrive whole, or not at all; their order is not promised. ucx/ucx_wire.c is the real one,
  * loopback.c its plain twin within one process.
  *
- * Owns: a side owns its pipes. Borrows: message bytes, from send until done.
- * Threads: a side belongs to one thread. Upcalls run inside progress and drop only; received,
- * sent and opened must not call back into the driver but for send; lost and requested may call
- * anything but progress and drop.
+ * Owns: a side owns its pipes.
+ * Borrows: message bytes, from send until done.
+ * Threads: a side belongs to one thread. Upcalls run inside progress and drop only; received, sent
+ * and opened must not call back into the driver but for send; lost and requested may call anything
+ * but progress and drop.
  * Errors: a pipe that broke says lost once and stays until dropped. */
 #ifndef KV_TRANSPORT_WIRE_H
 #define KV_TRANSPORT_WIRE_H

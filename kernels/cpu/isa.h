@@ -1,6 +1,7 @@
 /* The instruction sets that the CPU's kernels are written for, and which of them to use here.
  *
- * Threads: any. Errors: KV_INVALID for an unknown value of KVIST_ISA. */
+ * Threads: any.
+ * Errors: KV_INVALID for an unknown value of KVIST_ISA. */
 #ifndef KV_KERNELS_CPU_ISA_H
 #define KV_KERNELS_CPU_ISA_H
 

@@ -5,8 +5,9 @@
  * is one panel against some tiles. A tile has one fixed height, so that a row is computed by the
  * same instructions wherever a chunk begins.
  *
- * Owns: the packed weights. Threads: created and destroyed by one thread; run on any thread, with
- * that thread's number. Errors: KV_FATAL with oneDNN's status. */
+ * Owns: the packed weights.
+ * Threads: created and destroyed by one thread; run on any thread, with that thread's number.
+ * Errors: KV_FATAL with oneDNN's status. */
 #ifndef KV_KERNELS_CPU_MATMUL_H
 #define KV_KERNELS_CPU_MATMUL_H
 

@@ -1,5 +1,5 @@
-/* Questions to a node's admin socket, as the commands ask them. Threads: any; each blocks for at
- * most its limit. */
+/* Questions to a node's admin socket, as the commands ask them.
+ * Threads: any; each blocks for at most its limit. */
 #ifndef KV_TOOLS_ADMIN_H
 #define KV_TOOLS_ADMIN_H
 

@@ -1,6 +1,7 @@
 /* Command-line arguments of `kvist`'s commands: a table each, from which --help is printed.
  *
- * Owns: nothing; text values point into argv. Threads: any.
+ * Owns: nothing; text values point into argv.
+ * Threads: any.
  * Errors: an unknown option names the nearest known one, a number out of bounds its bounds. */
 #ifndef KV_TOOLS_ARGUMENTS_H
 #define KV_TOOLS_ARGUMENTS_H

@@ -1,7 +1,8 @@
 /* Processes that outlive the command that started them.
  *
  * A process is named by its id and its start time (in ticks since boot, from /proc): the pair is
- * never reused, so nothing that Kvist did not start is ever signalled. Threads: any. */
+ * never reused, so nothing that Kvist did not start is ever signalled.
+ * Threads: any. */
 #ifndef KV_TOOLS_CHILD_H
 #define KV_TOOLS_CHILD_H
 

@@ -1,8 +1,8 @@
 /* The plan of a new cluster: which nodes, with which command lines and ports.
  *
- * Threads: one, under the folder's lock. Errors: a port that is taken, a model that is not there,
- * an option that no node knows or that the plan itself sets: KV_INVALID or KV_MISSING, with what
- * to do. */
+ * Threads: one, under the folder's lock.
+ * Errors: a port that is taken, a model that is not there, an option that no node knows or that the
+ * plan itself sets: KV_INVALID or KV_MISSING, with what to do. */
 #ifndef KV_TOOLS_CLUSTER_PLAN_H
 #define KV_TOOLS_CLUSTER_PLAN_H
 

@@ -1,8 +1,9 @@
 /* One completion from the endpoint, streamed: what a client sees and what the cache did.
  *
  * Owns: an answer's text and arrival times, until kv_answer_clear.
- * Threads: any number at once. Errors: what the endpoint answered, in its words; KV_CANCELLED when
- * the listener ended it (the answer then holds what had arrived). */
+ * Threads: any number at once.
+ * Errors: what the endpoint answered, in its words; KV_CANCELLED when the listener ended it (the
+ * answer then holds what had arrived). */
 #ifndef KV_TOOLS_COMPLETION_H
 #define KV_TOOLS_COMPLETION_H
 
