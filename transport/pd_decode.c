@@ -3,8 +3,7 @@
  *   IDLE --START--> RESERVING --RESERVED: EXPECT, SEND_PREFILL--> STREAMING
  *    |                  |  \                                       |      |
  *    | CANCEL           |   \ RESERVED, no peer                    |      | PREFILLED and LANDED,
- *    no
- *    |                  |    \                                     |      | fetch sends out
+ *    |                  |    \                                     |      | no fetch sends out
  *    |  RESERVE_FAILED  |     +------> DONE(FALL_BACK)             |      v
  *    |  TIMEOUT, CANCEL |                                          |     DONE(READY)
  *    v                  v                                          |

@@ -1,8 +1,7 @@
 /* The prefill node's side of one request (pd.h).
  *
- *   IDLE --START: MATCH--> MATCHING --MATCHED--> COMPUTING --COMPUTED--> DRAINING --last SENT-->
- *   DONE
- *                           |     \               ^   |                   |
+ *   IDLE --START: MATCH--> MATCHING --MATCHED--> COMPUTING --COMPUTED--> DRAINING
+ *                           |     \               ^   |                   | last SENT: DONE
  *                           |      \ the decode   |   |                   |
  *                           |       \ node holds  |   |                   |
  *                           |        \ more:      |   |                   |
@@ -17,8 +16,7 @@
  *            PEER_DOWN      v                 |  CANCEL, PEER_DOWN, a piece or compute failed:
  *                          DONE               v  STOP, REVOKE, CANCEL_PIECES
  *                           ^               ENDING
- *                           +-----------------+  COMPUTED, REVOKED and the last SENT, whatever is
- *                           out
+ *                           +-----------------+  COMPUTED, REVOKED, last SENT: whatever is out
  *
  * Invariants: 1. RELEASE comes once, on entering DONE, when nothing is expected (LANDED or
  * REVOKED), compute has ended and every piece had its SENT. 2. Prefilled is sent once, just
