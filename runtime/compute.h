@@ -1,7 +1,7 @@
 /* The compute thread: runs the engine for every sequence of a node, prompts in chunks and
  * generation in batches.
  *
- *   submitted --> prompt, chunk by chunk --> first token --> generating, a token a step --> ended
+ *   submitted --> prompt, chunk by chunk --> first token --> generating, a token a step -> ended
  *        \                                                       ^
  *         +----------------- KV came from elsewhere -------------+
  *
