@@ -70,10 +70,14 @@ static void on_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelo
 static void on_peer_up(void *context, kv_peer_t *peer)
 {
     kv_gateway_t *gateway = context;
-    if (kv_peer_role(peer) != KVIST__WIRE__ROLE__ROLE_DECODE ||
-        gateway->node_count == KV_GATEWAY_NODES_MAX) {
+    if (kv_peer_role(peer) != KVIST__WIRE__ROLE__ROLE_DECODE) {
         kv_log_warn("gateway", "peer %s at %s is no decode node: not used", kv_peer_name(peer),
             kv_peer_address(peer));
+        return;
+    }
+    if (gateway->node_count == KV_GATEWAY_NODES_MAX) {
+        kv_log_warn("gateway", "decode node %s at %s is one more than %d: not used",
+            kv_peer_name(peer), kv_peer_address(peer), KV_GATEWAY_NODES_MAX);
         return;
     }
     kv_decode_node_t *node = kv_allocate(sizeof *node);

@@ -335,6 +335,8 @@ static kv_status_t send_generate(kv_request_t *request, kv_peer_t *peer)
     generate.cache_mode = (Kvist__Wire__CacheMode)api->cache_mode;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_GENERATE;
     envelope.generate = &generate;
+    kv_log_debug(
+        "gateway", "request %s goes to %s as %s", request->id, kv_peer_name(peer), wire_id);
     return kv_peer_send(peer, &envelope);
 }
 

@@ -76,7 +76,6 @@ typedef enum {
     KVIST_MISS_NONE,     /* everything that was asked for was found */
     KVIST_MISS_NEW,      /* the next block was never stored */
     KVIST_MISS_SHORT,    /* what is left is less than a block */
-    KVIST_MISS_PENDING,  /* being stored right now */
     KVIST_MISS_DAMAGED,  /* held, but the bytes are not what was stored; it and its descendants were
                             dropped */
     KVIST_MISS_FAILED,   /* could not be read now; it stays */

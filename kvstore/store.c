@@ -24,7 +24,7 @@ const char *kvist_tier_name(kvist_tier_t tier)
 const char *kvist_miss_name(kvist_miss_t miss)
 {
     static const char *const NAMES[KVIST_MISS_COUNT] = {
-        "none", "new", "short", "pending", "damaged", "failed", "bypassed"};
+        "none", "new", "short", "damaged", "failed", "bypassed"};
     return (unsigned)miss < KVIST_MISS_COUNT ? NAMES[miss] : "unknown";
 }
 

@@ -122,7 +122,7 @@ const kv_option_t KV_OPTIONS[] = {
 
     NUMBER(PREFILL, prefill, queue_max, "64", 1, 65536,
         "prompts that may wait; one more is refused as busy"),
-    DURATION(PREFILL, prefill, request_limit, "300s", 100 * MS, 24 * HOUR,
+    DURATION(PREFILL, prefill, request_limit, "120s", 100 * MS, 24 * HOUR,
         "longest life of a request here"),
 
     ADDRESSES(DECODE, decode, prefill_nodes,
@@ -134,7 +134,7 @@ const kv_option_t KV_OPTIONS[] = {
     NUMBER(DECODE, decode, max_tokens, "4096", 1, 1 << 20, "most tokens that one request may get"),
     DURATION(DECODE, decode, reserve_limit, "2s", 10 * MS, HOUR,
         "longest wait for free slots before a request is refused as busy"),
-    DURATION(DECODE, decode, transfer_limit, "300s", 100 * MS, 24 * HOUR,
+    DURATION(DECODE, decode, transfer_limit, "120s", 100 * MS, 24 * HOUR,
         "longest wait for a prefill node's KV before the node computes the prompt itself"),
 
     TEXT(GATEWAY, gateway, http_host, KV_OPTION_STRING, "127.0.0.1", 1, 255,

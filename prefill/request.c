@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "transport/pd.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -381,7 +382,8 @@ static void stop(void *context)
 static void take_fetched(kv_prefill_request_t *request, const Kvist__Wire__Fetched *fetched)
 {
     kv_status_t status = (kv_status_t)fetched->status;
-    if (request->fetched_arithmetic != NULL || fetched->transfer_id != request->machine.fetch_id) {
+    if (request->machine.fetch_id == 0 || request->fetched_arithmetic != NULL ||
+        fetched->transfer_id != request->machine.fetch_id) {
         return;
     }
     uint32_t wanted = request->machine.decode_held - request->matched_blocks;

@@ -28,6 +28,7 @@ typedef struct {
     kv_admin_t *admin;
     kv_watch_t *store_watch, *compute_watch, *mover_watch;
     kv_timer_t *tick;
+    bool ticking; /* only while there are requests: an idle node sleeps */
     kv_requests_t requests;
     uint64_t last_request_id, started_ns;
 } core_t;
@@ -212,6 +213,14 @@ static void peer_down(void *context, kv_peer_t *peer, kv_status_t status, const 
     }
 }
 
+static void keep_ticking(core_t *core)
+{
+    if (!core->ticking) {
+        core->ticking = true;
+        kv_timer_start(core->tick, KV_CORE_TICK_MS, KV_CORE_TICK_MS);
+    }
+}
+
 static void peer_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     core_t *core = context;
@@ -220,6 +229,7 @@ static void peer_message(void *context, kv_peer_t *peer, const Kvist__Wire__Enve
     if (request != NULL) {
         core->last_request_id++;
         kv_requests_add(&core->requests, request);
+        keep_ticking(core);
     } else {
         kv_requests_message(&core->requests, peer, message);
     }
@@ -292,7 +302,12 @@ static void ticked(void *context)
     kv_requests_tick(&core->requests, kv_clock_now_ns());
     uint32_t running = kv_requests_running(&core->requests);
     kv_peers_set_load(core->public.peers, core->requests.count - running, running);
-    if (core->public.stopping && core->requests.count == 0) {
+    if (core->requests.count > 0) {
+        return;
+    }
+    kv_timer_stop(core->tick);
+    core->ticking = false;
+    if (core->public.stopping) {
         kv_reactor_end(core->public.reactor);
     }
 }
@@ -302,12 +317,11 @@ static void stop(void *context)
     core_t *core = context;
     kv_log_info("runtime", "stopping: requests end, then the store is made durable");
     core->public.stopping = true;
+    keep_ticking(core);
     kv_requests_stop(&core->requests);
 }
 
-/* ---- admin socket
- * ------------------------------------------------------------------------------------------------
- * */
+/* ---- admin socket ---- */
 
 typedef struct {
     Kvist__Admin__Peer *peers;
@@ -598,7 +612,6 @@ static kv_status_t open_all(core_t *core, kv_error_t *error)
         core->mover_watch =
             kv_reactor_attach(public->reactor, kv_mover_fd(public->mover), mover_ready, core);
         core->tick = kv_timer_create(public->reactor, ticked, core);
-        kv_timer_start(core->tick, KV_CORE_TICK_MS, KV_CORE_TICK_MS);
         kv_reactor_on_stop(public->reactor, stop, core);
     }
     return status;

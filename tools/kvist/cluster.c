@@ -22,7 +22,7 @@
 enum {
     HEALTH_LIMIT_MS = 120000,
     STOP_LIMIT_MS = 30000, /* everything unsaved goes to disk in this time */
-    TERM_LIMIT_MS = 5000,
+    TERM_LIMIT_MS = 20000,
     KILL_LIMIT_MS = 5000,
     LOG_LINES_SHOWN = 12,
 };
