@@ -2,49 +2,33 @@
  * makes a request of it (request.c). */
 #include "decode/request.h"
 #include "node/process.h"
+#include "runtime/message.h"
 
 /* What a peer sent is checked before anything is made of it. */
 static kv_status_t validate(
     kv_core_t *core, const Kvist__Wire__Generate *message, kv_error_t *error)
 {
-    const kv_engine_info_t *info = core->info;
-    uint32_t limit = core->options->decode.queue_max;
-    if (core->stopping) {
-        return kv_fail(error, KV_BUSY, "the node is stopping");
+    uint32_t context_tokens_max = core->info->context_tokens_max;
+    kv_message_prompt_t prompt = {
+        message->tokens, message->n_tokens, message->sampling, message->cache_mode};
+    kv_status_t status =
+        kv_message_check_room(core, core->options->decode.queue_max, "decode.queue_max", error);
+    if (status == KV_OK) {
+        status = kv_message_check_prompt(core, &prompt, error);
     }
-    if (core->request_count >= (limit < KV_REQUESTS_MAX ? limit : KV_REQUESTS_MAX)) {
-        return kv_fail(
-            error, KV_BUSY, "%u requests wait already (decode.queue_max)", core->request_count);
-    }
-    if (message->n_tokens == 0) {
-        return kv_fail(error, KV_INVALID, "tokens: none (at least 1)");
+    if (status != KV_OK) {
+        return status;
     }
     if (message->max_tokens == 0 || message->max_tokens > core->options->decode.max_tokens) {
         return kv_fail(error, KV_INVALID, "max_tokens is %u (1 to %u, decode.max_tokens)",
             message->max_tokens, core->options->decode.max_tokens);
     }
-    if (message->n_tokens + message->max_tokens > info->context_tokens_max) {
+    if (message->n_tokens + message->max_tokens > context_tokens_max) {
         return kv_fail(error, KV_INVALID,
             "%zu prompt tokens and %u to generate do not fit the model's context of %u tokens",
-            message->n_tokens, message->max_tokens, info->context_tokens_max);
+            message->n_tokens, message->max_tokens, context_tokens_max);
     }
-    for (size_t i = 0; i < message->n_tokens; i++) {
-        if (message->tokens[i] >= info->vocabulary_count) {
-            return kv_fail(error, KV_INVALID, "tokens[%zu] is %u, the vocabulary has %u", i,
-                message->tokens[i], info->vocabulary_count);
-        }
-    }
-    if (message->sampling == NULL) {
-        return kv_fail(error, KV_INVALID, "sampling is required");
-    }
-    if (message->cache_mode > KVIST__WIRE__CACHE_MODE__CACHE_BYPASS) {
-        return kv_fail(error, KV_INVALID, "cache_mode is %d (0 to 3)", (int)message->cache_mode);
-    }
-    kv_sampling_t sampling = {.temperature = message->sampling->temperature,
-        .top_k = message->sampling->top_k,
-        .top_p = message->sampling->top_p,
-        .seed = message->sampling->seed};
-    return kv_sampling_validate(&sampling, error);
+    return KV_OK;
 }
 
 /* The prefill node with the fewest requests. */

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "runtime/message.h"
 #include "transport/pd.h"
 
 #include <stdio.h>
@@ -454,12 +455,7 @@ kv_decode_request_t *kv_decode_request_create(kv_core_t *core, uint64_t id, kv_p
         kv_allocate_array(message->n_tokens + message->max_tokens, sizeof *request->tokens);
     memcpy(request->tokens, message->tokens, message->n_tokens * sizeof *request->tokens);
     request->ignore_end = message->ignore_end;
-    request->sampling = (kv_sampling_t){
-        .temperature = message->sampling->temperature,
-        .top_k = message->sampling->top_k,
-        .top_p = message->sampling->top_p,
-        .seed = message->sampling->seed,
-    };
+    request->sampling = kv_message_sampling(message->sampling);
     request->salt_bytes = message->salt.len;
     request->salt = kv_allocate(message->salt.len);
     if (message->salt.len > 0) {

@@ -1,44 +1,32 @@
 /* kvist-prefill: computes prompts for decode nodes. This file checks what a decode node sent and
  * makes a request of it (request.c). */
-#include "base/check.h"
-#include "base/log.h"
 #include "node/process.h"
 #include "prefill/request.h"
+#include "runtime/message.h"
 
 #include <string.h>
 
 /* What a peer sent is checked before anything is made of it. */
 static kv_status_t validate(kv_core_t *core, const Kvist__Wire__Prefill *message, kv_error_t *error)
 {
-    const kv_engine_info_t *info = core->info;
-    uint32_t limit = core->options->prefill.queue_max;
-    if (core->stopping) {
-        return kv_fail(error, KV_BUSY, "the node is stopping");
+    uint32_t block_tokens = core->info->shape.block_tokens;
+    kv_message_prompt_t prompt = {
+        message->tokens, message->n_tokens, message->sampling, message->cache_mode};
+    kv_status_t status =
+        kv_message_check_room(core, core->options->prefill.queue_max, "prefill.queue_max", error);
+    if (status == KV_OK) {
+        status = kv_message_check_prompt(core, &prompt, error);
     }
-    if (core->request_count >= (limit < KV_REQUESTS_MAX ? limit : KV_REQUESTS_MAX)) {
-        return kv_fail(
-            error, KV_BUSY, "%u requests wait already (prefill.queue_max)", core->request_count);
+    if (status != KV_OK) {
+        return status;
     }
-    if (message->n_tokens == 0 || message->n_tokens >= info->context_tokens_max) {
-        return kv_fail(error, KV_INVALID, "tokens: %zu of them (1 to %u)", message->n_tokens,
-            info->context_tokens_max - 1);
-    }
-    for (size_t i = 0; i < message->n_tokens; i++) {
-        if (message->tokens[i] >= info->vocabulary_count) {
-            return kv_fail(error, KV_INVALID, "tokens[%zu] is %u, the vocabulary has %u", i,
-                message->tokens[i], info->vocabulary_count);
-        }
-    }
-    if (message->held_blocks > (message->n_tokens - 1) / info->shape.block_tokens) {
+    if (message->held_blocks > (message->n_tokens - 1) / block_tokens) {
         return kv_fail(error, KV_INVALID,
             "held_blocks is %u, the prompt has %zu whole ones before its last token",
-            message->held_blocks, (message->n_tokens - 1) / info->shape.block_tokens);
+            message->held_blocks, (message->n_tokens - 1) / block_tokens);
     }
-    if (message->transfer_id == 0 || message->sampling == NULL) {
-        return kv_fail(error, KV_INVALID, "transfer_id and sampling are required");
-    }
-    if (message->cache_mode > KVIST__WIRE__CACHE_MODE__CACHE_BYPASS) {
-        return kv_fail(error, KV_INVALID, "cache_mode is %d (0 to 3)", (int)message->cache_mode);
+    if (message->transfer_id == 0) {
+        return kv_fail(error, KV_INVALID, "transfer_id is 0 (at least 1)");
     }
     kvist_key_t name_space = kv_core_namespace(core, message->salt.data, message->salt.len);
     if (message->name_space.len != KVIST_KEY_BYTES ||
@@ -47,11 +35,7 @@ static kv_status_t validate(kv_core_t *core, const Kvist__Wire__Prefill *message
             "name_space is not this node's for that salt: model, layout, dtype or block size "
             "differ");
     }
-    kv_sampling_t sampling = {.temperature = message->sampling->temperature,
-        .top_k = message->sampling->top_k,
-        .top_p = message->sampling->top_p,
-        .seed = message->sampling->seed};
-    return kv_sampling_validate(&sampling, error);
+    return KV_OK;
 }
 
 static void *accept_prefill(

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "runtime/message.h"
 #include "transport/pd.h"
 
 #include <stdio.h>
@@ -330,12 +331,7 @@ kv_prefill_request_t *kv_prefill_request_create(
     request->token_count = (uint32_t)message->n_tokens;
     request->tokens = kv_allocate_array(message->n_tokens, sizeof *request->tokens);
     memcpy(request->tokens, message->tokens, message->n_tokens * sizeof *request->tokens);
-    request->sampling = (kv_sampling_t){
-        .temperature = message->sampling->temperature,
-        .top_k = message->sampling->top_k,
-        .top_p = message->sampling->top_p,
-        .seed = message->sampling->seed,
-    };
+    request->sampling = kv_message_sampling(message->sampling);
     memcpy(request->name_space.bytes, message->name_space.data, KVIST_KEY_BYTES);
     request->mode = (kvist_mode_t)message->cache_mode;
     request->arrived_ns = kv_clock_now_ns();

@@ -1,0 +1,48 @@
+#include "runtime/message.h"
+
+kv_status_t kv_message_check_room(
+    const kv_core_t *core, uint32_t queue_max, const char *option, kv_error_t *error)
+{
+    if (core->stopping) {
+        return kv_fail(error, KV_BUSY, "the node is stopping");
+    }
+    if (core->request_count >= (queue_max < KV_REQUESTS_MAX ? queue_max : KV_REQUESTS_MAX)) {
+        return kv_fail(
+            error, KV_BUSY, "%u requests wait already (%s)", core->request_count, option);
+    }
+    return KV_OK;
+}
+
+kv_sampling_t kv_message_sampling(const Kvist__Wire__Sampling *sampling)
+{
+    return (kv_sampling_t){
+        .temperature = sampling->temperature,
+        .top_k = sampling->top_k,
+        .top_p = sampling->top_p,
+        .seed = sampling->seed,
+    };
+}
+
+kv_status_t kv_message_check_prompt(
+    const kv_core_t *core, const kv_message_prompt_t *prompt, kv_error_t *error)
+{
+    const kv_engine_info_t *info = core->info;
+    if (prompt->token_count == 0 || prompt->token_count >= info->context_tokens_max) {
+        return kv_fail(error, KV_INVALID, "tokens: %zu of them (1 to %u)", prompt->token_count,
+            info->context_tokens_max - 1);
+    }
+    for (size_t i = 0; i < prompt->token_count; i++) {
+        if (prompt->tokens[i] >= info->vocabulary_count) {
+            return kv_fail(error, KV_INVALID, "tokens[%zu] is %u, the vocabulary has %u", i,
+                prompt->tokens[i], info->vocabulary_count);
+        }
+    }
+    if (prompt->sampling == NULL) {
+        return kv_fail(error, KV_INVALID, "sampling is required");
+    }
+    if (prompt->cache_mode > KVIST__WIRE__CACHE_MODE__CACHE_BYPASS) {
+        return kv_fail(error, KV_INVALID, "cache_mode is %d (0 to 3)", (int)prompt->cache_mode);
+    }
+    kv_sampling_t sampling = kv_message_sampling(prompt->sampling);
+    return kv_sampling_validate(&sampling, error);
+}

@@ -1,0 +1,27 @@
+/* What both roles check in a peer's message before anything is made of it.
+ *
+ * Threads: any; free of state.
+ * Errors: KV_BUSY where the node takes no more, KV_INVALID with the field and its bound. */
+#ifndef KV_RUNTIME_MESSAGE_H
+#define KV_RUNTIME_MESSAGE_H
+
+#include "runtime/core.h"
+
+/* The fields that Generate and Prefill share. */
+typedef struct {
+    const uint32_t *tokens; /* [token_count] */
+    size_t token_count;
+    const Kvist__Wire__Sampling *sampling;
+    Kvist__Wire__CacheMode cache_mode;
+} kv_message_prompt_t;
+
+/* Whether the node takes another request. option: the name of the option that limits it. */
+kv_status_t kv_message_check_room(
+    const kv_core_t *core, uint32_t queue_max, const char *option, kv_error_t *error);
+
+kv_status_t kv_message_check_prompt(
+    const kv_core_t *core, const kv_message_prompt_t *prompt, kv_error_t *error);
+
+kv_sampling_t kv_message_sampling(const Kvist__Wire__Sampling *sampling);
+
+#endif
