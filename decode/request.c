@@ -576,8 +576,10 @@ static void take_fetch(kv_decode_request_t *request, const Kvist__Wire__Fetch *f
             request->request_id, fetch->block_count, fetch->first_block, held);
         return;
     }
-    request->fetch_first = fetch->first_block;
-    request->fetch_count = fetch->block_count;
+    if (!request->machine.fetching) { /* a second one is refused: the first one's blocks stay */
+        request->fetch_first = fetch->first_block;
+        request->fetch_count = fetch->block_count;
+    }
     post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_FETCH,
                       .transfer_id = fetch->transfer_id,
                       .first_block = fetch->first_block,
