@@ -43,6 +43,32 @@ static void keys_are_as_documented(void **state)
     assert_hex(&keys[0], "e642bd8d0437999390002bac63fc39a406651c722e95f9477dd62421c89f4404");
 }
 
+/* Short blocks are padded by hand, long ones hashed in pieces: against the whole message at once. */
+static void blocks_of_every_size_have_the_documented_key(void **state)
+{
+    (void)state;
+    enum { TOKENS_MAX = 300 };
+    uint32_t tokens[TOKENS_MAX];
+    uint8_t message[40 + 4 * TOKENS_MAX + 4];
+    uint64_t random = kv_test_seed();
+    kvist_key_t parent = kv_identity_digest("parent", 6);
+    for (uint32_t i = 0; i < TOKENS_MAX; i++) {
+        tokens[i] = (uint32_t)kv_test_random(&random);
+    }
+    for (uint32_t count = 0; count <= TOKENS_MAX; count++) {
+        kv_put_u32(message, 1);
+        memcpy(message + 4, parent.bytes, KVIST_KEY_BYTES);
+        kv_put_u32(message + 36, count);
+        for (uint32_t i = 0; i < count; i++) {
+            kv_put_u32(message + 40 + (size_t)4 * i, tokens[i]);
+        }
+        kv_put_u32(message + 40 + (size_t)4 * count, 0);
+        kvist_key_t expected = kv_identity_digest(message, 44 + (size_t)4 * count);
+        kvist_key_t key = kv_identity_block_key(&parent, tokens, count);
+        assert_memory_equal(key.bytes, expected.bytes, KVIST_KEY_BYTES);
+    }
+}
+
 static void every_field_of_a_namespace_counts(void **state)
 {
     (void)state;
@@ -128,6 +154,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_are_as_documented),
+        cmocka_unit_test(blocks_of_every_size_have_the_documented_key),
         cmocka_unit_test(every_field_of_a_namespace_counts),
         cmocka_unit_test(a_fingerprint_is_remembered_until_the_file_changes),
     };
