@@ -1,5 +1,8 @@
 /* XXH3, 64 bit: the checksum of every unit, record and wire fragment. It detects damage, not
- * malice. */
+ * malice.
+ *
+ * Threads: any. The widest instructions of the machine are used; the values do not depend on them.
+ */
 #ifndef KV_BASE_CHECKSUM_H
 #define KV_BASE_CHECKSUM_H
 
@@ -10,5 +13,14 @@ uint64_t kv_checksum(const void *bytes, size_t count);
 
 /* The checksum bound to what the bytes are: a value made with another seed never agrees. */
 uint64_t kv_checksum_seeded(const void *bytes, size_t count, uint64_t seed);
+
+/* Copies the range and gives its kv_checksum, in one pass over memory; the ranges do not overlap.
+ * The copy goes past the caches, so that it costs no read of the destination and drives nothing
+ * out. It is what was hashed but for a writer at the source in between: nobody may write there.
+ * Before another thread, the kernel or a device is told of the copy: kv_checksum_copy_fence. */
+uint64_t kv_checksum_copy(void *to, const void *from, size_t bytes);
+
+/* Makes this thread's copies visible in order, before what it does next. One for many copies. */
+void kv_checksum_copy_fence(void);
 
 #endif

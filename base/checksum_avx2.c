@@ -1,0 +1,3 @@
+#include "base/checksum_kernel.h"
+
+KV_CHECKSUM_KERNEL(kv_checksum_avx2);
