@@ -55,5 +55,9 @@ void kv_workers_destroy(kv_workers_t *workers)
 
 kv_status_t kv_workers_submit(kv_workers_t *workers, kv_job_t job)
 {
+    if (workers->thread_count == 0) {
+        job.run(job.argument);
+        return KV_OK;
+    }
     return kv_queue_push(workers->queue, &job);
 }

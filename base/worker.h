@@ -3,6 +3,7 @@
  *
  * A job is borrowed from submission until its run() returns; run() hands the result back itself, as
  * a rule by pushing onto the owner's queue. Jobs start in the order of submission.
+ * Without threads (a count of 0) a job runs inside submit: for tests that must be repeatable.
  * Errors: submit answers KV_BUSY at the bound. Destroy lets queued jobs finish, then joins. */
 #ifndef KV_BASE_WORKER_H
 #define KV_BASE_WORKER_H

@@ -16,15 +16,12 @@
 #include "base/log.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-enum { DIRECTORY_FORMAT = 1 };
+enum { DIRECTORY_FORMAT = 1, FORMAT_BYTES_MAX = 256 };
 #define SEGMENT_BYTES_DEFAULT ((uint64_t)64 << 20)
 #define SEGMENT_BYTES_MAX ((uint64_t)4 << 30)
 #define RUN_BYTES ((size_t)2 << 20) /* the largest single read or write */
@@ -35,36 +32,69 @@ static kv_status_t lock_directory(kv_disk_t *disk, kv_error_t *error)
 {
     char path[KV_FOLDER_BYTES + 16], holder[32] = {0};
     snprintf(path, sizeof path, "%s/lock", disk->folder);
-    disk->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (disk->lock_fd < 0) {
-        return kv_fail_errno(error, errno, "cannot make %s", path);
+    kv_files_t *files = disk->files;
+    int fd = files->ops->open(files, path, KV_FILES_WRITE | KV_FILES_CREATE);
+    if (fd < 0) {
+        return kv_fail_errno(error, -fd, "cannot make %s", path);
     }
-    if (flock(disk->lock_fd, LOCK_EX | LOCK_NB) != 0) {
-        ssize_t got = pread(disk->lock_fd, holder, sizeof holder - 1, 0);
+    disk->lock_fd = fd;
+    int locked = files->ops->lock(files, fd);
+    if (locked < 0 && locked != -EWOULDBLOCK) {
+        return kv_fail_errno(error, -locked, "cannot lock %s", path);
+    }
+    if (locked < 0) {
+        int64_t got = files->ops->read(files, fd, holder, sizeof holder - 1, 0);
         holder[got > 0 ? strcspn(holder, "\n") : 0] = '\0';
         return kv_fail(error, KV_BUSY, "the directory %s is in use by process %s", disk->folder,
             holder[0] != '\0' ? holder : "(unknown)");
     }
     int length = snprintf(holder, sizeof holder, "%ld\n", (long)getpid());
-    if (ftruncate(disk->lock_fd, 0) != 0 ||
-        pwrite(disk->lock_fd, holder, (size_t)length, 0) != length) {
+    if (files->ops->truncate(files, fd) < 0 ||
+        files->ops->write(files, fd, holder, (size_t)length, 0) != length) {
         kv_log_warn("store", "cannot write the process id to %s", path); /* it is for people */
     }
     return KV_OK;
 }
 
-static kv_status_t write_format(const char *path, uint64_t segment_bytes, kv_error_t *error)
+static kv_status_t write_format(
+    kv_files_t *files, const char *path, uint64_t segment_bytes, kv_error_t *error)
 {
-    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    char text[FORMAT_BYTES_MAX];
+    int length = snprintf(text, sizeof text, "kvist-store %d\nsegment_bytes %ju\n",
+        DIRECTORY_FORMAT, (uintmax_t)segment_bytes);
+    int fd = files->ops->open(files, path, KV_FILES_WRITE | KV_FILES_CREATE);
     if (fd < 0) {
-        return kv_fail_errno(error, errno, "cannot make %s", path);
+        return kv_fail_errno(error, -fd, "cannot make %s", path);
     }
-    bool good = dprintf(fd, "kvist-store %d\nsegment_bytes %ju\n", DIRECTORY_FORMAT,
-                    (uintmax_t)segment_bytes) > 0 &&
-                fsync(fd) == 0;
-    int reason = errno;
-    close(fd);
-    return good ? KV_OK : kv_fail_errno(error, reason, "cannot write %s", path);
+    int64_t result = files->ops->truncate(files, fd);
+    if (result >= 0) {
+        result = files->ops->write(files, fd, text, (size_t)length, 0);
+    }
+    if (result >= 0) {
+        result = files->ops->sync(files, fd);
+    }
+    files->ops->close(files, fd);
+    return result >= 0 ? KV_OK : kv_fail_errno(error, (int)-result, "cannot write %s", path);
+}
+
+/* The file's text, "" where there is none yet. */
+static kv_status_t load_format(
+    kv_files_t *files, const char *path, char text_out[FORMAT_BYTES_MAX], kv_error_t *error)
+{
+    text_out[0] = '\0';
+    int fd = files->ops->open(files, path, KV_FILES_READ);
+    if (fd == -ENOENT) {
+        return KV_OK;
+    }
+    int64_t got = fd < 0 ? fd : files->ops->read(files, fd, text_out, FORMAT_BYTES_MAX - 1, 0);
+    if (fd >= 0) {
+        files->ops->close(files, fd);
+    }
+    if (got < 0) {
+        return kv_fail_errno(error, (int)-got, "cannot read %s", path);
+    }
+    text_out[got] = '\0';
+    return KV_OK;
 }
 
 /* Another version is refused. A file that says nothing is written anew: each segment's header holds
@@ -73,17 +103,14 @@ static kv_status_t read_format(kv_disk_t *disk, uint64_t *segment_bytes, kv_erro
 {
     char path[KV_FOLDER_BYTES + 16];
     snprintf(path, sizeof path, "%s/format", disk->folder);
-    FILE *file = fopen(path, "re");
-    if (file == NULL && errno != ENOENT) {
-        return kv_fail_errno(error, errno, "cannot read %s", path);
+    char text[FORMAT_BYTES_MAX];
+    kv_status_t status = load_format(disk->files, path, text, error);
+    if (status != KV_OK) {
+        return status;
     }
     unsigned version = 0;
     uintmax_t stored_bytes = 0;
-    int fields = 0;
-    if (file != NULL) {
-        fields = fscanf(file, "kvist-store %u\nsegment_bytes %ju\n", &version, &stored_bytes);
-        fclose(file);
-    }
+    int fields = sscanf(text, "kvist-store %u\nsegment_bytes %ju\n", &version, &stored_bytes);
     if (fields >= 1 && version != DIRECTORY_FORMAT && version > 0 && version < 1000) {
         return kv_fail(error, KV_REFUSED,
             "%s has format %u, this program reads %d: use another directory or the program that "
@@ -99,10 +126,10 @@ static kv_status_t read_format(kv_disk_t *disk, uint64_t *segment_bytes, kv_erro
         *segment_bytes = stored_bytes;
         return KV_OK;
     }
-    if (file != NULL) {
+    if (text[0] != '\0') {
         kv_log_warn("store", "%s is damaged: written anew", path);
     }
-    return write_format(path, *segment_bytes, error);
+    return write_format(disk->files, path, *segment_bytes, error);
 }
 
 /* ---- bounds ---- */
@@ -268,7 +295,9 @@ static uint64_t scan_record(const kvist_store_t *store, const scan_t *scan, uint
     uint64_t left = store->disk->segments.segment_bytes - offset;
     size_t header_bytes = kv_record_header_bytes(&store->layout);
     size_t wanted = whole ? scan->buffer_bytes : header_bytes;
-    ssize_t got = pread(scan->fd, scan->buffer, wanted < left ? wanted : left, (off_t)offset);
+    kv_files_t *files = store->disk->files;
+    int64_t got =
+        files->ops->read(files, scan->fd, scan->buffer, wanted < left ? wanted : left, offset);
     if (got < KV_PAGE_BYTES || kv_record_read(&store->layout, scan->buffer, (size_t)got, record_out,
                                    same_layout_out) != KV_OK) {
         return 0;
@@ -294,7 +323,7 @@ static uint32_t scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool w
     kv_segment_t *segment = &disk->segments.items[number];
     char path[KV_FOLDER_BYTES + 64];
     kv_segment_path(disk->folder, number, path, sizeof path);
-    scan->fd = open(path, O_RDONLY | O_CLOEXEC);
+    scan->fd = disk->files->ops->open(disk->files, path, KV_FILES_READ);
     if (scan->fd < 0) {
         return 0;
     }
@@ -312,7 +341,7 @@ static uint32_t scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool w
         offset += bytes;
         count++;
     }
-    close(scan->fd);
+    disk->files->ops->close(disk->files, scan->fd);
     segment->indexed_bytes = segment->append_bytes = offset;
     kv_persist_put_segment(store, number);
     return count;
@@ -407,30 +436,20 @@ static void link_chains(fill_t *fill)
 static kv_status_t open_index(
     kv_disk_t *disk, const kv_store_seams_t *seams, bool *rebuild_out, kv_error_t *error)
 {
-    *rebuild_out = false;
     if (seams != NULL && seams->memory_index != NULL) {
-        disk->index = kv_index_memory_open(seams->memory_index);
+        disk->index = kv_index_memory_open(seams->memory_index, rebuild_out);
         return KV_OK;
     }
-    char path[KV_FOLDER_BYTES + 16];
-    struct stat status;
+    char path[KV_FOLDER_BYTES + 16], aside[KV_FOLDER_BYTES + 32];
     snprintf(path, sizeof path, "%s/index", disk->folder);
-    bool existed = stat(path, &status) == 0;
-    kv_status_t result = kv_index_rocksdb_open(path, &disk->index, error);
-    if (result != KV_CORRUPT) {
-        *rebuild_out = !existed;
-        return result;
+    snprintf(aside, sizeof aside, "%s/index.damaged", disk->folder);
+    kv_status_t status = kv_index_rocksdb_open(path, &disk->index, rebuild_out, error);
+    if (status != KV_CORRUPT) {
+        return status;
     }
     kv_log_warn("store", "%s: made anew from the records", error->text);
-    /* Out of the way first: a damaged database may not even be removable as one. */
-    char aside[KV_FOLDER_BYTES + 32];
-    snprintf(aside, sizeof aside, "%s/index.damaged", disk->folder);
-    kv_index_rocksdb_destroy(aside, NULL);
-    if (rename(path, aside) != 0) {
-        kv_index_rocksdb_destroy(path, NULL);
-    }
-    *rebuild_out = true;
-    return kv_index_rocksdb_open(path, &disk->index, error);
+    kv_index_rocksdb_set_aside(path, aside);
+    return kv_index_rocksdb_open(path, &disk->index, rebuild_out, error);
 }
 
 static kv_status_t open_staging(kvist_store_t *store, kv_error_t *error)
@@ -479,6 +498,25 @@ static kv_status_t read_directory(
     return KV_OK;
 }
 
+/* Its name is durable before anything in it is said to be. */
+static kv_status_t make_directory(kv_files_t *files, const char *path, kv_error_t *error)
+{
+    int made = files->ops->make_folder(files, path);
+    if (made == -EEXIST) {
+        return KV_OK;
+    }
+    if (made < 0) {
+        return kv_fail_errno(error, -made, "cannot make the directory %s", path);
+    }
+    char parent[KV_FOLDER_BYTES] = ".";
+    const char *slash = strrchr(path, '/');
+    if (slash != NULL) {
+        snprintf(parent, sizeof parent, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+    }
+    int synced = files->ops->sync_folder(files, parent);
+    return synced == 0 ? KV_OK : kv_fail_errno(error, -synced, "cannot sync the folder %s", parent);
+}
+
 kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *params,
     const kv_store_seams_t *seams, kv_error_t *error)
 {
@@ -491,11 +529,14 @@ kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *
     if (status != KV_OK) {
         return status;
     }
-    if (mkdir(params->directory, 0700) != 0 && errno != EEXIST) {
-        return kv_fail_errno(error, errno, "cannot make the directory %s", params->directory);
+    kv_files_t *files = seams != NULL && seams->files != NULL ? seams->files : kv_files_posix();
+    status = make_directory(files, params->directory, error);
+    if (status != KV_OK) {
+        return status;
     }
     kv_disk_t *disk = kv_allocate(sizeof *disk);
     store->disk = disk;
+    disk->files = files;
     disk->lock_fd = -1;
     disk->open_segment = KV_SEGMENT_NONE;
     snprintf(disk->folder, sizeof disk->folder, "%s", params->directory);
@@ -509,13 +550,13 @@ kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *
     if (status == KV_OK) {
         disk->segments_max = (uint32_t)(params->disk_bytes / segment_bytes);
         status = kv_segments_open(
-            &disk->segments, disk->folder, segment_bytes, disk->segments_max, error);
+            &disk->segments, files, disk->folder, segment_bytes, disk->segments_max, error);
     }
     if (status == KV_OK) {
         status = open_staging(store, error);
     }
     if (status == KV_OK) {
-        status = kv_ring_open(params->io, &disk->staging_region,
+        status = kv_ring_open(files, params->io, &disk->staging_region,
             seams != NULL ? &seams->faults : NULL, &disk->ring, error);
         disk->segments.ring = disk->ring;
     }
@@ -526,7 +567,7 @@ kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *
         kv_directory_close(store);
         return status;
     }
-    disk->index_writer = kv_workers_create("kv-index", 1, 2);
+    disk->index_writer = kv_workers_create("kv-index", store->threadless ? 0 : 1, 2);
     kv_store_kick(store); /* the first poll writes what opening changed in the index */
     return KV_OK;
 }
@@ -544,7 +585,7 @@ void kv_directory_close(kvist_store_t *store)
     kv_index_batch_release(&disk->filling);
     free(disk->queue);
     if (disk->lock_fd >= 0) {
-        close(disk->lock_fd);
+        disk->files->ops->close(disk->files, disk->lock_fd);
     }
     free(disk);
     store->disk = NULL;

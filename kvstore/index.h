@@ -55,16 +55,17 @@ struct kv_index {
     const kv_index_ops_t *ops;
 };
 
-/* Makes the database when it is absent. */
-kv_status_t kv_index_rocksdb_open(const char *path, kv_index_t **index_out, kv_error_t *error);
+/* *made_out: the database was absent and is new. */
+kv_status_t kv_index_rocksdb_open(
+    const char *path, kv_index_t **index_out, bool *made_out, kv_error_t *error);
 
-/* Removes what is left of a damaged database. */
-kv_status_t kv_index_rocksdb_destroy(const char *path, kv_error_t *error);
+/* Puts a damaged database where the last one was put, or else removes it. */
+void kv_index_rocksdb_set_aside(const char *path, const char *aside);
 
 /* The twin. Its content outlives close: `kept` (NULL at first) holds it for the next open;
  * kv_index_memory_forget releases it. */
 typedef struct kv_index_kept kv_index_kept_t;
-kv_index_t *kv_index_memory_open(kv_index_kept_t **kept);
+kv_index_t *kv_index_memory_open(kv_index_kept_t **kept, bool *made_out);
 void kv_index_memory_forget(kv_index_kept_t **kept);
 
 #endif

@@ -92,9 +92,10 @@ static void memory_close(kv_index_t *index)
 
 static const kv_index_ops_t MEMORY_OPS = {memory_write, memory_iterate, memory_close};
 
-kv_index_t *kv_index_memory_open(kv_index_kept_t **kept)
+kv_index_t *kv_index_memory_open(kv_index_kept_t **kept, bool *made_out)
 {
-    if (*kept == NULL) {
+    *made_out = *kept == NULL;
+    if (*made_out) {
         *kept = kv_allocate(sizeof **kept);
     }
     memory_index_t *index = kv_allocate(sizeof *index);

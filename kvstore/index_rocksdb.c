@@ -5,8 +5,10 @@
 #include "base/memory.h"
 
 #include <rocksdb/c.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* A small buffer: after a kill the log is replayed, and that time is bounded by it. */
 #define WRITE_BUFFER_BYTES ((size_t)16 << 20)
@@ -109,8 +111,11 @@ static rocksdb_options_t *make_options(void)
     return options;
 }
 
-kv_status_t kv_index_rocksdb_open(const char *path, kv_index_t **index_out, kv_error_t *error)
+kv_status_t kv_index_rocksdb_open(
+    const char *path, kv_index_t **index_out, bool *made_out, kv_error_t *error)
 {
+    struct stat status;
+    bool existed = stat(path, &status) == 0;
     char *reason = NULL;
     rocksdb_options_t *options = make_options();
     rocksdb_t *database = rocksdb_open(options, path, &reason);
@@ -124,14 +129,23 @@ kv_status_t kv_index_rocksdb_open(const char *path, kv_index_t **index_out, kv_e
     index->write_options = rocksdb_writeoptions_create();
     index->batch = rocksdb_writebatch_create();
     *index_out = &index->index;
+    *made_out = !existed;
     return KV_OK;
 }
 
-kv_status_t kv_index_rocksdb_destroy(const char *path, kv_error_t *error)
+static void destroy(const char *path)
 {
     char *reason = NULL;
     rocksdb_options_t *options = rocksdb_options_create();
     rocksdb_destroy_db(options, path, &reason);
     rocksdb_options_destroy(options);
-    return reason == NULL ? KV_OK : fail(error, reason, "remove");
+    rocksdb_free(reason); /* a damaged database may not be removable as one */
+}
+
+void kv_index_rocksdb_set_aside(const char *path, const char *aside)
+{
+    destroy(aside);
+    if (rename(path, aside) != 0) {
+        destroy(path);
+    }
 }

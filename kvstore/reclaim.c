@@ -19,8 +19,8 @@ static void prepare_segment(kv_task_t *task)
 {
     prepare_t *prepare = (prepare_t *)task;
     const kv_segments_t *segments = &task->store->disk->segments;
-    prepare->status = kv_segment_prepare(segments->folder, prepare->number, segments->segment_bytes,
-        prepare->generation, &prepare->error);
+    prepare->status =
+        kv_segment_prepare(segments, prepare->number, prepare->generation, &prepare->error);
     kv_store_finish(task);
 }
 

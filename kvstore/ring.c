@@ -2,17 +2,17 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "kvstore/files.h"
 
 #include <errno.h>
 
-kv_status_t kv_ring_open(kvist_io_t io, const kv_region_t *region, const kv_ring_faults_t *faults,
-    kv_ring_t **ring_out, kv_error_t *error)
+kv_status_t kv_ring_posix_open(
+    kvist_io_t io, const kv_region_t *region, kv_ring_t **ring_out, kv_error_t *error)
 {
-    kv_ring_t *ring = NULL;
     kv_status_t status = KV_REFUSED;
     if (io != KVIST_IO_THREADS) {
         kv_error_t reason;
-        status = kv_ring_uring_open(region, &ring, &reason);
+        status = kv_ring_uring_open(region, ring_out, &reason);
         if (status != KV_OK && io == KVIST_IO_URING) {
             return kv_fail(error, status, "%s; io: auto or threads works here", reason.text);
         }
@@ -20,9 +20,14 @@ kv_status_t kv_ring_open(kvist_io_t io, const kv_region_t *region, const kv_ring
             kv_log_info("store", "%s: using pread and pwrite in threads", reason.text);
         }
     }
-    if (status != KV_OK) {
-        status = kv_ring_threads_open(&ring, error);
-    }
+    return status == KV_OK ? KV_OK : kv_ring_threads_open(ring_out, error);
+}
+
+kv_status_t kv_ring_open(kv_files_t *files, kvist_io_t io, const kv_region_t *region,
+    const kv_ring_faults_t *faults, kv_ring_t **ring_out, kv_error_t *error)
+{
+    kv_ring_t *ring;
+    kv_status_t status = files->ops->open_ring(files, io, region, &ring, error);
     if (status != KV_OK) {
         return status;
     }

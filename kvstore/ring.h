@@ -44,9 +44,12 @@ typedef struct {
 
 typedef struct kv_ring kv_ring_t;
 
-/* io: auto takes threads where the kernel refuses io_uring. faults: NULL for none. */
-kv_status_t kv_ring_open(kvist_io_t io, const kv_region_t *region, const kv_ring_faults_t *faults,
-    kv_ring_t **ring_out, kv_error_t *error);
+struct kv_files;
+
+/* The ring of these files. io: auto takes threads where the kernel refuses io_uring. faults: NULL
+ * for none. */
+kv_status_t kv_ring_open(struct kv_files *files, kvist_io_t io, const kv_region_t *region,
+    const kv_ring_faults_t *faults, kv_ring_t **ring_out, kv_error_t *error);
 
 /* Nothing may be under way. */
 void kv_ring_close(kv_ring_t *ring);

@@ -1,4 +1,4 @@
-/* What the two ways of doing I/O share with ring.c. */
+/* What the ways of doing I/O share with ring.c. */
 #ifndef KV_KVSTORE_RING_INTERNAL_H
 #define KV_KVSTORE_RING_INTERNAL_H
 
@@ -25,6 +25,9 @@ struct kv_ring_ops {
     void (*close)(kv_ring_t *ring);
 };
 
+/* The machine's: by io_uring or by threads, as io says. */
+kv_status_t kv_ring_posix_open(
+    kvist_io_t io, const kv_region_t *region, kv_ring_t **ring_out, kv_error_t *error);
 kv_status_t kv_ring_uring_open(const kv_region_t *region, kv_ring_t **ring_out, kv_error_t *error);
 kv_status_t kv_ring_threads_open(kv_ring_t **ring_out, kv_error_t *error);
 

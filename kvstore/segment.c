@@ -5,14 +5,9 @@
 #include "base/log.h"
 #include "kvstore/table.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
 
 /* "KVISTSEG" */
 #define SEGMENT_MAGIC 0x474553545349564bull
@@ -63,22 +58,21 @@ static kv_status_t read_segment(kv_segments_t *segments, uint32_t number, kv_err
 {
     char path[KV_FOLDER_BYTES + 64];
     uint8_t header[KV_SEGMENT_HEADER_BYTES] = {0};
-    struct stat status;
+    kv_files_t *files = segments->files;
     kv_segment_path(segments->folder, number, path, sizeof path);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = files->ops->open(files, path, KV_FILES_READ);
     if (fd < 0) {
-        return kv_fail_errno(error, errno, "cannot open %s", path);
+        return kv_fail_errno(error, -fd, "cannot open %s", path);
     }
-    ssize_t got = pread(fd, header, sizeof header, 0);
-    int reason = errno;
-    bool whole = fstat(fd, &status) == 0 && (uint64_t)status.st_size == segments->segment_bytes;
-    close(fd);
-    if (got < 0) {
-        return kv_fail_errno(error, reason, "cannot read %s", path);
+    int64_t got = files->ops->read(files, fd, header, sizeof header, 0);
+    int64_t size = got < 0 ? got : files->ops->size(files, fd);
+    files->ops->close(files, fd);
+    if (size < 0) {
+        return kv_fail_errno(error, (int)-size, "cannot read %s", path);
     }
     kv_segment_t *segment = &segments->items[number];
     uint64_t generation = decode_header(header, number, segments->segment_bytes);
-    if (!whole || generation == 0) {
+    if ((uint64_t)size != segments->segment_bytes || generation == 0) {
         kv_log_warn("store", "segment header damaged: its records are forgotten file %s", path);
         return KV_OK;
     }
@@ -92,43 +86,65 @@ static kv_status_t read_segment(kv_segments_t *segments, uint32_t number, kv_err
     return KV_OK;
 }
 
-kv_status_t kv_segments_open(kv_segments_t *segments, const char *folder, uint64_t segment_bytes,
-    uint32_t count_max, kv_error_t *error)
+typedef struct {
+    kv_segments_t *segments;
+    bool removed;
+    kv_status_t status;
+    kv_error_t *error;
+} taking_up_t;
+
+static void take_up(void *context, const char *name)
 {
-    *segments = (kv_segments_t){.segment_bytes = segment_bytes, .count_max = count_max};
-    snprintf(segments->folder, sizeof segments->folder, "%s", folder);
-    DIR *directory = opendir(folder);
-    if (directory == NULL) {
-        return kv_fail_errno(error, errno, "cannot read the folder %s", folder);
+    taking_up_t *taking = context;
+    kv_segments_t *segments = taking->segments;
+    uint32_t number;
+    char rest, path[KV_FOLDER_BYTES + 64];
+    if (taking->status != KV_OK || sscanf(name, "segment-%5u%c", &number, &rest) != 1) {
+        return;
     }
+    if (number < segments->count_max) {
+        taking->status = read_segment(segments, number, taking->error);
+        return;
+    }
+    kv_segment_path(segments->folder, number, path, sizeof path);
+    kv_log_info("store", "quota is smaller than before: removing file %s", path);
+    segments->files->ops->remove(segments->files, path);
+    taking->removed = true;
+}
+
+static kv_status_t sync_folder(const kv_segments_t *segments, kv_error_t *error)
+{
+    int result = segments->files->ops->sync_folder(segments->files, segments->folder);
+    return result == 0
+               ? KV_OK
+               : kv_fail_errno(error, -result, "cannot sync the folder %s", segments->folder);
+}
+
+kv_status_t kv_segments_open(kv_segments_t *segments, kv_files_t *files, const char *folder,
+    uint64_t segment_bytes, uint32_t count_max, kv_error_t *error)
+{
+    *segments =
+        (kv_segments_t){.files = files, .segment_bytes = segment_bytes, .count_max = count_max};
+    snprintf(segments->folder, sizeof segments->folder, "%s", folder);
     segments->items = kv_allocate_array(count_max, sizeof *segments->items);
     for (uint32_t i = 0; i < count_max; i++) {
         segments->items[i].fd = segments->items[i].file = -1;
         segments->items[i].first_object = KV_OBJECT_NONE;
     }
-    kv_status_t status = KV_OK;
-    struct dirent *entry;
-    while (status == KV_OK && (entry = readdir(directory)) != NULL) {
-        uint32_t number;
-        char rest;
-        if (sscanf(entry->d_name, "segment-%5u%c", &number, &rest) != 1) {
-            continue;
-        }
-        if (number < count_max) {
-            status = read_segment(segments, number, error);
-        } else {
-            char path[KV_FOLDER_BYTES + 64];
-            kv_segment_path(folder, number, path, sizeof path);
-            kv_log_info("store", "quota is smaller than before: removing file %s", path);
-            unlink(path);
-        }
+    taking_up_t taking = {.segments = segments, .status = KV_OK, .error = error};
+    int listed = files->ops->list(files, folder, take_up, &taking);
+    if (listed < 0) {
+        taking.status = kv_fail_errno(error, -listed, "cannot read the folder %s", folder);
     }
-    closedir(directory);
-    if (status != KV_OK) {
+    /* A removed file that comes back would bring back what was dropped since. */
+    if (taking.status == KV_OK && taking.removed) {
+        taking.status = sync_folder(segments, error);
+    }
+    if (taking.status != KV_OK) {
         free(segments->items);
         segments->items = NULL;
     }
-    return status;
+    return taking.status;
 }
 
 static void close_file(kv_segments_t *segments, kv_segment_t *segment)
@@ -137,7 +153,7 @@ static void close_file(kv_segments_t *segments, kv_segment_t *segment)
         kv_ring_remove_file(segments->ring, segment->file);
     }
     if (segment->fd >= 0) {
-        close(segment->fd);
+        segments->files->ops->close(segments->files, segment->fd);
     }
     segment->fd = segment->file = -1;
 }
@@ -170,14 +186,17 @@ static bool close_one(kv_segments_t *segments)
 
 static int open_file(kv_segments_t *segments, const char *path)
 {
-    int flags = O_RDWR | O_CLOEXEC;
-    int fd = segments->buffered ? -1 : open(path, flags | O_DIRECT);
-    if (fd < 0 && (segments->buffered || errno == EINVAL)) {
+    kv_files_t *files = segments->files;
+    int fd = -EINVAL;
+    if (!segments->buffered) {
+        fd = files->ops->open(files, path, KV_FILES_WRITE | KV_FILES_DIRECT);
+    }
+    if (fd == -EINVAL) {
         if (!segments->buffered) {
             kv_log_info("store", "the file system takes no O_DIRECT: using its page cache");
             segments->buffered = true;
         }
-        fd = open(path, flags);
+        fd = files->ops->open(files, path, KV_FILES_WRITE);
     }
     return fd;
 }
@@ -189,13 +208,14 @@ kv_status_t kv_segments_file(
     if (segment->file < 0) {
         char path[KV_FOLDER_BYTES + 64];
         kv_segment_path(segments->folder, number, path, sizeof path);
-        segment->fd = open_file(segments, path);
-        if (segment->fd < 0 && (errno == EMFILE || errno == ENFILE) && close_one(segments)) {
-            segment->fd = open_file(segments, path);
+        int fd = open_file(segments, path);
+        if ((fd == -EMFILE || fd == -ENFILE) && close_one(segments)) {
+            fd = open_file(segments, path);
         }
-        if (segment->fd < 0) {
-            return kv_fail_errno(error, errno, "cannot open %s", path);
+        if (fd < 0) {
+            return kv_fail_errno(error, -fd, "cannot open %s", path);
         }
+        segment->fd = fd;
         segment->file = kv_ring_add_file(segments->ring, segment->fd);
         if (segment->file < 0 && close_one(segments)) {
             segment->file = kv_ring_add_file(segments->ring, segment->fd);
@@ -218,73 +238,60 @@ uint64_t kv_segments_next_generation(kv_segments_t *segments, uint64_t unix_ns)
     return segments->generation_last;
 }
 
-static kv_status_t sync_folder(const char *folder, kv_error_t *error)
-{
-    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0 || fsync(fd) != 0) {
-        int reason = errno;
-        if (fd >= 0) {
-            close(fd);
-        }
-        return kv_fail_errno(error, reason, "cannot sync the folder %s", folder);
-    }
-    close(fd);
-    return KV_OK;
-}
-
 /* The index lives on the same file system and must be able to write: its share stays free. */
-static bool room_for(int fd, uint64_t bytes)
+static bool room_for(kv_files_t *files, int fd, uint64_t bytes)
 {
-    struct statvfs status;
-    if (fstatvfs(fd, &status) != 0) {
+    uint64_t total, available;
+    if (files->ops->space(files, fd, &total, &available) < 0) {
         return true; /* the allocation itself will tell */
     }
-    uint64_t total = (uint64_t)status.f_blocks * status.f_frsize;
     uint64_t share = total / 8 < INDEX_SHARE_BYTES_MAX ? total / 8 : INDEX_SHARE_BYTES_MAX;
-    return (uint64_t)status.f_bavail * status.f_frsize >= bytes + share;
+    return available >= bytes + share;
 }
 
-static int allocate_file(int fd, uint64_t bytes)
+static int allocate_file(kv_files_t *files, int fd, uint64_t bytes)
 {
-    struct stat status;
-    bool allocated = fstat(fd, &status) == 0 && (uint64_t)status.st_size == bytes;
-    if (!allocated && !room_for(fd, bytes)) {
-        return ENOSPC;
+    int64_t size = files->ops->size(files, fd);
+    if (size < 0 || ((uint64_t)size != bytes && !room_for(files, fd, bytes))) {
+        return size < 0 ? (int)size : -ENOSPC;
     }
-    if (fallocate(fd, 0, 0, (off_t)bytes) == 0) {
-        return ftruncate(fd, (off_t)bytes) == 0 ? 0 : errno;
-    }
-    if (errno != EOPNOTSUPP) {
-        return errno;
-    }
-    return ftruncate(fd, (off_t)bytes) == 0 ? 0 : errno;
+    return files->ops->allocate(files, fd, bytes);
 }
 
-kv_status_t kv_segment_prepare(const char *folder, uint32_t number, uint64_t segment_bytes,
-    uint64_t generation, kv_error_t *error)
+static int make_segment(const kv_segments_t *segments, int fd, uint32_t number, uint64_t generation)
+{
+    kv_files_t *files = segments->files;
+    uint8_t header[KV_SEGMENT_HEADER_BYTES];
+    encode_header(header, number, segments->segment_bytes, generation);
+    int result = allocate_file(files, fd, segments->segment_bytes);
+    if (result < 0) {
+        return result;
+    }
+    int64_t put = files->ops->write(files, fd, header, sizeof header, 0);
+    return put < 0 ? (int)put : files->ops->sync(files, fd);
+}
+
+kv_status_t kv_segment_prepare(
+    const kv_segments_t *segments, uint32_t number, uint64_t generation, kv_error_t *error)
 {
     char path[KV_FOLDER_BYTES + 64];
-    uint8_t header[KV_SEGMENT_HEADER_BYTES];
-    kv_segment_path(folder, number, path, sizeof path);
-    bool existed = access(path, F_OK) == 0;
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    kv_files_t *files = segments->files;
+    kv_segment_path(segments->folder, number, path, sizeof path);
+    int fd = files->ops->open(files, path, KV_FILES_WRITE);
+    bool existed = fd != -ENOENT;
+    if (!existed) {
+        fd = files->ops->open(files, path, KV_FILES_WRITE | KV_FILES_CREATE);
+    }
     if (fd < 0) {
-        return kv_fail_errno(error, errno, "cannot make %s", path);
+        return kv_fail_errno(error, -fd, "cannot make %s", path);
     }
-    encode_header(header, number, segment_bytes, generation);
-    int reason = allocate_file(fd, segment_bytes);
-    if (reason == 0 && pwrite(fd, header, sizeof header, 0) != (ssize_t)sizeof header) {
-        reason = errno != 0 ? errno : EIO;
-    }
-    if (reason == 0 && fdatasync(fd) != 0) {
-        reason = errno;
-    }
-    close(fd);
-    if (reason != 0) {
+    int result = make_segment(segments, fd, number, generation);
+    files->ops->close(files, fd);
+    if (result < 0) {
         if (!existed) {
-            unlink(path); /* gives back what it took of a full disk */
+            files->ops->remove(files, path); /* gives back what it took of a full disk */
         }
-        return kv_fail_errno(error, reason, "cannot prepare %s", path);
+        return kv_fail_errno(error, -result, "cannot prepare %s", path);
     }
-    return sync_folder(folder, error);
+    return sync_folder(segments, error);
 }

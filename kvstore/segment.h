@@ -21,7 +21,7 @@
 #ifndef KV_KVSTORE_SEGMENT_H
 #define KV_KVSTORE_SEGMENT_H
 
-#include "kvstore/ring.h"
+#include "kvstore/files.h"
 
 enum { KV_SEGMENT_HEADER_BYTES = 4096, KV_SEGMENTS_MAX = 65534, KV_FOLDER_BYTES = 3072 };
 
@@ -44,6 +44,7 @@ typedef struct {
 } kv_segment_t;
 
 typedef struct {
+    kv_files_t *files;
     char folder[KV_FOLDER_BYTES];
     uint64_t segment_bytes;
     uint32_t count_max; /* the quota in segments */
@@ -55,8 +56,8 @@ typedef struct {
 } kv_segments_t;
 
 /* Reads the headers in the folder. Files beyond the quota are removed. */
-kv_status_t kv_segments_open(kv_segments_t *segments, const char *folder, uint64_t segment_bytes,
-    uint32_t count_max, kv_error_t *error);
+kv_status_t kv_segments_open(kv_segments_t *segments, kv_files_t *files, const char *folder,
+    uint64_t segment_bytes, uint32_t count_max, kv_error_t *error);
 void kv_segments_close(kv_segments_t *segments);
 
 /* The ring's number of the segment's file, opened if need be. */
@@ -67,8 +68,8 @@ kv_status_t kv_segments_file(
 uint64_t kv_segments_next_generation(kv_segments_t *segments, uint64_t unix_ns);
 
 /* Makes the file where it is absent and its header durable. Blocks. */
-kv_status_t kv_segment_prepare(const char *folder, uint32_t number, uint64_t segment_bytes,
-    uint64_t generation, kv_error_t *error);
+kv_status_t kv_segment_prepare(
+    const kv_segments_t *segments, uint32_t number, uint64_t generation, kv_error_t *error);
 
 void kv_segment_path(const char *folder, uint32_t number, char *path_out, size_t path_bytes);
 

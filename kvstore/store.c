@@ -267,7 +267,9 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
     strncpy(origin, params->origin != NULL ? params->origin : "", sizeof origin - 1);
     store->origin = (uint8_t)kv_names_number(&store->origins, origin);
     store->finished = kv_queue_create(KV_TASKS_MAX + 1, sizeof(kv_task_t *));
-    store->workers = kv_workers_create("kv-store", WORKER_COUNT, KV_TASKS_MAX);
+    store->threadless = seams != NULL && seams->threadless;
+    store->workers =
+        kv_workers_create("kv-store", store->threadless ? 0 : WORKER_COUNT, KV_TASKS_MAX);
     status = open_host(store, params, error);
     if (status == KV_OK) {
         status = open_descriptors(store, error);

@@ -59,6 +59,7 @@ struct kv_flush {
 
 /* The disk tier. */
 typedef struct {
+    kv_files_t *files;
     char folder[KV_FOLDER_BYTES];
     int lock_fd;
     kv_ring_t *ring;
@@ -101,6 +102,7 @@ struct kvist_store {
     kvist_persist_t persist;
     kvist_codec_t codec;
     uint8_t origin;
+    bool threadless; /* jobs run where they are submitted */
 
     kv_table_t *table;
     kv_pool_t device_pool, host_pool;
@@ -131,6 +133,8 @@ struct kvist_store {
 typedef struct {
     kv_ring_faults_t faults;
     kv_index_kept_t **memory_index; /* NULL: RocksDB */
+    kv_files_t *files;              /* NULL: the machine's */
+    bool threadless;                /* jobs run where they are submitted: deterministic */
 } kv_store_seams_t;
 
 kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_store_seams_t *seams,

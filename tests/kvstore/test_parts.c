@@ -261,12 +261,15 @@ static void rocksdb_and_its_twin_agree(void **state)
     (void)state;
     kv_error_t error;
     kv_index_t *index;
+    bool made;
     char path[512];
     snprintf(path, sizeof path, "%s/index-alone", kv_test_folder());
-    assert_int_equal(kv_index_rocksdb_open(path, &index, &error), KV_OK);
+    assert_int_equal(kv_index_rocksdb_open(path, &index, &made, &error), KV_OK);
+    assert_true(made);
     exercise_index(index);
     kv_index_kept_t *kept = NULL;
-    exercise_index(kv_index_memory_open(&kept));
+    exercise_index(kv_index_memory_open(&kept, &made));
+    assert_true(made);
     kv_index_memory_forget(&kept);
 }
 
