@@ -8,7 +8,8 @@
  * Opening: lock, format, segment headers, index entries into the table (those of another life of
  * their segment are dropped), then forward from where the index knows a segment to the first place
  * without a whole record: what was written before a crash and had not reached the index. What has
- * no parent in the end is dropped. An index that will not open is made anew from the records. */
+ * no parent in the end is dropped. An index that will not open is made anew from the records; until
+ * that is done it lacks the mark `m` `c`, and whoever opens it then begins again. */
 #include "kvstore/store_internal.h"
 
 #include "base/bytes.h"
@@ -22,6 +23,7 @@
 #include <unistd.h>
 
 enum { DIRECTORY_FORMAT = 1, FORMAT_BYTES_MAX = 256 };
+static const uint8_t COMPLETE_MARK[] = {'m', 'c'};
 #define SEGMENT_BYTES_DEFAULT ((uint64_t)64 << 20)
 #define SEGMENT_BYTES_MAX ((uint64_t)4 << 30)
 #define RUN_BYTES ((size_t)2 << 20) /* the largest single read or write */
@@ -167,6 +169,7 @@ typedef struct {
     orphan_t *orphans;
     size_t count, capacity;
     uint64_t dropped;
+    bool complete; /* the index has its mark */
 } fill_t;
 
 /* Takes an object in from an index entry or a record; of two places the newer wins. true: this one
@@ -256,6 +259,10 @@ static void visit_entry(
     kv_segments_t *segments = &store->disk->segments;
     if (key_bytes == 3 && key[0] == 's' && value_bytes == 16) {
         visit_segment(fill, kv_get_u16(key + 1), value);
+        return;
+    }
+    if (key_bytes == sizeof COMPLETE_MARK && memcmp(key, COMPLETE_MARK, key_bytes) == 0) {
+        fill->complete = true;
         return;
     }
     if (key_bytes != 1 + KVIST_KEY_BYTES || key[0] != 'o') {
@@ -484,6 +491,7 @@ static kv_status_t read_directory(
             rebuild = true;
             status = KV_OK;
         }
+        rebuild = rebuild || !fill.complete;
     }
     if (status != KV_OK) {
         free(fill.orphans);
@@ -491,6 +499,9 @@ static kv_status_t read_directory(
     }
     scan_segments(&fill, rebuild);
     link_chains(&fill);
+    if (rebuild) { /* after the entries: the index keeps the order */
+        kv_index_batch_put(&disk->filling, COMPLETE_MARK, sizeof COMPLETE_MARK, NULL, 0);
+    }
     if (fill.dropped > 0) {
         kv_log_info("store", "dropped %ju index entries that point nowhere or have no parent",
             (uintmax_t)fill.dropped);

@@ -63,9 +63,21 @@ kv_status_t kv_index_rocksdb_open(
 void kv_index_rocksdb_set_aside(const char *path, const char *aside);
 
 /* The twin. Its content outlives close: `kept` (NULL at first) holds it for the next open;
- * kv_index_memory_forget releases it. */
+ * kv_index_memory_forget releases it. A batch is durable once it or a later one was synced. */
 typedef struct kv_index_kept kv_index_kept_t;
 kv_index_t *kv_index_memory_open(kv_index_kept_t **kept, bool *made_out);
 void kv_index_memory_forget(kv_index_kept_t **kept);
+
+/* Asked before each write: anything but KV_OK is its answer, and nothing is written. */
+typedef struct {
+    kv_status_t (*before)(void *context, bool sync);
+    void *context;
+} kv_index_watch_t;
+void kv_index_memory_watch(kv_index_kept_t *kept, kv_index_watch_t watch);
+
+/* What a power loss leaves: all that is durable, and the first batch_count of the unsynced batches.
+ */
+uint32_t kv_index_memory_unsynced(const kv_index_kept_t *kept);
+kv_index_kept_t *kv_index_memory_after_loss(const kv_index_kept_t *kept, uint32_t batch_count);
 
 #endif

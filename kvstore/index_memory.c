@@ -1,6 +1,8 @@
-/* The index' twin in memory: a sorted array would do, a list does: tests keep few objects. */
+/* The index' twin in memory, for tests: entries that are durable, and the batches that followed the
+ * last synced one. A list does: tests keep few objects. */
 #include "kvstore/index.h"
 
+#include "base/check.h"
 #include "base/memory.h"
 
 #include <stdlib.h>
@@ -14,6 +16,9 @@ typedef struct entry {
 
 struct kv_index_kept {
     entry_t *first;
+    kv_index_batch_t *unsynced;
+    uint32_t unsynced_count;
+    kv_index_watch_t watch;
 };
 
 typedef struct {
@@ -47,12 +52,22 @@ static uint8_t *duplicate(const uint8_t *bytes, size_t count)
     return copy;
 }
 
-static kv_status_t memory_write(
-    kv_index_t *index, const kv_index_batch_t *batch, bool sync, kv_error_t *error)
+static void put_entry(kv_index_kept_t *kept, const uint8_t *key, size_t key_bytes,
+    const uint8_t *value, size_t value_bytes)
 {
-    (void)sync;
-    (void)error;
-    kv_index_kept_t *kept = ((memory_index_t *)index)->kept;
+    entry_t *entry = kv_allocate(sizeof *entry);
+    *entry = (entry_t){
+        .next = kept->first,
+        .key = duplicate(key, key_bytes),
+        .value = duplicate(value, value_bytes),
+        .key_bytes = key_bytes,
+        .value_bytes = value_bytes,
+    };
+    kept->first = entry;
+}
+
+static void apply(kv_index_kept_t *kept, const kv_index_batch_t *batch)
+{
     kv_index_change_t change;
     for (size_t cursor = 0; kv_index_batch_next(batch, &cursor, &change);) {
         entry_t **link = find(kept, &change);
@@ -60,16 +75,39 @@ static kv_status_t memory_write(
             remove_entry(link);
         }
         if (change.is_put) {
-            entry_t *entry = kv_allocate(sizeof *entry);
-            *entry = (entry_t){
-                .next = kept->first,
-                .key = duplicate(change.key, change.key_bytes),
-                .value = duplicate(change.value, change.value_bytes),
-                .key_bytes = change.key_bytes,
-                .value_bytes = change.value_bytes,
-            };
-            kept->first = entry;
+            put_entry(kept, change.key, change.key_bytes, change.value, change.value_bytes);
         }
+    }
+}
+
+static void sync_batches(kv_index_kept_t *kept)
+{
+    for (uint32_t i = 0; i < kept->unsynced_count; i++) {
+        apply(kept, &kept->unsynced[i]);
+        kv_index_batch_release(&kept->unsynced[i]);
+    }
+    kept->unsynced_count = 0;
+}
+
+static kv_status_t memory_write(
+    kv_index_t *index, const kv_index_batch_t *batch, bool sync, kv_error_t *error)
+{
+    kv_index_kept_t *kept = ((memory_index_t *)index)->kept;
+    kv_status_t status =
+        kept->watch.before != NULL ? kept->watch.before(kept->watch.context, sync) : KV_OK;
+    if (status != KV_OK) {
+        return kv_fail(error, status, "the index was made to fail");
+    }
+    kept->unsynced =
+        kv_reallocate(kept->unsynced, kept->unsynced_count + 1, sizeof *kept->unsynced);
+    kept->unsynced[kept->unsynced_count++] = (kv_index_batch_t){
+        .bytes = duplicate(batch->bytes, batch->used),
+        .used = batch->used,
+        .capacity = batch->used,
+        .count = batch->count,
+    };
+    if (sync) {
+        sync_batches(kept);
     }
     return KV_OK;
 }
@@ -78,10 +116,12 @@ static kv_status_t memory_iterate(
     kv_index_t *index, kv_index_visit_t visit, void *context, kv_error_t *error)
 {
     (void)error;
-    for (entry_t *entry = ((memory_index_t *)index)->kept->first; entry != NULL;
-         entry = entry->next) {
+    const kv_index_kept_t *kept = ((memory_index_t *)index)->kept;
+    kv_index_kept_t *all = kv_index_memory_after_loss(kept, kept->unsynced_count);
+    for (entry_t *entry = all->first; entry != NULL; entry = entry->next) {
         visit(context, entry->key, entry->key_bytes, entry->value, entry->value_bytes);
     }
+    kv_index_memory_forget(&all);
     return KV_OK;
 }
 
@@ -104,12 +144,37 @@ kv_index_t *kv_index_memory_open(kv_index_kept_t **kept, bool *made_out)
     return &index->index;
 }
 
+void kv_index_memory_watch(kv_index_kept_t *kept, kv_index_watch_t watch)
+{
+    kept->watch = watch;
+}
+
+uint32_t kv_index_memory_unsynced(const kv_index_kept_t *kept)
+{
+    return kept->unsynced_count;
+}
+
+kv_index_kept_t *kv_index_memory_after_loss(const kv_index_kept_t *kept, uint32_t batch_count)
+{
+    KV_CHECK(batch_count <= kept->unsynced_count);
+    kv_index_kept_t *left = kv_allocate(sizeof *left);
+    for (const entry_t *entry = kept->first; entry != NULL; entry = entry->next) {
+        put_entry(left, entry->key, entry->key_bytes, entry->value, entry->value_bytes);
+    }
+    for (uint32_t i = 0; i < batch_count; i++) {
+        apply(left, &kept->unsynced[i]);
+    }
+    return left;
+}
+
 void kv_index_memory_forget(kv_index_kept_t **kept)
 {
     if (*kept != NULL) {
+        sync_batches(*kept);
         while ((*kept)->first != NULL) {
             remove_entry(&(*kept)->first);
         }
+        free((*kept)->unsynced);
         free(*kept);
         *kept = NULL;
     }

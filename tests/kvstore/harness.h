@@ -129,11 +129,14 @@ static inline kvist_stats_t bench_stats(const bench_t *bench)
     return stats;
 }
 
-/* One round: waits for the store's descriptor, polls. */
+/* One round: waits for the store's descriptor (without threads everything is in the store's own
+ * hands), polls. */
 static inline void bench_turn(bench_t *bench)
 {
-    struct pollfd poll_fd = {.fd = kvist_store_fd(bench->store), .events = POLLIN};
-    poll(&poll_fd, 1, 20);
+    if (!bench->seams.threadless) {
+        struct pollfd poll_fd = {.fd = kvist_store_fd(bench->store), .events = POLLIN};
+        poll(&poll_fd, 1, 20);
+    }
     kvist_store_poll(bench->store);
 }
 

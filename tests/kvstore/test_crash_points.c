@@ -1,0 +1,410 @@
+/* The store's real code on a simulated disk, stopped at every write and every barrier of a seeded
+ * workload. What a power loss at that moment leaves (simulated_disk.h; of the index a suffix of its
+ * unsynced batches goes, now and then all of it) is opened by a second store, while the first one
+ * waits: a stop costs a copy of the disk, not a run up to it.
+ *
+ * After each stop:
+ *  - the store opens, whatever is left;
+ *  - all that it matches is bit-exact (the bytes follow from the key);
+ *  - what a flush has acknowledged is there, as far as the first store had not itself given up the
+ *    record since (its segment was reclaimed);
+ *  - the store stores, flushes, closes, opens and finds again; and at one write or barrier of all
+ *    that it is stopped a second time, with the same demands.
+ *
+ * KVIST_SEED and KVIST_STOP replay one run, one stop. */
+#include "harness.h"
+
+#include "base/log.h"
+#include "simulated_disk.h"
+
+enum {
+    CONTEXTS = 15, /* the last three are left to the stores that come after a stop */
+    CONTEXTS_USED = 12,
+    BLOCKS_MAX = 6,
+    SHARED = 2, /* leading blocks that contexts 3n, 3n+1, 3n+2 have in common */
+    HELD_MAX = 2,
+    FLUSHES_MAX = 4,
+    STEPS = 40,
+    OPERATIONS_AFTER = 40, /* about as many writes and barriers does a store make after a stop */
+    INDEX_LOST_ONE_IN = 8,
+};
+
+typedef struct {
+    uint32_t device_slots, host_slots, segments;
+    kvist_persist_t persist;
+    kvist_codec_t codec;
+    bool complete; /* the disk holds all contexts: nothing may be forgotten */
+} setting_t;
+
+static const setting_t SETTINGS[] = {
+    {16, 0, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true},
+    {14, 6, 8, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, true},
+    {16, 8, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_LZ4, true},
+    {16, 0, 2, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false},
+    {14, 6, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false},
+};
+
+typedef struct world world_t;
+
+typedef struct {
+    world_t *world; /* NULL: free */
+    uint32_t sealed[CONTEXTS];
+} flush_t;
+
+struct world {
+    const setting_t *setting;
+    bench_t bench;
+    simulated_disk_t *disk;
+    kv_index_kept_t *index;
+    uint64_t random;
+    uint32_t depth; /* how many stops lie before it */
+    uint64_t operation, stop_at;
+    uint32_t sealed[CONTEXTS];       /* blocks that were sealed in this world */
+    uint32_t acknowledged[CONTEXTS]; /* blocks that must be found */
+    kvist_lease_t *held[HELD_MAX];
+    flush_t flushes[FLUSHES_MAX];
+};
+
+static uint32_t context_tokens[CONTEXTS][BLOCKS_MAX * BLOCK_TOKENS];
+static kvist_key_t context_keys[CONTEXTS][BLOCKS_MAX];
+static uint64_t stop_count;
+
+/* What is being tried, for the message of a failure. */
+static struct {
+    uint64_t seed, stop;
+    size_t setting;
+    bool good;
+} trying;
+
+#define EVERY_STOP UINT64_MAX
+#define NO_STOP (UINT64_MAX - 1)
+
+/* ---- what must be there ---- */
+
+/* Leading blocks of the context that this store has on disk. */
+static uint32_t blocks_on_disk(const world_t *world, uint32_t context)
+{
+    const kvist_store_t *store = world->bench.store;
+    uint32_t count = 0;
+    while (count < BLOCKS_MAX) {
+        uint32_t number = kv_table_find(store->table, &context_keys[context][count]);
+        if (number == KV_OBJECT_NONE || !kv_object_on_disk(kv_table_at(store->table, number))) {
+            break;
+        }
+        count++;
+    }
+    return count;
+}
+
+/* A record that the store gave up itself needs not be there any more. */
+static void note_given_up(world_t *world)
+{
+    if (world->setting->complete || world->bench.store == NULL) {
+        return;
+    }
+    for (uint32_t context = 0; context < CONTEXTS; context++) {
+        uint32_t count = blocks_on_disk(world, context);
+        if (world->acknowledged[context] > count) {
+            world->acknowledged[context] = count;
+        }
+    }
+}
+
+static void flush_ended(void *context, kv_status_t status)
+{
+    flush_t *flush = context;
+    world_t *world = flush->world;
+    flush->world = NULL;
+    if (status != KV_OK) { /* leases may hold every segment of a small disk */
+        assert_true(status == KV_NO_SPACE && !world->setting->complete);
+        return;
+    }
+    for (uint32_t i = 0; i < CONTEXTS; i++) {
+        if (world->setting->complete) {
+            assert_true(blocks_on_disk(world, i) >= flush->sealed[i]);
+        }
+        if (flush->sealed[i] > world->acknowledged[i]) {
+            world->acknowledged[i] = flush->sealed[i];
+        }
+    }
+    note_given_up(world);
+}
+
+/* ---- a world: a disk, an index and a store on them ---- */
+
+static void before_operation(world_t *world);
+
+static int before_disk(void *context, simulated_operation_t operation)
+{
+    if (operation >= SIMULATED_WRITE) {
+        before_operation(context);
+    }
+    return 0;
+}
+
+static kv_status_t before_index(void *context, bool sync)
+{
+    (void)sync;
+    before_operation(context);
+    return KV_OK;
+}
+
+static void world_init(world_t *world, const setting_t *setting, uint64_t seed)
+{
+    *world = (world_t){.setting = setting, .random = seed};
+    bench_init(&world->bench, "simulated", setting->device_slots);
+    bench_with_host(&world->bench, setting->host_slots);
+    world->bench.params.directory = "/disk/store";
+    world->bench.params.segment_bytes = 128 << 10;
+    world->bench.params.disk_bytes = setting->segments * world->bench.params.segment_bytes;
+    world->bench.params.persist = setting->persist;
+    world->bench.params.codec = setting->codec;
+    world->bench.seams.memory_index = &world->index;
+    world->bench.seams.threadless = true;
+}
+
+static void world_open(world_t *world)
+{
+    world->bench.seams.files = simulated_disk_files(world->disk);
+    simulated_disk_watch(world->disk, (simulated_watch_t){before_disk, world});
+    bench_open(&world->bench);
+    kv_index_memory_watch(world->index, (kv_index_watch_t){before_index, world});
+    for (uint32_t i = 0; i < CONTEXTS; i++) {
+        assert_true(blocks_on_disk(world, i) >= world->acknowledged[i]);
+    }
+}
+
+static void world_end(world_t *world)
+{
+    world->stop_at = NO_STOP;
+    bench_end(&world->bench);
+    simulated_disk_destroy(world->disk);
+    kv_index_memory_forget(&world->index);
+}
+
+static uint32_t choose(world_t *world, uint32_t count)
+{
+    return (uint32_t)(kv_test_random(&world->random) % count);
+}
+
+/* ---- the stop ---- */
+
+static void check_matches(world_t *world)
+{
+    for (uint32_t context = 0; context < CONTEXTS; context++) {
+        kvist_match_t match;
+        kvist_lease_t *lease =
+            match_tokens(&world->bench, context_tokens[context], BLOCKS_MAX * BLOCK_TOKENS, &match);
+        outcome_t outcome = prepare(&world->bench, lease, match.block_count);
+        assert_int_equal(outcome.status, KV_OK);
+        assert_true(outcome.match.block_count >= world->acknowledged[context]);
+        for (uint32_t block = 0; block < outcome.match.block_count; block++) {
+            check_block(
+                &world->bench, &context_keys[context][block], kvist_lease_slots(lease)[block]);
+        }
+        kvist_lease_release(lease);
+    }
+    check_accounts(&world->bench);
+}
+
+static void seal_context(world_t *world, uint32_t context, uint32_t blocks)
+{
+    if (world->sealed[context] < blocks) {
+        world->sealed[context] = blocks;
+    }
+}
+
+static flush_t *start_flush(world_t *world)
+{
+    for (uint32_t i = 0; i < FLUSHES_MAX; i++) {
+        flush_t *flush = &world->flushes[i];
+        if (flush->world == NULL) {
+            flush->world = world;
+            memcpy(flush->sealed, world->sealed, sizeof flush->sealed);
+            kvist_store_flush(world->bench.store, flush_ended, flush);
+            return flush;
+        }
+    }
+    return NULL;
+}
+
+static void flush_and_wait(world_t *world)
+{
+    flush_t *flush;
+    while ((flush = start_flush(world)) == NULL) {
+        bench_turn(&world->bench);
+    }
+    for (int turn = 0; flush->world != NULL; turn++) {
+        assert_true(turn < 5000);
+        bench_turn(&world->bench);
+    }
+}
+
+static void reopen(world_t *world)
+{
+    flush_and_wait(world);
+    bench_close(&world->bench);
+    simulated_disk_watch(world->disk, (simulated_watch_t){0});
+    world_open(world);
+}
+
+/* A store on what was left goes on as if nothing had been. */
+static void live_on(world_t *world)
+{
+    world_open(world);
+    check_matches(world);
+    for (uint32_t context = CONTEXTS_USED; context < CONTEXTS; context++) {
+        request(&world->bench, context_tokens[context], BLOCKS_MAX / 2);
+        seal_context(world, context, BLOCKS_MAX / 2);
+    }
+    flush_and_wait(world);
+    assert_true(world->acknowledged[CONTEXTS - 1] == BLOCKS_MAX / 2);
+    reopen(world);
+    check_matches(world);
+}
+
+static void stop(const world_t *world)
+{
+    world_t *left = malloc(sizeof *left);
+    uint64_t seed = trying.seed ^ (world->operation << 20) ^ ((uint64_t)world->depth << 60);
+    world_init(left, world->setting, seed);
+    left->depth = world->depth + 1;
+    memcpy(left->acknowledged, world->acknowledged, sizeof left->acknowledged);
+    left->stop_at = left->depth == 1 ? choose(left, OPERATIONS_AFTER) : NO_STOP;
+    left->disk = simulated_disk_after_loss(world->disk, kv_test_random(&left->random));
+    if (world->index != NULL && choose(left, INDEX_LOST_ONE_IN) > 0) {
+        uint32_t kept = choose(left, kv_index_memory_unsynced(world->index) + 1);
+        left->index = kv_index_memory_after_loss(world->index, kept);
+    }
+    live_on(left);
+    world_end(left);
+    free(left);
+    stop_count++;
+}
+
+static void before_operation(world_t *world)
+{
+    uint64_t operation = world->operation++;
+    note_given_up(world);
+    if (world->stop_at == EVERY_STOP || world->stop_at == operation) {
+        if (world->depth == 0) {
+            trying.stop = operation;
+        }
+        stop(world);
+    }
+}
+
+/* ---- the workload ---- */
+
+static void release_one(world_t *world, uint32_t which)
+{
+    if (world->held[which] != NULL) {
+        kvist_lease_release(world->held[which]);
+        world->held[which] = NULL;
+    }
+}
+
+static void release_all(world_t *world)
+{
+    for (uint32_t i = 0; i < HELD_MAX; i++) {
+        release_one(world, i);
+    }
+}
+
+static void step_request(world_t *world)
+{
+    uint32_t context = choose(world, CONTEXTS_USED), blocks = 1 + choose(world, BLOCKS_MAX);
+    uint32_t which = choose(world, HELD_MAX);
+    release_one(world, which);
+    kvist_match_t match;
+    kvist_lease_t *lease = serve(&world->bench, context_tokens[context], blocks, &match);
+    seal_context(world, context, blocks);
+    if (choose(world, 3) == 0) {
+        world->held[which] = lease;
+    } else {
+        kvist_lease_release(lease);
+    }
+}
+
+static void step(world_t *world)
+{
+    uint32_t choice = choose(world, 100);
+    if (choice < 65) {
+        step_request(world);
+    } else if (choice < 75) {
+        release_all(world);
+    } else if (choice < 85) {
+        start_flush(world); /* goes on behind the next steps */
+    } else if (choice < 93) {
+        flush_and_wait(world);
+    } else {
+        release_all(world);
+        reopen(world);
+    }
+    check_accounts(&world->bench);
+}
+
+static void run(size_t setting, uint64_t seed, uint64_t stop_at)
+{
+    trying.seed = seed;
+    trying.setting = setting;
+    world_t world;
+    world_init(&world, &SETTINGS[setting], seed);
+    world.stop_at = stop_at;
+    world.disk = simulated_disk_create(seed);
+    world_open(&world);
+    for (uint32_t i = 0; i < STEPS; i++) {
+        step(&world);
+    }
+    release_all(&world);
+    flush_and_wait(&world);
+    world_end(&world);
+}
+
+static void make_contexts(void)
+{
+    bench_t bench;
+    bench_init(&bench, "keys", 1);
+    for (uint32_t context = 0; context < CONTEXTS; context++) {
+        make_tokens(context, 0, context_tokens[context], BLOCKS_MAX * BLOCK_TOKENS);
+        make_tokens(context / 3 * 3, 0, context_tokens[context], SHARED * BLOCK_TOKENS);
+        kvist_keys(&bench.name_space, context_tokens[context], BLOCKS_MAX * BLOCK_TOKENS,
+            BLOCK_TOKENS, context_keys[context]);
+    }
+    bench_end(&bench);
+}
+
+static void every_stop_leaves_a_store_that_is_right(void **state)
+{
+    (void)state;
+    make_contexts();
+    kv_log_setup("crash-points", KV_LOG_ERROR);
+    const char *only = getenv("KVIST_STOP");
+    uint64_t stop_at = only != NULL ? strtoull(only, NULL, 10) : EVERY_STOP;
+    uint32_t runs = only != NULL ? 1 : kv_test_long() ? 1000 : 50;
+    trying.good = false;
+    for (uint32_t i = 0; i < runs; i++) {
+        uint64_t seed = kv_test_seed() + i;
+        run(seed % (sizeof SETTINGS / sizeof SETTINGS[0]), seed, stop_at);
+    }
+    trying.good = true;
+    print_message("%u runs, %ju stops\n", runs, (uintmax_t)stop_count);
+}
+
+static int say_how_to_replay(void **state)
+{
+    (void)state;
+    if (!trying.good) {
+        print_message("setting %zu: KVIST_SEED=%ju KVIST_STOP=%ju %s replays it\n", trying.setting,
+            (uintmax_t)trying.seed, (uintmax_t)trying.stop, "tests/kvstore_test_crash_points");
+    }
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(every_stop_leaves_a_store_that_is_right, say_how_to_replay),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
