@@ -11,8 +11,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* OpenSSL's low-level interface, which it calls deprecated, in this file only: a digest context costs
- * more than the hash itself for a message as short as a block's, and a long prompt has thousands. */
+/* OpenSSL's low-level interface, which it calls deprecated, in this file only: a digest context
+ * costs more than the hash itself for a message as short as a block's, and a long prompt has
+ * thousands of them. */
 #define OPENSSL_SUPPRESS_DEPRECATED
 #include <openssl/sha.h>
 

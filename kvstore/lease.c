@@ -42,6 +42,8 @@ struct kvist_lease {
 
 /* ---- match ---- */
 
+enum { BLOCKS_AT_FIRST = 4, BLOCKS_AT_ONCE = 32 };
+
 static uint8_t fastest_tier(const kvist_store_t *store, const kv_object_t *object)
 {
     if (kv_object_on_device(store, object)) {
@@ -64,32 +66,90 @@ static bool tokens_agree(
     return stored == NULL || memcmp(stored, tokens, bytes) == 0;
 }
 
+/* Blocks are looked for some at a time: what the search waits for is memory, and it can wait for
+ * many at once. */
+typedef struct {
+    kvist_key_t keys[BLOCKS_AT_ONCE];
+    uint32_t numbers[BLOCKS_AT_ONCE];
+    bool scattered; /* the last ones did not lie side by side */
+} search_t;
+
+/* Numbers of the first of these blocks that are stored, and how many those are. */
+static uint32_t find_blocks(
+    const kvist_store_t *store, search_t *search, uint32_t parent, uint32_t count)
+{
+    const kv_table_t *table = store->table;
+    for (uint32_t i = 0; search->scattered && i < count; i++) {
+        kv_table_approach(table, &search->keys[i]);
+    }
+    for (uint32_t i = 0; search->scattered && i < count; i++) {
+        kv_table_approach_object(table, &search->keys[i]);
+    }
+    uint32_t found = 0, neighbours = 0;
+    while (found < count) {
+        uint32_t number = kv_table_find_child(table, parent, &search->keys[found]);
+        if (number == KV_OBJECT_NONE) {
+            break;
+        }
+        const kv_object_t *object = kv_table_at(table, number);
+        if (object->device_slot != KV_SLOT_NONE) {
+            kv_pool_approach(&store->device_pool, object->device_slot);
+        } else if (kv_object_on_host(object)) {
+            kv_pool_approach(&store->host_pool, object->host_slot);
+        }
+        neighbours += number - parent < BLOCKS_AT_ONCE;
+        search->numbers[found++] = parent = number;
+    }
+    search->scattered = neighbours < found / 2;
+    return found;
+}
+
+/* Takes a block that was found into the lease. */
+static bool take_block(kvist_store_t *store, kvist_lease_t *lease, const kvist_key_t *key,
+    uint32_t number, const uint32_t *tokens)
+{
+    const kv_object_t *object = kv_table_at(store->table, number);
+    if (!tokens_agree(store, object, tokens)) {
+        /* Two contexts with one key, or bytes of ours gone wrong: nothing here may be used. */
+        store->stats.damaged_objects++;
+        kv_object_drop(store, number);
+        return false;
+    }
+    uint32_t block = lease->found_count++;
+    lease->last_key = *key;
+    lease->objects[block] = number;
+    lease->tiers[block] = fastest_tier(store, object);
+    lease->match.tier_blocks[lease->tiers[block]]++;
+    kv_object_hold(store, number);
+    return true;
+}
+
 static void find_prefix(kvist_store_t *store, kvist_lease_t *lease, uint32_t block_count)
 {
-    uint32_t block_tokens = store->layout.shape.block_tokens;
+    uint32_t block_tokens = store->layout.shape.block_tokens, parent = KV_OBJECT_NONE;
+    search_t search;
+    search.scattered = true;
     lease->match.miss = KVIST_MISS_NONE;
-    for (uint32_t block = 0; block < block_count; block++) {
+    for (uint32_t block = 0; block < block_count; block = lease->found_count) {
         const uint32_t *tokens = lease->tokens + (size_t)block * block_tokens;
-        kvist_key_t key = kv_identity_block_key(&lease->last_key, tokens, block_tokens);
-        uint32_t number = kv_table_find(store->table, &key);
-        if (number == KV_OBJECT_NONE) {
+        uint32_t count = block_count - block,
+                 at_once = block == 0 ? BLOCKS_AT_FIRST : BLOCKS_AT_ONCE;
+        count = count < at_once ? count : at_once;
+        kvist_keys(
+            &lease->last_key, tokens, (size_t)count * block_tokens, block_tokens, search.keys);
+        uint32_t found = find_blocks(store, &search, parent, count);
+        for (uint32_t i = 0; i < found; i++) {
+            if (!take_block(store, lease, &search.keys[i], search.numbers[i],
+                    tokens + (size_t)i * block_tokens)) {
+                lease->match.miss = KVIST_MISS_DAMAGED;
+                return;
+            }
+        }
+        if (found < count) {
             lease->match.miss = KVIST_MISS_NEW;
             return;
         }
-        const kv_object_t *object = kv_table_at(store->table, number);
-        if (!tokens_agree(store, object, tokens)) {
-            /* Two contexts with one key, or bytes of ours gone wrong: nothing here may be used. */
-            store->stats.damaged_objects++;
-            kv_object_drop(store, number);
-            lease->match.miss = KVIST_MISS_DAMAGED;
-            return;
-        }
-        lease->last_key = key;
-        lease->objects[block] = number;
-        lease->tiers[block] = fastest_tier(store, object);
-        lease->match.tier_blocks[lease->tiers[block]]++;
-        lease->found_count++;
-        kv_object_hold(store, number);
+        parent = search.numbers[found - 1];
     }
 }
 

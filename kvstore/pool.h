@@ -66,4 +66,11 @@ static inline uint32_t *kv_pool_tokens(const kv_pool_t *pool, uint32_t slot)
     return pool->tokens + (size_t)slot * pool->block_tokens;
 }
 
+/* Asks for the memory that looking at the slot will read. */
+static inline void kv_pool_approach(const kv_pool_t *pool, uint32_t slot)
+{
+    __builtin_prefetch(&pool->slots[slot], 1);
+    __builtin_prefetch(kv_pool_tokens(pool, slot));
+}
+
 #endif

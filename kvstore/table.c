@@ -1,3 +1,18 @@
+/* Two parts: the objects, in chunks that never move, and the index, from keys to numbers.
+ *
+ * The index is an array of buckets of one cache line each. A key has a home bucket; where that is
+ * full its entry goes to the next one with room, and every bucket that it passed counts it, so that
+ * a search ends at the first bucket that nothing passed, and nothing is left behind by removals.
+ *
+ *   bucket: | 12 tags, a byte of the key each | passed | 12 numbers |
+ *
+ * Homes are in the order of the keys, in an index of any size. A growing index is therefore two:
+ * each insert moves the keys of a few homes, in order, and one comparison says where a key is now.
+ *
+ *   old   |.... moved ....|---- not yet ----|       memory behind the mark is given back
+ *   index |------------------|..... empty .....|
+ *
+ * No insert waits for the whole, and both together stay within 8 bytes an object. */
 #include "kvstore/table.h"
 
 #include "base/bytes.h"
@@ -6,87 +21,51 @@
 #include "kvstore/identity.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
-/* Chunks keep entries where they are while the table grows. */
-enum { CHUNK_OBJECTS = 4096, INDEX_MIN = 1024 };
-
-_Static_assert(sizeof(kv_object_t) == 88, "with the index an object must stay within 96 bytes");
-
-struct kv_table {
-    kv_object_t **chunks;
-    uint32_t chunk_count, bound, free_head, count;
-    uint32_t *index; /* linear probing over numbers; at most three quarters full */
-    uint32_t index_capacity;
+enum {
+    BUCKET_SLOTS = 12,
+    BUCKETS_MIN = 16,
+    SIBLINGS_LOOKED_AT = 2,  /* then the index is faster */
+    AHEAD_OBJECTS = 12,      /* a walk along a chain asks for memory so far ahead */
+    HOMES_MOVED = 2,         /* by each insert, while the index grows */
+    CHUNK_OBJECTS = 1 << 18, /* a whole number of huge pages */
+    HUGE_PAGE_BYTES = 2 << 20,
+    RELEASED_AT_ONCE_BYTES = 64 << 10,
 };
 
-kv_table_t *kv_table_create(void)
-{
-    kv_table_t *table = kv_allocate(sizeof *table);
-    table->free_head = KV_OBJECT_NONE;
-    table->index_capacity = INDEX_MIN;
-    table->index = kv_allocate_array(table->index_capacity, sizeof *table->index);
-    memset(table->index, 0xff, table->index_capacity * sizeof *table->index);
-    return table;
-}
+_Static_assert(sizeof(kv_object_t) == 88, "with the index an object must stay within 96 bytes");
+_Static_assert(CHUNK_OBJECTS * sizeof(kv_object_t) % HUGE_PAGE_BYTES == 0, "no page is shared");
 
-void kv_table_destroy(kv_table_t *table)
-{
-    if (table == NULL) {
-        return;
-    }
-    for (uint32_t i = 0; i < table->chunk_count; i++) {
-        free(table->chunks[i]);
-    }
-    free(table->chunks);
-    free(table->index);
-    free(table);
-}
+typedef struct {
+    uint8_t tags[BUCKET_SLOTS]; /* 0: empty */
+    uint32_t passed;            /* entries that are farther on because this bucket was full */
+    uint32_t numbers[BUCKET_SLOTS];
+} bucket_t;
+
+_Static_assert(sizeof(bucket_t) == 64, "a bucket is a cache line");
+
+typedef struct {
+    kv_region_t region;
+    bucket_t *items;
+    uint32_t count;
+} buckets_t;
+
+struct kv_table {
+    kv_region_t *chunks; /* of CHUNK_OBJECTS objects */
+    uint32_t chunk_count, bound, free_head, count;
+    buckets_t index;
+    buckets_t old; /* the index grows: homes of `old` from `moved` on are still there */
+    uint32_t moved;
+    size_t released_bytes; /* of old */
+};
+
+/* ---- objects ---- */
 
 kv_object_t *kv_table_at(const kv_table_t *table, uint32_t number)
 {
     KV_DCHECK(number < table->bound);
-    return &table->chunks[number / CHUNK_OBJECTS][number % CHUNK_OBJECTS];
-}
-
-/* Keys are SHA-256: any eight bytes of them are spread evenly. */
-static uint32_t home(const kv_table_t *table, const kvist_key_t *key)
-{
-    return (uint32_t)(((unsigned __int128)kv_get_u64(key->bytes) * table->index_capacity) >> 64);
-}
-
-static uint32_t next_place(const kv_table_t *table, uint32_t place)
-{
-    return place + 1 == table->index_capacity ? 0 : place + 1;
-}
-
-/* Where the key is, or the empty place where it would go. */
-static uint32_t place_of(const kv_table_t *table, const kvist_key_t *key)
-{
-    uint32_t place = home(table, key);
-    while (table->index[place] != KV_OBJECT_NONE &&
-           !kv_key_equal(&kv_table_at(table, table->index[place])->key, key)) {
-        place = next_place(table, place);
-    }
-    return place;
-}
-
-uint32_t kv_table_find(const kv_table_t *table, const kvist_key_t *key)
-{
-    return table->index[place_of(table, key)];
-}
-
-static void grow_index(kv_table_t *table)
-{
-    uint32_t *old = table->index, old_capacity = table->index_capacity;
-    table->index_capacity = old_capacity + old_capacity / 2;
-    table->index = kv_allocate_array(table->index_capacity, sizeof *table->index);
-    memset(table->index, 0xff, table->index_capacity * sizeof *table->index);
-    for (uint32_t i = 0; i < old_capacity; i++) {
-        if (old[i] != KV_OBJECT_NONE) {
-            table->index[place_of(table, &kv_table_at(table, old[i])->key)] = old[i];
-        }
-    }
-    free(old);
+    return (kv_object_t *)table->chunks[number / CHUNK_OBJECTS].base + number % CHUNK_OBJECTS;
 }
 
 static uint32_t take_number(kv_table_t *table)
@@ -96,27 +75,298 @@ static uint32_t take_number(kv_table_t *table)
         table->free_head = kv_table_at(table, number)->segment_next;
         return number;
     }
-    if (table->bound == table->chunk_count * CHUNK_OBJECTS) {
-        if (table->chunk_count == KV_OBJECT_NONE / CHUNK_OBJECTS / 2) {
+    if (table->bound == (uint64_t)table->chunk_count * CHUNK_OBJECTS) {
+        kv_region_t chunk;
+        kv_error_t error;
+        if (table->chunk_count == KV_OBJECT_NONE / CHUNK_OBJECTS ||
+            kv_region_map(CHUNK_OBJECTS * sizeof(kv_object_t), &chunk, &error) != KV_OK) {
             return KV_OBJECT_NONE;
         }
         table->chunks = kv_reallocate(table->chunks, table->chunk_count + 1, sizeof *table->chunks);
-        table->chunks[table->chunk_count++] = kv_allocate_array(CHUNK_OBJECTS, sizeof(kv_object_t));
+        table->chunks[table->chunk_count++] = chunk;
     }
     return table->bound++;
 }
 
+static void give_number(kv_table_t *table, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(table, number);
+    object->flags = 0;
+    object->segment_next = table->free_head;
+    table->free_head = number;
+}
+
+/* ---- buckets ---- */
+
+/* Keys are SHA-256: any of their bytes are spread evenly. */
+static uint32_t home(const buckets_t *buckets, const kvist_key_t *key)
+{
+    return (uint32_t)(((unsigned __int128)kv_get_u64(key->bytes) * buckets->count) >> 64);
+}
+
+static uint8_t tag_of(const kvist_key_t *key)
+{
+    return key->bytes[8] != 0 ? key->bytes[8] : 1;
+}
+
+static uint32_t next_bucket(const buckets_t *buckets, uint32_t at)
+{
+    return at + 1 == buckets->count ? 0 : at + 1;
+}
+
+/* The highest bit of each zero byte. */
+static uint64_t zero_bytes(uint64_t word)
+{
+    const uint64_t low_bits = 0x7f7f7f7f7f7f7f7full;
+    return ~(((word & low_bits) + low_bits) | word | low_bits);
+}
+
+/* A bit for each slot with this tag. */
+static uint32_t slots_tagged(const bucket_t *bucket, uint8_t tag)
+{
+    const uint64_t all = tag * 0x0101010101010101ull, not_there = 0xffffffff00000000ull;
+    const uint64_t side_by_side = 0x0102040810204080ull; /* moves bit 8 i to bit 56 + i */
+    uint64_t first = zero_bytes(kv_get_u64(bucket->tags) ^ all) >> 7;
+    uint64_t last = zero_bytes((kv_get_u32(bucket->tags + 8) ^ (uint32_t)all) | not_there) >> 7;
+    return (uint32_t)(first * side_by_side >> 56) | (uint32_t)(last * side_by_side >> 56) << 8;
+}
+
+static kv_status_t make_buckets(uint32_t count, buckets_t *buckets_out)
+{
+    kv_error_t error;
+    kv_region_t region;
+    kv_status_t status = kv_region_map((size_t)count * sizeof(bucket_t), &region, &error);
+    if (status == KV_OK) {
+        *buckets_out = (buckets_t){region, region.base, count};
+    }
+    return status;
+}
+
+/* Where the key is: its slot, and its bucket in *at_out; NULL: it is not there. */
+static uint32_t *find_in(
+    const kv_table_t *table, const buckets_t *buckets, const kvist_key_t *key, uint32_t *at_out)
+{
+    uint8_t tag = tag_of(key);
+    for (uint32_t at = home(buckets, key);; at = next_bucket(buckets, at)) {
+        bucket_t *bucket = &buckets->items[at];
+        for (uint32_t slots = slots_tagged(bucket, tag); slots != 0; slots &= slots - 1) {
+            uint32_t *number = &bucket->numbers[__builtin_ctz(slots)];
+            if (kv_key_equal(&kv_table_at(table, *number)->key, key)) {
+                *at_out = at;
+                return number;
+            }
+        }
+        if (bucket->passed == 0) {
+            return NULL;
+        }
+    }
+}
+
+static void put_in(buckets_t *buckets, const kvist_key_t *key, uint32_t number)
+{
+    uint32_t at = home(buckets, key), slots;
+    while ((slots = slots_tagged(&buckets->items[at], 0)) == 0) {
+        buckets->items[at].passed++;
+        at = next_bucket(buckets, at);
+    }
+    buckets->items[at].tags[__builtin_ctz(slots)] = tag_of(key);
+    buckets->items[at].numbers[__builtin_ctz(slots)] = number;
+}
+
+/* Empties the slot of a key whose home is `from`. */
+static void take_out(buckets_t *buckets, uint32_t from, uint32_t at, const uint32_t *number)
+{
+    buckets->items[at].tags[number - buckets->items[at].numbers] = 0;
+    for (uint32_t passed = from; passed != at; passed = next_bucket(buckets, passed)) {
+        buckets->items[passed].passed--;
+    }
+}
+
+/* ---- a growing index ---- */
+
+/* At most seven slots in eight are taken. */
+static uint64_t entries_max(const buckets_t *buckets)
+{
+    return (uint64_t)buckets->count * BUCKET_SLOTS * 7 / 8;
+}
+
+static bool growing(const kv_table_t *table)
+{
+    return table->old.items != NULL;
+}
+
+/* The one of the two that has the key, if any has. */
+static buckets_t *side_of(const kv_table_t *table, const kvist_key_t *key)
+{
+    bool waits = growing(table) && home(&table->old, key) >= table->moved;
+    return (buckets_t *)(waits ? &table->old : &table->index);
+}
+
+/* Moves the keys of one home. */
+static void move_home(kv_table_t *table, uint32_t from)
+{
+    buckets_t *old = &table->old;
+    bool more = true;
+    for (uint32_t at = from; more; at = next_bucket(old, at)) {
+        bucket_t *bucket = &old->items[at];
+        more = bucket->passed > 0;
+        for (int slot = 0; slot < BUCKET_SLOTS; slot++) {
+            if (bucket->tags[slot] == 0) {
+                continue;
+            }
+            uint32_t number = bucket->numbers[slot];
+            const kvist_key_t *key = &kv_table_at(table, number)->key;
+            if (home(old, key) == from) {
+                take_out(old, from, at, &bucket->numbers[slot]);
+                put_in(&table->index, key, number);
+            }
+        }
+    }
+}
+
+/* Gives back what lies behind the mark; but not the front, where the last homes go on. */
+static void release_moved(kv_table_t *table)
+{
+    const size_t front = RELEASED_AT_ONCE_BYTES;
+    size_t moved_bytes = (size_t)table->moved * sizeof(bucket_t);
+    size_t start = table->released_bytes + front;
+    if (moved_bytes >= start + RELEASED_AT_ONCE_BYTES) {
+        madvise((char *)table->old.region.base + start, RELEASED_AT_ONCE_BYTES, MADV_DONTNEED);
+        table->released_bytes += RELEASED_AT_ONCE_BYTES;
+    }
+}
+
+static void move_homes(kv_table_t *table, uint32_t count)
+{
+    while (growing(table) && count-- > 0) {
+        move_home(table, table->moved++);
+        release_moved(table);
+        if (table->moved == table->old.count) {
+            kv_region_unmap(&table->old.region);
+            table->old = (buckets_t){0};
+            table->released_bytes = 0;
+        }
+    }
+}
+
+static kv_status_t grow(kv_table_t *table, uint32_t bucket_count)
+{
+    buckets_t larger;
+    KV_CHECK(!growing(table));
+    kv_status_t status = make_buckets(bucket_count, &larger);
+    if (status == KV_OK) {
+        table->old = table->index;
+        table->index = larger;
+        table->moved = 0;
+    }
+    return status;
+}
+
+void kv_table_reserve(kv_table_t *table, uint32_t object_count)
+{
+    uint64_t wanted = (uint64_t)object_count * 8 / (7 * BUCKET_SLOTS) + 1;
+    if (wanted <= table->index.count) {
+        return;
+    }
+    move_homes(table, UINT32_MAX);
+    if (grow(table, (uint32_t)wanted) == KV_OK) { /* else it grows as it fills */
+        move_homes(table, UINT32_MAX);
+    }
+}
+
+static kv_status_t make_room(kv_table_t *table)
+{
+    move_homes(table, HOMES_MOVED);
+    if (table->count < entries_max(&table->index)) {
+        return KV_OK;
+    }
+    return grow(table, table->index.count + table->index.count / 8);
+}
+
+/* ---- the table ---- */
+
+kv_table_t *kv_table_create(void)
+{
+    kv_table_t *table = kv_allocate(sizeof *table);
+    table->free_head = KV_OBJECT_NONE;
+    KV_CHECK(make_buckets(BUCKETS_MIN, &table->index) == KV_OK);
+    return table;
+}
+
+void kv_table_destroy(kv_table_t *table)
+{
+    if (table == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; i < table->chunk_count; i++) {
+        kv_region_unmap(&table->chunks[i]);
+    }
+    kv_region_unmap(&table->index.region);
+    kv_region_unmap(&table->old.region);
+    free(table->chunks);
+    free(table);
+}
+
+uint32_t kv_table_find(const kv_table_t *table, const kvist_key_t *key)
+{
+    uint32_t at;
+    const uint32_t *number = find_in(table, side_of(table, key), key, &at);
+    return number != NULL ? *number : KV_OBJECT_NONE;
+}
+
+static const bucket_t *home_bucket(const kv_table_t *table, const kvist_key_t *key)
+{
+    const buckets_t *buckets = side_of(table, key);
+    return &buckets->items[home(buckets, key)];
+}
+
+/* An object takes two lines, or three. */
+static void approach_number(const kv_table_t *table, uint32_t number)
+{
+    if (number < table->bound) {
+        const kv_object_t *object = kv_table_at(table, number);
+        __builtin_prefetch(object, 1);
+        __builtin_prefetch((const char *)(object + 1) - 1, 1);
+    }
+}
+
+uint32_t kv_table_find_child(const kv_table_t *table, uint32_t parent, const kvist_key_t *key)
+{
+    if (parent != KV_OBJECT_NONE) {
+        uint32_t child = kv_table_at(table, parent)->first_child;
+        for (int looked = 0; child != KV_OBJECT_NONE && looked < SIBLINGS_LOOKED_AT; looked++) {
+            const kv_object_t *object = kv_table_at(table, child);
+            if (kv_key_equal(&object->key, key)) {
+                approach_number(table, child + AHEAD_OBJECTS);
+                return child;
+            }
+            child = object->next_sibling;
+        }
+    }
+    return kv_table_find(table, key);
+}
+
+void kv_table_approach(const kv_table_t *table, const kvist_key_t *key)
+{
+    __builtin_prefetch(home_bucket(table, key));
+}
+
+void kv_table_approach_object(const kv_table_t *table, const kvist_key_t *key)
+{
+    const bucket_t *bucket = home_bucket(table, key);
+    uint32_t slots = slots_tagged(bucket, tag_of(key));
+    if (slots != 0) {
+        approach_number(table, bucket->numbers[__builtin_ctz(slots)]);
+    }
+}
+
 uint32_t kv_table_insert(kv_table_t *table, const kvist_key_t *key, uint32_t parent)
 {
-    uint32_t number = take_number(table);
+    uint32_t number = make_room(table) == KV_OK ? take_number(table) : KV_OBJECT_NONE;
     if (number == KV_OBJECT_NONE) {
         return KV_OBJECT_NONE;
     }
-    if ((uint64_t)(table->count + 1) * 4 > (uint64_t)table->index_capacity * 3) {
-        grow_index(table);
-    }
-    kv_object_t *object = kv_table_at(table, number);
-    *object = (kv_object_t){
+    *kv_table_at(table, number) = (kv_object_t){
         .key = *key,
         .parent = KV_OBJECT_NONE,
         .first_child = KV_OBJECT_NONE,
@@ -128,15 +378,15 @@ uint32_t kv_table_insert(kv_table_t *table, const kvist_key_t *key, uint32_t par
         .segment = KV_SEGMENT_NONE,
         .flags = KV_OBJECT_USED,
     };
-    uint32_t place = place_of(table, key);
-    KV_CHECK(table->index[place] == KV_OBJECT_NONE);
-    table->index[place] = number;
+    put_in(side_of(table, key), key, number);
     table->count++;
     if (parent != KV_OBJECT_NONE) {
         kv_table_adopt(table, parent, number);
     }
     return number;
 }
+
+/* ---- the tree ---- */
 
 void kv_table_adopt(kv_table_t *table, uint32_t parent, uint32_t child)
 {
@@ -172,19 +422,10 @@ void kv_table_unlink(kv_table_t *table, uint32_t number)
     KV_CHECK((object->flags & KV_OBJECT_USED) != 0 && (object->flags & KV_OBJECT_DEAD) == 0);
     KV_CHECK(object->first_child == KV_OBJECT_NONE);
     leave_parent(table, object);
-    uint32_t hole = place_of(table, &object->key);
-    KV_CHECK(table->index[hole] == number);
-    /* Close the gap: move back what would no longer be reached from its home. */
-    for (uint32_t at = next_place(table, hole); table->index[at] != KV_OBJECT_NONE;
-         at = next_place(table, at)) {
-        uint32_t wanted = home(table, &kv_table_at(table, table->index[at])->key);
-        bool stays = hole <= at ? hole < wanted && wanted <= at : hole < wanted || wanted <= at;
-        if (!stays) {
-            table->index[hole] = table->index[at];
-            hole = at;
-        }
-    }
-    table->index[hole] = KV_OBJECT_NONE;
+    buckets_t *buckets = side_of(table, &object->key);
+    uint32_t at, *place = find_in(table, buckets, &object->key, &at);
+    KV_CHECK(place != NULL && *place == number);
+    take_out(buckets, home(buckets, &object->key), at, place);
     object->flags |= KV_OBJECT_DEAD;
     table->count--;
 }
@@ -193,9 +434,7 @@ void kv_table_free(kv_table_t *table, uint32_t number)
 {
     kv_object_t *object = kv_table_at(table, number);
     KV_CHECK((object->flags & KV_OBJECT_DEAD) != 0 && object->reference_count == 0);
-    object->flags = 0;
-    object->segment_next = table->free_head;
-    table->free_head = number;
+    give_number(table, number);
 }
 
 uint32_t kv_table_bound(const kv_table_t *table)
@@ -210,6 +449,12 @@ uint32_t kv_table_count(const kv_table_t *table)
 
 size_t kv_table_memory_bytes(const kv_table_t *table)
 {
-    return (size_t)table->chunk_count * CHUNK_OBJECTS * sizeof(kv_object_t) +
-           (size_t)table->index_capacity * sizeof *table->index;
+    size_t index_bytes = (size_t)table->index.count * sizeof(bucket_t), old_bytes = 0;
+    if (growing(table)) {
+        old_bytes = (size_t)table->old.count * sizeof(bucket_t);
+        index_bytes = (size_t)((double)index_bytes * table->moved / table->old.count);
+    }
+    return kv_round_up((size_t)table->bound * sizeof(kv_object_t), HUGE_PAGE_BYTES) +
+           kv_round_up(index_bytes, HUGE_PAGE_BYTES) + kv_round_up(old_bytes, HUGE_PAGE_BYTES) -
+           table->released_bytes;
 }

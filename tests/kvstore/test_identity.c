@@ -43,7 +43,7 @@ static void keys_are_as_documented(void **state)
     assert_hex(&keys[0], "e642bd8d0437999390002bac63fc39a406651c722e95f9477dd62421c89f4404");
 }
 
-/* Short blocks are padded by hand, long ones hashed in pieces: against the whole message at once. */
+/* Short blocks are padded by hand, long ones hashed in pieces; here the whole message at once. */
 static void blocks_of_every_size_have_the_documented_key(void **state)
 {
     (void)state;

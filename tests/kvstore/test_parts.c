@@ -8,20 +8,41 @@ static kvist_key_t key_of(uint64_t number)
     return kv_identity_digest(&number, sizeof number);
 }
 
+/* Whatever the fill, also while the index grows; apart from pages of 2 MiB that are not full. */
+static double checked_bytes(const kv_table_t *table)
+{
+    size_t bytes = kv_table_memory_bytes(table), count = kv_table_count(table);
+    assert_true(bytes <= 95 * count + (7u << 20));
+    return (double)bytes / (double)count;
+}
+
 static void the_table_finds_what_it_holds_within_96_bytes_an_object(void **state)
 {
     (void)state;
-    enum { COUNT = 200000 };
+    enum { COUNT = 1500000, LOOKED_AT = 32 };
     kv_table_t *table = kv_table_create();
     uint32_t *numbers = malloc(COUNT * sizeof *numbers);
+    uint64_t random = kv_test_seed();
+    double most = 0;
     for (uint32_t i = 0; i < COUNT; i++) {
         kvist_key_t key = key_of(i);
         uint32_t parent = i % 8 == 0 ? KV_OBJECT_NONE : numbers[i - 1];
         numbers[i] = kv_table_insert(table, &key, parent);
+        if (i % 4096 != 0) {
+            continue;
+        }
+        double bytes = checked_bytes(table);
+        most = i >= COUNT / 2 && bytes > most ? bytes : most;
+        for (uint32_t j = 0; j < LOOKED_AT; j++) { /* half of them are not there yet */
+            uint32_t which = (uint32_t)(kv_test_random(&random) % (2 * (uint64_t)i + 1));
+            kvist_key_t looked_for = key_of(which);
+            kv_table_approach(table, &looked_for);
+            kv_table_approach_object(table, &looked_for);
+            assert_int_equal(
+                kv_table_find(table, &looked_for), which <= i ? numbers[which] : KV_OBJECT_NONE);
+        }
     }
-    size_t bytes = kv_table_memory_bytes(table);
-    print_message("%.1f bytes an object\n", (double)bytes / COUNT);
-    assert_true(bytes <= 96ull * COUNT + (4096 * sizeof(kv_object_t)));
+    print_message("%.1f bytes an object at most\n", most);
     /* Drop every second chain, leaf first, and look at all. */
     for (uint32_t i = COUNT; i-- > 0;) {
         if (i / 8 % 2 == 0) {
@@ -39,6 +60,41 @@ static void the_table_finds_what_it_holds_within_96_bytes_an_object(void **state
     kvist_key_t key = key_of(COUNT);
     kv_table_insert(table, &key, KV_OBJECT_NONE);
     assert_int_equal(kv_table_bound(table), bound);
+    free(numbers);
+    kv_table_destroy(table);
+}
+
+/* Against a plain array, with few keys, so that they come back and share their buckets. */
+static void the_table_keeps_its_promise_while_keys_come_and_go(void **state)
+{
+    (void)state;
+    enum { KEYS = 6000, STEPS = 200000 };
+    kv_table_t *table = kv_table_create();
+    uint32_t *numbers = malloc(KEYS * sizeof *numbers);
+    memset(numbers, 0xff, KEYS * sizeof *numbers);
+    uint64_t random = kv_test_seed();
+    uint32_t count = 0;
+    kv_table_reserve(table, 100);
+    for (uint32_t step = 0; step < STEPS; step++) {
+        uint32_t which = (uint32_t)(kv_test_random(&random) % (step % 20000 < 10000 ? KEYS : 50));
+        kvist_key_t key = key_of(which);
+        key.bytes[0] = (uint8_t)(which % 3); /* crowded: three homes and what follows them */
+        key.bytes[1] = 0;
+        assert_int_equal(kv_table_find(table, &key), numbers[which]);
+        if (numbers[which] == KV_OBJECT_NONE) {
+            numbers[which] = kv_table_insert(table, &key, KV_OBJECT_NONE);
+            count++;
+        } else {
+            kv_table_unlink(table, numbers[which]);
+            kv_table_free(table, numbers[which]);
+            numbers[which] = KV_OBJECT_NONE;
+            count--;
+        }
+        assert_int_equal(kv_table_count(table), count);
+        if (step == STEPS / 2) {
+            kv_table_reserve(table, 3 * KEYS);
+        }
+    }
     free(numbers);
     kv_table_destroy(table);
 }
@@ -277,6 +333,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_table_finds_what_it_holds_within_96_bytes_an_object),
+        cmocka_unit_test(the_table_keeps_its_promise_while_keys_come_and_go),
         cmocka_unit_test(siblings_come_and_go),
         cmocka_unit_test(names_have_one_number_each),
         cmocka_unit_test(the_used_list_is_in_order),
