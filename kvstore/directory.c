@@ -15,6 +15,7 @@
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/log.h"
+#include "kvstore/entry.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -22,7 +23,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { DIRECTORY_FORMAT = 1, FORMAT_BYTES_MAX = 256 };
+enum { DIRECTORY_FORMAT = 2, DIRECTORY_FORMAT_MIN = 1, FORMAT_BYTES_MAX = 256 };
 static const uint8_t COMPLETE_MARK[] = {'m', 'c'};
 #define SEGMENT_BYTES_DEFAULT ((uint64_t)64 << 20)
 #define SEGMENT_BYTES_MAX ((uint64_t)4 << 30)
@@ -68,10 +69,8 @@ static kv_status_t write_format(
     if (fd < 0) {
         return kv_fail_errno(error, -fd, "cannot make %s", path);
     }
-    int64_t result = files->ops->truncate(files, fd);
-    if (result >= 0) {
-        result = files->ops->write(files, fd, text, (size_t)length, 0);
-    }
+    /* In place, since another version's text has the same length: no crash leaves half of it. */
+    int64_t result = files->ops->write(files, fd, text, (size_t)length, 0);
     if (result >= 0) {
         result = files->ops->sync(files, fd);
     }
@@ -99,8 +98,9 @@ static kv_status_t load_format(
     return KV_OK;
 }
 
-/* Another version is refused. A file that says nothing is written anew: each segment's header holds
- * its size too, and those that disagree are not used. */
+/* The version before this one is read, and its successor written from now on: the file says so
+ * first. A newer one is refused. A file that says nothing is written anew: each segment's header
+ * holds its size too, and those that disagree are not used. */
 static kv_status_t read_format(kv_disk_t *disk, uint64_t *segment_bytes, kv_error_t *error)
 {
     char path[KV_FOLDER_BYTES + 16];
@@ -113,20 +113,25 @@ static kv_status_t read_format(kv_disk_t *disk, uint64_t *segment_bytes, kv_erro
     unsigned version = 0;
     uintmax_t stored_bytes = 0;
     int fields = sscanf(text, "kvist-store %u\nsegment_bytes %ju\n", &version, &stored_bytes);
-    if (fields >= 1 && version != DIRECTORY_FORMAT && version > 0 && version < 1000) {
+    if (fields >= 1 && version > DIRECTORY_FORMAT && version < 1000) {
         return kv_fail(error, KV_REFUSED,
-            "%s has format %u, this program reads %d: use another directory or the program that "
-            "wrote it",
-            disk->folder, version, DIRECTORY_FORMAT);
+            "%s has format %u, this program reads %d and %d: use another directory or the program "
+            "that wrote it",
+            disk->folder, version, DIRECTORY_FORMAT_MIN, DIRECTORY_FORMAT);
     }
-    bool usable = fields == 2 && version == DIRECTORY_FORMAT && stored_bytes % KV_PAGE_BYTES == 0 &&
-                  stored_bytes > 0 && stored_bytes <= SEGMENT_BYTES_MAX;
+    bool usable = fields == 2 && version >= DIRECTORY_FORMAT_MIN &&
+                  stored_bytes % KV_PAGE_BYTES == 0 && stored_bytes > 0 &&
+                  stored_bytes <= SEGMENT_BYTES_MAX;
     if (usable) {
         if (stored_bytes != *segment_bytes) {
             kv_log_info("store", "keeping the directory's segment_bytes %ju", stored_bytes);
         }
         *segment_bytes = stored_bytes;
-        return KV_OK;
+        if (version == DIRECTORY_FORMAT) {
+            return KV_OK;
+        }
+        kv_log_info("store", "%s: from now on in format %d", disk->folder, DIRECTORY_FORMAT);
+        return write_format(disk->files, path, *segment_bytes, error);
     }
     if (text[0] != '\0') {
         kv_log_warn("store", "%s is damaged: written anew", path);
@@ -139,7 +144,7 @@ static kv_status_t read_format(kv_disk_t *disk, uint64_t *segment_bytes, kv_erro
 static kv_status_t check_sizes(
     const kvist_store_t *store, uint64_t segment_bytes, uint64_t disk_bytes, kv_error_t *error)
 {
-    uint64_t segment_min = KV_SEGMENT_HEADER_BYTES + 2 * kv_record_bytes_max(&store->layout);
+    uint64_t segment_min = KV_SEGMENT_HEADER_BYTES + 2 * store->record_bytes_max;
     if (segment_bytes < segment_min || segment_bytes > SEGMENT_BYTES_MAX ||
         segment_bytes % KV_PAGE_BYTES != 0) {
         return kv_fail(error, KV_INVALID,
@@ -172,15 +177,19 @@ typedef struct {
     bool complete; /* the index has its mark */
 } fill_t;
 
+/* What the object descends from: the previous block, or its own block on the spine. */
+static kvist_key_t parent_object_key(const kv_record_t *record)
+{
+    return record->group > 0 ? kv_identity_group_key(&record->key, record->group) : record->parent;
+}
+
 /* Takes an object in from an index entry or a record; of two places the newer wins. true: this one
  * is the object's place now. */
 static bool take_in(fill_t *fill, const kv_record_t *record, uint16_t segment, uint64_t offset)
 {
     kvist_store_t *store = fill->store;
-    int name_space = kv_names_number(&store->namespaces, record->name_space.bytes);
-    int arithmetic = kv_names_number(&store->arithmetics, record->arithmetic);
-    int origin = kv_names_number(&store->origins, record->origin);
-    if (name_space == KV_NAMES_FULL || arithmetic == KV_NAMES_FULL) {
+    int family = kv_family_number(store, record);
+    if (family == KV_NAMES_FULL || record->group >= store->group_count) {
         fill->dropped++;
         return false;
     }
@@ -202,85 +211,62 @@ static bool take_in(fill_t *fill, const kv_record_t *record, uint16_t segment, u
             fill->capacity = fill->capacity > 0 ? 2 * fill->capacity : 1024;
             fill->orphans = kv_reallocate(fill->orphans, fill->capacity, sizeof(orphan_t));
         }
-        fill->orphans[fill->count++] = (orphan_t){number, record->parent};
+        fill->orphans[fill->count++] = (orphan_t){number, parent_object_key(record)};
     }
     kv_object_t *object = kv_table_at(store->table, number);
     object->position = record->position;
-    object->name_space = (uint16_t)name_space;
-    object->arithmetic = (uint8_t)arithmetic;
-    object->origin = origin == KV_NAMES_FULL ? store->origin : (uint8_t)origin;
-    object->used_ms = record->used_unix_ns / KV_NS_PER_MS;
-    object->created_s = (uint32_t)(record->created_unix_ns / KV_NS_PER_S);
+    object->family = (uint16_t)family;
+    object->used_s = (uint32_t)(record->used_unix_ns / KV_NS_PER_S);
+    object->expires_s = record->expires_s;
+    object->pin_until_s = record->pin_until_s;
     kv_object_enter_disk(store, number, segment, (uint32_t)(offset / KV_PAGE_BYTES),
         (uint16_t)(record->stored_bytes / KV_PAGE_BYTES));
     return true;
 }
 
-static void visit_segment(fill_t *fill, uint32_t number, const uint8_t *value)
+static void visit_segment(fill_t *fill, const kv_segment_entry_t *entry)
 {
     kv_segments_t *segments = &fill->store->disk->segments;
-    uint64_t generation = kv_get_u64(value), indexed_bytes = kv_get_u64(value + 8);
-    if (generation > segments->generation_last) {
-        segments->generation_last = generation; /* its header may be lost */
+    if (entry->generation > segments->generation_last) {
+        segments->generation_last = entry->generation; /* its header may be lost */
     }
-    if (number < segments->count_max && segments->items[number].state == KV_SEGMENT_FULL &&
-        segments->items[number].generation == generation &&
-        indexed_bytes <= segments->segment_bytes) {
-        segments->items[number].indexed_bytes = indexed_bytes;
+    if (entry->number < segments->count_max) {
+        kv_segment_t *segment = &segments->items[entry->number];
+        if (segment->state == KV_SEGMENT_FULL && segment->generation == entry->generation &&
+            entry->indexed_bytes <= segments->segment_bytes) {
+            segment->indexed_bytes = entry->indexed_bytes;
+        }
     }
 }
 
-static bool decode_entry(const uint8_t *key, const uint8_t *value, kv_record_t *record,
-    uint16_t *segment_out, uint64_t *offset_out)
+/* Whether the entry points into the present life of a segment. */
+static bool place_is_good(const kv_segments_t *segments, const kv_entry_t *entry)
 {
-    *segment_out = kv_get_u16(value + 2);
-    *offset_out = (uint64_t)kv_get_u32(value + 4) * KV_PAGE_BYTES;
-    *record = (kv_record_t){
-        .generation = kv_get_u64(value + 8),
-        .stored_bytes = (uint64_t)kv_get_u32(value + 16) * KV_PAGE_BYTES,
-        .position = kv_get_u32(value + 20),
-        .created_unix_ns = kv_get_u64(value + 24),
-        .used_unix_ns = kv_get_u64(value + 32),
-    };
-    memcpy(record->key.bytes, key + 1, KVIST_KEY_BYTES);
-    memcpy(record->parent.bytes, value + 40, KVIST_KEY_BYTES);
-    memcpy(record->name_space.bytes, value + 72, KVIST_KEY_BYTES);
-    memcpy(record->origin, value + 104, KV_ORIGIN_BYTES - 1);
-    memcpy(record->arithmetic, value + 136, KV_ARITHMETIC_BYTES - 1);
-    return value[0] == 1 && record->position < KVIST_CHAIN_BLOCKS_MAX &&
-           record->stored_bytes <= (uint64_t)UINT16_MAX * KV_PAGE_BYTES && record->stored_bytes > 0;
+    return entry->segment < segments->count_max &&
+           segments->items[entry->segment].state == KV_SEGMENT_FULL &&
+           segments->items[entry->segment].generation == entry->record.generation &&
+           entry->offset >= KV_SEGMENT_HEADER_BYTES &&
+           entry->offset + entry->record.stored_bytes <= segments->segment_bytes;
 }
 
 static void visit_entry(
     void *context, const uint8_t *key, size_t key_bytes, const uint8_t *value, size_t value_bytes)
 {
     fill_t *fill = context;
-    kvist_store_t *store = fill->store;
-    kv_segments_t *segments = &store->disk->segments;
-    if (key_bytes == 3 && key[0] == 's' && value_bytes == 16) {
-        visit_segment(fill, kv_get_u16(key + 1), value);
-        return;
-    }
-    if (key_bytes == sizeof COMPLETE_MARK && memcmp(key, COMPLETE_MARK, key_bytes) == 0) {
+    kv_disk_t *disk = fill->store->disk;
+    kv_segment_entry_t segment;
+    kv_entry_t entry;
+    if (kv_segment_entry_read(key, key_bytes, value, value_bytes, &segment)) {
+        visit_segment(fill, &segment);
+    } else if (key_bytes == sizeof COMPLETE_MARK && memcmp(key, COMPLETE_MARK, key_bytes) == 0) {
         fill->complete = true;
+    } else if (!kv_entry_is_object(key, key_bytes)) {
         return;
-    }
-    if (key_bytes != 1 + KVIST_KEY_BYTES || key[0] != 'o') {
-        return;
-    }
-    kv_record_t record;
-    uint16_t segment;
-    uint64_t offset;
-    bool good =
-        value_bytes == KV_ENTRY_BYTES && decode_entry(key, value, &record, &segment, &offset) &&
-        segment < segments->count_max && segments->items[segment].state == KV_SEGMENT_FULL &&
-        segments->items[segment].generation == record.generation &&
-        offset >= KV_SEGMENT_HEADER_BYTES &&
-        offset + record.stored_bytes <= segments->segment_bytes;
-    if (good) {
-        take_in(fill, &record, segment, offset);
+    } else if (kv_entry_read(key, value, value_bytes, &entry) == KV_OK &&
+               place_is_good(&disk->segments, &entry)) {
+        take_in(fill, &entry.record, entry.segment, entry.offset);
     } else {
-        kv_index_batch_delete(&store->disk->filling, key, key_bytes);
+        kv_index_batch_delete(&disk->filling, key, key_bytes);
         fill->dropped++;
     }
 }
@@ -289,34 +275,38 @@ static void visit_entry(
 
 typedef struct {
     int fd;
-    char *buffer; /* page-aligned */
-    size_t buffer_bytes;
+    char *buffer;                      /* page-aligned */
+    size_t buffer_bytes, header_bytes; /* of any group's record, of its header */
     char *scratch;
     uint32_t *tokens;
 } scan_t;
 
+/* Whether the whole record that was read is what its header says. */
+static bool scan_whole(
+    const kvist_store_t *store, const scan_t *scan, size_t got, const kv_record_t *record)
+{
+    const kv_layout_t *layout = &store->groups[record->group].layout;
+    const void *object;
+    if (record->group >= store->group_count || !kv_record_fits(layout, scan->buffer)) {
+        return true; /* of another layout: its header was proved */
+    }
+    return record->stored_bytes <= got &&
+           kv_record_verify(layout, record, scan->buffer, record->stored_bytes, scan->scratch,
+               &object, scan->tokens) == KV_OK;
+}
+
 /* Reads the record at the offset and proves it, all of it if `whole`. Its length, or 0. */
 static uint64_t scan_record(const kvist_store_t *store, const scan_t *scan, uint64_t offset,
-    uint64_t generation, bool whole, kv_record_t *record_out, bool *same_layout_out)
+    uint64_t generation, bool whole, kv_record_t *record_out)
 {
     uint64_t left = store->disk->segments.segment_bytes - offset;
-    size_t header_bytes = kv_record_header_bytes(&store->layout);
-    size_t wanted = whole ? scan->buffer_bytes : header_bytes;
+    size_t wanted = whole ? scan->buffer_bytes : scan->header_bytes;
     kv_files_t *files = store->disk->files;
     int64_t got =
         files->ops->read(files, scan->fd, scan->buffer, wanted < left ? wanted : left, offset);
-    if (got < KV_PAGE_BYTES || kv_record_read(&store->layout, scan->buffer, (size_t)got, record_out,
-                                   same_layout_out) != KV_OK) {
-        return 0;
-    }
-    if (record_out->generation != generation || record_out->stored_bytes > left) {
-        return 0;
-    }
-    const void *object;
-    if (whole && *same_layout_out &&
-        (record_out->stored_bytes > (uint64_t)got ||
-            kv_record_verify(&store->layout, record_out, scan->buffer, record_out->stored_bytes,
-                scan->scratch, &object, scan->tokens) != KV_OK)) {
+    if (got < KV_PAGE_BYTES || kv_record_read(scan->buffer, (size_t)got, record_out) != KV_OK ||
+        record_out->generation != generation || record_out->stored_bytes > left ||
+        (whole && !scan_whole(store, scan, (size_t)got, record_out))) {
         return 0;
     }
     return record_out->stored_bytes;
@@ -337,13 +327,11 @@ static uint32_t scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool w
     uint64_t offset = segment->indexed_bytes > 0 ? segment->indexed_bytes : KV_SEGMENT_HEADER_BYTES;
     uint32_t count = 0;
     kv_record_t record;
-    bool same_layout;
     uint64_t bytes;
     while (offset + KV_PAGE_BYTES <= disk->segments.segment_bytes &&
-           (bytes = scan_record(
-                store, scan, offset, segment->generation, whole, &record, &same_layout)) > 0) {
+           (bytes = scan_record(store, scan, offset, segment->generation, whole, &record)) > 0) {
         if (take_in(fill, &record, (uint16_t)number, offset)) {
-            kv_persist_put_entry(store, &record, (uint16_t)number, offset, segment->generation);
+            kv_entry_put(&disk->filling, &(kv_entry_t){record, (uint16_t)number, offset});
         }
         offset += bytes;
         count++;
@@ -377,16 +365,20 @@ static void scan_segments(fill_t *fill, bool rebuild)
     kv_segments_t *segments = &disk->segments;
     kv_region_t region;
     kv_error_t error;
-    if (kv_region_map(kv_record_bytes_max(&store->layout), &region, &error) != KV_OK) {
+    if (kv_region_map(store->record_bytes_max, &region, &error) != KV_OK) {
         kv_log_warn("store", "%s: records that are not indexed stay unknown", error.text);
         return;
     }
     scan_t scan = {
         .buffer = region.base,
-        .buffer_bytes = kv_record_bytes_max(&store->layout),
-        .scratch = kv_allocate(store->layout.object_bytes),
-        .tokens = kv_allocate_array(store->layout.shape.block_tokens, sizeof(uint32_t)),
+        .buffer_bytes = store->record_bytes_max,
+        .scratch = kv_allocate(store->object_bytes_max),
+        .tokens = kv_allocate_array(store->block_tokens, sizeof(uint32_t)),
     };
+    for (uint32_t i = 0; i < store->group_count; i++) {
+        size_t bytes = kv_record_header_bytes(&store->groups[i].layout);
+        scan.header_bytes = bytes > scan.header_bytes ? bytes : scan.header_bytes;
+    }
     uint32_t count = 0, youngest = newest_segment(segments, UINT64_MAX);
     if (rebuild) {
         for (uint32_t i = 0; i < segments->count_max; i++) {
@@ -421,16 +413,17 @@ static void link_chains(fill_t *fill)
         const orphan_t *orphan = &fill->orphans[i];
         kv_object_t *object = kv_table_at(store->table, orphan->object);
         uint32_t parent = kv_table_find(store->table, &orphan->parent);
-        if (object->position > 0 && parent != KV_OBJECT_NONE &&
-            kv_table_at(store->table, parent)->position + 1 == object->position) {
+        uint32_t steps = kv_object_family(store, object)->group > 0 ? 0 : 1;
+        if (parent != KV_OBJECT_NONE && parent != orphan->object &&
+            kv_table_at(store->table, parent)->position + steps == object->position) {
             kv_table_adopt(store->table, parent, orphan->object);
         }
     }
     for (size_t i = 0; i < fill->count; i++) {
         uint32_t number = fill->orphans[i].object;
         kv_object_t *object = kv_table_at(store->table, number);
-        if ((object->flags & KV_OBJECT_USED) != 0 && object->position > 0 &&
-            object->parent == KV_OBJECT_NONE) {
+        if ((object->flags & KV_OBJECT_USED) != 0 && object->parent == KV_OBJECT_NONE &&
+            (object->position > 0 || kv_object_family(store, object)->group > 0)) {
             kv_object_drop(store, number);
             fill->dropped++;
         }
@@ -462,7 +455,7 @@ static kv_status_t open_index(
 static kv_status_t open_staging(kvist_store_t *store, kv_error_t *error)
 {
     kv_disk_t *disk = store->disk;
-    size_t record_bytes = kv_record_bytes_max(&store->layout);
+    size_t record_bytes = store->record_bytes_max;
     size_t run_bytes = disk->segments.segment_bytes / 8 / KV_PAGE_BYTES * KV_PAGE_BYTES;
     run_bytes = run_bytes < RUN_BYTES ? run_bytes : RUN_BYTES;
     disk->staging_bytes = run_bytes > record_bytes ? run_bytes : record_bytes;

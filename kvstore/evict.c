@@ -7,7 +7,6 @@
 #include "kvstore/store_internal.h"
 
 #include "base/check.h"
-#include "base/checksum.h"
 #include "base/memory.h"
 
 #include <stdlib.h>
@@ -20,15 +19,22 @@ typedef struct {
     uint32_t object, device_slot, host_slot;
 } move_t;
 
+/* Only group 0 has device slots. */
+static kv_store_group_t *device_group(kvist_store_t *store)
+{
+    return &store->groups[0];
+}
+
 static void copy_to_host(kv_task_t *task)
 {
     move_t *move = (move_t *)task;
     kvist_store_t *store = task->store;
-    char *to = kv_store_host_bytes(store, move->host_slot);
-    size_t bytes = store->layout.object_bytes;
-    store->device->ops->copy_out(
-        store->device, to, kv_store_device_bytes(store, move->device_slot), bytes);
-    store->host_pool.slots[move->host_slot].checksum = kv_checksum(to, bytes);
+    const kv_store_group_t *group = device_group(store);
+    char *to = kv_group_host_bytes(group, move->host_slot);
+    store->device->ops->copy_out(store->device, to, kv_store_device_bytes(store, move->device_slot),
+        group->layout.object_bytes);
+    kv_layout_unit_checksums(
+        &group->layout, to, kv_pool_checksums(&group->host_pool, move->host_slot));
     kv_store_finish(task);
 }
 
@@ -37,19 +43,20 @@ static void move_done(kv_task_t *task)
     move_t *move = (move_t *)task;
     kvist_store_t *store = task->store;
     kv_object_t *object = kv_table_at(store->table, move->object);
-    object->flags &= (uint16_t)~KV_OBJECT_MOVING;
+    kv_store_group_t *group = device_group(store);
+    object->flags &= ~KV_OBJECT_MOVING;
     store->moves_out--;
     if ((object->flags & KV_OBJECT_DEAD) != 0) {
-        kv_pool_give(&store->host_pool, move->host_slot);
+        kv_pool_give(&group->host_pool, move->host_slot);
         kv_object_settle(store, move->object);
         free(move);
         return;
     }
-    kv_pool_set_object(&store->host_pool, move->host_slot, move->object);
+    kv_pool_set_object(&group->host_pool, move->host_slot, move->object);
     object->host_slot = move->host_slot;
-    store->stats.tiers[KVIST_TIER_HOST].written_bytes += store->layout.object_bytes;
+    store->stats.tiers[KVIST_TIER_HOST].written_bytes += group->layout.object_bytes;
     if (object->reference_count == 0) {
-        kv_pool_list(&store->host_pool, move->host_slot);
+        kv_object_list(store, move->object);
         if ((object->flags & KV_OBJECT_BUSY) == 0) {
             kv_object_leave_device(store, move->object);
             store->stats.tiers[KVIST_TIER_DEVICE].evicted_objects++;
@@ -68,41 +75,38 @@ static void start_move(kvist_store_t *store, uint32_t number, uint32_t host_slot
         .device_slot = object->device_slot,
         .host_slot = host_slot,
     };
-    memcpy(kv_pool_tokens(&store->host_pool, host_slot),
+    memcpy(kv_pool_tokens(&device_group(store)->host_pool, host_slot),
         kv_pool_tokens(&store->device_pool, object->device_slot),
-        store->layout.shape.block_tokens * sizeof(uint32_t));
+        store->block_tokens * sizeof(uint32_t));
     object->flags |= KV_OBJECT_MOVING;
     store->moves_out++;
     kv_store_submit(store, &move->task);
 }
 
-/* A free host slot, made by evicting if need be. *coming_out: writes under way will make one. */
-static uint32_t take_host_slot(kvist_store_t *store, bool *coming_out)
+uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out)
 {
-    kv_pool_t *pool = &store->host_pool;
+    kv_pool_t *pool = &store->groups[group].host_pool;
     uint32_t slot = kv_pool_take(pool);
-    uint32_t at = pool->oldest;
+    uint32_t at = slot == KV_SLOT_NONE ? kv_pool_first(pool) : KV_SLOT_NONE;
     *coming_out = false;
-    for (uint32_t looked = 0; slot == KV_SLOT_NONE && at != KV_SLOT_NONE && looked < LOOK_AT_MAX;
-         looked++) {
+    for (uint32_t looked = 0; at != KV_SLOT_NONE && looked < LOOK_AT_MAX; looked++) {
         uint32_t number = pool->slots[at].object;
-        uint32_t newer = pool->slots[at].newer;
+        uint32_t next = kv_pool_next(pool, at);
         kv_object_t *object = kv_table_at(store->table, number);
         if ((object->flags & KV_OBJECT_BUSY) != 0) {
             *coming_out = true;
         } else if (kv_object_on_device(store, object) || kv_object_on_disk(object)) {
             kv_object_leave_host(store, number);
             store->stats.tiers[KVIST_TIER_HOST].evicted_objects++;
-            slot = kv_pool_take(pool);
         } else if (kv_persist_usable(store)) {
             kv_persist_queue(store, number);
             *coming_out = true;
         } else {
             kv_object_drop(store, number);
             store->stats.tiers[KVIST_TIER_HOST].evicted_objects++;
-            slot = kv_pool_take(pool);
         }
-        at = newer;
+        slot = kv_pool_take(pool);
+        at = slot == KV_SLOT_NONE ? next : KV_SLOT_NONE;
     }
     return slot;
 }
@@ -121,13 +125,13 @@ static outcome_t evict_one(kvist_store_t *store, uint32_t number)
         store->stats.tiers[KVIST_TIER_DEVICE].evicted_objects++;
         return FREED;
     }
-    if (store->host_pool.slot_count > 0) {
+    if (device_group(store)->host_pool.slot_count > 0) {
         bool coming;
-        uint32_t host_slot = take_host_slot(store, &coming);
+        uint32_t host_slot = kv_evict_host(store, 0, &coming);
         /* Making room may have dropped this very object's subtree, or let go other copies. */
         if (host_slot != KV_SLOT_NONE) {
             if ((object->flags & KV_OBJECT_DEAD) != 0) {
-                kv_pool_give(&store->host_pool, host_slot);
+                kv_pool_give(&device_group(store)->host_pool, host_slot);
                 return FREED;
             }
             start_move(store, number, host_slot);
@@ -150,15 +154,15 @@ bool kv_evict_device(kvist_store_t *store, uint32_t wanted)
 {
     kv_pool_t *pool = &store->device_pool;
     uint32_t target = pool->free_count + wanted, coming = 0;
-    uint32_t at = pool->oldest;
+    uint32_t at = kv_pool_first(pool);
     while (at != KV_SLOT_NONE && pool->free_count + coming < target) {
-        uint32_t number = pool->slots[at].object, newer = pool->slots[at].newer;
+        uint32_t number = pool->slots[at].object, next = kv_pool_next(pool, at);
         outcome_t outcome = evict_one(store, number);
         coming += outcome != FREED;
         if (outcome == STUCK) {
             break;
         }
-        at = newer;
+        at = next;
     }
     return coming > 0;
 }

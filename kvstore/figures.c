@@ -8,15 +8,21 @@
 
 /* ---- stats ---- */
 
+static void add_pool(kvist_tier_stats_t *tier, const kv_pool_t *pool, size_t object_bytes)
+{
+    tier->capacity_bytes += (uint64_t)pool->slot_count * object_bytes;
+    tier->object_count += pool->object_count;
+    tier->used_bytes += (uint64_t)pool->object_count * object_bytes;
+}
+
 void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out)
 {
     *stats_out = store->stats;
-    const kv_pool_t *pools[] = {&store->device_pool, &store->host_pool};
-    for (int i = 0; i < 2; i++) {
-        kvist_tier_stats_t *tier = &stats_out->tiers[KVIST_TIER_DEVICE + i];
-        tier->capacity_bytes = pools[i]->slot_count * (uint64_t)store->layout.object_bytes;
-        tier->object_count = pools[i]->object_count;
-        tier->used_bytes = tier->object_count * store->layout.object_bytes;
+    add_pool(&stats_out->tiers[KVIST_TIER_DEVICE], &store->device_pool,
+        store->groups[0].layout.object_bytes);
+    for (uint32_t i = 0; i < store->group_count; i++) {
+        const kv_store_group_t *group = &store->groups[i];
+        add_pool(&stats_out->tiers[KVIST_TIER_HOST], &group->host_pool, group->layout.object_bytes);
     }
     stats_out->leases = store->lease_count;
     stats_out->slots_free = store->device_pool.free_count;
@@ -148,68 +154,4 @@ void kv_figures_publish(kvist_store_t *store)
         tell(metrics->misses[miss], COUNTER, now.miss_count[miss], before->miss_count[miss]);
     }
     *before = now;
-}
-
-/* ---- the list of contexts ---- */
-
-static kvist_tier_t tier_of(const kvist_store_t *store, const kv_object_t *object)
-{
-    if (kv_object_on_device(store, object)) {
-        return KVIST_TIER_DEVICE;
-    }
-    return kv_object_on_host(object) ? KVIST_TIER_HOST : KVIST_TIER_DISK;
-}
-
-static void describe(const kvist_store_t *store, uint32_t leaf, kvist_context_t *entry)
-{
-    const kv_object_t *object = kv_table_at(store->table, leaf);
-    *entry = (kvist_context_t){
-        .key = object->key,
-        .token_count = (uint64_t)(object->position + 1) * store->layout.shape.block_tokens,
-        .bytes = (uint64_t)(object->position + 1) * store->layout.object_bytes,
-        .created_unix_ns = (uint64_t)object->created_s * KV_NS_PER_S,
-        .used_unix_ns = (uint64_t)object->used_ms * KV_NS_PER_MS,
-    };
-    memcpy(entry->name_space.bytes, kv_names_at(&store->namespaces, object->name_space),
-        KVIST_KEY_BYTES);
-    memcpy(entry->origin, kv_names_at(&store->origins, object->origin), KV_ORIGIN_BYTES);
-    for (uint32_t at = leaf; at != KV_OBJECT_NONE; at = kv_table_at(store->table, at)->parent) {
-        kvist_tier_t tier = tier_of(store, kv_table_at(store->table, at));
-        entry->tier = tier > entry->tier ? tier : entry->tier;
-    }
-}
-
-typedef struct {
-    uint64_t used_ms;
-    uint32_t number;
-} leaf_t;
-
-static int newest_first(const void *left, const void *right)
-{
-    const leaf_t *a = left, *b = right;
-    if (a->used_ms != b->used_ms) {
-        return a->used_ms > b->used_ms ? -1 : 1;
-    }
-    return a->number > b->number ? -1 : 1;
-}
-
-void kvist_store_list(const kvist_store_t *store, size_t count_max,
-    void (*visit)(void *context, const kvist_context_t *entry), void *context)
-{
-    size_t count = 0;
-    leaf_t *leaves = kv_allocate_array(kv_table_count(store->table), sizeof *leaves);
-    for (uint32_t number = 0; number < kv_table_bound(store->table); number++) {
-        const kv_object_t *object = kv_table_at(store->table, number);
-        if ((object->flags & KV_OBJECT_USED) != 0 && (object->flags & KV_OBJECT_DEAD) == 0 &&
-            object->first_child == KV_OBJECT_NONE) {
-            leaves[count++] = (leaf_t){object->used_ms, number};
-        }
-    }
-    qsort(leaves, count, sizeof *leaves, newest_first);
-    for (size_t i = 0; i < count && i < count_max; i++) {
-        kvist_context_t entry;
-        describe(store, leaves[i].number, &entry);
-        visit(context, &entry);
-    }
-    free(leaves);
 }

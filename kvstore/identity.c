@@ -2,6 +2,7 @@
 
 #include "base/bytes.h"
 #include "base/memory.h"
+#include "kvstore/layout.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -37,12 +38,8 @@ static void hash_field(SHA256_CTX *context, const void *bytes, size_t count)
 
 kvist_key_t kvist_namespace(const kvist_namespace_params_t *params)
 {
-    uint8_t layout[20], dtype[4], codec_class[4];
-    kv_put_u32(layout, params->shape.layer_count);
-    kv_put_u32(layout + 4, params->shape.kv_head_count);
-    kv_put_u32(layout + 8, params->shape.head_dim);
-    kv_put_u32(layout + 12, params->shape.block_tokens);
-    kv_put_u32(layout + 16, params->shape.element_bytes);
+    uint8_t layout[KV_LAYOUT_ENCODED_BYTES_MAX], dtype[4], codec_class[4];
+    size_t layout_bytes = kv_layout_encode(params->layout, layout);
     kv_put_u32(dtype, (uint32_t)params->dtype);
     kv_put_u32(codec_class, (uint32_t)params->codec_class);
     const char *adapter = params->adapter != NULL ? params->adapter : "";
@@ -52,7 +49,7 @@ kvist_key_t kvist_namespace(const kvist_namespace_params_t *params)
     SHA256_Init(&context);
     hash_field(&context, NAMESPACE_LABEL, sizeof NAMESPACE_LABEL - 1);
     hash_field(&context, params->model.bytes, sizeof params->model.bytes);
-    hash_field(&context, layout, sizeof layout);
+    hash_field(&context, layout, layout_bytes);
     hash_field(&context, dtype, sizeof dtype);
     hash_field(&context, codec_class, sizeof codec_class);
     hash_field(&context, params->salt, params->salt_bytes);

@@ -11,6 +11,15 @@
 kvist_key_t kv_identity_block_key(
     const kvist_key_t *parent, const uint32_t *tokens, uint32_t token_count);
 
+/* The key of the block's object of a group: the block's key, the last byte xor the group. The
+ * inverse of itself. */
+static inline kvist_key_t kv_identity_group_key(const kvist_key_t *block, uint32_t group)
+{
+    kvist_key_t key = *block;
+    key.bytes[KVIST_KEY_BYTES - 1] ^= (uint8_t)group;
+    return key;
+}
+
 /* SHA-256 of count bytes. */
 kvist_key_t kv_identity_digest(const void *bytes, size_t count);
 

@@ -2,18 +2,25 @@
  *
  * A context's KV is kept as a chain of blocks, each keyed by everything before it. The store holds
  * blocks in device memory, host memory and on disk, finds the longest stored prefix of a prompt,
- * brings it into device memory, and keeps what was computed after it, across restarts. It never
+ * brings it to where it is needed, and keeps what was computed after it, across restarts. It never
  * returns bytes that it did not verify: a block is as it was stored, or it is a miss with a reason.
  *
+ * There are two ways to the bytes, over the same leases. An engine whose block tables point into
+ * the store's device tier prepares and seals slots of it (kvist_lease_prepare, kvist_lease_seal).
+ * Any other engine moves bytes between the store and memory of its own (kvist_lease_load,
+ * kvist_lease_store). docs/example.c stores, restarts and loads.
+ *
  * Owns: the host tier, the disk tier's directory, the index, its worker threads.
- * Borrows: the device and its arena, for the store's life.
- * Threads: a store belongs to one thread, which makes every call but kvist_keys and
- * kvist_namespace_* (pure functions, any thread). Callbacks run only inside kvist_store_poll, on
+ * Borrows: the device and its arena, for the store's life; a caller's pieces, from the call that
+ * names them until its callback ran.
+ * Threads: a store belongs to one thread, which makes every call but kvist_keys, kvist_namespace
+ * and kvist_layout_* (pure functions, any thread). Callbacks run only inside kvist_store_poll, on
  * that thread, never before the call that asked returns. kvist_store_fd is readable when a poll has
  * something to do.
  * Errors: kv_status_t (base/status.h). A cache may miss; KV_CORRUPT and KV_IO never leave the store
- * as an answer: they shorten a match, with a reason, and are counted.
- * Limits: one layer group; 2^32 - 1 objects; chains of up to KVIST_CHAIN_BLOCKS_MAX blocks. */
+ * as an answer to a reader: they shorten a match, with a reason, and are counted.
+ * Limits: 2^32 - 1 objects; chains of up to KVIST_CHAIN_BLOCKS_MAX blocks; the device tier holds
+ * layouts of one group. */
 #ifndef KVIST_H
 #define KVIST_H
 
@@ -25,7 +32,66 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KVIST_KEY_BYTES = 32, KVIST_ARITHMETIC_BYTES_MAX = 47, KVIST_CHAIN_BLOCKS_MAX = 1 << 20 };
+enum {
+    KVIST_KEY_BYTES = 32,
+    KVIST_ARITHMETIC_BYTES_MAX = 47,
+    KVIST_ORIGIN_BYTES_MAX = 31,
+    KVIST_TENANT_BYTES_MAX = 31,
+    KVIST_CHAIN_BLOCKS_MAX = 1 << 20,
+    KVIST_GROUPS_MAX = 4,
+    KVIST_PARTS_MAX = 4,
+    KVIST_LAYERS_MAX = 1024,
+};
+
+/* ---- layouts: what a block's bytes are ---- */
+
+typedef enum {
+    KVIST_PART_K,
+    KVIST_PART_V,
+    KVIST_PART_LATENT, /* MLA */
+    KVIST_PART_ROPE,   /* MLA */
+    KVIST_PART_STATE,  /* a recurrent layer's snapshot at the block's end */
+    KVIST_PART_OPAQUE, /* another engine's packed bytes */
+} kvist_part_kind_t;
+
+/* Of each layer of a group: `heads` units, one after the other. A unit is the smallest part that
+ * can be read and verified alone: [block_tokens][dims] elements, or [dims] for state and opaque. */
+typedef struct {
+    kvist_part_kind_t kind;
+    uint32_t heads, dims, element_bytes;
+} kvist_part_t;
+
+typedef enum {
+    KVIST_GROUP_FULL,   /* a hit at n tokens needs the objects of all blocks before n */
+    KVIST_GROUP_WINDOW, /* ... of those that the last window_tokens - 1 tokens before n lie in */
+    KVIST_GROUP_STATE,  /* ... of the block that ends at n */
+} kvist_group_kind_t;
+
+/* Layers whose blocks live and die alike. An object (one block of one group) is, for each layer in
+ * order, for each part in order, for each head in order, one unit, without gaps. */
+typedef struct {
+    kvist_group_kind_t kind;
+    uint32_t window_tokens;                 /* of a windowed group; else 0 */
+    uint64_t layers[KVIST_LAYERS_MAX / 64]; /* bit l % 64 of word l / 64: the model's layer l */
+    uint32_t part_count;
+    kvist_part_t parts[KVIST_PARTS_MAX];
+} kvist_group_t;
+
+/* The first group is full: it is the spine that chains are made of. */
+typedef struct {
+    uint32_t block_tokens; /* 1 to 1024 */
+    uint32_t group_count;
+    kvist_group_t groups[KVIST_GROUPS_MAX];
+} kvist_layout_t;
+
+/* One full group of K and V in all layers, as kernels/device.h lays a block out. */
+kvist_layout_t kvist_layout_plain(const kv_block_shape_t *shape);
+
+/* Bytes of one object of the group; 0 where the layout is not valid. */
+size_t kvist_layout_object_bytes(const kvist_layout_t *layout, uint32_t group);
+
+/* KV_INVALID with the field and its bound. */
+kv_status_t kvist_layout_check(const kvist_layout_t *layout, kv_error_t *error);
 
 /* ---- identity ---- */
 
@@ -40,7 +106,7 @@ typedef enum { KVIST_CODEC_CLASS_LOSSLESS } kvist_codec_class_t;
 /* What must be equal before two blocks may be compared at all. */
 typedef struct {
     kvist_key_t model; /* kvist_fingerprint_file(), or any digest of weights and hyperparameters */
-    kv_block_shape_t shape; /* geometry of a block, with block_tokens */
+    const kvist_layout_t *layout;
     kvist_dtype_t dtype;
     kvist_codec_class_t codec_class;
     const void *salt; /* the tenant's: two salts share nothing */
@@ -76,6 +142,8 @@ typedef enum {
     KVIST_MISS_NONE,     /* everything that was asked for was found */
     KVIST_MISS_NEW,      /* the next block was never stored */
     KVIST_MISS_SHORT,    /* what is left is less than a block */
+    KVIST_MISS_EXPIRED,  /* held until its limit, which has passed */
+    KVIST_MISS_PENDING,  /* another lease is storing the next block now: ask again */
     KVIST_MISS_DAMAGED,  /* held, but the bytes are not what was stored; it and its descendants were
                             dropped */
     KVIST_MISS_FAILED,   /* could not be read now; it stays */
@@ -90,11 +158,11 @@ typedef enum { KVIST_CODEC_NONE, KVIST_CODEC_LZ4 } kvist_codec_t;
 typedef enum { KVIST_IO_AUTO, KVIST_IO_URING, KVIST_IO_THREADS } kvist_io_t;
 
 typedef struct {
-    kv_block_shape_t shape; /* of every object; fixes the slot size */
-    kv_device_t *device;    /* borrowed */
-    void *device_arena;     /* borrowed: device_slot_count slots of kv_block_bytes(&shape) */
+    const kvist_layout_t *layout; /* of every object; copied */
+    kv_device_t *device;          /* borrowed; NULL: no device tier */
+    void *device_arena;           /* borrowed: device_slot_count slots of one object each */
     uint32_t device_slot_count;
-    uint64_t host_bytes; /* of the host tier; 0: none */
+    uint64_t host_bytes; /* of the host tier; 0: none. Groups share it by their objects' sizes */
     const char
         *directory;      /* of the disk tier; made when absent; NULL: none. One process at a time */
     uint64_t disk_bytes; /* quota of the disk tier, segments and all */
@@ -103,7 +171,7 @@ typedef struct {
         persist; /* eager: written behind as sealed; spill: written when evicted from host memory */
     kvist_codec_t codec; /* of records on disk */
     kvist_io_t io;       /* auto: io_uring, or pread/pwrite threads where the kernel forbids it */
-    const char *origin;  /* this node's name, kept with each object (at most 31 bytes) */
+    const char *origin;  /* this node's name, kept with each object: KVIST_ORIGIN_BYTES_MAX */
     const kv_clock_t *clock; /* NULL: the machine's */
 } kvist_store_params_t;
 
@@ -146,23 +214,49 @@ typedef enum {
     KVIST_MODE_BYPASS
 } kvist_mode_t;
 
+/* Under pressure background blocks go first, then batch, then interactive ones. */
+typedef enum {
+    KVIST_PRIORITY_INTERACTIVE,
+    KVIST_PRIORITY_BATCH,
+    KVIST_PRIORITY_BACKGROUND,
+    KVIST_PRIORITY_COUNT,
+} kvist_priority_t;
+
+/* What blocks are kept under. Times are unix, in nanoseconds, kept to the second: rounded down for
+ * expiry, up for pins. A chain is kept as a whole: a block lives no longer than its ancestors, and
+ * ancestors are pinned, and of a class, at least as its descendants are. */
+typedef struct {
+    kvist_priority_t priority;
+    uint64_t expires_unix_ns;   /* a limit: a miss from then on; 0: none */
+    uint64_t pin_until_unix_ns; /* a promise: not evicted before; 0: none */
+    const char
+        *tenant; /* whose they are, for accounting (NULL: nobody's); identity is the salt's */
+} kvist_terms_t;
+
 typedef struct {
     kvist_key_t name_space;
     const uint32_t *tokens; /* [token_count], copied */
     size_t token_count;     /* whole blocks of it are looked for: the caller leaves off what it must
                                compute anyway */
     kvist_mode_t mode;      /* bypass and write match nothing; read and bypass store nothing */
+    kvist_terms_t terms;    /* of the blocks that the lease stores */
+    bool renew; /* found blocks get expiry and pin of these terms, where those are later */
 } kvist_query_t;
 
+/* A hit where miss is none or short, pending where miss is pending, else a miss for that reason:
+ * each about what is asked for beyond the found blocks. */
 typedef struct {
-    uint32_t block_count;                   /* found: blocks 0 .. block_count - 1 of the query */
-    uint32_t tier_blocks[KVIST_TIER_COUNT]; /* of those, by the fastest tier that holds each */
+    uint32_t block_count; /* found: blocks 0 .. block_count - 1 of the query, in all groups */
+    uint32_t tier_blocks[KVIST_TIER_COUNT]; /* of those, by the fastest tier that holds each (of
+                                               several groups: the slowest of them) */
     kvist_miss_t miss;                      /* why it is not more */
 } kvist_match_t;
 
-/* The longest stored prefix, held by a new lease (of zero blocks where nothing is stored). Never
- * blocks: nothing is read. Token ids are compared where they are at hand (device, host), and again
- * when a record is read. */
+/* The longest stored prefix that all groups can serve, held by a new lease (of zero blocks where
+ * nothing is stored). Never blocks: nothing is read. Token ids are compared where they are at hand
+ * (device, host), and again when a record is read. KV_INVALID: a query longer than
+ * KVIST_CHAIN_BLOCKS_MAX blocks, or terms out of bounds (priority, a pin beyond the expiry, a
+ * tenant's name too long). KV_BUSY: 65,534 leases are open. */
 kv_status_t kvist_match(kvist_store_t *store, const kvist_query_t *query, kvist_lease_t **lease_out,
     kvist_match_t *match_out);
 
@@ -172,6 +266,81 @@ kv_status_t kvist_match(kvist_store_t *store, const kvist_query_t *query, kvist_
  * In the last two cases the lease holds no slots. */
 typedef void (*kvist_prepared_t)(
     void *context, kvist_lease_t *lease, kv_status_t status, const kvist_match_t *match);
+
+/* Consecutive found blocks of one tier. */
+typedef struct {
+    uint32_t first_block, block_count;
+    kvist_tier_t tier;
+    uint64_t bytes; /* of all groups' objects */
+    uint64_t
+        cost_ns; /* estimate of loading just this run now, from rates that the store measured */
+} kvist_run_t;
+
+/* The runs of what was found, in order; at most count_max are written. Returns how many there are.
+ */
+size_t kvist_lease_runs(const kvist_lease_t *lease, kvist_run_t *runs_out, size_t count_max);
+
+/* ---- bytes in the caller's memory ---- */
+
+/* A scatter list: pieces are filled, or read, one after the other. */
+typedef struct {
+    void *base;
+    size_t bytes;
+} kvist_piece_t;
+
+/* Which bytes: for each block in order, the selected units of the group's object in their order.
+ * Counts of 0: all that there are. A selection of one layer, or of a range of heads, is read and
+ * verified alone. */
+typedef struct {
+    uint32_t group;
+    uint32_t first_block, block_count;
+    uint32_t first_layer, layer_count; /* of the group's layers, by number in the group */
+    uint32_t first_head, head_count;   /* of each part */
+} kvist_selection_t;
+
+/* Bytes of a selection; 0: it is not one of this layout. */
+size_t kvist_selection_bytes(const kvist_layout_t *layout, const kvist_selection_t *selection);
+
+/* status KV_OK: the first block_count blocks of the selection are in the caller's memory, verified;
+ * miss says why it is not all of them (damaged, failed). What lies in the pieces after them is
+ * not KV. KV_CANCELLED: the lease was released first. */
+typedef void (*kvist_loaded_t)(void *context, kvist_lease_t *lease, kv_status_t status,
+    uint32_t block_count, kvist_miss_t miss);
+
+/* Copies found blocks out, from whatever tier they are in. pieces: [piece_count], copied; their
+ * memory is borrowed until the callback ran, and together has just the selection's bytes. Several
+ * loads of a lease may be under way. KV_INVALID: the selection is not one of this layout, is not
+ * found blocks, or the pieces' size differs; a group's object that the match did not need is not
+ * found. */
+kv_status_t kvist_lease_load(kvist_lease_t *lease, const kvist_selection_t *selection,
+    const kvist_piece_t *pieces, size_t piece_count, kvist_loaded_t done, void *context);
+
+/* status KV_OK: all blocks are stored (in host memory; durable after kvist_store_flush, or behind).
+ * Otherwise the first block_count are: KV_BUSY: the deadline passed before there was room;
+ * KV_NO_SPACE: there can be none (no host tier, all is pinned or leased); KV_CANCELLED: released
+ * first. Modes read and bypass store nothing: KV_OK with 0. */
+typedef void (*kvist_stored_t)(
+    void *context, kvist_lease_t *lease, kv_status_t status, uint32_t block_count);
+
+typedef struct {
+    uint32_t group;
+    uint32_t first_block, block_count;
+    const uint32_t *tokens; /* [block_count][block_tokens], copied; may be NULL where the blocks are
+                               in the query or known to the lease from another group's store */
+    const char
+        *arithmetic;      /* which kernels made them (copied); at most KVIST_ARITHMETIC_BYTES_MAX */
+    uint64_t deadline_ns; /* to wait for room; monotonic clock of the store */
+} kvist_put_t;
+
+/* Copies whole objects in, as the lease's next blocks: of the first group, from block
+ * kvist_lease_sealed_count on; of another group, any blocks that are sealed. Each block is
+ * published when its bytes are in and checksummed, in order. pieces: as for loading, read only.
+ * Stores of one lease are carried out in the order of their calls. KV_INVALID: any field is out of
+ * bounds. */
+kv_status_t kvist_lease_store(kvist_lease_t *lease, const kvist_put_t *put,
+    const kvist_piece_t *pieces, size_t piece_count, kvist_stored_t done, void *context);
+
+/* ---- slots of the device tier ---- */
 
 /* Brings the leased blocks into device memory and reserves private slots after them, slot_count in
  * all (at least the matched blocks): all or nothing, first come first served, until deadline_ns
@@ -196,8 +365,48 @@ kv_status_t kvist_lease_seal(kvist_lease_t *lease, const uint32_t *tokens, const
 const char *kvist_lease_arithmetic(const kvist_lease_t *lease, uint32_t block);
 
 /* Gives everything back: sealed blocks stay in the store, private slots are free again. Also
- * cancels a prepare. */
+ * cancels what is under way: each callback still runs, with KV_CANCELLED; until then the memory of
+ * its pieces stays borrowed. The lease must not be used in calls after this one. */
 void kvist_lease_release(kvist_lease_t *lease);
+
+/* ---- what is kept, until when ---- */
+
+/* key: of a block; the call is about its whole chain, from the root to it. Of the terms, expiry and
+ * pin are taken as they are (also earlier, also none); priority and tenant are not changed.
+ * KV_MISSING: not stored; KV_INVALID: a pin beyond the expiry or in the past; KV_NO_SPACE: pins
+ * would take more than nine tenths of the last tier (the disk; without one, host memory; without
+ * that, device memory). Survives a restart once a later flush is done. */
+kv_status_t kvist_store_keep(
+    kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms);
+
+/* status KV_OK: gone from every tier, durably: no restart brings it back. */
+typedef void (*kvist_dropped_t)(void *context, kv_status_t status, uint64_t object_count);
+
+/* Drops a block and all its descendants, of all groups, pinned or not. Leases that hold some keep
+ * their bytes until released; nobody finds them any more. erase: their bytes are overwritten, in
+ * memory and on disk, before the callback; KV_BUSY at once where a lease holds one. KV_MISSING: not
+ * stored. */
+kv_status_t kvist_store_drop(
+    kvist_store_t *store, const kvist_key_t *key, bool erase, kvist_dropped_t done, void *context);
+
+/* Reads everything in host memory and on disk, and forgets what is damaged, as a load would.
+ * progress (may be NULL) runs every now and then; done once at the end, with KV_OK, or
+ * KV_CANCELLED where the store was closed. KV_BUSY: one is under way. */
+typedef struct {
+    uint64_t object_count, object_total;
+    uint64_t bytes, bytes_total;
+    uint64_t damaged_objects; /* with the descendants that were dropped with them */
+    uint64_t failed_objects;  /* could not be read: they stay */
+} kvist_verify_t;
+
+kv_status_t kvist_store_verify(kvist_store_t *store,
+    void (*progress)(void *context, const kvist_verify_t *state),
+    void (*done)(void *context, kv_status_t status, const kvist_verify_t *state), void *context);
+
+/* The disk tier's quota, from now on: more makes room, less reclaims the oldest segments, as soon
+ * as nobody reads them. KV_INVALID: less than two segments, or more than fits. */
+kv_status_t kvist_store_set_disk_bytes(
+    kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error);
 
 /* ---- looking in ---- */
 
@@ -214,6 +423,7 @@ typedef struct {
     uint64_t leases, slots_free, slots_private;
     uint64_t unsaved_objects; /* sealed, not durable yet */
     uint64_t damaged_objects, failed_reads, failed_writes;
+    uint64_t pinned_bytes; /* of objects with a pin that has not passed */
     bool disk_offline; /* repeated write failures: the disk tier takes nothing more until the node
                           restarts */
     const char *io;    /* "io_uring" or "threads"; "none" without a disk tier */
@@ -221,14 +431,37 @@ typedef struct {
 
 void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out);
 
+/* One stored block. */
+typedef struct {
+    kvist_key_t key, parent, name_space;
+    uint32_t position;            /* number of the block in its context */
+    uint32_t children;            /* blocks that go on from it */
+    uint32_t groups;              /* bit g: its object of group g is stored */
+    bool tiers[KVIST_TIER_COUNT]; /* of its object of group 0 */
+    uint64_t bytes;
+    uint32_t segment; /* on disk: number of the segment file, and where in it */
+    uint64_t segment_offset, stored_bytes;
+    uint64_t created_unix_ns; /* 0: known once it is on disk */
+    uint64_t used_unix_ns, expires_unix_ns, pin_until_unix_ns;
+    kvist_priority_t priority;
+    uint32_t leases; /* that hold it now */
+    char origin[KVIST_ORIGIN_BYTES_MAX + 1], tenant[KVIST_TENANT_BYTES_MAX + 1];
+    char arithmetic[KVIST_ARITHMETIC_BYTES_MAX + 1];
+} kvist_object_t;
+
+/* KV_MISSING: not stored. */
+kv_status_t kvist_store_show(
+    const kvist_store_t *store, const kvist_key_t *key, kvist_object_t *object_out);
+
 /* One stored context: a chain's last block. */
 typedef struct {
     kvist_key_t key, name_space;
     uint64_t token_count; /* from the context's start to the block's end */
     uint64_t bytes;       /* of the whole chain, blocks shared with other contexts included */
     kvist_tier_t tier;    /* the slowest tier that any block needs */
-    uint64_t created_unix_ns, used_unix_ns;
-    char origin[32];
+    uint64_t used_unix_ns, expires_unix_ns, pin_until_unix_ns;
+    kvist_priority_t priority;
+    char origin[KVIST_ORIGIN_BYTES_MAX + 1], tenant[KVIST_TENANT_BYTES_MAX + 1];
 } kvist_context_t;
 
 /* Calls visit for every stored context (leaf), newest use first, at most count_max times. */

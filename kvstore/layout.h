@@ -1,8 +1,8 @@
-/* A layout: how one object's bytes divide into units, and the checksums over them.
+/* A layout, worked out for one of its groups: how an object's bytes divide into units, and the
+ * checksums over them.
  *
- * A unit is the smallest part that can be verified alone: one (layer, k or v, kv head) of a block,
- * [token][head_dim] elements. Units stand in the object in that order without gaps
- * (kernels/device.h). The store moves units and never looks inside.
+ * A unit is the smallest part that can be verified alone: one (layer, part, head) of a block. Units
+ * stand in the object in that order without gaps. The store moves units and never looks inside.
  *
  * Threads: any; a layout does not change after kv_layout_init. */
 #ifndef KV_KVSTORE_LAYOUT_H
@@ -10,23 +10,47 @@
 
 #include "kvstore/kvist.h"
 
-enum { KV_LAYOUT_UNITS_MAX = 1 << 16 };
+enum { KV_LAYOUT_UNITS_MAX = 1 << 16, KV_LAYOUT_ENCODED_BYTES_MAX = 1024 };
 #define KV_LAYOUT_OBJECT_BYTES_MAX ((size_t)64 << 20)
 
 typedef struct {
-    kv_block_shape_t shape;
-    size_t unit_bytes, object_bytes;
+    kvist_group_t group;
+    uint32_t block_tokens, layer_count;
+    uint32_t layer_units; /* units of one layer */
     uint32_t unit_count;
-    kvist_key_t digest; /* SHA-256 of the shape's encoding: records of another layout never agree */
+    size_t part_unit_bytes[KVIST_PARTS_MAX];
+    size_t unit_bytes_max, layer_bytes, object_bytes;
+    kvist_key_t digest; /* of the group's encoding: records of another layout never agree */
 } kv_layout_t;
 
 /* KV_INVALID with the field and its bound. */
 kv_status_t kv_layout_init(
-    const kv_block_shape_t *shape, kv_layout_t *layout_out, kv_error_t *error);
+    const kvist_layout_t *from, uint32_t group, kv_layout_t *layout_out, kv_error_t *error);
+
+/* What identifies the layout, in bytes (docs/formats.md). Returns how many. */
+size_t kv_layout_encode(const kvist_layout_t *layout, uint8_t *encoded_out);
+
+/* The unit's place in the object, and its size. */
+size_t kv_layout_unit(const kv_layout_t *layout, uint32_t unit, size_t *bytes_out);
+
+/* Units of a selection in one object, in order: a cursor starts at 0 and is moved on by each call;
+ * UINT32_MAX: there are no more. */
+uint32_t kv_layout_next_selected(
+    const kv_layout_t *layout, const kvist_selection_t *selection, uint32_t *cursor);
+
+/* false: the selection is not one of this group's. Fills in counts that were 0. */
+bool kv_layout_resolve(const kv_layout_t *layout, kvist_selection_t *selection);
+
+/* Bytes of a resolved selection in one object. */
+size_t kv_layout_selected_bytes(const kv_layout_t *layout, const kvist_selection_t *selection);
 
 /* checksums_out: [unit_count] */
 void kv_layout_unit_checksums(
     const kv_layout_t *layout, const void *object, uint64_t *checksums_out);
+
+/* Whether all units have the checksums. */
+bool kv_layout_units_agree(
+    const kv_layout_t *layout, const void *object, const uint64_t *checksums);
 
 /* The object's checksum: over its units' checksums, bound to the key and to the layout. */
 uint64_t kv_layout_object_checksum(

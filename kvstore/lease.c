@@ -44,14 +44,6 @@ struct kvist_lease {
 
 enum { BLOCKS_AT_FIRST = 4, BLOCKS_AT_ONCE = 32 };
 
-static uint8_t fastest_tier(const kvist_store_t *store, const kv_object_t *object)
-{
-    if (kv_object_on_device(store, object)) {
-        return KVIST_TIER_DEVICE;
-    }
-    return kv_object_on_host(object) ? KVIST_TIER_HOST : KVIST_TIER_DISK;
-}
-
 /* Where the token ids are in memory they are compared: a key is believed, equality is checked. */
 static bool tokens_agree(
     const kvist_store_t *store, const kv_object_t *object, const uint32_t *tokens)
@@ -60,9 +52,9 @@ static bool tokens_agree(
     if (kv_object_on_device(store, object)) {
         stored = kv_pool_tokens(&store->device_pool, object->device_slot);
     } else if (kv_object_on_host(object)) {
-        stored = kv_pool_tokens(&store->host_pool, object->host_slot);
+        stored = kv_pool_tokens(&store->groups[0].host_pool, object->host_slot);
     }
-    size_t bytes = store->layout.shape.block_tokens * sizeof *tokens;
+    size_t bytes = store->block_tokens * sizeof *tokens;
     return stored == NULL || memcmp(stored, tokens, bytes) == 0;
 }
 
@@ -95,7 +87,7 @@ static uint32_t find_blocks(
         if (object->device_slot != KV_SLOT_NONE) {
             kv_pool_approach(&store->device_pool, object->device_slot);
         } else if (kv_object_on_host(object)) {
-            kv_pool_approach(&store->host_pool, object->host_slot);
+            kv_pool_approach(&store->groups[0].host_pool, object->host_slot);
         }
         neighbours += number - parent < BLOCKS_AT_ONCE;
         search->numbers[found++] = parent = number;
@@ -118,7 +110,7 @@ static bool take_block(kvist_store_t *store, kvist_lease_t *lease, const kvist_k
     uint32_t block = lease->found_count++;
     lease->last_key = *key;
     lease->objects[block] = number;
-    lease->tiers[block] = fastest_tier(store, object);
+    lease->tiers[block] = (uint8_t)kv_object_tier(store, object);
     lease->match.tier_blocks[lease->tiers[block]]++;
     kv_object_hold(store, number);
     return true;
@@ -126,7 +118,7 @@ static bool take_block(kvist_store_t *store, kvist_lease_t *lease, const kvist_k
 
 static void find_prefix(kvist_store_t *store, kvist_lease_t *lease, uint32_t block_count)
 {
-    uint32_t block_tokens = store->layout.shape.block_tokens, parent = KV_OBJECT_NONE;
+    uint32_t block_tokens = store->block_tokens, parent = KV_OBJECT_NONE;
     search_t search;
     search.scattered = true;
     lease->match.miss = KVIST_MISS_NONE;
@@ -156,7 +148,7 @@ static void find_prefix(kvist_store_t *store, kvist_lease_t *lease, uint32_t blo
 kv_status_t kvist_match(kvist_store_t *store, const kvist_query_t *query, kvist_lease_t **lease_out,
     kvist_match_t *match_out)
 {
-    uint32_t block_tokens = store->layout.shape.block_tokens;
+    uint32_t block_tokens = store->block_tokens;
     if (query->token_count / block_tokens > KVIST_CHAIN_BLOCKS_MAX) {
         return KV_INVALID;
     }
@@ -338,7 +330,7 @@ static void give_private_slots(kvist_lease_t *lease)
 static uint32_t good_prefix(kvist_lease_t *lease, kvist_miss_t *miss_out)
 {
     kvist_store_t *store = lease->store;
-    uint32_t block_tokens = store->layout.shape.block_tokens;
+    uint32_t block_tokens = store->block_tokens;
     for (uint32_t block = 0; block < lease->found_count; block++) {
         const kv_object_t *object = kv_table_at(store->table, lease->objects[block]);
         if (gone(lease, block)) {
@@ -598,11 +590,14 @@ uint32_t kvist_lease_sealed_count(const kvist_lease_t *lease)
 
 const char *kvist_lease_arithmetic(const kvist_lease_t *lease, uint32_t block)
 {
+    const kvist_store_t *store = lease->store;
     KV_CHECK(block < lease->sealed_count);
     uint32_t number = lease->objects[block];
-    return number == KV_OBJECT_NONE ? ""
-                                    : kv_names_at(&lease->store->arithmetics,
-                                          kv_table_at(lease->store->table, number)->arithmetic);
+    if (number == KV_OBJECT_NONE) {
+        return "";
+    }
+    const kv_family_t *family = kv_object_family(store, kv_table_at(store->table, number));
+    return kv_names_at(&store->arithmetics, family->arithmetic);
 }
 
 /* ---- seal ---- */
@@ -612,16 +607,14 @@ static void adopt_slot(kvist_store_t *store, uint32_t number, uint32_t slot, con
 {
     kv_table_at(store->table, number)->device_slot = slot;
     kv_pool_set_object(&store->device_pool, slot, number);
-    memcpy(kv_pool_tokens(&store->device_pool, slot), tokens,
-        store->layout.shape.block_tokens * sizeof *tokens);
+    memcpy(kv_pool_tokens(&store->device_pool, slot), tokens, store->block_tokens * sizeof *tokens);
 }
 
 static uint32_t new_object(kvist_lease_t *lease, const kvist_key_t *key, uint32_t parent,
-    uint8_t arithmetic, uint32_t slot, const uint32_t *tokens)
+    uint32_t family, uint32_t slot, const uint32_t *tokens)
 {
     kvist_store_t *store = lease->store;
-    int name_space = kv_names_number(&store->namespaces, lease->name_space.bytes);
-    if (name_space == KV_NAMES_FULL || lease->sealed_count >= KVIST_CHAIN_BLOCKS_MAX) {
+    if (lease->sealed_count >= KVIST_CHAIN_BLOCKS_MAX) {
         return KV_OBJECT_NONE;
     }
     uint32_t number = kv_table_insert(store->table, key, parent);
@@ -630,13 +623,10 @@ static uint32_t new_object(kvist_lease_t *lease, const kvist_key_t *key, uint32_
     }
     kv_object_t *object = kv_table_at(store->table, number);
     object->position = lease->sealed_count;
-    object->name_space = (uint16_t)name_space;
-    object->arithmetic = arithmetic;
-    object->origin = store->origin;
-    object->used_ms = kv_store_now_ms(store);
-    object->created_s = (uint32_t)(object->used_ms / 1000);
+    object->family = (uint16_t)family;
+    object->used_s = kv_store_now_s(store);
     store->stats.unsaved_objects++;
-    store->stats.tiers[KVIST_TIER_DEVICE].written_bytes += store->layout.object_bytes;
+    store->stats.tiers[KVIST_TIER_DEVICE].written_bytes += store->groups[0].layout.object_bytes;
     adopt_slot(store, number, slot, tokens);
     return number;
 }
@@ -644,28 +634,39 @@ static uint32_t new_object(kvist_lease_t *lease, const kvist_key_t *key, uint32_
 /* Another sequence stored the same block before. If it is on the device, this one's slot stays
  * private; else the slot becomes the object's, which keeps the device's chains whole. Bytes made by
  * other kernels replace the copies below. */
-static void meet_object(kvist_store_t *store, uint32_t number, uint8_t arithmetic, uint32_t slot,
-    const uint32_t *tokens)
+static void meet_object(
+    kvist_store_t *store, uint32_t number, uint32_t family, uint32_t slot, const uint32_t *tokens)
 {
     kv_object_t *object = kv_table_at(store->table, number);
+    const kv_family_t *mine =
+        (const kv_family_t *)(const void *)kv_names_at(&store->families, family);
     if (object->device_slot != KV_SLOT_NONE) {
         return;
     }
-    if (object->arithmetic != arithmetic) {
-        if ((object->flags & KV_OBJECT_BUSY) != 0) {
-            return;
-        }
-        adopt_slot(store, number, slot, tokens);
+    bool same = kv_object_family(store, object)->arithmetic == mine->arithmetic;
+    if (!same && (object->flags & KV_OBJECT_BUSY) != 0) {
+        return;
+    }
+    adopt_slot(store, number, slot, tokens);
+    if (!same) {
         if (kv_object_on_host(object)) {
             kv_object_leave_host(store, number);
         }
         if (kv_object_on_disk(object)) {
             kv_object_leave_disk(store, number);
         }
-        object->arithmetic = arithmetic;
-        return;
+        object->family = (uint16_t)family;
     }
-    adopt_slot(store, number, slot, tokens);
+}
+
+/* The family of what the lease stores, made by these kernels. */
+static int family_of(const kvist_lease_t *lease, const char *arithmetic)
+{
+    kvist_store_t *store = lease->store;
+    kv_record_t like = {.name_space = lease->name_space};
+    strncpy(like.arithmetic, arithmetic != NULL ? arithmetic : "", sizeof like.arithmetic - 1);
+    memcpy(like.origin, store->origin, sizeof like.origin);
+    return kv_family_number(store, &like);
 }
 
 /* The object for the next block, held, or KV_OBJECT_NONE where it cannot be stored. */
@@ -674,16 +675,13 @@ static uint32_t seal_object(kvist_lease_t *lease, const uint32_t *tokens, const 
     kvist_store_t *store = lease->store;
     uint32_t block = lease->sealed_count, slot = lease->slots[block];
     uint32_t parent = block > 0 ? lease->objects[block - 1] : KV_OBJECT_NONE;
-    kvist_key_t key =
-        kv_identity_block_key(&lease->last_key, tokens, store->layout.shape.block_tokens);
+    kvist_key_t key = kv_identity_block_key(&lease->last_key, tokens, store->block_tokens);
     lease->last_key = key;
     if (block > 0 && (parent == KV_OBJECT_NONE || gone(lease, block - 1))) {
         return KV_OBJECT_NONE; /* without its parent it could never be found */
     }
-    char name[KV_ARITHMETIC_BYTES] = {0};
-    strncpy(name, arithmetic != NULL ? arithmetic : "", sizeof name - 1);
-    int arithmetic_number = kv_names_number(&store->arithmetics, name);
-    if (arithmetic_number == KV_NAMES_FULL) {
+    int family = family_of(lease, arithmetic);
+    if (family == KV_NAMES_FULL) {
         return KV_OBJECT_NONE;
     }
     uint32_t number = kv_table_find(store->table, &key);
@@ -692,9 +690,9 @@ static uint32_t seal_object(kvist_lease_t *lease, const uint32_t *tokens, const 
         return KV_OBJECT_NONE;
     }
     if (number == KV_OBJECT_NONE) {
-        number = new_object(lease, &key, parent, (uint8_t)arithmetic_number, slot, tokens);
+        number = new_object(lease, &key, parent, (uint32_t)family, slot, tokens);
     } else {
-        meet_object(store, number, (uint8_t)arithmetic_number, slot, tokens);
+        meet_object(store, number, (uint32_t)family, slot, tokens);
     }
     if (number != KV_OBJECT_NONE) {
         kv_object_hold(store, number);

@@ -9,7 +9,6 @@
 #include "kvstore/store_internal.h"
 
 #include "base/check.h"
-#include "base/checksum.h"
 #include "base/log.h"
 #include "base/memory.h"
 
@@ -86,7 +85,7 @@ static void end_load(kvist_store_t *store, kv_load_t *load)
     store->loads[load->slot] = NULL;
     if (load->status == KV_OK && wanted && (object->flags & KV_OBJECT_DEAD) == 0) {
         kv_pool_set_object(&store->device_pool, load->slot, load->object);
-        tier->read_bytes += store->layout.object_bytes;
+        tier->read_bytes += store->groups[0].layout.object_bytes;
     } else {
         kv_pool_give(&store->device_pool, load->slot);
         if (wanted) {
@@ -145,19 +144,20 @@ static void copy_from_host(kv_task_t *task)
 {
     load_batch_t *batch = (load_batch_t *)task;
     kvist_store_t *store = batch->store;
-    size_t token_bytes = store->layout.shape.block_tokens * sizeof(uint32_t);
+    const kv_store_group_t *group = &store->groups[0];
     for (uint32_t i = 0; i < batch->count; i++) {
         kv_load_t *load = batch->loads[i];
-        const char *from = kv_store_host_bytes(store, load->host_slot);
-        if (kv_checksum(from, store->layout.object_bytes) !=
-            store->host_pool.slots[load->host_slot].checksum) {
+        const char *from = kv_group_host_bytes(group, load->host_slot);
+        if (!kv_layout_units_agree(
+                &group->layout, from, kv_pool_checksums(&group->host_pool, load->host_slot))) {
             load->status = KV_CORRUPT;
             continue;
         }
         store->device->ops->copy_in(store->device, kv_store_device_bytes(store, load->slot), from,
-            store->layout.object_bytes);
+            group->layout.object_bytes);
         memcpy(kv_pool_tokens(&store->device_pool, load->slot),
-            kv_pool_tokens(&store->host_pool, load->host_slot), token_bytes);
+            kv_pool_tokens(&group->host_pool, load->host_slot),
+            store->block_tokens * sizeof(uint32_t));
         load->status = KV_OK;
     }
     kv_store_finish(task);
@@ -197,16 +197,17 @@ static void verify_records(kv_task_t *task)
     load_batch_t *batch = (load_batch_t *)task;
     kvist_store_t *store = batch->store;
     const char *at = batch->request.buffer;
-    void *scratch = kv_allocate(store->layout.object_bytes);
+    const kv_layout_t *layout = &store->groups[0].layout;
+    void *scratch = kv_allocate(layout->object_bytes);
     for (uint32_t i = 0; i < batch->count; i++) {
         kv_load_t *load = batch->loads[i];
         size_t bytes = (size_t)load->length_pages * KV_PAGE_BYTES;
         const void *object;
-        load->status = kv_record_verify(&store->layout, &load->expected, at, bytes, scratch,
-            &object, kv_pool_tokens(&store->device_pool, load->slot));
+        load->status = kv_record_verify(layout, &load->expected, at, bytes, scratch, &object,
+            kv_pool_tokens(&store->device_pool, load->slot));
         if (load->status == KV_OK) {
             store->device->ops->copy_in(store->device, kv_store_device_bytes(store, load->slot),
-                object, store->layout.object_bytes);
+                object, layout->object_bytes);
         }
         at += bytes;
     }
@@ -327,12 +328,8 @@ static kv_load_t *plan_load(kvist_store_t *store, uint32_t number)
     load->segment = object->segment;
     load->offset_pages = object->offset_pages;
     load->length_pages = object->length_pages;
+    kv_object_describe(store, object, &load->expected);
     load->expected.generation = store->disk->segments.items[object->segment].generation;
-    load->expected.key = object->key;
-    load->expected.parent = *kv_object_parent_key(store, object);
-    load->expected.position = (uint32_t)object->position;
-    memcpy(load->expected.name_space.bytes, kv_names_at(&store->namespaces, object->name_space),
-        KVIST_KEY_BYTES);
     return load;
 }
 
@@ -360,8 +357,8 @@ static uint32_t batch_length(kvist_store_t *store, kv_load_t *const *loads, uint
         const kv_load_t *load = loads[length];
         bool disk = load->tier == KVIST_TIER_DISK;
         size_t limit = disk ? store->disk->staging_bytes : (size_t)HOST_BATCH_BYTES;
-        size_t more =
-            disk ? (size_t)load->length_pages * KV_PAGE_BYTES : store->layout.object_bytes;
+        size_t more = disk ? (size_t)load->length_pages * KV_PAGE_BYTES
+                           : store->groups[0].layout.object_bytes;
         if (length > 0 && bytes + more > limit) {
             break;
         }

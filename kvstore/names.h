@@ -1,6 +1,8 @@
-/* A set of short byte strings, each known by a small number: namespaces, arithmetic ids, origins.
+/* A set of short byte strings, each known by a small number: namespaces, arithmetic ids, origins,
+ * tenants; and families, which name one of each of them.
  *
- * Entries in the object table keep the number. Names are never forgotten while the store is open.
+ * Entries in the object table keep their family's number. Names are never forgotten while the store
+ * is open.
  * Owns: copies of the names.
  * Threads: the store's. */
 #ifndef KV_KVSTORE_NAMES_H
@@ -18,6 +20,12 @@ typedef struct {
     uint32_t count, capacity, count_max;
     uint32_t last; /* found most recently: the usual answer */
 } kv_names_t;
+
+/* What objects that were stored alike have in common: numbers of names, and small numbers. */
+typedef struct {
+    uint16_t name_space, tenant;
+    uint8_t arithmetic, origin, priority, group;
+} kv_family_t;
 
 void kv_names_init(kv_names_t *names, size_t name_bytes, uint32_t count_max);
 void kv_names_destroy(kv_names_t *names);

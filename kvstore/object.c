@@ -2,13 +2,23 @@
 #include "kvstore/store_internal.h"
 
 #include "base/check.h"
+#include "kvstore/entry.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 bool kv_object_on_device(const kvist_store_t *store, const kv_object_t *object)
 {
     return object->device_slot != KV_SLOT_NONE &&
            store->device_pool.slots[object->device_slot].state == KV_SLOT_OBJECT;
+}
+
+kvist_tier_t kv_object_tier(const kvist_store_t *store, const kv_object_t *object)
+{
+    if (kv_object_on_device(store, object)) {
+        return KVIST_TIER_DEVICE;
+    }
+    return kv_object_on_host(object) ? KVIST_TIER_HOST : KVIST_TIER_DISK;
 }
 
 static bool is_dead(const kv_object_t *object)
@@ -24,7 +34,7 @@ void kv_object_hold(kvist_store_t *store, uint32_t number)
             kv_pool_unlist(&store->device_pool, object->device_slot);
         }
         if (kv_object_on_host(object)) {
-            kv_pool_unlist(&store->host_pool, object->host_slot);
+            kv_pool_unlist(&kv_object_group(store, object)->host_pool, object->host_slot);
         }
     }
 }
@@ -43,12 +53,19 @@ void kv_object_release(kvist_store_t *store, uint32_t number)
         kv_object_settle(store, number);
         return;
     }
-    object->used_ms = kv_store_now_ms(store);
+    object->used_s = kv_store_now_s(store);
+    kv_object_list(store, number);
+}
+
+void kv_object_list(kvist_store_t *store, uint32_t number)
+{
+    const kv_object_t *object = kv_table_at(store->table, number);
+    kvist_priority_t priority = (kvist_priority_t)kv_object_family(store, object)->priority;
     if (kv_object_on_device(store, object)) {
-        kv_pool_list(&store->device_pool, object->device_slot);
+        kv_pool_list(&store->device_pool, object->device_slot, priority);
     }
     if (kv_object_on_host(object)) {
-        kv_pool_list(&store->host_pool, object->host_slot);
+        kv_pool_list(&kv_object_group(store, object)->host_pool, object->host_slot, priority);
     }
 }
 
@@ -64,7 +81,7 @@ void kv_object_leave_host(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
     KV_CHECK(kv_object_on_host(object));
-    kv_pool_give(&store->host_pool, object->host_slot);
+    kv_pool_give(&kv_object_group(store, object)->host_pool, object->host_slot);
     object->host_slot = KV_SLOT_NONE;
 }
 
@@ -83,9 +100,7 @@ static void leave_segment_list(kvist_store_t *store, uint32_t number)
 void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
-    uint8_t key[1 + KVIST_KEY_BYTES] = {'o'};
-    __builtin_memcpy(key + 1, object->key.bytes, KVIST_KEY_BYTES);
-    kv_index_batch_delete(&store->disk->filling, key, sizeof key);
+    kv_entry_delete(&store->disk->filling, &object->key);
     leave_segment_list(store, number);
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     stats->used_bytes -= (uint64_t)object->length_pages * KV_PAGE_BYTES;
@@ -142,7 +157,7 @@ static void drop_leaf(kvist_store_t *store, uint32_t number)
         kv_pool_unlist(&store->device_pool, object->device_slot);
     }
     if (kv_object_on_host(object)) {
-        kv_pool_unlist(&store->host_pool, object->host_slot);
+        kv_pool_unlist(&kv_object_group(store, object)->host_pool, object->host_slot);
     }
     kv_table_unlink(store->table, number);
     kv_object_settle(store, number);
@@ -172,8 +187,48 @@ void kv_object_drop(kvist_store_t *store, uint32_t number)
 
 const kvist_key_t *kv_object_parent_key(const kvist_store_t *store, const kv_object_t *object)
 {
+    const kv_family_t *family = kv_object_family(store, object);
+    if (family->group > 0) {
+        object = kv_table_at(store->table, object->parent);
+    }
     if (object->parent != KV_OBJECT_NONE) {
         return &kv_table_at(store->table, object->parent)->key;
     }
-    return (const kvist_key_t *)(const void *)kv_names_at(&store->namespaces, object->name_space);
+    return (const kvist_key_t *)(const void *)kv_names_at(&store->namespaces, family->name_space);
+}
+
+void kv_object_describe(const kvist_store_t *store, const kv_object_t *object, kv_record_t *record)
+{
+    const kv_family_t *family = kv_object_family(store, object);
+    *record = (kv_record_t){
+        .key = object->key,
+        .parent = *kv_object_parent_key(store, object),
+        .position = object->position,
+        .used_unix_ns = (uint64_t)object->used_s * KV_NS_PER_S,
+        .expires_s = object->expires_s,
+        .pin_until_s = object->pin_until_s,
+        .priority = family->priority,
+        .group = family->group,
+    };
+    memcpy(record->name_space.bytes, kv_names_at(&store->namespaces, family->name_space),
+        KVIST_KEY_BYTES);
+    memcpy(record->origin, kv_names_at(&store->origins, family->origin), KV_ORIGIN_BYTES);
+    memcpy(record->arithmetic, kv_names_at(&store->arithmetics, family->arithmetic),
+        KV_ARITHMETIC_BYTES);
+    memcpy(record->tenant, kv_names_at(&store->tenants, family->tenant), KV_TENANT_BYTES);
+}
+
+int kv_family_number(kvist_store_t *store, const kv_record_t *like)
+{
+    int name_space = kv_names_number(&store->namespaces, like->name_space.bytes);
+    int tenant = kv_names_number(&store->tenants, like->tenant);
+    int arithmetic = kv_names_number(&store->arithmetics, like->arithmetic);
+    int origin = kv_names_number(&store->origins, like->origin);
+    if (name_space == KV_NAMES_FULL || tenant == KV_NAMES_FULL || arithmetic == KV_NAMES_FULL ||
+        origin == KV_NAMES_FULL) {
+        return KV_NAMES_FULL;
+    }
+    kv_family_t family = {(uint16_t)name_space, (uint16_t)tenant, (uint8_t)arithmetic,
+        (uint8_t)origin, like->priority, like->group};
+    return kv_names_number(&store->families, &family);
 }

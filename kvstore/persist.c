@@ -15,16 +15,17 @@
 #include "base/checksum.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "kvstore/entry.h"
 
 #include <stdlib.h>
 
-enum { ENTRY_VERSION = 1, QUEUE_MIN = 256 };
+enum { QUEUE_MIN = 256 };
 
 typedef struct {
     uint32_t object;
-    const char *host_bytes;   /* or NULL: */
-    const char *device_bytes; /* in device memory */
-    uint64_t host_checksum;   /* what host_bytes must have: what changed there is not written */
+    const char *host_bytes;         /* or NULL: */
+    const char *device_bytes;       /* in device memory */
+    const uint64_t *host_checksums; /* of its units: what changed there is not written */
     bool damaged;
     const uint32_t *tokens;
     kv_record_t record;
@@ -94,7 +95,7 @@ static void drain_queue(kvist_store_t *store)
 {
     while (store->disk->queue_count > 0) {
         uint32_t number = pop_queue(store->disk);
-        kv_table_at(store->table, number)->flags &= (uint16_t)~KV_OBJECT_QUEUED;
+        kv_table_at(store->table, number)->flags &= ~KV_OBJECT_QUEUED;
         kv_object_settle(store, number);
     }
 }
@@ -125,16 +126,16 @@ static void encode_batch(kv_task_t *task)
 {
     kv_write_batch_t *batch = (kv_write_batch_t *)task;
     kvist_store_t *store = batch->store;
-    const kv_layout_t *layout = &store->layout;
     char *at = staging_bytes(store->disk, batch->staging);
-    char *scratch = store->codec != KVIST_CODEC_NONE ? kv_allocate(layout->object_bytes) : NULL;
+    char *scratch = store->codec != KVIST_CODEC_NONE ? kv_allocate(store->object_bytes_max) : NULL;
     batch->bytes = 0;
     for (uint32_t i = 0; i < batch->count; i++) {
         item_t *item = &batch->items[i];
+        const kv_layout_t *layout = &store->groups[item->record.group].layout;
         const char *object = item->host_bytes;
         item->offset = batch->bytes;
         item->damaged =
-            object != NULL && kv_checksum(object, layout->object_bytes) != item->host_checksum;
+            object != NULL && !kv_layout_units_agree(layout, object, item->host_checksums);
         if (item->damaged) {
             continue;
         }
@@ -157,7 +158,7 @@ static void encode_batch(kv_task_t *task)
 static void forget_host_copy(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
-    object->flags &= (uint16_t)~KV_OBJECT_WRITING;
+    object->flags &= ~KV_OBJECT_WRITING;
     store->stats.damaged_objects++;
     store->disk->sync_index = true;
     if ((object->flags & KV_OBJECT_DEAD) != 0) {
@@ -194,21 +195,14 @@ static void fill_item(kvist_store_t *store, uint32_t number, item_t *item)
         item->device_bytes = kv_store_device_bytes(store, object->device_slot);
         item->tokens = kv_pool_tokens(&store->device_pool, object->device_slot);
     } else {
-        item->host_bytes = kv_store_host_bytes(store, object->host_slot);
-        item->host_checksum = store->host_pool.slots[object->host_slot].checksum;
-        item->tokens = kv_pool_tokens(&store->host_pool, object->host_slot);
+        const kv_store_group_t *group = kv_object_group(store, object);
+        item->host_bytes = kv_group_host_bytes(group, object->host_slot);
+        item->host_checksums = kv_pool_checksums(&group->host_pool, object->host_slot);
+        item->tokens = kv_pool_tokens(&group->host_pool, object->host_slot);
     }
     kv_record_t *record = &item->record;
-    memcpy(record->name_space.bytes, kv_names_at(&store->namespaces, object->name_space),
-        KVIST_KEY_BYTES);
-    record->key = object->key;
-    record->parent = *kv_object_parent_key(store, object);
-    record->position = (uint32_t)object->position;
-    record->created_unix_ns = (uint64_t)object->created_s * KV_NS_PER_S;
-    record->used_unix_ns = (uint64_t)object->used_ms * KV_NS_PER_MS;
-    memcpy(record->origin, kv_names_at(&store->origins, object->origin), KV_ORIGIN_BYTES);
-    memcpy(record->arithmetic, kv_names_at(&store->arithmetics, object->arithmetic),
-        KV_ARITHMETIC_BYTES);
+    kv_object_describe(store, object, record);
+    record->created_unix_ns = store->clock->unix_ns(store->clock);
     record->codec = store->codec;
 }
 
@@ -222,7 +216,7 @@ static bool needs_writing(const kvist_store_t *store, const kv_object_t *object)
 static void start_batch(kvist_store_t *store)
 {
     kv_disk_t *disk = store->disk;
-    uint32_t count_max = (uint32_t)(disk->staging_bytes / kv_record_bytes_max(&store->layout));
+    uint32_t count_max = (uint32_t)(disk->staging_bytes / store->record_bytes_max);
     kv_write_batch_t *batch = kv_allocate(sizeof *batch);
     batch->store = store;
     batch->items = kv_allocate_array(count_max, sizeof *batch->items);
@@ -232,7 +226,7 @@ static void start_batch(kvist_store_t *store)
     while (disk->queue_count > 0 && batch->count < count_max) {
         uint32_t number = pop_queue(disk);
         kv_object_t *object = kv_table_at(store->table, number);
-        object->flags &= (uint16_t)~KV_OBJECT_QUEUED;
+        object->flags &= ~KV_OBJECT_QUEUED;
         if (needs_writing(store, object)) {
             object->flags |= KV_OBJECT_WRITING;
             fill_item(store, number, &batch->items[batch->count++]);
@@ -347,10 +341,10 @@ static void end_batch(kv_write_batch_t *batch, bool durable)
     for (uint32_t i = 0; i < batch->count; i++) {
         const item_t *item = &batch->items[i];
         kv_object_t *object = kv_table_at(store->table, item->object);
-        object->flags &= (uint16_t)~KV_OBJECT_WRITING;
+        object->flags &= ~KV_OBJECT_WRITING;
         if ((object->flags & KV_OBJECT_DEAD) != 0) {
             if (durable) {
-                kv_persist_delete_entry(store, &item->record.key);
+                kv_entry_delete(&disk->filling, &item->record.key);
             }
             kv_object_settle(store, item->object);
         } else if (durable) {
@@ -423,43 +417,11 @@ static kv_write_batch_t *pop_batch(kv_disk_t *disk)
 
 /* ---- the index ---- */
 
-void kv_persist_delete_entry(kvist_store_t *store, const kvist_key_t *key)
-{
-    uint8_t name[1 + KVIST_KEY_BYTES] = {'o'};
-    memcpy(name + 1, key->bytes, KVIST_KEY_BYTES);
-    kv_index_batch_delete(&store->disk->filling, name, sizeof name);
-}
-
-void kv_persist_put_entry(kvist_store_t *store, const kv_record_t *record, uint16_t segment,
-    uint64_t offset, uint64_t generation)
-{
-    uint8_t name[1 + KVIST_KEY_BYTES] = {'o'}, value[KV_ENTRY_BYTES];
-    memcpy(name + 1, record->key.bytes, KVIST_KEY_BYTES);
-    memset(value, 0, sizeof value);
-    value[0] = ENTRY_VERSION;
-    value[1] = (uint8_t)record->codec;
-    kv_put_u16(value + 2, segment);
-    kv_put_u32(value + 4, (uint32_t)(offset / KV_PAGE_BYTES));
-    kv_put_u64(value + 8, generation);
-    kv_put_u32(value + 16, (uint32_t)(record->stored_bytes / KV_PAGE_BYTES));
-    kv_put_u32(value + 20, record->position);
-    kv_put_u64(value + 24, record->created_unix_ns);
-    kv_put_u64(value + 32, record->used_unix_ns);
-    memcpy(value + 40, record->parent.bytes, KVIST_KEY_BYTES);
-    memcpy(value + 72, record->name_space.bytes, KVIST_KEY_BYTES);
-    memcpy(value + 104, record->origin, KV_ORIGIN_BYTES);
-    memcpy(value + 136, record->arithmetic, KV_ARITHMETIC_BYTES);
-    kv_index_batch_put(&store->disk->filling, name, sizeof name, value, sizeof value);
-}
-
 void kv_persist_put_segment(kvist_store_t *store, uint32_t number)
 {
     const kv_segment_t *segment = &store->disk->segments.items[number];
-    uint8_t name[3] = {'s'}, value[16];
-    kv_put_u16(name + 1, (uint16_t)number);
-    kv_put_u64(value, segment->generation);
-    kv_put_u64(value + 8, segment->indexed_bytes);
-    kv_index_batch_put(&store->disk->filling, name, sizeof name, value, sizeof value);
+    kv_segment_entry_put(&store->disk->filling,
+        &(kv_segment_entry_t){(uint16_t)number, segment->generation, segment->indexed_bytes});
 }
 
 typedef struct {
@@ -587,10 +549,7 @@ static void advance_index(kvist_store_t *store)
         return;
     }
     if (flushes != NULL) {
-        static const uint8_t MARK[] = {'m', 'f'};
-        uint8_t now[8];
-        kv_put_u64(now, store->clock->unix_ns(store->clock));
-        kv_index_batch_put(&disk->filling, MARK, sizeof MARK, now, sizeof now);
+        kv_flush_entry_put(&disk->filling, store->clock->unix_ns(store->clock));
     }
     index_write_t *write = kv_allocate(sizeof *write);
     *write = (index_write_t){
@@ -617,8 +576,8 @@ static void index_batch(kv_write_batch_t *batch)
     for (uint32_t i = 0; i < batch->count; i++) {
         const item_t *item = &batch->items[i];
         if ((kv_table_at(store->table, item->object)->flags & KV_OBJECT_DEAD) == 0) {
-            kv_persist_put_entry(store, &item->record, (uint16_t)batch->segment,
-                batch->offset + item->offset, segment->generation);
+            kv_entry_put(&disk->filling, &(kv_entry_t){item->record, (uint16_t)batch->segment,
+                                             batch->offset + item->offset});
         }
     }
     segment->indexed_bytes = batch->offset + batch->bytes;
@@ -762,10 +721,15 @@ void kvist_store_flush(
                                   : KV_NO_SPACE);
         return;
     }
-    uint32_t path_max = store->device_pool.slot_count + store->host_pool.slot_count;
+    uint32_t path_max = store->device_pool.slot_count;
+    for (uint32_t i = 0; i < store->group_count; i++) {
+        path_max += store->groups[i].host_pool.slot_count;
+    }
     uint32_t *path = kv_allocate_array(path_max, sizeof *path);
     queue_pool(store, &store->device_pool, path);
-    queue_pool(store, &store->host_pool, path);
+    for (uint32_t i = 0; i < store->group_count; i++) {
+        queue_pool(store, &store->groups[i].host_pool, path);
+    }
     free(path);
     flush->target = store->disk->queued_total;
     kv_flush_t **link = &store->disk->first_flush;

@@ -8,7 +8,11 @@
 
 /* "KVISTREC" */
 #define RECORD_MAGIC 0x434552545349564bull
-enum { RECORD_VERSION = 1 };
+
+/* Tokens and checksums are read and written in place. */
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "records are little-endian");
+
+enum { RECORD_VERSION = 2, RECORD_VERSION_MIN = 1 };
 
 /* Offsets in the header. */
 enum {
@@ -32,27 +36,37 @@ enum {
     AT_OBJECT_CHECKSUM = 208,
     AT_ORIGIN = 216,
     AT_ARITHMETIC = 248,
-    AT_TOKENS = 320,    /* u32 each; then unit checksums, u64 each; then unit lengths, u32 each */
+    AT_EXPIRES = 296,
+    AT_PIN = 300,
+    AT_PRIORITY = 304,
+    AT_GROUP = 305,
+    AT_TENANT = 320,    /* version 1 has no tenant, zeros from 296 on, and its tokens here */
+    AT_TOKENS = 352,    /* u32 each; then unit checksums, u64 each; then unit lengths, u32 each */
     CHECKSUM_BYTES = 8, /* at the header's end */
 };
 
 /* More than any layout needs: bounds what a damaged header may claim. */
 #define HEADER_BYTES_MAX (1u << 20)
 
-static size_t checksums_at(uint32_t token_count)
+static size_t tokens_at(uint32_t version)
 {
-    return kv_round_up(AT_TOKENS + (size_t)4 * token_count, 8);
+    return version == 1 ? AT_TENANT : AT_TOKENS;
 }
 
-static size_t header_bytes_for(uint32_t token_count, uint32_t unit_count)
+static size_t checksums_at(const kv_layout_t *layout, uint32_t version)
 {
-    size_t used = checksums_at(token_count) + (size_t)12 * unit_count + CHECKSUM_BYTES;
+    return kv_round_up(tokens_at(version) + (size_t)4 * layout->block_tokens, 8);
+}
+
+static size_t header_bytes_of(const kv_layout_t *layout, uint32_t version)
+{
+    size_t used = checksums_at(layout, version) + (size_t)12 * layout->unit_count + CHECKSUM_BYTES;
     return kv_round_up(used, KV_PAGE_BYTES);
 }
 
 size_t kv_record_header_bytes(const kv_layout_t *layout)
 {
-    return header_bytes_for(layout->shape.block_tokens, layout->unit_count);
+    return header_bytes_of(layout, RECORD_VERSION);
 }
 
 size_t kv_record_bytes_max(const kv_layout_t *layout)
@@ -66,8 +80,8 @@ static size_t encode_units(const kv_layout_t *layout, kvist_codec_t codec, const
 {
     size_t used = 0;
     for (uint32_t i = 0; i < layout->unit_count; i++) {
-        size_t got = kv_codec_encode(
-            codec, object + i * layout->unit_bytes, layout->unit_bytes, payload + used);
+        size_t bytes, offset = kv_layout_unit(layout, i, &bytes);
+        size_t got = kv_codec_encode(codec, object + offset, bytes, payload + used);
         kv_put_u32(lengths + (size_t)4 * i, (uint32_t)got);
         used += got;
     }
@@ -80,9 +94,9 @@ void kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint3
     const void *object, void *at)
 {
     size_t header_bytes = kv_record_header_bytes(layout);
-    uint32_t token_count = layout->shape.block_tokens, unit_count = layout->unit_count;
+    uint32_t token_count = layout->block_tokens, unit_count = layout->unit_count;
     char *header = at, *payload = header + header_bytes;
-    char *checksums = header + checksums_at(token_count);
+    char *checksums = header + checksums_at(layout, RECORD_VERSION);
     char *lengths = checksums + (size_t)8 * unit_count;
     memset(header, 0, header_bytes);
 
@@ -102,7 +116,9 @@ void kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint3
             memcpy(payload, object, payload_bytes);
         }
         for (uint32_t i = 0; i < unit_count; i++) {
-            kv_put_u32(lengths + (size_t)4 * i, (uint32_t)layout->unit_bytes);
+            size_t bytes;
+            kv_layout_unit(layout, i, &bytes);
+            kv_put_u32(lengths + (size_t)4 * i, (uint32_t)bytes);
         }
     }
     size_t padded = kv_round_up(payload_bytes, KV_PAGE_BYTES);
@@ -128,12 +144,12 @@ void kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint3
     kv_put_u64(header + AT_OBJECT_CHECKSUM, object_checksum);
     memcpy(header + AT_ORIGIN, record->origin, KV_ORIGIN_BYTES);
     memcpy(header + AT_ARITHMETIC, record->arithmetic, KV_ARITHMETIC_BYTES);
-    for (uint32_t i = 0; i < token_count; i++) {
-        kv_put_u32(header + AT_TOKENS + (size_t)4 * i, tokens[i]);
-    }
-    for (uint32_t i = 0; i < unit_count; i++) {
-        kv_put_u64(checksums + (size_t)8 * i, unit_checksums[i]); /* to little-endian, in place */
-    }
+    kv_put_u32(header + AT_EXPIRES, record->expires_s);
+    kv_put_u32(header + AT_PIN, record->pin_until_s);
+    header[AT_PRIORITY] = (char)record->priority;
+    header[AT_GROUP] = (char)record->group;
+    memcpy(header + AT_TENANT, record->tenant, KV_TENANT_BYTES);
+    memcpy(header + AT_TOKENS, tokens, (size_t)4 * token_count);
 }
 
 void kv_record_sign(void *at, uint64_t generation)
@@ -144,15 +160,52 @@ void kv_record_sign(void *at, uint64_t generation)
     kv_put_u64(header + covered, kv_checksum(header, covered));
 }
 
-kv_status_t kv_record_read(const kv_layout_t *layout, const void *at, size_t bytes,
-    kv_record_t *record_out, bool *same_layout_out)
+/* Versions 1 and 2 tell each other apart; what version 1 did not have is none. */
+static bool version_known(uint32_t version)
+{
+    return version >= RECORD_VERSION_MIN && version <= RECORD_VERSION;
+}
+
+static bool text_ended(const char *header, uint32_t version)
+{
+    return header[AT_ORIGIN + KV_ORIGIN_BYTES - 1] == '\0' &&
+           header[AT_ARITHMETIC + KV_ARITHMETIC_BYTES - 1] == '\0' &&
+           (version == 1 || header[AT_TENANT + KV_TENANT_BYTES - 1] == '\0');
+}
+
+static void read_fields(const char *header, uint32_t version, kv_record_t *record)
+{
+    *record = (kv_record_t){
+        .generation = kv_get_u64(header + AT_GENERATION),
+        .position = kv_get_u32(header + AT_POSITION),
+        .created_unix_ns = kv_get_u64(header + AT_CREATED),
+        .used_unix_ns = kv_get_u64(header + AT_USED),
+        .codec = (kvist_codec_t)kv_get_u32(header + AT_CODEC),
+        .stored_bytes = kv_get_u64(header + AT_STORED_BYTES),
+    };
+    memcpy(record->name_space.bytes, header + AT_NAMESPACE, KVIST_KEY_BYTES);
+    memcpy(record->key.bytes, header + AT_KEY, KVIST_KEY_BYTES);
+    memcpy(record->parent.bytes, header + AT_PARENT, KVIST_KEY_BYTES);
+    memcpy(record->origin, header + AT_ORIGIN, KV_ORIGIN_BYTES);
+    memcpy(record->arithmetic, header + AT_ARITHMETIC, KV_ARITHMETIC_BYTES);
+    if (version > 1) {
+        record->expires_s = kv_get_u32(header + AT_EXPIRES);
+        record->pin_until_s = kv_get_u32(header + AT_PIN);
+        record->priority = (uint8_t)header[AT_PRIORITY];
+        record->group = (uint8_t)header[AT_GROUP];
+        memcpy(record->tenant, header + AT_TENANT, KV_TENANT_BYTES);
+    }
+}
+
+kv_status_t kv_record_read(const void *at, size_t bytes, kv_record_t *record_out)
 {
     const char *header = at;
     if (bytes < KV_PAGE_BYTES || kv_get_u64(header + AT_MAGIC) != RECORD_MAGIC) {
         return KV_MISSING;
     }
+    uint32_t version = kv_get_u32(header + AT_VERSION);
     size_t header_bytes = kv_get_u32(header + AT_HEADER_BYTES);
-    if (kv_get_u32(header + AT_VERSION) != RECORD_VERSION || header_bytes < KV_PAGE_BYTES ||
+    if (!version_known(version) || header_bytes < KV_PAGE_BYTES ||
         header_bytes > HEADER_BYTES_MAX || header_bytes % KV_PAGE_BYTES != 0 ||
         header_bytes > bytes) {
         return KV_CORRUPT;
@@ -161,72 +214,29 @@ kv_status_t kv_record_read(const kv_layout_t *layout, const void *at, size_t byt
     if (kv_get_u64(header + covered) != kv_checksum(header, covered)) {
         return KV_CORRUPT;
     }
-    uint64_t stored_bytes = kv_get_u64(header + AT_STORED_BYTES);
     uint64_t payload_bytes = kv_get_u64(header + AT_PAYLOAD_BYTES);
-    uint32_t codec = kv_get_u32(header + AT_CODEC);
+    kv_record_t record;
+    read_fields(header, version, &record);
     if (payload_bytes > KV_LAYOUT_OBJECT_BYTES_MAX ||
-        stored_bytes != header_bytes + kv_round_up(payload_bytes, KV_PAGE_BYTES) ||
-        codec > KVIST_CODEC_LZ4 || kv_get_u32(header + AT_POSITION) >= KVIST_CHAIN_BLOCKS_MAX ||
-        header[AT_ORIGIN + KV_ORIGIN_BYTES - 1] != '\0' ||
-        header[AT_ARITHMETIC + KV_ARITHMETIC_BYTES - 1] != '\0') {
+        record.stored_bytes != header_bytes + kv_round_up(payload_bytes, KV_PAGE_BYTES) ||
+        (unsigned)record.codec > KVIST_CODEC_LZ4 || record.position >= KVIST_CHAIN_BLOCKS_MAX ||
+        record.priority >= KVIST_PRIORITY_COUNT || record.group >= KVIST_GROUPS_MAX ||
+        !text_ended(header, version)) {
         return KV_CORRUPT;
     }
-    record_out->generation = kv_get_u64(header + AT_GENERATION);
-    record_out->position = kv_get_u32(header + AT_POSITION);
-    record_out->created_unix_ns = kv_get_u64(header + AT_CREATED);
-    record_out->used_unix_ns = kv_get_u64(header + AT_USED);
-    record_out->codec = (kvist_codec_t)codec;
-    record_out->stored_bytes = stored_bytes;
-    memcpy(record_out->name_space.bytes, header + AT_NAMESPACE, KVIST_KEY_BYTES);
-    memcpy(record_out->key.bytes, header + AT_KEY, KVIST_KEY_BYTES);
-    memcpy(record_out->parent.bytes, header + AT_PARENT, KVIST_KEY_BYTES);
-    memcpy(record_out->origin, header + AT_ORIGIN, KV_ORIGIN_BYTES);
-    memcpy(record_out->arithmetic, header + AT_ARITHMETIC, KV_ARITHMETIC_BYTES);
-    *same_layout_out = memcmp(header + AT_LAYOUT, layout->digest.bytes, KVIST_KEY_BYTES) == 0 &&
-                       kv_get_u32(header + AT_TOKEN_COUNT) == layout->shape.block_tokens &&
-                       kv_get_u32(header + AT_UNIT_COUNT) == layout->unit_count &&
-                       kv_get_u64(header + AT_OBJECT_BYTES) == layout->object_bytes &&
-                       header_bytes == kv_record_header_bytes(layout);
+    *record_out = record;
     return KV_OK;
 }
 
-/* The object's bytes out of the payload: in place, or unit by unit into scratch. */
-static kv_status_t decode_units(const kv_layout_t *layout, kvist_codec_t codec, const char *payload,
-    uint64_t payload_bytes, const char *lengths, char *scratch, const void **object_out)
+bool kv_record_fits(const kv_layout_t *layout, const void *at)
 {
-    if (codec == KVIST_CODEC_NONE) {
-        *object_out = payload;
-        return payload_bytes == layout->object_bytes ? KV_OK : KV_CORRUPT;
-    }
-    uint64_t used = 0;
-    for (uint32_t i = 0; i < layout->unit_count; i++) {
-        uint32_t length = kv_get_u32(lengths + (size_t)4 * i);
-        if (length > payload_bytes - used) {
-            return KV_CORRUPT;
-        }
-        kv_status_t status = kv_codec_decode(
-            codec, payload + used, length, scratch + i * layout->unit_bytes, layout->unit_bytes);
-        if (status != KV_OK) {
-            return status;
-        }
-        used += length;
-    }
-    *object_out = scratch;
-    return used == payload_bytes ? KV_OK : KV_CORRUPT;
-}
-
-static kv_status_t verify_object(const kv_layout_t *layout, const kvist_key_t *key,
-    const char *header, const char *checksums, const char *object)
-{
-    for (uint32_t i = 0; i < layout->unit_count; i++) {
-        if (kv_checksum(object + i * layout->unit_bytes, layout->unit_bytes) !=
-            kv_get_u64(checksums + (size_t)8 * i)) {
-            return KV_CORRUPT;
-        }
-    }
-    uint64_t whole =
-        kv_layout_object_checksum(layout, key, (const uint64_t *)(const void *)checksums);
-    return whole == kv_get_u64(header + AT_OBJECT_CHECKSUM) ? KV_OK : KV_CORRUPT;
+    const char *header = at;
+    return memcmp(header + AT_LAYOUT, layout->digest.bytes, KVIST_KEY_BYTES) == 0 &&
+           kv_get_u32(header + AT_TOKEN_COUNT) == layout->block_tokens &&
+           kv_get_u32(header + AT_UNIT_COUNT) == layout->unit_count &&
+           kv_get_u64(header + AT_OBJECT_BYTES) == layout->object_bytes &&
+           kv_get_u32(header + AT_HEADER_BYTES) ==
+               header_bytes_of(layout, kv_get_u32(header + AT_VERSION));
 }
 
 static bool all_zero(const char *bytes, size_t count)
@@ -239,37 +249,87 @@ static bool all_zero(const char *bytes, size_t count)
     return true;
 }
 
+static bool as_expected(const kv_record_t *found, const kv_record_t *expected)
+{
+    return found->generation == expected->generation && found->position == expected->position &&
+           found->group == expected->group &&
+           kv_key_equal(&found->name_space, &expected->name_space) &&
+           kv_key_equal(&found->key, &expected->key) &&
+           kv_key_equal(&found->parent, &expected->parent);
+}
+
+kv_status_t kv_record_open(const kv_layout_t *layout, const kv_record_t *expected, const void *at,
+    size_t bytes, kv_record_view_t *view_out)
+{
+    const char *header = at;
+    kv_record_view_t view;
+    if (kv_record_read(at, bytes, &view.record) != KV_OK || !kv_record_fits(layout, at) ||
+        !as_expected(&view.record, expected)) {
+        return KV_CORRUPT;
+    }
+    uint32_t version = kv_get_u32(header + AT_VERSION);
+    view.tokens = (const uint32_t *)(const void *)(header + tokens_at(version)); /* 4-aligned */
+    kvist_key_t key = kv_identity_block_key(&view.record.parent, view.tokens, layout->block_tokens);
+    key = kv_identity_group_key(&key, view.record.group);
+    if (!kv_key_equal(&key, &view.record.key)) {
+        return KV_CORRUPT;
+    }
+    const char *checksums = header + checksums_at(layout, version);
+    view.checksums = (const uint64_t *)(const void *)checksums; /* 8-aligned: so is the page */
+    view.lengths = checksums + (size_t)8 * layout->unit_count;
+    view.payload = header + header_bytes_of(layout, version);
+    view.payload_bytes = kv_get_u64(header + AT_PAYLOAD_BYTES);
+    size_t used = (size_t)(view.payload - header) + view.payload_bytes;
+    if (kv_layout_object_checksum(layout, &key, view.checksums) !=
+            kv_get_u64(header + AT_OBJECT_CHECKSUM) ||
+        (view.record.codec == KVIST_CODEC_NONE && view.payload_bytes != layout->object_bytes) ||
+        (bytes >= view.record.stored_bytes &&
+            !all_zero(header + used, view.record.stored_bytes - used))) {
+        return KV_CORRUPT;
+    }
+    *view_out = view;
+    return KV_OK;
+}
+
+kv_status_t kv_record_object(
+    const kv_layout_t *layout, const kv_record_view_t *view, void *scratch, const void **object_out)
+{
+    if (view->record.codec == KVIST_CODEC_NONE) {
+        *object_out = view->payload;
+        return KV_OK;
+    }
+    uint64_t used = 0;
+    for (uint32_t i = 0; i < layout->unit_count; i++) {
+        size_t bytes, offset = kv_layout_unit(layout, i, &bytes);
+        uint32_t length = kv_get_u32(view->lengths + (size_t)4 * i);
+        if (length > view->payload_bytes - used) {
+            return KV_CORRUPT;
+        }
+        kv_status_t status = kv_codec_decode(
+            view->record.codec, view->payload + used, length, (char *)scratch + offset, bytes);
+        if (status != KV_OK) {
+            return status;
+        }
+        used += length;
+    }
+    *object_out = scratch;
+    return used == view->payload_bytes ? KV_OK : KV_CORRUPT;
+}
+
 kv_status_t kv_record_verify(const kv_layout_t *layout, const kv_record_t *expected, const void *at,
     size_t bytes, void *scratch, const void **object_out, uint32_t *tokens_out)
 {
-    kv_record_t found;
-    bool same_layout;
-    const char *header = at;
-    if (kv_record_read(layout, at, bytes, &found, &same_layout) != KV_OK || !same_layout ||
-        found.stored_bytes != bytes || found.generation != expected->generation ||
-        found.position != expected->position ||
-        !kv_key_equal(&found.name_space, &expected->name_space) ||
-        !kv_key_equal(&found.key, &expected->key) ||
-        !kv_key_equal(&found.parent, &expected->parent)) {
+    kv_record_view_t view;
+    kv_status_t status = kv_record_open(layout, expected, at, bytes, &view);
+    if (status != KV_OK || view.record.stored_bytes != bytes) {
         return KV_CORRUPT;
     }
-    uint32_t token_count = layout->shape.block_tokens;
-    for (uint32_t i = 0; i < token_count; i++) {
-        tokens_out[i] = kv_get_u32(header + AT_TOKENS + (size_t)4 * i);
-    }
-    kvist_key_t key = kv_identity_block_key(&found.parent, tokens_out, token_count);
-    if (!kv_key_equal(&key, &found.key)) {
+    const void *object;
+    status = kv_record_object(layout, &view, scratch, &object);
+    if (status != KV_OK || !kv_layout_units_agree(layout, object, view.checksums)) {
         return KV_CORRUPT;
     }
-    const char *checksums = header + checksums_at(token_count);
-    const char *payload = header + kv_record_header_bytes(layout);
-    uint64_t payload_bytes = kv_get_u64(header + AT_PAYLOAD_BYTES);
-    if (!all_zero(payload + payload_bytes,
-            bytes - kv_record_header_bytes(layout) - (size_t)payload_bytes)) {
-        return KV_CORRUPT;
-    }
-    kv_status_t status = decode_units(layout, found.codec, payload, payload_bytes,
-        checksums + (size_t)8 * layout->unit_count, scratch, object_out);
-    return status == KV_OK ? verify_object(layout, &found.key, header, checksums, *object_out)
-                           : status;
+    memcpy(tokens_out, view.tokens, layout->block_tokens * sizeof *tokens_out);
+    *object_out = object;
+    return KV_OK;
 }

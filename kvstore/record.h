@@ -11,7 +11,8 @@
  *     an earlier life of its place is never taken for a present one.
  *  3. Each unit's checksum is over its decoded bytes; the object's checksum is over the units' and
  *     is bound to key and layout.
- *  4. key = SHA-256 of parent and tokens: a header that contradicts itself is damaged.
+ *  4. key = SHA-256 of parent and tokens (marked with the group, kv_identity_group_key): a header
+ *     that contradicts itself is damaged.
  *
  * The byte layout is in docs/formats.md.
  * Threads: any; free of state. */
@@ -22,17 +23,22 @@
 
 enum {
     KV_PAGE_BYTES = 4096,
-    KV_ORIGIN_BYTES = 32,
-    KV_ARITHMETIC_BYTES = 48,
+    KV_ORIGIN_BYTES = KVIST_ORIGIN_BYTES_MAX + 1,
+    KV_ARITHMETIC_BYTES = KVIST_ARITHMETIC_BYTES_MAX + 1,
+    KV_TENANT_BYTES = KVIST_TENANT_BYTES_MAX + 1,
 };
 
 /* What a header says, but for tokens and checksums. */
 typedef struct {
-    kvist_key_t name_space, key, parent;
+    kvist_key_t name_space, key;
+    kvist_key_t parent; /* the previous block's key, or the namespace: of every group's objects */
     uint64_t generation;
     uint32_t position; /* number of the block in its context */
     uint64_t created_unix_ns, used_unix_ns;
-    char origin[KV_ORIGIN_BYTES], arithmetic[KV_ARITHMETIC_BYTES]; /* ended and padded with zeros */
+    uint32_t expires_s, pin_until_s; /* unix; 0: none */
+    uint8_t priority, group;
+    /* ended and padded with zeros: */
+    char origin[KV_ORIGIN_BYTES], arithmetic[KV_ARITHMETIC_BYTES], tenant[KV_TENANT_BYTES];
     kvist_codec_t codec;
     uint64_t stored_bytes; /* header, payload and padding */
 } kv_record_t;
@@ -52,14 +58,34 @@ void kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint3
 /* Enters the generation and the header's checksum: the last step, when the place is known. */
 void kv_record_sign(void *at, uint64_t generation);
 
-/* Reads a header out of `bytes` bytes. KV_MISSING: no record starts here; KV_CORRUPT: one did, and
- * it is damaged. Records of other layouts are read too: *same_layout_out tells. */
-kv_status_t kv_record_read(const kv_layout_t *layout, const void *at, size_t bytes,
-    kv_record_t *record_out, bool *same_layout_out);
+/* Reads a header of any layout out of `bytes` bytes. KV_MISSING: no record starts here; KV_CORRUPT:
+ * one did, and it is damaged. */
+kv_status_t kv_record_read(const void *at, size_t bytes, kv_record_t *record_out);
 
-/* Proves that the `bytes` bytes at `at` are the record that was expected (its generation,
- * name_space, key, parent, position) and gives its object and tokens. scratch: [object_bytes], used
- * by codecs. *object_out points into `at` or is scratch. KV_CORRUPT: anything differs. */
+/* Whether the header, which was read, is of an object of this layout. */
+bool kv_record_fits(const kv_layout_t *layout, const void *at);
+
+/* A record whose header was proved: what it takes to prove and to decode its units one by one. */
+typedef struct {
+    kv_record_t record;
+    const uint32_t *tokens;    /* [block_tokens] */
+    const uint64_t *checksums; /* [unit_count], of the decoded units */
+    const char *lengths, *payload;
+    uint64_t payload_bytes;
+} kv_record_view_t;
+
+/* Proves that what starts at `at` is the record that was expected (its generation, name_space, key,
+ * parent, position, group), as far as its header goes; the payload need not be there: that the
+ * padding is zero is checked where `bytes` are all of it. KV_CORRUPT: anything differs. */
+kv_status_t kv_record_open(const kv_layout_t *layout, const kv_record_t *expected, const void *at,
+    size_t bytes, kv_record_view_t *view_out);
+
+/* The object's bytes, not proved: in place, or decoded into scratch ([object_bytes]). KV_CORRUPT:
+ * no encoder made them. */
+kv_status_t kv_record_object(const kv_layout_t *layout, const kv_record_view_t *view, void *scratch,
+    const void **object_out);
+
+/* Proves the whole record and gives its object, in place or in scratch, and its tokens. */
 kv_status_t kv_record_verify(const kv_layout_t *layout, const kv_record_t *expected, const void *at,
     size_t bytes, void *scratch, const void **object_out, uint32_t *tokens_out);
 

@@ -24,13 +24,13 @@ const char *kvist_tier_name(kvist_tier_t tier)
 const char *kvist_miss_name(kvist_miss_t miss)
 {
     static const char *const NAMES[KVIST_MISS_COUNT] = {
-        "none", "new", "short", "damaged", "failed", "bypassed"};
+        "none", "new", "short", "expired", "pending", "damaged", "failed", "bypassed"};
     return (unsigned)miss < KVIST_MISS_COUNT ? NAMES[miss] : "unknown";
 }
 
-uint64_t kv_store_now_ms(const kvist_store_t *store)
+uint32_t kv_store_now_s(const kvist_store_t *store)
 {
-    return store->clock->unix_ns(store->clock) / KV_NS_PER_MS;
+    return (uint32_t)(store->clock->unix_ns(store->clock) / KV_NS_PER_S);
 }
 
 /* ---- tasks ---- */
@@ -156,14 +156,30 @@ int kvist_store_fd(const kvist_store_t *store)
 
 /* ---- open ---- */
 
-static kv_status_t check_params(const kvist_store_params_t *params, kv_error_t *error)
+static kv_status_t check_device(const kvist_store_params_t *params, kv_error_t *error)
 {
+    if (params->device == NULL && params->device_slot_count == 0) {
+        return KV_OK;
+    }
     if (params->device == NULL || params->device_arena == NULL) {
-        return kv_fail(error, KV_INVALID, "device and device_arena must be given");
+        return kv_fail(error, KV_INVALID, "device, device_arena and device_slot_count go together");
     }
     if (params->device_slot_count < 1 || params->device_slot_count > INT32_MAX) {
         return kv_fail(error, KV_INVALID, "device_slot_count is %u: it must be 1 to %d",
             params->device_slot_count, INT32_MAX);
+    }
+    if (params->layout->group_count != 1) {
+        return kv_fail(error, KV_INVALID,
+            "layout.group_count is %u: the device tier holds layouts of one group",
+            params->layout->group_count);
+    }
+    return KV_OK;
+}
+
+static kv_status_t check_params(const kvist_store_params_t *params, kv_error_t *error)
+{
+    if (params->layout == NULL) {
+        return kv_fail(error, KV_INVALID, "layout must be given");
     }
     if (params->origin != NULL && strlen(params->origin) >= KV_ORIGIN_BYTES) {
         return kv_fail(error, KV_INVALID, "origin has %zu bytes: at most %d",
@@ -173,23 +189,55 @@ static kv_status_t check_params(const kvist_store_params_t *params, kv_error_t *
         (unsigned)params->codec > KVIST_CODEC_LZ4 || (unsigned)params->io > KVIST_IO_THREADS) {
         return kv_fail(error, KV_INVALID, "persist, codec or io is none of its enumeration");
     }
-    return KV_OK;
+    return check_device(params, error);
 }
 
+static kv_status_t work_out_groups(
+    kvist_store_t *store, const kvist_layout_t *layout, kv_error_t *error)
+{
+    store->block_tokens = layout->block_tokens;
+    kv_status_t status = kvist_layout_check(layout, error);
+    for (uint32_t i = 0; status == KV_OK && i < layout->group_count; i++) {
+        kv_layout_t *of_group = &store->groups[i].layout;
+        status = kv_layout_init(layout, i, of_group, error);
+        if (status == KV_OK) {
+            size_t record_bytes = kv_record_bytes_max(of_group);
+            store->object_bytes_max = of_group->object_bytes > store->object_bytes_max
+                                          ? of_group->object_bytes
+                                          : store->object_bytes_max;
+            store->record_bytes_max =
+                record_bytes > store->record_bytes_max ? record_bytes : store->record_bytes_max;
+            store->group_count++;
+        }
+    }
+    return status;
+}
+
+/* Each group gets as many slots as the others: one block needs one of each. */
 static kv_status_t open_host(
     kvist_store_t *store, const kvist_store_params_t *params, kv_error_t *error)
 {
-    uint64_t slot_count = params->host_bytes / store->layout.object_bytes;
+    uint64_t block_bytes = 0;
+    for (uint32_t i = 0; i < store->group_count; i++) {
+        block_bytes += store->groups[i].layout.object_bytes;
+    }
+    uint64_t slot_count = params->host_bytes / block_bytes;
     if (params->host_bytes > 0 && (slot_count < 1 || slot_count > INT32_MAX)) {
         return kv_fail(error, KV_INVALID,
-            "host_bytes is %ju: it must be 0, or 1 to %d blocks of %zu bytes",
-            (uintmax_t)params->host_bytes, INT32_MAX, store->layout.object_bytes);
+            "host_bytes is %ju: it must be 0, or 1 to %d blocks of %ju bytes",
+            (uintmax_t)params->host_bytes, INT32_MAX, (uintmax_t)block_bytes);
     }
-    kv_pool_init(&store->host_pool, (uint32_t)slot_count, store->layout.shape.block_tokens);
-    if (slot_count == 0) {
-        return KV_OK;
+    kv_status_t status = KV_OK;
+    for (uint32_t i = 0; status == KV_OK && i < store->group_count; i++) {
+        kv_store_group_t *group = &store->groups[i];
+        kv_pool_init(
+            &group->host_pool, (uint32_t)slot_count, store->block_tokens, group->layout.unit_count);
+        if (slot_count > 0) {
+            status =
+                kv_region_map(slot_count * group->layout.object_bytes, &group->host_region, error);
+        }
     }
-    return kv_region_map(slot_count * store->layout.object_bytes, &store->host_region, error);
+    return status;
 }
 
 static kv_status_t watch(kvist_store_t *store, int fd, kv_error_t *error)
@@ -223,12 +271,16 @@ static void release_store(kvist_store_t *store)
             close(fds[i]);
         }
     }
-    kv_region_unmap(&store->host_region);
+    for (uint32_t i = 0; i < store->group_count; i++) {
+        kv_region_unmap(&store->groups[i].host_region);
+        kv_pool_destroy(&store->groups[i].host_pool);
+    }
     kv_pool_destroy(&store->device_pool);
-    kv_pool_destroy(&store->host_pool);
-    kv_names_destroy(&store->namespaces);
-    kv_names_destroy(&store->arithmetics);
-    kv_names_destroy(&store->origins);
+    kv_names_t *names[] = {&store->namespaces, &store->arithmetics, &store->origins,
+        &store->tenants, &store->families};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        kv_names_destroy(names[i]);
+    }
     kv_table_destroy(store->table);
     free(store->loads);
     free(store);
@@ -237,17 +289,12 @@ static void release_store(kvist_store_t *store)
 kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_store_seams_t *seams,
     kvist_store_t **store_out, kv_error_t *error)
 {
-    kv_layout_t layout;
     kv_status_t status = check_params(params, error);
-    if (status == KV_OK) {
-        status = kv_layout_init(&params->shape, &layout, error);
-    }
     if (status != KV_OK) {
         return status;
     }
     kvist_store_t *store = kv_allocate(sizeof *store);
     *store = (kvist_store_t){
-        .layout = layout,
         .device = params->device,
         .arena = params->device_arena,
         .clock = params->clock != NULL ? params->clock : kv_clock_real(),
@@ -258,19 +305,22 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
         .kick_fd = -1,
     };
     store->table = kv_table_create();
-    kv_pool_init(&store->device_pool, params->device_slot_count, layout.shape.block_tokens);
+    status = work_out_groups(store, params->layout, error);
+    kv_pool_init(&store->device_pool, params->device_slot_count, store->block_tokens, 0);
     store->loads = kv_allocate_array(params->device_slot_count, sizeof(kv_load_t *));
     kv_names_init(&store->namespaces, KVIST_KEY_BYTES, UINT16_MAX);
     kv_names_init(&store->arithmetics, KV_ARITHMETIC_BYTES, UINT8_MAX);
     kv_names_init(&store->origins, KV_ORIGIN_BYTES, UINT8_MAX);
-    char origin[KV_ORIGIN_BYTES] = {0};
-    strncpy(origin, params->origin != NULL ? params->origin : "", sizeof origin - 1);
-    store->origin = (uint8_t)kv_names_number(&store->origins, origin);
+    kv_names_init(&store->tenants, KV_TENANT_BYTES, UINT16_MAX);
+    kv_names_init(&store->families, sizeof(kv_family_t), UINT16_MAX);
+    strncpy(store->origin, params->origin != NULL ? params->origin : "", KV_ORIGIN_BYTES - 1);
     store->finished = kv_queue_create(KV_TASKS_MAX + 1, sizeof(kv_task_t *));
     store->threadless = seams != NULL && seams->threadless;
     store->workers =
         kv_workers_create("kv-store", store->threadless ? 0 : WORKER_COUNT, KV_TASKS_MAX);
-    status = open_host(store, params, error);
+    if (status == KV_OK) {
+        status = open_host(store, params, error);
+    }
     if (status == KV_OK) {
         status = open_descriptors(store, error);
     }

@@ -3,7 +3,7 @@
  *   lease.c    match, prepare, seal, release     persist.c  objects -> records on disk, flush
  *   load.c     host, disk -> device              reclaim.c  room on disk, whole segments
  *   evict.c    device -> host -> disk            directory.c the directory: lock, index, scan
- *   object.c   where an object is, who holds it  store.c    open, poll, close, figures
+ *   object.c   where an object is, who holds it  store.c    open, poll, close
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
@@ -33,7 +33,6 @@ enum {
     KV_STAGING_FOR_READS = 4,  /* of those, not to be taken by writes */
     KV_WRITE_FAILURES_MAX = 3, /* in a row, then the disk takes nothing more */
     KV_LEASES_MAX = UINT16_MAX - 1,
-    KV_ENTRY_BYTES = 184, /* of an object's value in the index */
 };
 
 /* Work for a worker thread; done() runs on the store's thread, inside a poll. */
@@ -93,20 +92,28 @@ typedef struct {
     kv_flush_t *first_flush; /* in order */
 } kv_disk_t;
 
-struct kvist_store {
+/* What the store has for each layer group. */
+typedef struct {
     kv_layout_t layout;
+    kv_pool_t host_pool;
+    kv_region_t host_region;
+} kv_store_group_t;
+
+struct kvist_store {
+    uint32_t block_tokens, group_count;
+    kv_store_group_t groups[KVIST_GROUPS_MAX];
+    size_t object_bytes_max, record_bytes_max; /* of all groups */
     kv_device_t *device;
     char *arena;
-    kv_region_t host_region;
     const kv_clock_t *clock;
     kvist_persist_t persist;
     kvist_codec_t codec;
-    uint8_t origin;
+    char origin[KV_ORIGIN_BYTES];
     bool threadless; /* jobs run where they are submitted */
 
     kv_table_t *table;
-    kv_pool_t device_pool, host_pool;
-    kv_names_t namespaces, arithmetics, origins;
+    kv_pool_t device_pool; /* of group 0's objects */
+    kv_names_t namespaces, arithmetics, origins, tenants, families;
     kv_load_t **loads; /* [device slots]: the load that fills the slot */
 
     kv_workers_t *workers;
@@ -146,19 +153,29 @@ void kv_store_submit(kvist_store_t *store, kv_task_t *task);
 void kv_store_finish(kv_task_t *task);       /* a worker's last act for the task */
 void kv_store_kick(kvist_store_t *store);    /* the next poll has something to do */
 void kv_store_advance(kvist_store_t *store); /* everything that can go on goes on */
-uint64_t kv_store_now_ms(const kvist_store_t *store);
+uint32_t kv_store_now_s(const kvist_store_t *store);
 
 static inline char *kv_store_device_bytes(const kvist_store_t *store, uint32_t slot)
 {
-    return store->arena + slot * store->layout.object_bytes;
+    return store->arena + slot * store->groups[0].layout.object_bytes;
 }
 
-static inline char *kv_store_host_bytes(const kvist_store_t *store, uint32_t slot)
+static inline char *kv_group_host_bytes(const kv_store_group_t *group, uint32_t slot)
 {
-    return (char *)store->host_region.base + slot * store->layout.object_bytes;
+    return (char *)group->host_region.base + slot * group->layout.object_bytes;
 }
 
 /* ---- object.c ---- */
+
+static inline const kv_family_t *kv_object_family(
+    const kvist_store_t *store, const kv_object_t *object)
+{
+    return (const kv_family_t *)(const void *)kv_names_at(&store->families, object->family);
+}
+static inline kv_store_group_t *kv_object_group(kvist_store_t *store, const kv_object_t *object)
+{
+    return &store->groups[store->group_count > 1 ? kv_object_family(store, object)->group : 0];
+}
 
 bool kv_object_on_device(const kvist_store_t *store, const kv_object_t *object);
 static inline bool kv_object_on_host(const kv_object_t *object)
@@ -170,8 +187,14 @@ static inline bool kv_object_on_disk(const kv_object_t *object)
     return object->segment != KV_SEGMENT_NONE;
 }
 
+/* The fastest tier that has it; disk where none does yet. */
+kvist_tier_t kv_object_tier(const kvist_store_t *store, const kv_object_t *object);
+
 void kv_object_hold(kvist_store_t *store, uint32_t number);
 void kv_object_release(kvist_store_t *store, uint32_t number);
+
+/* Into the used lists of the tiers that have it, at their newest end; nobody holds it. */
+void kv_object_list(kvist_store_t *store, uint32_t number);
 
 /* Frees the object's slot in that tier; another tier must hold it, or it is dead. */
 void kv_object_leave_device(kvist_store_t *store, uint32_t number);
@@ -191,8 +214,14 @@ void kv_object_drop(kvist_store_t *store, uint32_t number);
 /* After a flag or a hold went: frees a dead object that nobody needs any more. */
 void kv_object_settle(kvist_store_t *store, uint32_t number);
 
-/* The slowest-changing name of a parent: its key, or the namespace for a root. */
+/* Of every group's object: the previous block's key, or the namespace for a context's first. */
 const kvist_key_t *kv_object_parent_key(const kvist_store_t *store, const kv_object_t *object);
+
+/* What a record says of the object, but for its place, its times and what only the record knows. */
+void kv_object_describe(const kvist_store_t *store, const kv_object_t *object, kv_record_t *record);
+
+/* The family of objects that are stored like this; KV_NAMES_FULL: too many names are known. */
+int kv_family_number(kvist_store_t *store, const kv_record_t *like);
 
 /* ---- load.c ---- */
 
@@ -207,6 +236,10 @@ void kv_load_release_waiting(kvist_store_t *store); /* reads that wait for a sta
  * some are yet to come). */
 bool kv_evict_device(kvist_store_t *store, uint32_t wanted);
 
+/* A free host slot of the group, made by evicting if need be; KV_SLOT_NONE: there is none now.
+ * *coming_out: writes under way will make one. */
+uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out);
+
 /* ---- persist.c ---- */
 
 bool kv_persist_usable(const kvist_store_t *store);
@@ -214,10 +247,7 @@ void kv_persist_queue(kvist_store_t *store, uint32_t number);
 void kv_persist_advance(kvist_store_t *store);
 void kv_persist_failed(kvist_store_t *store, uint32_t object_count, const char *reason);
 bool kv_persist_idle(const kvist_store_t *store);
-void kv_persist_put_entry(kvist_store_t *store, const kv_record_t *record, uint16_t segment,
-    uint64_t offset, uint64_t generation);
 void kv_persist_put_segment(kvist_store_t *store, uint32_t number);
-void kv_persist_delete_entry(kvist_store_t *store, const kvist_key_t *key);
 
 /* ---- reclaim.c ---- */
 

@@ -4,8 +4,8 @@
  * parent; the table links parents, children and siblings, so that a chain can be walked both ways
  * and a subtree can be dropped.
  *
- *   find by key -> number -> 88 bytes:  key, parent, first child, siblings,
- *                                       device slot, host slot, place on disk, times, holds
+ *   find by key -> number -> 88 bytes:  key, parent, first child, siblings, device slot, host slot,
+ *                                       place on disk, last use, terms, holds, family
  *
  * A number costs 88 bytes and 6.1 to 6.9 bytes of the index; memory is taken in pages of 2 MiB. A
  * *dead* object is out of the index and of the tree; it waits until nobody holds it.
@@ -30,9 +30,12 @@ enum {
 };
 
 typedef struct {
-    kvist_key_t key;
-    uint64_t used_ms : 44; /* last use, unix */
-    uint64_t position : 20;
+    kvist_key_t key; /* of the block, marked with the group (kv_identity_group_key) */
+    uint32_t used_s; /* last use, unix */
+    uint32_t expires_s, pin_until_s; /* unix; 0: none */
+    uint32_t position : 20;
+    uint32_t flags : 12;
+    /* Of the spine, the previous block; of another group's object, its block on the spine. */
     uint32_t parent, first_child, next_sibling, previous_sibling;
     uint32_t device_slot, host_slot;
     uint32_t
@@ -40,11 +43,8 @@ typedef struct {
     uint32_t offset_pages; /* of its record in the segment */
     uint16_t segment;      /* KV_SEGMENT_NONE: not on disk */
     uint16_t length_pages;
-    uint32_t created_s; /* unix */
     uint16_t reference_count;
-    uint16_t name_space;        /* numbers in the store's tables of names */
-    uint8_t arithmetic, origin; /* likewise */
-    uint16_t flags;
+    uint16_t family; /* number in the store's table of families */
 } kv_object_t;
 
 typedef struct kv_table kv_table_t;

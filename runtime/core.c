@@ -67,9 +67,10 @@ bool kv_core_send_piece(kv_core_t *core, kv_peer_t *peer, const kv_piece_t *piec
 static kvist_key_t name_space(
     const kv_engine_info_t *info, const kvist_key_t *model, const void *salt, size_t salt_bytes)
 {
+    kvist_layout_t layout = kvist_layout_plain(&info->shape);
     kvist_namespace_params_t params = {
         .model = *model,
-        .shape = info->shape,
+        .layout = &layout,
         .dtype = info->shape.element_bytes == 4 ? KVIST_DTYPE_F32 : KVIST_DTYPE_BF16,
         .codec_class = KVIST_CODEC_CLASS_LOSSLESS,
         .salt = salt,
@@ -434,7 +435,6 @@ static void list_context(void *context, const kvist_context_t *from)
     entry->token_count = from->token_count;
     entry->bytes = from->bytes;
     entry->tier = (char *)kvist_tier_name(from->tier);
-    entry->created_unix_ns = from->created_unix_ns;
     entry->used_unix_ns = from->used_unix_ns;
     entry->origin = listing->origins[at];
     listing->pointers[at] = entry;
@@ -515,8 +515,9 @@ static kv_status_t open_engine(core_t *core, kv_error_t *error)
 static kv_status_t open_store(core_t *core, kv_error_t *error)
 {
     const kv_options_t *options = core->public.options;
+    kvist_layout_t layout = kvist_layout_plain(&core->public.info->shape);
     kvist_store_params_t params = {
-        .shape = core->public.info->shape,
+        .layout = &layout,
         .device = core->device,
         .device_arena = kv_engine_arena(core->public.engine),
         .device_slot_count = core->public.info->slot_count,

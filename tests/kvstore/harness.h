@@ -50,6 +50,7 @@ static inline void plain_copy_out(kv_device_t *device, void *to, const void *fro
 typedef struct {
     kv_device_ops_t ops;
     kv_device_t device;
+    kvist_layout_t layout;
     kvist_store_params_t params;
     kv_store_seams_t seams;
     kvist_key_t name_space;
@@ -59,7 +60,7 @@ typedef struct {
 
 static inline size_t block_bytes(const bench_t *bench)
 {
-    return kv_block_bytes(&bench->params.shape);
+    return kvist_layout_object_bytes(&bench->layout, 0);
 }
 
 /* Blocks of 2 layers, 2 heads, 8 dimensions, 16 tokens, bf16: 2 KiB; a record is 8 KiB. */
@@ -74,15 +75,17 @@ static inline void bench_init(bench_t *bench, const char *name, uint32_t device_
         .copy_out = plain_copy_out};
     bench->device.ops = &bench->ops;
     snprintf(bench->folder, sizeof bench->folder, "%s/%s-%u", kv_test_folder(), name, benches++);
+    kv_block_shape_t shape = {2, 2, 8, BLOCK_TOKENS, 2};
+    bench->layout = kvist_layout_plain(&shape);
     bench->params = (kvist_store_params_t){
-        .shape = {2, 2, 8, BLOCK_TOKENS, 2},
+        .layout = &bench->layout,
         .device = &bench->device,
         .device_slot_count = device_slots,
         .origin = "test-node",
     };
     bench->params.device_arena = calloc(device_slots, block_bytes(bench));
     kvist_namespace_params_t identity = {
-        .shape = bench->params.shape, .salt = "", .salt_bytes = 0, .adapter = ""};
+        .layout = &bench->layout, .salt = "", .salt_bytes = 0, .adapter = ""};
     bench->name_space = kvist_namespace(&identity);
 }
 

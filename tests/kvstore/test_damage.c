@@ -125,7 +125,7 @@ static void a_record_that_is_another_is_a_miss(void **state)
     expect_damage_in_second_block(&bench);
 
     access_record(&bench, object_of(&bench, 1, 1), bytes, false);
-    bytes[320] ^= 1; /* other tokens under the same key */
+    bytes[352] ^= 1; /* other tokens under the same key */
     kv_record_sign(bytes, kv_get_u64(bytes + 16));
     access_record(&bench, object_of(&bench, 1, 1), bytes, true);
     expect_damage_in_second_block(&bench);
@@ -350,7 +350,7 @@ static void a_flipped_bit_in_host_memory_is_found_out(void **state)
         }
         uint32_t slot = object_of(&bench, 1, 1)->host_slot;
         assert_int_not_equal(slot, KV_SLOT_NONE);
-        kv_store_host_bytes(bench.store, slot)[100] ^= 1;
+        kv_group_host_bytes(&bench.store->groups[0], slot)[100] ^= 1;
         kvist_match_t match = request_context(&bench, 1, BLOCKS);
         assert_int_equal(bench_stats(&bench).damaged_objects, 1);
         /* Without a copy on disk it is lost; with one, that is read. */
@@ -371,7 +371,7 @@ static void what_changed_in_host_memory_is_not_written(void **state)
     bench_open(&bench);
     request_context(&bench, 1, BLOCKS);
     request_context(&bench, 2, 8);
-    kv_store_host_bytes(bench.store, object_of(&bench, 1, 1)->host_slot)[100] ^= 1;
+    kv_group_host_bytes(&bench.store->groups[0], object_of(&bench, 1, 1)->host_slot)[100] ^= 1;
     bench_close(&bench); /* writes everything */
     bench_open(&bench);
     assert_int_equal(request_context(&bench, 1, BLOCKS).block_count, 1);
@@ -434,9 +434,9 @@ static void another_format_is_refused_with_both_versions_named(void **state)
     kv_error_t error;
     open_with_context_on_disk(&bench, "format");
     bench_close(&bench);
-    overwrite(&bench, "format", "kvist-store 2\nsegment_bytes 262144\n");
+    overwrite(&bench, "format", "kvist-store 3\nsegment_bytes 262144\n");
     assert_int_equal(kvist_store_open(&bench.params, &bench.store, &error), KV_REFUSED);
-    assert_non_null(strstr(error.text, "format 2"));
+    assert_non_null(strstr(error.text, "format 3"));
     overwrite(&bench, "format", "\x01garbage");
     bench_open(&bench);
     assert_int_equal(request_context(&bench, 1, BLOCKS).block_count, BLOCKS);

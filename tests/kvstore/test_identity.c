@@ -18,7 +18,8 @@ static const kv_block_shape_t SHAPE = {30, 3, 64, 16, 2};
 static void keys_are_as_documented(void **state)
 {
     (void)state;
-    kvist_namespace_params_t params = {.shape = SHAPE, .adapter = ""};
+    kvist_layout_t layout = kvist_layout_plain(&SHAPE);
+    kvist_namespace_params_t params = {.layout = &layout, .adapter = ""};
     kvist_key_t name_space = kvist_namespace(&params), keys[2];
     assert_hex(&name_space, "661e39e482d75c5ff1b86060ed2eb77a27fecd60a9704efd6155e56e5d9dd6bc");
     uint32_t tokens[40];
@@ -72,22 +73,31 @@ static void blocks_of_every_size_have_the_documented_key(void **state)
 static void every_field_of_a_namespace_counts(void **state)
 {
     (void)state;
-    kvist_namespace_params_t variants[10];
-    kvist_key_t keys[10];
-    for (int i = 0; i < 10; i++) {
-        variants[i] = (kvist_namespace_params_t){.shape = SHAPE, .adapter = ""};
+    enum { COUNT = 13 };
+    kvist_namespace_params_t variants[COUNT];
+    kvist_layout_t layouts[COUNT];
+    kvist_key_t keys[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        layouts[i] = kvist_layout_plain(&SHAPE);
+        variants[i] = (kvist_namespace_params_t){.layout = &layouts[i], .adapter = ""};
     }
+    kv_block_shape_t deeper = SHAPE;
+    deeper.layer_count++;
     variants[1].model.bytes[31] = 1;
-    variants[2].shape.layer_count++;
-    variants[3].shape.kv_head_count++;
-    variants[4].shape.head_dim++;
-    variants[5].shape.block_tokens = 32;
-    variants[6].shape.element_bytes = 4;
+    layouts[2] = kvist_layout_plain(&deeper);
+    layouts[3].groups[0].parts[0].heads++;
+    layouts[4].groups[0].parts[1].dims++;
+    layouts[5].block_tokens = 32;
+    layouts[6].groups[0].parts[0].element_bytes = 4;
+    layouts[10].groups[0].layers[0] ^= 1; /* which layers, and how many */
+    layouts[11].groups[0].parts[1].kind = KVIST_PART_ROPE;
+    layouts[12].group_count = 2;
+    layouts[12].groups[1] = layouts[12].groups[0];
     variants[7].dtype = KVIST_DTYPE_F32;
     variants[8].salt = "a";
     variants[8].salt_bytes = 1;
     variants[9].adapter = "a"; /* not the same as the salt "a" */
-    for (int i = 0; i < 10; i++) {
+    for (int i = 0; i < COUNT; i++) {
         keys[i] = kvist_namespace(&variants[i]);
         for (int j = 0; j < i; j++) {
             assert_memory_not_equal(keys[i].bytes, keys[j].bytes, KVIST_KEY_BYTES);

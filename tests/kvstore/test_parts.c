@@ -140,20 +140,26 @@ static void the_used_list_is_in_order(void **state)
 {
     (void)state;
     kv_pool_t pool;
-    kv_pool_init(&pool, 3, 1);
-    for (uint32_t i = 0; i < 3; i++) {
+    kv_pool_init(&pool, 5, 1, 0);
+    static const kvist_priority_t PRIORITIES[] = {KVIST_PRIORITY_INTERACTIVE,
+        KVIST_PRIORITY_BACKGROUND, KVIST_PRIORITY_INTERACTIVE, KVIST_PRIORITY_BATCH,
+        KVIST_PRIORITY_BACKGROUND};
+    for (uint32_t i = 0; i < 5; i++) {
         uint32_t slot = kv_pool_take(&pool);
         kv_pool_set_object(&pool, slot, i);
-        kv_pool_list(&pool, slot);
+        kv_pool_list(&pool, slot, PRIORITIES[i]);
     }
     assert_int_equal(kv_pool_take(&pool), KV_SLOT_NONE);
-    kv_pool_list(&pool, pool.oldest); /* used again */
-    assert_int_equal(pool.slots[pool.oldest].object, 1);
-    assert_int_equal(pool.slots[pool.newest].object, 0);
-    kv_pool_give(&pool, pool.oldest);
-    kv_pool_unlist(&pool, pool.newest);
-    assert_int_equal(pool.oldest, pool.newest);
-    assert_int_equal(pool.slots[pool.oldest].object, 2);
+    kv_pool_list(&pool, kv_pool_first(&pool), KVIST_PRIORITY_BACKGROUND); /* used again */
+    static const uint32_t ORDER[] = {4, 1, 3, 0, 2};
+    uint32_t at = kv_pool_first(&pool);
+    for (int i = 0; i < 5; i++, at = kv_pool_next(&pool, at)) {
+        assert_int_equal(pool.slots[at].object, ORDER[i]);
+    }
+    assert_int_equal(at, KV_SLOT_NONE);
+    kv_pool_give(&pool, kv_pool_first(&pool));
+    kv_pool_unlist(&pool, kv_pool_first(&pool));
+    assert_int_equal(pool.slots[kv_pool_first(&pool)].object, 3);
     assert_int_equal(pool.free_count, 1);
     kv_pool_destroy(&pool);
 }
@@ -198,8 +204,9 @@ static void make_sample(sample_t *sample, kvist_codec_t codec, bool compressible
 {
     kv_error_t error;
     kv_block_shape_t shape = {3, 2, 32, 16, 2};
+    kvist_layout_t layout = kvist_layout_plain(&shape);
     memset(sample, 0, sizeof *sample);
-    assert_int_equal(kv_layout_init(&shape, &sample->layout, &error), KV_OK);
+    assert_int_equal(kv_layout_init(&layout, 0, &sample->layout, &error), KV_OK);
     sample->object = malloc(sample->layout.object_bytes);
     sample->scratch = malloc(sample->layout.object_bytes);
     sample->at = aligned_alloc(KV_PAGE_BYTES, kv_record_bytes_max(&sample->layout));

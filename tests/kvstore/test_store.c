@@ -108,7 +108,10 @@ static void a_match_says_why_it_ended(void **state)
         {3 * BLOCK_TOKENS, KVIST_MODE_WRITE, 0, KVIST_MISS_BYPASSED},
     };
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; i++) {
-        kvist_query_t query = {bench.name_space, tokens, CASES[i].count, CASES[i].mode};
+        kvist_query_t query = {.name_space = bench.name_space,
+            .tokens = tokens,
+            .token_count = CASES[i].count,
+            .mode = CASES[i].mode};
         kvist_lease_t *lease;
         kvist_match_t match;
         assert_int_equal(kvist_match(bench.store, &query, &lease, &match), KV_OK);
@@ -116,8 +119,9 @@ static void a_match_says_why_it_ended(void **state)
         assert_int_equal(match.miss, CASES[i].miss);
         kvist_lease_release(lease);
     }
-    kvist_query_t too_long = {
-        bench.name_space, tokens, ((size_t)KVIST_CHAIN_BLOCKS_MAX + 1) * BLOCK_TOKENS, 0};
+    kvist_query_t too_long = {.name_space = bench.name_space,
+        .tokens = tokens,
+        .token_count = ((size_t)KVIST_CHAIN_BLOCKS_MAX + 1) * BLOCK_TOKENS};
     kvist_lease_t *lease;
     kvist_match_t match;
     assert_int_equal(kvist_match(bench.store, &too_long, &lease, &match), KV_INVALID);
@@ -134,7 +138,10 @@ static void read_and_bypass_store_nothing(void **state)
     make_tokens(1, 0, tokens, 2 * BLOCK_TOKENS);
     static const kvist_mode_t MODES[] = {KVIST_MODE_READ, KVIST_MODE_BYPASS, KVIST_MODE_WRITE};
     for (size_t i = 0; i < 3; i++) {
-        kvist_query_t query = {bench.name_space, tokens, 2 * BLOCK_TOKENS, MODES[i]};
+        kvist_query_t query = {.name_space = bench.name_space,
+            .tokens = tokens,
+            .token_count = 2 * BLOCK_TOKENS,
+            .mode = MODES[i]};
         kvist_lease_t *lease;
         kvist_match_t match;
         assert_int_equal(kvist_match(bench.store, &query, &lease, &match), KV_OK);
@@ -468,7 +475,7 @@ static void the_list_shows_contexts_newest_first(void **state)
         assert_int_equal(listing.entries[1].bytes, (round == 0 ? 4 : 3) * block_bytes(&bench));
         assert_int_equal(listing.entries[0].tier, round == 0 ? KVIST_TIER_DEVICE : KVIST_TIER_DISK);
         assert_int_equal(
-            listing.entries[1].created_unix_ns / KV_NS_PER_S, 1700000000 + (round == 0 ? 2 : 1));
+            listing.entries[1].used_unix_ns / KV_NS_PER_S, 1700000000 + (round == 0 ? 2 : 1));
         bench_close(&bench);
         bench_open(&bench); /* times of use since the record was written are not kept */
     }
@@ -513,12 +520,21 @@ static void wrong_parameters_are_refused_by_name(void **state)
     bench_init(&bench, "bounds", 4);
     bench_with_disk(&bench, 4);
     kvist_store_params_t wrong = bench.params;
-    wrong.shape.layer_count = 0;
-    expect_refusal(&wrong, "shape.layer_count");
-    wrong = bench.params;
-    wrong.shape.kv_head_count = 1024;
-    wrong.shape.layer_count = 1024;
+    kvist_layout_t layout = bench.layout;
+    wrong.layout = &layout;
+    layout.groups[0].layers[0] = 0;
+    expect_refusal(&wrong, "layout.groups.layers");
+    layout = bench.layout;
+    layout.groups[0].parts[0].heads = 1024;
+    memset(layout.groups[0].layers, 0xff, sizeof layout.groups[0].layers);
     expect_refusal(&wrong, "units");
+    layout = bench.layout;
+    layout.groups[0].kind = KVIST_GROUP_STATE;
+    expect_refusal(&wrong, "groups[0].kind");
+    layout = bench.layout;
+    layout.group_count = 2;
+    layout.groups[1] = layout.groups[0];
+    expect_refusal(&wrong, "group_count");
     wrong = bench.params;
     wrong.device_slot_count = 0;
     expect_refusal(&wrong, "device_slot_count");

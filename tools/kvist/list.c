@@ -11,21 +11,20 @@
 
 static void print_context(const char *node, const Kvist__Admin__Context *context, uint64_t now_ns)
 {
-    char tokens[KV_TEXT_BYTES], size[KV_TEXT_BYTES], age[KV_TEXT_BYTES], used[KV_TEXT_BYTES];
-    uint64_t age_ns = now_ns > context->created_unix_ns ? now_ns - context->created_unix_ns : 0;
+    char tokens[KV_TEXT_BYTES], size[KV_TEXT_BYTES], used[KV_TEXT_BYTES];
     uint64_t used_ns = now_ns > context->used_unix_ns ? now_ns - context->used_unix_ns : 0;
-    printf("%-10s %9s  %-7s %10s  %9s  %9s  %-10s %.16s\n", node,
+    printf("%-10s %9s  %-7s %10s  %9s  %-10s %.16s\n", node,
         kv_text_count(context->token_count, tokens), context->tier,
-        kv_text_size(context->bytes, size), kv_text_duration(age_ns, age),
-        kv_text_duration(used_ns, used), context->origin, context->key);
+        kv_text_size(context->bytes, size), kv_text_duration(used_ns, used), context->origin,
+        context->key);
 }
 
 static json_t *pack_context(const char *node, const Kvist__Admin__Context *context)
 {
-    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:I, s:I, s:s}", "node", node, "key", context->key,
+    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:I, s:s}", "node", node, "key", context->key,
         "token_count", (json_int_t)context->token_count, "bytes", (json_int_t)context->bytes,
-        "tier", context->tier, "created_unix_ns", (json_int_t)context->created_unix_ns,
-        "used_unix_ns", (json_int_t)context->used_unix_ns, "origin", context->origin);
+        "tier", context->tier, "used_unix_ns", (json_int_t)context->used_unix_ns, "origin",
+        context->origin);
 }
 
 /* One node's contexts; a node without a store (the gateway) has none to list. */
@@ -84,8 +83,8 @@ int kv_command_list(int argc, char **argv)
     }
     json_t *all = json ? json_array() : NULL;
     if (!json) {
-        printf("%-10s %9s  %-7s %10s  %9s  %9s  %-10s %s\n", "NODE", "TOKENS", "TIER", "SIZE",
-            "AGE", "LAST USE", "MADE BY", "KEY");
+        printf("%-10s %9s  %-7s %10s  %9s  %-10s %s\n", "NODE", "TOKENS", "TIER", "SIZE",
+            "LAST USE", "MADE BY", "KEY");
     }
     uint64_t total = 0;
     bool whole = true;

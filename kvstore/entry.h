@@ -1,0 +1,45 @@
+/* Entries of the index: what is known of an object without reading its record, as bytes.
+ *
+ *   o, key      an object and the place of its record
+ *   s, number   a segment's life, and up to where its records have reached the index
+ *   m, f        when the last flush was
+ *
+ * The byte layout is in docs/formats.md.
+ * Threads: any; free of state. */
+#ifndef KV_KVSTORE_ENTRY_H
+#define KV_KVSTORE_ENTRY_H
+
+#include "kvstore/index.h"
+#include "kvstore/record.h"
+
+typedef struct {
+    kv_record_t record;
+    uint16_t segment;
+    uint64_t offset; /* in the segment */
+} kv_entry_t;
+
+void kv_entry_put(kv_index_batch_t *batch, const kv_entry_t *entry);
+void kv_entry_delete(kv_index_batch_t *batch, const kvist_key_t *key);
+
+/* Whether the index' key is an object's; its entry may then be read. */
+bool kv_entry_is_object(const uint8_t *key, size_t key_bytes);
+
+/* KV_CORRUPT: no entry that this program or the one before it wrote. */
+kv_status_t kv_entry_read(
+    const uint8_t *key, const uint8_t *value, size_t value_bytes, kv_entry_t *entry_out);
+
+typedef struct {
+    uint16_t number;
+    uint64_t generation;
+    uint64_t indexed_bytes; /* records below it have reached the index, or were dropped from it */
+} kv_segment_entry_t;
+
+void kv_segment_entry_put(kv_index_batch_t *batch, const kv_segment_entry_t *entry);
+
+/* false: the key is not a segment's, or the value is none. */
+bool kv_segment_entry_read(const uint8_t *key, size_t key_bytes, const uint8_t *value,
+    size_t value_bytes, kv_segment_entry_t *entry_out);
+
+void kv_flush_entry_put(kv_index_batch_t *batch, uint64_t unix_ns);
+
+#endif
