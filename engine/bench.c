@@ -11,12 +11,12 @@ enum {
     CHUNK_TOKENS = 512,
     ROWS_MAX = 4,
     STEPS = 32, /* decode steps of one repetition */
-    REPETITIONS_MAX = 100,
 };
 
 typedef struct {
     const kv_engine_bench_params_t *params;
-    FILE *out;
+    void (*visit)(void *context, const kv_engine_bench_row_t *row);
+    void *context;
     kv_engine_t *engine;
     const kv_engine_info_t *info;
     uint32_t *tokens; /* [context_tokens_max] */
@@ -24,29 +24,17 @@ typedef struct {
     float *logits;
 } bench_t;
 
-static int compare(const void *a, const void *b)
-{
-    const double left = *(const double *)a, right = *(const double *)b;
-    return (left > right) - (left < right);
-}
-
-/* One row: rates holds a rate for each repetition and is sorted. */
 static void report(const bench_t *bench, const char *what, uint32_t tokens, uint32_t rows,
     double *rates, const char *arithmetic)
 {
-    const uint32_t count = bench->params->repetitions;
-    qsort(rates, count, sizeof *rates, compare);
-    const double median = rates[count / 2], low = rates[0], high = rates[count - 1];
-    if (bench->params->json) {
-        fprintf(bench->out,
-            "{\"what\":\"%s\",\"tokens\":%u,\"rows\":%u,\"threads\":%u,\"tokens_per_second\":%.1f,"
-            "\"low\":%.1f,\"high\":%.1f,\"arithmetic\":\"%s\"}\n",
-            what, tokens, rows, bench->params->thread_count, median, low, high, arithmetic);
-    } else {
-        fprintf(bench->out, "%-8s %7u %5u %10.1f %10.1f %10.1f  %s\n", what, tokens, rows, median,
-            low, high, arithmetic);
-    }
-    fflush(bench->out);
+    const kv_engine_bench_row_t row = {.what = what,
+        .unit = "tokens/s",
+        .tokens = tokens,
+        .rows = rows,
+        .arithmetic = arithmetic,
+        .samples = rates,
+        .sample_count = bench->params->repetitions};
+    bench->visit(bench->context, &row);
 }
 
 static double seconds_since(uint64_t start_ns)
@@ -73,7 +61,7 @@ static kv_status_t prefill(const bench_t *bench, uint32_t count, kv_error_t *err
 
 static kv_status_t bench_prefill(const bench_t *bench, uint32_t tokens, kv_error_t *error)
 {
-    double rates[REPETITIONS_MAX];
+    double rates[KV_ENGINE_BENCH_REPETITIONS_MAX];
     for (uint32_t at = 0; at < bench->params->repetitions; at++) {
         const uint64_t start_ns = kv_clock_now_ns();
         kv_status_t status = prefill(bench, tokens, error);
@@ -90,7 +78,7 @@ static kv_status_t bench_prefill(const bench_t *bench, uint32_t tokens, kv_error
 static kv_status_t bench_decode(
     const bench_t *bench, uint32_t context, uint32_t row_count, kv_error_t *error)
 {
-    double rates[REPETITIONS_MAX];
+    double rates[KV_ENGINE_BENCH_REPETITIONS_MAX];
     kv_status_t status = prefill(bench, context, error);
     for (uint32_t at = 0; at < bench->params->repetitions && status == KV_OK; at++) {
         const uint64_t start_ns = kv_clock_now_ns();
@@ -147,13 +135,10 @@ static kv_status_t run_on(bench_t *bench, kv_device_t *device, kv_error_t *error
         return status;
     }
     bench->info = kv_engine_info(bench->engine);
-    if (!bench->params->json) {
-        fprintf(bench->out, "loaded in %.2f s; weights %.0f MiB, scratch %.0f MiB; %u threads\n",
-            seconds_since(start_ns), (double)bench->info->weight_bytes / 1048576,
-            (double)bench->info->scratch_bytes / 1048576, bench->params->thread_count);
-        fprintf(bench->out, "%-8s %7s %5s %10s %10s %10s  %s\n", "what", "tokens", "rows",
-            "tokens/s", "low", "high", "arithmetic");
-    }
+    double load_s = seconds_since(start_ns);
+    bench->visit(bench->context,
+        &(kv_engine_bench_row_t){
+            .what = "load", .unit = "s", .arithmetic = "", .samples = &load_s, .sample_count = 1});
     const uint32_t context_max = bench->info->context_tokens_max;
     bench->slots = kv_allocate_array(bench->info->slot_count, sizeof *bench->slots);
     for (uint32_t slot = 0; slot < bench->info->slot_count; slot++) {
@@ -173,18 +158,20 @@ static kv_status_t run_on(bench_t *bench, kv_device_t *device, kv_error_t *error
     return status;
 }
 
-kv_status_t kv_engine_bench(FILE *out, const kv_engine_bench_params_t *params, kv_error_t *error)
+kv_status_t kv_engine_bench(const kv_engine_bench_params_t *params,
+    void (*visit)(void *context, const kv_engine_bench_row_t *row), void *context,
+    kv_error_t *error)
 {
-    if (params->repetitions < 1 || params->repetitions > REPETITIONS_MAX) {
+    if (params->repetitions < 1 || params->repetitions > KV_ENGINE_BENCH_REPETITIONS_MAX) {
         return kv_fail(error, KV_INVALID, "repetitions are %u; 1 to %d are possible",
-            params->repetitions, REPETITIONS_MAX);
+            params->repetitions, KV_ENGINE_BENCH_REPETITIONS_MAX);
     }
     kv_device_t *device;
     kv_status_t status = kv_device_cpu_open(params->thread_count, &device, error);
     if (status != KV_OK) {
         return status;
     }
-    bench_t bench = {.params = params, .out = out};
+    bench_t bench = {.params = params, .visit = visit, .context = context};
     status = run_on(&bench, device, error);
     kv_device_close(device);
     return status;

@@ -6,19 +6,30 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
+
+enum { KV_ENGINE_BENCH_REPETITIONS_MAX = 99 };
 
 typedef struct {
     const char *model_path;
     uint32_t thread_count;
     bool f32;
-    bool json;            /* one JSON object a line instead of a table */
-    uint32_t repetitions; /* 1 to 100; the median and the extremes are reported */
+    uint32_t repetitions; /* 1 to KV_ENGINE_BENCH_REPETITIONS_MAX */
 } kv_engine_bench_params_t;
 
+/* What was measured: a row of the table. */
+typedef struct {
+    const char *what, *unit; /* "load" in s; "prefill", "decode" in tokens/s */
+    uint32_t tokens, rows;   /* of the context; 0 for load */
+    const char *arithmetic;  /* which kernels; "" for load */
+    double *samples;         /* [sample_count], the receiver may sort them */
+    uint32_t sample_count;
+} kv_engine_bench_row_t;
+
 /* Measures the model's load, cold prefill of 512, 2,048 and 6,000 tokens (those that fit the
- * context) in chunks of 512, and decode at 512 and 2,048 tokens of context with 1 and 4 rows.
- * Rows: {"what", "tokens", "rows", "tokens_per_second", "low", "high", "arithmetic"}. */
-kv_status_t kv_engine_bench(FILE *out, const kv_engine_bench_params_t *params, kv_error_t *error);
+ * context) in chunks of 512, and decode at 512 and 2,048 tokens of context with 1 and 4 rows; visit
+ * gets each row when it is there. */
+kv_status_t kv_engine_bench(const kv_engine_bench_params_t *params,
+    void (*visit)(void *context, const kv_engine_bench_row_t *row), void *context,
+    kv_error_t *error);
 
 #endif

@@ -1,51 +1,49 @@
 /* `kvist bench`: how fast a part of Kvist is, on this machine. */
-#include "engine/bench.h"
+#include "tools/kvist/bench.h"
+
 #include "tools/kvist/arguments.h"
 #include "tools/kvist/command.h"
 
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
+
+typedef struct {
+    const char *name, *summary;
+    int (*run)(int argc, char **argv);
+} part_t;
+
+static const part_t parts[] = {
+    {"engine", "load, cold prefill and decode of a model", kv_bench_engine},
+};
+
+enum { PART_COUNT = sizeof parts / sizeof parts[0] };
+
+static void print_help(FILE *stream)
+{
+    fprintf(stream, "usage: kvist bench PART [OPTIONS]      kvist bench PART --help says more\n\n");
+    for (size_t i = 0; i < PART_COUNT; i++) {
+        fprintf(stream, "  %-9s %s\n", parts[i].name, parts[i].summary);
+    }
+}
 
 int kv_command_bench(int argc, char **argv)
 {
-    const char *part = NULL, *model = NULL;
-    bool f32 = false, json = false;
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    uint64_t threads = cores > 0 ? (uint64_t)cores : 1, repetitions = 3;
-    const kv_argument_t rows[] = {
-        {"--model", KV_ARGUMENT_TEXT, "FILE", "the GGUF file", &model, 0, 0},
-        {"--threads", KV_ARGUMENT_NUMBER, "N", "default: one for each core", &threads, 1, 1024},
-        {"--repetitions", KV_ARGUMENT_NUMBER, "N", "of each measurement (default: 3)", &repetitions,
-            1, 100},
-        {"--f32", KV_ARGUMENT_FLAG, NULL, "f32 products and f32 KV instead of bf16", &f32, 0, 0},
-        {"--json", KV_ARGUMENT_FLAG, NULL, "one JSON object a line", &json, 0, 0},
-    };
-    const kv_arguments_t arguments = {
-        .usage = "kvist bench engine --model FILE [OPTIONS]",
-        .summary = "engine: load, cold prefill and decode, in tokens per second; median and "
-                   "extremes.",
-        .rows = rows,
-        .row_count = sizeof rows / sizeof *rows,
-        .word = &part,
-    };
-    int code;
-    if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
-        return code;
+    const char *names[PART_COUNT];
+    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
+        print_help(stdout);
+        return KV_EXIT_DONE;
     }
-    if (part == NULL || strcmp(part, "engine") != 0 || model == NULL) {
-        kv_command_fail("bench",
-            model == NULL ? "--model is missing" : "what is measured must be: engine",
-            "kvist bench --help");
-        return KV_EXIT_USAGE;
+    for (size_t i = 0; i < PART_COUNT; i++) {
+        if (argc > 1 && strcmp(argv[1], parts[i].name) == 0) {
+            return parts[i].run(argc - 1, argv + 1);
+        }
+        names[i] = parts[i].name;
     }
-    const kv_engine_bench_params_t params = {.model_path = model,
-        .thread_count = (uint32_t)threads,
-        .f32 = f32,
-        .json = json,
-        .repetitions = (uint32_t)repetitions};
-    kv_error_t error;
-    return kv_engine_bench(stdout, &params, &error) == KV_OK
-               ? KV_EXIT_DONE
-               : kv_command_fail("bench", error.text, NULL);
+    if (argc > 1) {
+        const char *nearest = kv_nearest(argv[1], names, PART_COUNT);
+        fprintf(stderr, "kvist bench: '%s' cannot be measured", argv[1]);
+        fprintf(stderr, nearest != NULL ? "; did you mean '%s'?\n" : "\n", nearest);
+    }
+    print_help(stderr);
+    return KV_EXIT_USAGE;
 }

@@ -16,7 +16,7 @@ static const kv_command_t commands[] = {
     {"tour", "what the cache is worth on this machine, measured", kv_command_tour},
     {"tokenize", "text to token ids, JSON lines (a check of the engine)", kv_command_tokenize},
     {"score", "logits of forced tokens, JSON lines (a check of the engine)", kv_command_score},
-    {"bench", "how fast the engine computes here", kv_command_bench},
+    {"bench", "how fast the engine or the store is here", kv_command_bench},
 };
 
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };

@@ -1,0 +1,10 @@
+/* The parts of `kvist bench`: each with options of its own, all with one form of result (measure.h).
+ *
+ * argv[0] is the part's name; the answer is the command's exit code. A missed target is a finding,
+ * not a failure: the code is 0. */
+#ifndef KV_TOOLS_BENCH_H
+#define KV_TOOLS_BENCH_H
+
+int kv_bench_engine(int argc, char **argv);
+
+#endif
