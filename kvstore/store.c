@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "kvstore/figures.h"
+#include "kvstore/read.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -116,7 +117,7 @@ static void clear_descriptor(int fd)
 
 void kv_store_advance(kvist_store_t *store)
 {
-    kv_load_release_waiting(store);
+    kv_reads_advance(store);
     kv_lease_pump(store);
     if (store->disk != NULL) {
         kv_persist_advance(store);

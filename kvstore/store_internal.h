@@ -2,6 +2,7 @@
  *
  *   lease.c    match, prepare, seal, release     persist.c  objects -> records on disk, flush
  *   load.c     host, disk -> device              reclaim.c  room on disk, whole segments
+ *   read.c     out of any tier, verified         list.c     what is stored
  *   evict.c    device -> host -> disk            directory.c the directory: lock, index, scan
  *   object.c   where an object is, who holds it  store.c    open, poll, close
  *
@@ -45,6 +46,7 @@ struct kv_task {
 };
 
 typedef struct kv_load kv_load_t;
+typedef struct kv_read_batch kv_read_batch_t;
 typedef struct kv_write_batch kv_write_batch_t;
 
 typedef struct kv_flush kv_flush_t;
@@ -81,7 +83,7 @@ typedef struct {
     bool indexing;                 /* a batch of changes is at the writer */
     bool index_failed;             /* a write to it failed: it gets no more */
     bool sync_index; /* the next write to it must be durable at once: it forgets damage */
-    struct load_batch *first_read, *last_read; /* wait for a staging buffer */
+    kv_read_batch_t *first_read, *last_read; /* wait for a staging buffer */
 
     uint32_t *queue; /* objects to be written: a ring of queue_capacity */
     uint32_t queue_capacity, queue_first, queue_count;
@@ -114,7 +116,8 @@ struct kvist_store {
     kv_table_t *table;
     kv_pool_t device_pool; /* of group 0's objects */
     kv_names_t namespaces, arithmetics, origins, tenants, families;
-    kv_load_t **loads; /* [device slots]: the load that fills the slot */
+    kv_load_t **loads;                         /* [device slots]: the load that fills the slot */
+    double load_ns_per_byte[KVIST_TIER_COUNT]; /* measured */
 
     kv_workers_t *workers;
     kv_queue_t *finished; /* kv_task_t * */
@@ -228,7 +231,6 @@ int kv_family_number(kvist_store_t *store, const kv_record_t *like);
 /* Starts what the lease needs loaded: its found blocks that are not on the device. Each joins a
  * load that is under way or takes a free slot (there are enough). */
 void kv_load_start(kvist_store_t *store, kvist_lease_t *lease);
-void kv_load_release_waiting(kvist_store_t *store); /* reads that wait for a staging buffer */
 
 /* ---- evict.c ---- */
 

@@ -1,0 +1,385 @@
+#include "kvstore/read.h"
+
+#include "base/check.h"
+#include "base/checksum.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "kvstore/store_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MEMORY_BATCH_BYTES = 1 << 20 };
+
+struct kv_read_batch {
+    kv_task_t task;
+    kv_ring_request_t request;
+    kvist_store_t *store;
+    kv_read_t **reads;
+    uint32_t count;
+    int staging; /* -1: none yet */
+    uint64_t started_ns;
+    kv_read_batch_t *next;
+};
+
+static kv_read_batch_t *batch_of_request(kv_ring_request_t *request)
+{
+    return (kv_read_batch_t *)((char *)request - offsetof(kv_read_batch_t, request));
+}
+
+static const kv_layout_t *layout_of(const kvist_store_t *store, const kv_read_t *read)
+{
+    return &store->groups[read->expected.group].layout;
+}
+
+/* ---- the end of a read ---- */
+
+static bool in_any_tier(const kvist_store_t *store, const kv_object_t *object)
+{
+    return kv_object_on_device(store, object) || kv_object_on_host(object) ||
+           kv_object_on_disk(object);
+}
+
+/* The bytes in one tier proved wrong: that copy goes; without another copy the object goes. true:
+ * another copy is left. */
+static bool forget_copy(kvist_store_t *store, const kv_read_t *read)
+{
+    kv_object_t *object = kv_table_at(store->table, read->object);
+    if ((object->flags & KV_OBJECT_DEAD) != 0) {
+        return false;
+    }
+    if (read->tier == KVIST_TIER_HOST && object->host_slot == read->slot) {
+        if ((object->flags & KV_OBJECT_BUSY) == 0) {
+            kv_object_leave_host(store, read->object);
+        }
+    } else if (read->tier == KVIST_TIER_DISK && object->segment == read->segment &&
+               object->offset_pages == read->offset_pages) {
+        kv_object_leave_disk(store, read->object);
+    }
+    if (in_any_tier(store, object)) {
+        return (object->flags & KV_OBJECT_BUSY) == 0;
+    }
+    kv_log_warn("store", "stored block damaged: dropped with its descendants tier %s position %u",
+        kvist_tier_name(read->tier), (uint32_t)object->position);
+    kv_object_drop(store, read->object);
+    return false;
+}
+
+static void end_read(kvist_store_t *store, kv_read_t *read)
+{
+    bool try_again = false;
+    if (read->status == KV_OK) {
+        store->stats.tiers[read->tier].read_bytes += layout_of(store, read)->object_bytes;
+    } else if (read->status == KV_CORRUPT) {
+        store->stats.damaged_objects++;
+        if (store->disk != NULL) {
+            store->disk->sync_index = true;
+        }
+        try_again = forget_copy(store, read);
+    } else {
+        store->stats.failed_reads++;
+    }
+    read->ended(read, try_again);
+}
+
+/* The buffer, and with it the hold on the segment. */
+static void give_staging(kv_read_batch_t *batch)
+{
+    kv_disk_t *disk = batch->store->disk;
+    if (batch->staging >= 0) {
+        disk->segments.items[batch->reads[0]->segment].in_use--;
+        disk->staging_free[disk->staging_free_count++] = batch->staging;
+        batch->staging = -1;
+    }
+}
+
+/* What loading costs now, for estimates: a sixteenth of the newest value. */
+static void note_rate(kv_read_batch_t *batch)
+{
+    kvist_store_t *store = batch->store;
+    const kv_read_t *first = batch->reads[0];
+    uint64_t ns = store->clock->monotonic_ns(store->clock) - batch->started_ns;
+    double bytes = (double)batch->count * (double)layout_of(store, first)->object_bytes;
+    double *rate = &store->load_ns_per_byte[first->tier];
+    *rate += ((double)ns / bytes - *rate) / 16;
+}
+
+static void end_batch(kv_read_batch_t *batch)
+{
+    kvist_store_t *store = batch->store;
+    give_staging(batch);
+    note_rate(batch);
+    for (uint32_t i = 0; i < batch->count; i++) {
+        end_read(store, batch->reads[i]);
+    }
+    free(batch->reads);
+    free(batch);
+}
+
+static void batch_done(kv_task_t *task)
+{
+    end_batch((kv_read_batch_t *)task);
+}
+
+/* ---- from memory ---- */
+
+static kv_status_t move_from_host(const kvist_store_t *store, kv_read_t *read)
+{
+    const kv_store_group_t *group = &store->groups[read->expected.group];
+    const kv_read_bytes_t bytes = {
+        .layout = &group->layout,
+        .object = kv_group_host_bytes(group, read->slot),
+        .checksums = kv_pool_checksums(&group->host_pool, read->slot),
+        .tokens = kv_pool_tokens(&group->host_pool, read->slot),
+    };
+    return read->move(read, &bytes);
+}
+
+static kv_status_t move_from_device(const kvist_store_t *store, kv_read_t *read, void *scratch)
+{
+    const kv_layout_t *layout = &store->groups[0].layout;
+    store->device->ops->copy_out(
+        store->device, scratch, kv_store_device_bytes(store, read->slot), layout->object_bytes);
+    const kv_read_bytes_t bytes = {
+        .layout = layout,
+        .object = scratch,
+        .tokens = kv_pool_tokens(&store->device_pool, read->slot),
+    };
+    return read->move(read, &bytes);
+}
+
+static void move_from_memory(kv_task_t *task)
+{
+    kv_read_batch_t *batch = (kv_read_batch_t *)task;
+    const kvist_store_t *store = batch->store;
+    bool device = batch->reads[0]->tier == KVIST_TIER_DEVICE;
+    void *scratch = device ? kv_allocate(store->object_bytes_max) : NULL;
+    for (uint32_t i = 0; i < batch->count; i++) {
+        kv_read_t *read = batch->reads[i];
+        read->status =
+            device ? move_from_device(store, read, scratch) : move_from_host(store, read);
+    }
+    free(scratch);
+    kv_checksum_copy_fence();
+    kv_store_finish(task);
+}
+
+static kv_read_batch_t *make_batch(kvist_store_t *store, kv_read_t **reads, uint32_t count)
+{
+    kv_read_batch_t *batch = kv_allocate(sizeof *batch);
+    batch->store = store;
+    batch->reads = kv_allocate_array(count, sizeof *batch->reads);
+    memcpy(batch->reads, reads, count * sizeof *reads);
+    batch->count = count;
+    batch->staging = -1;
+    return batch;
+}
+
+static void start_batch(kvist_store_t *store, kv_read_batch_t *batch)
+{
+    batch->started_ns = store->clock->monotonic_ns(store->clock);
+    if (batch->reads[0]->tier != KVIST_TIER_DISK) {
+        batch->task = (kv_task_t){.work = move_from_memory, .done = batch_done, .store = store};
+        kv_store_submit(store, &batch->task);
+        return;
+    }
+    kv_disk_t *disk = store->disk;
+    if (disk->last_read != NULL) {
+        disk->last_read->next = batch;
+    } else {
+        disk->first_read = batch;
+    }
+    disk->last_read = batch;
+}
+
+/* ---- from disk ---- */
+
+static kv_status_t move_record(
+    const kvist_store_t *store, kv_read_t *read, const void *at, void *scratch)
+{
+    const kv_layout_t *layout = layout_of(store, read);
+    size_t bytes = (size_t)read->length_pages * KV_PAGE_BYTES;
+    kv_record_view_t view;
+    const void *object;
+    if (kv_record_open(layout, &read->expected, at, bytes, &view) != KV_OK ||
+        view.record.stored_bytes != bytes ||
+        kv_record_object(layout, &view, scratch, &object) != KV_OK) {
+        return KV_CORRUPT;
+    }
+    const kv_read_bytes_t of_object = {layout, object, view.checksums, view.tokens};
+    return read->move(read, &of_object);
+}
+
+static void move_records(kv_task_t *task)
+{
+    kv_read_batch_t *batch = (kv_read_batch_t *)task;
+    const kvist_store_t *store = batch->store;
+    const char *at = batch->request.buffer;
+    void *scratch = kv_allocate(store->object_bytes_max);
+    for (uint32_t i = 0; i < batch->count; i++) {
+        kv_read_t *read = batch->reads[i];
+        read->status = move_record(store, read, at, scratch);
+        at += (size_t)read->length_pages * KV_PAGE_BYTES;
+    }
+    free(scratch);
+    kv_checksum_copy_fence();
+    kv_store_finish(task);
+}
+
+static void fail_batch(kv_read_batch_t *batch, kv_status_t status)
+{
+    for (uint32_t i = 0; i < batch->count; i++) {
+        batch->reads[i]->status = status;
+    }
+    end_batch(batch);
+}
+
+/* One bad place must not cost its neighbours: each record of the range is read alone. */
+static void read_apart(kv_read_batch_t *batch)
+{
+    kvist_store_t *store = batch->store;
+    give_staging(batch);
+    for (uint32_t i = 0; i < batch->count; i++) {
+        start_batch(store, make_batch(store, &batch->reads[i], 1));
+    }
+    free(batch->reads);
+    free(batch);
+}
+
+static void read_done(kv_ring_request_t *request, int errno_value)
+{
+    kv_read_batch_t *batch = batch_of_request(request);
+    if (errno_value != 0 && batch->count > 1) {
+        read_apart(batch);
+        return;
+    }
+    if (errno_value != 0) {
+        kv_log_warn("store", "read failed: %s segment %u offset %ju bytes %zu",
+            strerror(errno_value), batch->reads[0]->segment, (uintmax_t)request->offset,
+            request->bytes);
+        /* A file that ends too early has lost bytes for good; other errors may pass. */
+        fail_batch(batch, errno_value == ENODATA ? KV_CORRUPT : KV_IO);
+        return;
+    }
+    batch->task = (kv_task_t){.work = move_records, .done = batch_done, .store = batch->store};
+    kv_store_submit(batch->store, &batch->task);
+}
+
+static void start_read(kv_read_batch_t *batch)
+{
+    kvist_store_t *store = batch->store;
+    kv_disk_t *disk = store->disk;
+    const kv_read_t *first = batch->reads[0];
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < batch->count; i++) {
+        bytes += (size_t)batch->reads[i]->length_pages * KV_PAGE_BYTES;
+    }
+    KV_CHECK(bytes <= disk->staging_bytes);
+    batch->staging = disk->staging_free[--disk->staging_free_count];
+    disk->segments.items[first->segment].in_use++;
+    batch->request = (kv_ring_request_t){
+        .kind = KV_RING_READ,
+        .buffer = (char *)disk->staging_region.base + (size_t)batch->staging * disk->staging_bytes,
+        .bytes = bytes,
+        .offset = (uint64_t)first->offset_pages * KV_PAGE_BYTES,
+        .done = read_done,
+    };
+    kv_error_t error;
+    kv_status_t status =
+        kv_segments_file(&disk->segments, first->segment, &batch->request.file, &error);
+    if (status != KV_OK) {
+        kv_log_warn("store", "read failed: %s", error.text);
+        fail_batch(batch, status == KV_MISSING ? KV_CORRUPT : KV_IO);
+        return;
+    }
+    kv_ring_submit(disk->ring, &batch->request);
+}
+
+void kv_reads_advance(kvist_store_t *store)
+{
+    kv_disk_t *disk = store->disk;
+    while (disk != NULL && disk->first_read != NULL && disk->staging_free_count > 0) {
+        kv_read_batch_t *batch = disk->first_read;
+        disk->first_read = batch->next;
+        if (disk->first_read == NULL) {
+            disk->last_read = NULL;
+        }
+        start_read(batch);
+    }
+}
+
+/* ---- planning ---- */
+
+void kv_read_plan(kvist_store_t *store, uint32_t number, kv_read_t *read)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    read->object = number;
+    read->status = KV_IO;
+    kv_object_describe(store, object, &read->expected);
+    if (kv_object_on_host(object)) {
+        read->tier = KVIST_TIER_HOST;
+        read->slot = object->host_slot;
+    } else if (kv_object_on_device(store, object)) {
+        read->tier = KVIST_TIER_DEVICE;
+        read->slot = object->device_slot;
+    } else {
+        KV_CHECK(kv_object_on_disk(object));
+        read->tier = KVIST_TIER_DISK;
+        read->segment = object->segment;
+        read->offset_pages = object->offset_pages;
+        read->length_pages = object->length_pages;
+        read->expected.generation = store->disk->segments.items[object->segment].generation;
+    }
+}
+
+static int by_place(const void *left, const void *right)
+{
+    const kv_read_t *a = *(kv_read_t *const *)left, *b = *(kv_read_t *const *)right;
+    if (a->tier != b->tier) {
+        return a->tier < b->tier ? -1 : 1;
+    }
+    if (a->tier != KVIST_TIER_DISK) {
+        return a->slot < b->slot ? -1 : a->slot > b->slot;
+    }
+    if (a->segment != b->segment) {
+        return a->segment < b->segment ? -1 : 1;
+    }
+    return a->offset_pages < b->offset_pages ? -1 : a->offset_pages > b->offset_pages;
+}
+
+/* How many reads from the first on make one batch. */
+static uint32_t batch_length(const kvist_store_t *store, kv_read_t *const *reads, uint32_t count)
+{
+    size_t bytes = 0;
+    uint32_t length = 0;
+    bool disk = reads[0]->tier == KVIST_TIER_DISK;
+    size_t limit = disk ? store->disk->staging_bytes : (size_t)MEMORY_BATCH_BYTES;
+    for (; length < count && reads[length]->tier == reads[0]->tier; length++) {
+        const kv_read_t *read = reads[length];
+        size_t more = disk ? (size_t)read->length_pages * KV_PAGE_BYTES
+                           : layout_of(store, read)->object_bytes;
+        if (length > 0 && bytes + more > limit) {
+            break;
+        }
+        if (length > 0 && disk &&
+            (read->segment != reads[0]->segment ||
+                read->offset_pages !=
+                    reads[length - 1]->offset_pages + reads[length - 1]->length_pages)) {
+            break;
+        }
+        bytes += more;
+    }
+    return length;
+}
+
+void kv_reads_start(kvist_store_t *store, kv_read_t **reads, uint32_t count)
+{
+    qsort(reads, count, sizeof *reads, by_place);
+    for (uint32_t at = 0; at < count;) {
+        uint32_t length = batch_length(store, reads + at, count - at);
+        start_batch(store, make_batch(store, reads + at, length));
+        at += length;
+    }
+    kv_reads_advance(store);
+}
