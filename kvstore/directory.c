@@ -478,13 +478,13 @@ static kv_status_t read_directory(
         if (status == KV_CORRUPT) {
             /* What was read is good; the records tell the rest. */
             kv_log_warn("store", "%s: completed from the records", reason.text);
-            for (uint32_t i = 0; i < disk->segments.count_max; i++) {
-                disk->segments.items[i].indexed_bytes = 0;
-            }
-            rebuild = true;
+            fill.complete = false;
             status = KV_OK;
         }
         rebuild = rebuild || !fill.complete;
+    }
+    for (uint32_t i = 0; rebuild && i < disk->segments.count_max; i++) {
+        disk->segments.items[i].indexed_bytes = 0; /* such an index' marks prove nothing */
     }
     if (status != KV_OK) {
         free(fill.orphans);

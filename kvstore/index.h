@@ -1,6 +1,8 @@
 /* The durable index: small keys to small values, written in batches, read once at the start.
  *
- * Two make it: RocksDB, and a table in memory for tests. A batch is applied whole or not at all.
+ * Two make it: RocksDB, and a table in memory for tests. A batch is applied whole or not at all; a
+ * synced one is durable with all before it. Of those after the last synced one a power loss may
+ * take any, not only the last: RocksDB starts a new log without a sync of the old one.
  *
  * Owns: its database.
  * Borrows: a batch during the call.
@@ -63,7 +65,7 @@ kv_status_t kv_index_rocksdb_open(
 void kv_index_rocksdb_set_aside(const char *path, const char *aside);
 
 /* The twin. Its content outlives close: `kept` (NULL at first) holds it for the next open;
- * kv_index_memory_forget releases it. A batch is durable once it or a later one was synced. */
+ * kv_index_memory_forget releases it. */
 typedef struct kv_index_kept kv_index_kept_t;
 kv_index_t *kv_index_memory_open(kv_index_kept_t **kept, bool *made_out);
 void kv_index_memory_forget(kv_index_kept_t **kept);
@@ -75,9 +77,9 @@ typedef struct {
 } kv_index_watch_t;
 void kv_index_memory_watch(kv_index_kept_t *kept, kv_index_watch_t watch);
 
-/* What a power loss leaves: all that is durable, and the first batch_count of the unsynced batches.
- */
+/* What a power loss leaves: all that is durable, and of the unsynced batches those that keep[]
+ * says. */
 uint32_t kv_index_memory_unsynced(const kv_index_kept_t *kept);
-kv_index_kept_t *kv_index_memory_after_loss(const kv_index_kept_t *kept, uint32_t batch_count);
+kv_index_kept_t *kv_index_memory_after_loss(const kv_index_kept_t *kept, const bool *keep);
 
 #endif

@@ -2,7 +2,6 @@
  * last synced one. A list does: tests keep few objects. */
 #include "kvstore/index.h"
 
-#include "base/check.h"
 #include "base/memory.h"
 
 #include <stdlib.h>
@@ -112,12 +111,24 @@ static kv_status_t memory_write(
     return KV_OK;
 }
 
+static kv_index_kept_t *copy_durable(const kv_index_kept_t *kept)
+{
+    kv_index_kept_t *copy = kv_allocate(sizeof *copy);
+    for (const entry_t *entry = kept->first; entry != NULL; entry = entry->next) {
+        put_entry(copy, entry->key, entry->key_bytes, entry->value, entry->value_bytes);
+    }
+    return copy;
+}
+
 static kv_status_t memory_iterate(
     kv_index_t *index, kv_index_visit_t visit, void *context, kv_error_t *error)
 {
     (void)error;
     const kv_index_kept_t *kept = ((memory_index_t *)index)->kept;
-    kv_index_kept_t *all = kv_index_memory_after_loss(kept, kept->unsynced_count);
+    kv_index_kept_t *all = copy_durable(kept);
+    for (uint32_t i = 0; i < kept->unsynced_count; i++) {
+        apply(all, &kept->unsynced[i]);
+    }
     for (entry_t *entry = all->first; entry != NULL; entry = entry->next) {
         visit(context, entry->key, entry->key_bytes, entry->value, entry->value_bytes);
     }
@@ -154,15 +165,13 @@ uint32_t kv_index_memory_unsynced(const kv_index_kept_t *kept)
     return kept->unsynced_count;
 }
 
-kv_index_kept_t *kv_index_memory_after_loss(const kv_index_kept_t *kept, uint32_t batch_count)
+kv_index_kept_t *kv_index_memory_after_loss(const kv_index_kept_t *kept, const bool *keep)
 {
-    KV_CHECK(batch_count <= kept->unsynced_count);
-    kv_index_kept_t *left = kv_allocate(sizeof *left);
-    for (const entry_t *entry = kept->first; entry != NULL; entry = entry->next) {
-        put_entry(left, entry->key, entry->key_bytes, entry->value, entry->value_bytes);
-    }
-    for (uint32_t i = 0; i < batch_count; i++) {
-        apply(left, &kept->unsynced[i]);
+    kv_index_kept_t *left = copy_durable(kept);
+    for (uint32_t i = 0; i < kept->unsynced_count; i++) {
+        if (keep[i]) {
+            apply(left, &kept->unsynced[i]);
+        }
     }
     return left;
 }

@@ -35,6 +35,13 @@ typedef struct {
     inode_t *now, *durable; /* NULL: no such name */
 } name_t;
 
+/* A name that is not durable. */
+typedef struct {
+    uint32_t name;
+    inode_t *inode;
+    uint64_t number; /* those of a rename share one */
+} naming_t;
+
 typedef struct {
     inode_t *inode; /* NULL: free */
     bool direct, holds_lock;
@@ -46,7 +53,9 @@ struct simulated_disk {
     simulated_watch_t watch;
     inode_t **inodes;
     name_t *names;
-    uint32_t inode_count, name_count;
+    naming_t *namings; /* in order */
+    uint32_t inode_count, name_count, naming_count;
+    uint64_t naming_last;
     handle_t handles[HANDLES_MAX];
 };
 
@@ -171,6 +180,14 @@ static name_t *add_name(simulated_disk_t *disk, const char *path)
     return name;
 }
 
+static void set_name(simulated_disk_t *disk, const char *path, inode_t *inode, uint64_t number)
+{
+    name_t *name = add_name(disk, path);
+    name->now = inode;
+    disk->namings = kv_reallocate(disk->namings, disk->naming_count + 1, sizeof *disk->namings);
+    disk->namings[disk->naming_count++] = (naming_t){(uint32_t)(name - disk->names), inode, number};
+}
+
 /* The name inside the folder, or NULL when the path is not directly in it. */
 static const char *name_inside(const char *path, const char *folder)
 {
@@ -207,7 +224,7 @@ static int simulated_open(kv_files_t *files, const char *path, unsigned how)
     }
     if (makes) {
         inode = add_inode(disk, false);
-        add_name(disk, path)->now = inode;
+        set_name(disk, path, inode, ++disk->naming_last);
     }
     for (int i = 0; i < HANDLES_MAX; i++) {
         if (disk->handles[i].inode == NULL) {
@@ -348,7 +365,7 @@ static int simulated_make_folder(kv_files_t *files, const char *path)
         return reason < 0 ? reason : -ENOENT;
     }
     inode_t *inode = add_inode(disk, true);
-    add_name(disk, path)->now = inode;
+    set_name(disk, path, inode, ++disk->naming_last);
     return 0;
 }
 
@@ -359,11 +376,17 @@ static int simulated_sync_folder(kv_files_t *files, const char *path)
     if (reason < 0 || find_inode(disk, path) == NULL) {
         return reason < 0 ? reason : -ENOENT;
     }
-    for (uint32_t i = 0; i < disk->name_count; i++) {
-        if (name_inside(disk->names[i].path, path) != NULL) {
-            disk->names[i].durable = disk->names[i].now;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < disk->naming_count; i++) {
+        naming_t naming = disk->namings[i];
+        name_t *name = &disk->names[naming.name];
+        if (name_inside(name->path, path) != NULL) {
+            name->durable = naming.inode;
+        } else {
+            disk->namings[kept++] = naming;
         }
     }
+    disk->naming_count = kept;
     return 0;
 }
 
@@ -392,7 +415,7 @@ static int simulated_remove(kv_files_t *files, const char *path)
     }
     int reason = ask(disk, SIMULATED_NAME);
     if (reason == 0) {
-        find_name(disk, path)->now = NULL;
+        set_name(disk, path, NULL, ++disk->naming_last);
     }
     return reason;
 }
@@ -589,12 +612,24 @@ void simulated_disk_destroy(simulated_disk_t *disk)
     }
     free(disk->inodes);
     free(disk->names);
+    free(disk->namings);
     free(disk);
 }
 
 kv_files_t *simulated_disk_files(simulated_disk_t *disk)
 {
     return &disk->files;
+}
+
+int simulated_disk_rename(simulated_disk_t *disk, const char *from, const char *to)
+{
+    inode_t *inode = find_inode(disk, from);
+    if (inode == NULL) {
+        return -ENOENT;
+    }
+    set_name(disk, to, inode, ++disk->naming_last);
+    set_name(disk, from, NULL, disk->naming_last);
+    return 0;
 }
 
 void simulated_disk_watch(simulated_disk_t *disk, simulated_watch_t watch)
@@ -668,21 +703,42 @@ static inode_t *inode_after_loss(simulated_disk_t *disk, const inode_t *inode, u
     return left;
 }
 
+/* The inode of each name: the durable one, or one of those that came after it. */
+static inode_t **choose_names(const simulated_disk_t *disk, uint64_t *random)
+{
+    inode_t **chosen = kv_allocate_array(disk->name_count, sizeof(inode_t *));
+    for (uint32_t i = 0; i < disk->name_count; i++) {
+        chosen[i] = disk->names[i].durable;
+    }
+    bool in_order = choose(random, 2) == 0, keep = true;
+    for (uint32_t i = 0; i < disk->naming_count; i++) {
+        const naming_t *naming = &disk->namings[i];
+        bool goes_on = i > 0 && naming->number == naming[-1].number;
+        if (!goes_on && (keep || !in_order)) {
+            keep = choose(random, in_order ? disk->naming_count + 1 : 2) > 0;
+        }
+        if (keep) {
+            chosen[naming->name] = naming->inode;
+        }
+    }
+    return chosen;
+}
+
 simulated_disk_t *simulated_disk_after_loss(const simulated_disk_t *disk, uint64_t seed)
 {
     uint64_t random = seed;
     simulated_disk_t *left = kv_allocate(sizeof *left);
     left->files.ops = &FILES_OPS;
     left->random = kv_test_random(&random);
+    inode_t **chosen = choose_names(disk, &random);
     for (uint32_t i = 0; i < disk->name_count; i++) { /* folders come before what lies in them */
-        const name_t *name = &disk->names[i];
-        const inode_t *inode = choose(&random, 2) == 0 ? name->durable : name->now;
-        bool reachable = i == 0 || in_a_folder(left, name->path);
-        if (inode != NULL && reachable) {
-            inode_t *copy = inode_after_loss(left, inode, &random);
-            name_t *kept = add_name(left, name->path);
+        const char *path = disk->names[i].path;
+        if (chosen[i] != NULL && (i == 0 || in_a_folder(left, path))) {
+            inode_t *copy = inode_after_loss(left, chosen[i], &random);
+            name_t *kept = add_name(left, path);
             kept->now = kept->durable = copy;
         }
     }
+    free(chosen);
     return left;
 }

@@ -8,8 +8,9 @@
  *    its own: writes are lost, kept, reordered and torn. The size is the durable one or the newest.
  *  - A write may reach the disk from the moment that the ring has it; a sync covers what had ended
  *    when it was handed over. A write that fails leaves all, some or nothing of itself.
- *  - A name (of a file or a folder, made or removed) is durable after a sync of its folder; before
- *    that each name is as it was or as it is, on its own. What lies in a lost folder is lost.
+ *  - A name (made, removed or renamed; of a file or a folder) is durable after a sync of its
+ *    folder. Before that any of the changes to names may be lost, each on its own or from one on; a
+ *    rename is one change. What lies in a lost folder is lost.
  *  - Operations of the ring end in any order, some polls later. Reads see what has ended.
  *  - O_DIRECT refuses what is not aligned to 512 bytes.
  * Not modelled: sectors torn inside, syncs that lie, bytes that rot (test_damage.c has those).
@@ -49,6 +50,8 @@ void simulated_disk_destroy(simulated_disk_t *disk);
 simulated_disk_t *simulated_disk_after_loss(const simulated_disk_t *disk, uint64_t seed);
 
 kv_files_t *simulated_disk_files(simulated_disk_t *disk);
+/* -ENOENT: there is no such file. */
+int simulated_disk_rename(simulated_disk_t *disk, const char *from, const char *to);
 void simulated_disk_watch(simulated_disk_t *disk, simulated_watch_t watch);
 
 #endif
