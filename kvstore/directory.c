@@ -196,7 +196,12 @@ static bool take_in(fill_t *fill, const kv_record_t *record, uint16_t segment, u
     uint32_t number = kv_table_find(store->table, &record->key);
     if (number != KV_OBJECT_NONE) {
         const kv_object_t *known = kv_table_at(store->table, number);
+        if (known->segment == segment && known->offset_pages == offset / KV_PAGE_BYTES) {
+            return true;
+        }
         if (store->disk->segments.items[known->segment].generation > record->generation) {
+            kv_mark_queue(store, segment, (uint32_t)(offset / KV_PAGE_BYTES),
+                (uint32_t)(record->stored_bytes / KV_PAGE_BYTES), false);
             return false;
         }
         kv_object_leave_disk(store, number); /* the caller puts its entry anew */
@@ -255,11 +260,16 @@ static void visit_entry(
     fill_t *fill = context;
     kv_disk_t *disk = fill->store->disk;
     kv_segment_entry_t segment;
+    kv_note_entry_t note;
     kv_entry_t entry;
     if (kv_segment_entry_read(key, key_bytes, value, value_bytes, &segment)) {
         visit_segment(fill, &segment);
     } else if (key_bytes == sizeof COMPLETE_MARK && memcmp(key, COMPLETE_MARK, key_bytes) == 0) {
         fill->complete = true;
+    } else if (kv_note_entry_read(key, key_bytes, value, value_bytes, &note)) {
+        if (!kv_mark_restore(fill->store, &note)) {
+            kv_index_batch_delete(&disk->filling, key, key_bytes);
+        }
     } else if (!kv_entry_is_object(key, key_bytes)) {
         return;
     } else if (kv_entry_read(key, value, value_bytes, &entry) == KV_OK &&
@@ -295,16 +305,26 @@ static bool scan_whole(
                &object, scan->tokens) == KV_OK;
 }
 
-/* Reads the record at the offset and proves it, all of it if `whole`. Its length, or 0. */
+/* Reads the record at the offset and proves it, all of it if `whole`. Its length, or 0; where it
+ * was dropped *marker_bytes_out is its length, else 0. */
 static uint64_t scan_record(const kvist_store_t *store, const scan_t *scan, uint64_t offset,
-    uint64_t generation, bool whole, kv_record_t *record_out)
+    uint64_t generation, bool whole, kv_record_t *record_out, uint64_t *marker_bytes_out)
 {
     uint64_t left = store->disk->segments.segment_bytes - offset;
     size_t wanted = whole ? scan->buffer_bytes : scan->header_bytes;
     kv_files_t *files = store->disk->files;
     int64_t got =
         files->ops->read(files, scan->fd, scan->buffer, wanted < left ? wanted : left, offset);
-    if (got < KV_PAGE_BYTES || kv_record_read(scan->buffer, (size_t)got, record_out) != KV_OK ||
+    *marker_bytes_out = 0;
+    if (got < KV_PAGE_BYTES) {
+        return 0;
+    }
+    uint64_t marker_bytes;
+    if (kv_record_read_marker(scan->buffer, generation, &marker_bytes) == KV_OK) {
+        *marker_bytes_out = marker_bytes <= left ? marker_bytes : 0;
+        return 0;
+    }
+    if (kv_record_read(scan->buffer, (size_t)got, record_out) != KV_OK ||
         record_out->generation != generation || record_out->stored_bytes > left ||
         (whole && !scan_whole(store, scan, (size_t)got, record_out))) {
         return 0;
@@ -312,8 +332,9 @@ static uint64_t scan_record(const kvist_store_t *store, const scan_t *scan, uint
     return record_out->stored_bytes;
 }
 
-/* From `offset` to the first place without a record. */
-static uint32_t scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool whole)
+/* What the index does not know of the segment: to the first place without a record; in a rebuild to
+ * the segment's end, so that a damaged header costs its own record alone. */
+static uint32_t scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool whole, bool rebuild)
 {
     kvist_store_t *store = fill->store;
     kv_disk_t *disk = store->disk;
@@ -324,20 +345,27 @@ static uint32_t scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool w
     if (scan->fd < 0) {
         return 0;
     }
-    uint64_t offset = segment->indexed_bytes > 0 ? segment->indexed_bytes : KV_SEGMENT_HEADER_BYTES;
+    uint64_t known_to =
+        segment->indexed_bytes > 0 ? segment->indexed_bytes : KV_SEGMENT_HEADER_BYTES;
     uint32_t count = 0;
-    kv_record_t record;
-    uint64_t bytes;
-    while (offset + KV_PAGE_BYTES <= disk->segments.segment_bytes &&
-           (bytes = scan_record(store, scan, offset, segment->generation, whole, &record)) > 0) {
-        if (take_in(fill, &record, (uint16_t)number, offset)) {
-            kv_entry_put(&disk->filling, &(kv_entry_t){record, (uint16_t)number, offset});
+    for (uint64_t offset = known_to; offset + KV_PAGE_BYTES <= disk->segments.segment_bytes;) {
+        kv_record_t record;
+        uint64_t marker_bytes, bytes = scan_record(store, scan, offset, segment->generation, whole,
+                                   &record, &marker_bytes);
+        if (bytes == 0 && marker_bytes == 0 && !rebuild) {
+            break;
         }
-        offset += bytes;
-        count++;
+        if (bytes > 0 && !kv_mark_pending(store, number, offset)) {
+            if (take_in(fill, &record, (uint16_t)number, offset)) {
+                kv_entry_put(&disk->filling, &(kv_entry_t){record, (uint16_t)number, offset});
+            }
+            count++;
+        }
+        offset += bytes + marker_bytes > 0 ? bytes + marker_bytes : KV_PAGE_BYTES;
+        known_to = bytes + marker_bytes > 0 ? offset : known_to;
     }
     disk->files->ops->close(disk->files, scan->fd);
-    segment->indexed_bytes = segment->append_bytes = offset;
+    segment->indexed_bytes = segment->append_bytes = known_to;
     kv_persist_put_segment(store, number);
     return count;
 }
@@ -383,15 +411,15 @@ static void scan_segments(fill_t *fill, bool rebuild)
     if (rebuild) {
         for (uint32_t i = 0; i < segments->count_max; i++) {
             if (segments->items[i].state == KV_SEGMENT_FULL) {
-                count += scan_segment(fill, &scan, i, i == youngest);
+                count += scan_segment(fill, &scan, i, i == youngest, true);
             }
         }
     } else if (youngest != KV_SEGMENT_NONE) {
         uint32_t before = newest_segment(segments, segments->items[youngest].generation);
         if (before != KV_SEGMENT_NONE) {
-            count += scan_segment(fill, &scan, before, true);
+            count += scan_segment(fill, &scan, before, true, false);
         }
-        count += scan_segment(fill, &scan, youngest, true);
+        count += scan_segment(fill, &scan, youngest, true, false);
     }
     if (youngest != KV_SEGMENT_NONE) {
         segments->items[youngest].state = KV_SEGMENT_OPEN;
@@ -587,6 +615,7 @@ void kv_directory_close(kvist_store_t *store)
     kv_ring_close(disk->ring);
     kv_region_unmap(&disk->staging_region);
     kv_index_batch_release(&disk->filling);
+    kv_mark_close(store);
     free(disk->queue);
     if (disk->lock_fd >= 0) {
         disk->files->ops->close(disk->files, disk->lock_fd);

@@ -7,6 +7,8 @@ enum {
     OBJECT_NAME_BYTES = 1 + KVIST_KEY_BYTES,
     SEGMENT_NAME_BYTES = 3,
     SEGMENT_VALUE_BYTES = 16,
+    NOTE_NAME_BYTES = 7,
+    NOTE_VALUE_BYTES = 13,
 };
 
 /* Offsets in an object's value. */
@@ -136,10 +138,59 @@ bool kv_segment_entry_read(const uint8_t *key, size_t key_bytes, const uint8_t *
     return true;
 }
 
+static void note_name(const kv_note_entry_t *entry, uint8_t *name_out)
+{
+    name_out[0] = 'x';
+    kv_put_u16(name_out + 1, entry->segment);
+    kv_put_u32(name_out + 3, entry->offset_pages);
+}
+
+void kv_note_entry_put(kv_index_batch_t *batch, const kv_note_entry_t *entry)
+{
+    uint8_t name[NOTE_NAME_BYTES], value[NOTE_VALUE_BYTES];
+    note_name(entry, name);
+    kv_put_u64(value, entry->generation);
+    kv_put_u32(value + 8, entry->length_pages);
+    value[12] = entry->erase;
+    kv_index_batch_put(batch, name, sizeof name, value, sizeof value);
+}
+
+void kv_note_entry_delete(kv_index_batch_t *batch, const kv_note_entry_t *entry)
+{
+    uint8_t name[NOTE_NAME_BYTES];
+    note_name(entry, name);
+    kv_index_batch_delete(batch, name, sizeof name);
+}
+
+bool kv_note_entry_read(const uint8_t *key, size_t key_bytes, const uint8_t *value,
+    size_t value_bytes, kv_note_entry_t *entry_out)
+{
+    if (key_bytes != NOTE_NAME_BYTES || key[0] != 'x' || value_bytes != NOTE_VALUE_BYTES) {
+        return false;
+    }
+    *entry_out = (kv_note_entry_t){
+        .generation = kv_get_u64(value),
+        .offset_pages = kv_get_u32(key + 3),
+        .length_pages = kv_get_u32(value + 8),
+        .segment = kv_get_u16(key + 1),
+        .erase = value[12] != 0,
+    };
+    return true;
+}
+
+static void put_time(kv_index_batch_t *batch, uint8_t kind, uint64_t unix_ns)
+{
+    uint8_t name[] = {'m', kind}, value[8];
+    kv_put_u64(value, unix_ns);
+    kv_index_batch_put(batch, name, sizeof name, value, sizeof value);
+}
+
+void kv_drop_entry_put(kv_index_batch_t *batch, uint64_t unix_ns)
+{
+    put_time(batch, 'd', unix_ns);
+}
+
 void kv_flush_entry_put(kv_index_batch_t *batch, uint64_t unix_ns)
 {
-    static const uint8_t NAME[] = {'m', 'f'};
-    uint8_t value[8];
-    kv_put_u64(value, unix_ns);
-    kv_index_batch_put(batch, NAME, sizeof NAME, value, sizeof value);
+    put_time(batch, 'f', unix_ns);
 }

@@ -2,7 +2,9 @@
  *
  *   o, key      an object and the place of its record
  *   s, number   a segment's life, and up to where its records have reached the index
+ *   x, place    a record that is no object's place any more, and is to be marked
  *   m, f        when the last flush was
+ *   m, d        when the last drop was
  *
  * The byte layout is in docs/formats.md.
  * Threads: any; free of state. */
@@ -40,6 +42,21 @@ void kv_segment_entry_put(kv_index_batch_t *batch, const kv_segment_entry_t *ent
 bool kv_segment_entry_read(const uint8_t *key, size_t key_bytes, const uint8_t *value,
     size_t value_bytes, kv_segment_entry_t *entry_out);
 
+typedef struct {
+    uint64_t generation; /* of the segment's life */
+    uint32_t offset_pages, length_pages;
+    uint16_t segment;
+    bool erase; /* its bytes are to be overwritten too */
+} kv_note_entry_t;
+
+void kv_note_entry_put(kv_index_batch_t *batch, const kv_note_entry_t *entry);
+void kv_note_entry_delete(kv_index_batch_t *batch, const kv_note_entry_t *entry);
+
+/* false: the key is not a note's, or the value is none. */
+bool kv_note_entry_read(const uint8_t *key, size_t key_bytes, const uint8_t *value,
+    size_t value_bytes, kv_note_entry_t *entry_out);
+
+void kv_drop_entry_put(kv_index_batch_t *batch, uint64_t unix_ns);
 void kv_flush_entry_put(kv_index_batch_t *batch, uint64_t unix_ns);
 
 #endif

@@ -46,14 +46,13 @@ static void move_done(kv_task_t *task)
     kv_store_group_t *group = device_group(store);
     object->flags &= ~KV_OBJECT_MOVING;
     store->moves_out--;
+    kv_pool_set_object(&group->host_pool, move->host_slot, move->object);
+    object->host_slot = move->host_slot;
     if ((object->flags & KV_OBJECT_DEAD) != 0) {
-        kv_pool_give(&group->host_pool, move->host_slot);
         kv_object_settle(store, move->object);
         free(move);
         return;
     }
-    kv_pool_set_object(&group->host_pool, move->host_slot, move->object);
-    object->host_slot = move->host_slot;
     store->stats.tiers[KVIST_TIER_HOST].written_bytes += group->layout.object_bytes;
     if (object->reference_count == 0) {
         kv_object_list(store, move->object);

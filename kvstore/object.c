@@ -101,6 +101,8 @@ void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
     kv_entry_delete(&store->disk->filling, &object->key);
+    kv_mark_queue(store, object->segment, object->offset_pages, object->length_pages,
+        (object->flags & KV_OBJECT_ERASE) != 0);
     leave_segment_list(store, number);
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     stats->used_bytes -= (uint64_t)object->length_pages * KV_PAGE_BYTES;
@@ -129,14 +131,20 @@ void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segmen
 void kv_object_settle(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
-    if (!is_dead(object) || object->reference_count > 0 ||
-        (object->flags & (KV_OBJECT_BUSY | KV_OBJECT_QUEUED)) != 0) {
+    if (!is_dead(object) || object->reference_count > 0 || (object->flags & KV_OBJECT_BUSY) != 0) {
+        return;
+    }
+    if (object->device_slot != KV_SLOT_NONE && !kv_object_on_device(store, object)) {
+        return; /* being loaded; the load's end comes here again */
+    }
+    if ((object->flags & KV_OBJECT_ERASE) != 0) {
+        kv_drop_erase_memory(store, number);
+        return;
+    }
+    if ((object->flags & KV_OBJECT_QUEUED) != 0) {
         return;
     }
     if (object->device_slot != KV_SLOT_NONE) {
-        if (!kv_object_on_device(store, object)) {
-            return; /* being loaded; the load's end comes here again */
-        }
         kv_object_leave_device(store, number);
     }
     if (kv_object_on_host(object)) {
@@ -151,6 +159,9 @@ static void drop_leaf(kvist_store_t *store, uint32_t number)
     kv_object_t *object = kv_table_at(store->table, number);
     if (kv_object_on_disk(object)) {
         kv_object_leave_disk(store, number);
+    } else if ((object->flags & KV_OBJECT_WRITING) != 0) {
+        /* One may be on its way to the index. */
+        kv_entry_delete(&store->disk->filling, &object->key);
     }
     store->stats.unsaved_objects--; /* it was unsaved, or has just become so */
     if (kv_object_on_device(store, object)) {

@@ -342,10 +342,15 @@ static void end_batch(kv_write_batch_t *batch, bool durable)
         const item_t *item = &batch->items[i];
         kv_object_t *object = kv_table_at(store->table, item->object);
         object->flags &= ~KV_OBJECT_WRITING;
-        if ((object->flags & KV_OBJECT_DEAD) != 0) {
-            if (durable) {
-                kv_entry_delete(&disk->filling, &item->record.key);
-            }
+        bool dead = (object->flags & KV_OBJECT_DEAD) != 0;
+        if ((dead || !durable) && batch->segment != KV_SEGMENT_NONE) {
+            /* Whatever of the record is there is nobody's. */
+            kv_mark_queue(store, (uint16_t)batch->segment,
+                (uint32_t)((batch->offset + item->offset) / KV_PAGE_BYTES),
+                (uint32_t)(item->record.stored_bytes / KV_PAGE_BYTES),
+                (object->flags & KV_OBJECT_ERASE) != 0);
+        }
+        if (dead) {
             kv_object_settle(store, item->object);
         } else if (durable) {
             kv_object_enter_disk(store, item->object, (uint16_t)batch->segment,
@@ -430,6 +435,7 @@ typedef struct {
     kv_write_batch_t *batches; /* become durable */
     kv_flush_t *flushes;       /* become done */
     bool sync;
+    uint64_t sync_number;
     kv_status_t status;
     kv_error_t error;
 } index_write_t;
@@ -463,6 +469,9 @@ static void index_written(kv_task_t *task)
     kv_disk_t *disk = store->disk;
     disk->indexing = false;
     bool good = write->status == KV_OK;
+    if (good && write->sync) {
+        disk->syncs_done = write->sync_number;
+    }
     if (!good) {
         /* The database must not be written again after an error: it may stop the process. */
         disk->index_failed = true;
@@ -559,6 +568,9 @@ static void advance_index(kvist_store_t *store)
         .flushes = flushes,
         .sync = flushes != NULL || disk->sync_index,
     };
+    if (write->sync) {
+        write->sync_number = ++disk->syncs_begun;
+    }
     disk->filling = (kv_index_batch_t){0};
     disk->filling_for = NULL;
     disk->indexing = true;
@@ -647,6 +659,7 @@ void kv_persist_advance(kvist_store_t *store)
     if (!kv_persist_usable(store)) {
         drain_queue(store);
     }
+    kv_mark_advance(store);
     while (disk->queue_count > 0 && disk->staging_free_count > KV_STAGING_FOR_READS) {
         start_batch(store);
     }
@@ -660,7 +673,7 @@ bool kv_persist_idle(const kvist_store_t *store)
     const kv_disk_t *disk = store->disk;
     return disk->queue_count == 0 && disk->first_encoding == NULL && disk->first_batch == NULL &&
            disk->filling.count == 0 && !disk->indexing && disk->first_flush == NULL &&
-           !disk->preparing;
+           !disk->preparing && kv_mark_idle(store);
 }
 
 /* ---- flush ---- */

@@ -99,6 +99,7 @@ static bool reclaimable(kvist_store_t *store, const kv_segment_t *segment)
  * reclaim then wins at least the other half. */
 static void forget_records(kvist_store_t *store, kv_segment_t *segment)
 {
+    segment->state = KV_SEGMENT_PREPARING; /* its records need no marks: they all end with it */
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     uint64_t again_bytes = store->disk->segments.segment_bytes / 2;
     while (segment->first_object != KV_OBJECT_NONE) {

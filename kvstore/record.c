@@ -14,6 +14,10 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "records are little-en
 
 enum { RECORD_VERSION = 2, RECORD_VERSION_MIN = 1 };
 
+/* "KVISTDRP" */
+#define MARKER_MAGIC 0x505244545349564bull
+enum { MARKER_VERSION = 1 };
+
 /* Offsets in the header. */
 enum {
     AT_MAGIC = 0,
@@ -44,6 +48,9 @@ enum {
     AT_TOKENS = 352,    /* u32 each; then unit checksums, u64 each; then unit lengths, u32 each */
     CHECKSUM_BYTES = 8, /* at the header's end */
 };
+
+/* Offsets in a marker; magic, version, generation and stored_bytes lie as in a record. */
+enum { AT_MARKER_CHECKSUM = 32 };
 
 /* More than any layout needs: bounds what a damaged header may claim. */
 #define HEADER_BYTES_MAX (1u << 20)
@@ -225,6 +232,34 @@ kv_status_t kv_record_read(const void *at, size_t bytes, kv_record_t *record_out
         return KV_CORRUPT;
     }
     *record_out = record;
+    return KV_OK;
+}
+
+void kv_record_write_marker(void *page, uint64_t generation, uint64_t stored_bytes)
+{
+    char *marker = page;
+    memset(marker, 0, KV_PAGE_BYTES);
+    kv_put_u64(marker + AT_MAGIC, MARKER_MAGIC);
+    kv_put_u32(marker + AT_VERSION, MARKER_VERSION);
+    kv_put_u64(marker + AT_GENERATION, generation);
+    kv_put_u64(marker + AT_STORED_BYTES, stored_bytes);
+    kv_put_u64(marker + AT_MARKER_CHECKSUM, kv_checksum(marker, AT_MARKER_CHECKSUM));
+}
+
+kv_status_t kv_record_read_marker(const void *page, uint64_t generation, uint64_t *stored_bytes_out)
+{
+    const char *marker = page;
+    if (kv_get_u64(marker + AT_MAGIC) != MARKER_MAGIC ||
+        kv_get_u64(marker + AT_GENERATION) != generation) {
+        return KV_MISSING;
+    }
+    uint64_t stored_bytes = kv_get_u64(marker + AT_STORED_BYTES);
+    if (kv_get_u32(marker + AT_VERSION) != MARKER_VERSION ||
+        kv_get_u64(marker + AT_MARKER_CHECKSUM) != kv_checksum(marker, AT_MARKER_CHECKSUM) ||
+        stored_bytes < KV_PAGE_BYTES || stored_bytes % KV_PAGE_BYTES != 0) {
+        return KV_CORRUPT;
+    }
+    *stored_bytes_out = stored_bytes;
     return KV_OK;
 }
 

@@ -13,6 +13,9 @@
  *     is bound to key and layout.
  *  4. key = SHA-256 of parent and tokens (marked with the group, kv_identity_group_key): a header
  *     that contradicts itself is damaged.
+ *  5. A record that is the place of no object any more has a *marker* in its first page, which says
+ *     how long the record was, so that a scan steps over it. All of a marker lies in the first 512
+ *     bytes: a torn write leaves the old first sector or the whole marker.
  *
  * The byte layout is in docs/formats.md.
  * Threads: any; free of state. */
@@ -61,6 +64,14 @@ void kv_record_sign(void *at, uint64_t generation);
 /* Reads a header of any layout out of `bytes` bytes. KV_MISSING: no record starts here; KV_CORRUPT:
  * one did, and it is damaged. */
 kv_status_t kv_record_read(const void *at, size_t bytes, kv_record_t *record_out);
+
+/* Fills a page with the marker of a record of stored_bytes in a segment's life. */
+void kv_record_write_marker(void *page, uint64_t generation, uint64_t stored_bytes);
+
+/* Reads a marker out of a page. KV_MISSING: there is none, or one of another life; KV_CORRUPT: its
+ * checksum or its length is wrong. */
+kv_status_t kv_record_read_marker(
+    const void *page, uint64_t generation, uint64_t *stored_bytes_out);
 
 /* Whether the header, which was read, is of an object of this layout. */
 bool kv_record_fits(const kv_layout_t *layout, const void *at);

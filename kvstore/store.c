@@ -122,6 +122,7 @@ void kv_store_advance(kvist_store_t *store)
     if (store->disk != NULL) {
         kv_persist_advance(store);
     }
+    kv_drop_advance(store);
     set_timer(store);
 }
 
@@ -147,6 +148,7 @@ void kvist_store_poll(kvist_store_t *store)
     kv_store_advance(store);
     kv_lease_run_callbacks(store);
     run_flush_callbacks(store);
+    kv_drop_run_callbacks(store);
     kv_figures_publish(store);
 }
 
@@ -362,7 +364,8 @@ static void note_end(void *context, kv_status_t status)
 static bool idle(const kvist_store_t *store)
 {
     return store->tasks_out == 0 && store->first_task == NULL && store->first_ready == NULL &&
-           store->first_flushed == NULL && (store->disk == NULL || kv_persist_idle(store));
+           store->first_flushed == NULL && store->first_drop == NULL &&
+           store->first_dropped == NULL && (store->disk == NULL || kv_persist_idle(store));
 }
 
 void kvist_store_close(kvist_store_t *store)

@@ -5,6 +5,7 @@
  *   read.c     out of any tier, verified         list.c     what is stored
  *   evict.c    device -> host -> disk            directory.c the directory: lock, index, scan
  *   object.c   where an object is, who holds it  store.c    open, poll, close
+ *   drop.c     objects that go for good          mark.c     records that are nobody's
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
@@ -13,6 +14,7 @@
 #include "base/metrics.h"
 #include "base/queue.h"
 #include "base/worker.h"
+#include "kvstore/entry.h"
 #include "kvstore/identity.h"
 #include "kvstore/index.h"
 #include "kvstore/kvist.h"
@@ -48,6 +50,8 @@ struct kv_task {
 typedef struct kv_load kv_load_t;
 typedef struct kv_read_batch kv_read_batch_t;
 typedef struct kv_write_batch kv_write_batch_t;
+typedef struct kv_marks kv_marks_t;
+typedef struct kv_drop kv_drop_t;
 
 typedef struct kv_flush kv_flush_t;
 struct kv_flush {
@@ -83,6 +87,7 @@ typedef struct {
     bool indexing;                 /* a batch of changes is at the writer */
     bool index_failed;             /* a write to it failed: it gets no more */
     bool sync_index; /* the next write to it must be durable at once: it forgets damage */
+    uint64_t syncs_begun, syncs_done; /* writes to it that are durable when they end: numbered */
     kv_read_batch_t *first_read, *last_read; /* wait for a staging buffer */
 
     uint32_t *queue; /* objects to be written: a ring of queue_capacity */
@@ -92,6 +97,7 @@ typedef struct {
     kv_write_batch_t *first_encoding;           /* in order */
     bool syncing;
     kv_flush_t *first_flush; /* in order */
+    kv_marks_t *marks;       /* NULL: none were ever queued */
 } kv_disk_t;
 
 /* What the store has for each layer group. */
@@ -127,6 +133,7 @@ struct kvist_store {
     kvist_lease_t *first_waiting;            /* prepares, first come first served */
     kvist_lease_t *first_ready, *last_ready; /* callbacks to be run by the next poll */
     kv_flush_t *first_flushed;               /* likewise */
+    kv_drop_t *first_drop, *first_dropped;   /* under way; likewise */
     uint32_t lease_count;
     uint32_t moves_out; /* device slots that copies under way will free */
 
@@ -250,6 +257,30 @@ void kv_persist_advance(kvist_store_t *store);
 void kv_persist_failed(kvist_store_t *store, uint32_t object_count, const char *reason);
 bool kv_persist_idle(const kvist_store_t *store);
 void kv_persist_put_segment(kvist_store_t *store, uint32_t number);
+
+/* ---- mark.c ---- */
+
+/* The record at that place is no object's any more. erase: its bytes are to be overwritten too. */
+void kv_mark_queue(kvist_store_t *store, uint16_t segment, uint32_t offset_pages,
+    uint32_t length_pages, bool erase);
+
+/* A note that an earlier life left in the index; false: it is of no use any more. */
+bool kv_mark_restore(kvist_store_t *store, const kv_note_entry_t *note);
+void kv_mark_advance(kvist_store_t *store);
+bool kv_mark_pending(const kvist_store_t *store, uint32_t segment, uint64_t offset);
+uint64_t kv_mark_last(const kvist_store_t *store); /* number of the one queued last; 0: none */
+bool kv_mark_ended(const kvist_store_t *store, uint64_t number); /* it and all before it */
+uint64_t kv_mark_failures(const kvist_store_t *store);
+bool kv_mark_idle(const kvist_store_t *store);
+void kv_mark_close(kvist_store_t *store);
+
+/* ---- drop.c ---- */
+
+void kv_drop_advance(kvist_store_t *store);
+void kv_drop_run_callbacks(kvist_store_t *store);
+
+/* Overwrites a dead object's bytes in memory; kv_object_settle goes on when that is done. */
+void kv_drop_erase_memory(kvist_store_t *store, uint32_t number);
 
 /* ---- reclaim.c ---- */
 

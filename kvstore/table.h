@@ -27,6 +27,7 @@ enum {
     KV_OBJECT_QUEUED = 4,  /* in the queue of records to write */
     KV_OBJECT_WRITING = 8, /* its record is on its way to the disk */
     KV_OBJECT_MOVING = 16, /* being copied from device to host */
+    KV_OBJECT_ERASE = 32,  /* dead: its bytes in memory are to be overwritten */
 };
 
 typedef struct {

@@ -1,0 +1,247 @@
+/* Dropping for good: a block and its descendants leave the table at once, memory and disk as soon
+ * as nothing under way needs their bytes; the callback runs when no restart can bring them back.
+ *
+ *   settling --(no write, move or erasure of theirs is under way)--> indexing
+ *     --(their entries are gone from the index, durably)--> marking
+ *     --(their records say that they are dropped, durably)--> callback
+ *
+ * While a segment is being reclaimed its old header may still be on disk, and with it records that
+ * were forgotten without a mark: the callback waits for that too. */
+#include "kvstore/store_internal.h"
+
+#include "base/memory.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum { SETTLING, INDEXING, MARKING } stage_t;
+
+struct kv_drop {
+    stage_t stage;
+    uint32_t *unsettled; /* dead numbers, until nothing under way has to do with their bytes */
+    uint32_t unsettled_count, unsettled_capacity;
+    uint64_t object_count;
+    uint64_t sync_number, mark_number, failures_before;
+    kv_status_t status;
+    kvist_dropped_t done;
+    void *context;
+    kv_drop_t *next;
+};
+
+/* ---- erasing memory ---- */
+
+typedef struct {
+    kv_task_t task;
+    uint32_t object, device_slot, host_slot;
+    kv_store_group_t *group;
+} erasure_t;
+
+static void overwrite(kv_task_t *task)
+{
+    erasure_t *erasure = (erasure_t *)task;
+    kvist_store_t *store = task->store;
+    size_t bytes = erasure->group->layout.object_bytes;
+    size_t token_bytes = store->block_tokens * sizeof(uint32_t);
+    if (erasure->host_slot != KV_SLOT_NONE) {
+        memset(kv_group_host_bytes(erasure->group, erasure->host_slot), 0, bytes);
+        memset(kv_pool_tokens(&erasure->group->host_pool, erasure->host_slot), 0, token_bytes);
+    }
+    if (erasure->device_slot != KV_SLOT_NONE) {
+        char *zeros = kv_allocate(bytes);
+        store->device->ops->copy_in(
+            store->device, kv_store_device_bytes(store, erasure->device_slot), zeros, bytes);
+        memset(kv_pool_tokens(&store->device_pool, erasure->device_slot), 0, token_bytes);
+        free(zeros);
+    }
+    kv_store_finish(task);
+}
+
+static void overwritten(kv_task_t *task)
+{
+    erasure_t *erasure = (erasure_t *)task;
+    kv_table_at(task->store->table, erasure->object)->flags &= ~KV_OBJECT_MOVING;
+    kv_object_settle(task->store, erasure->object);
+    free(erasure);
+}
+
+void kv_drop_erase_memory(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    object->flags &= ~KV_OBJECT_ERASE;
+    object->flags |= KV_OBJECT_MOVING; /* keeps the slots until they are overwritten */
+    erasure_t *erasure = kv_allocate(sizeof *erasure);
+    *erasure = (erasure_t){
+        .task = {.work = overwrite, .done = overwritten, .store = store},
+        .object = number,
+        .device_slot = object->device_slot,
+        .host_slot = object->host_slot,
+        .group = kv_object_group(store, object),
+    };
+    kv_store_submit(store, &erasure->task);
+}
+
+/* ---- the call ---- */
+
+/* The next object of the subtree in preorder; KV_OBJECT_NONE at its end. */
+static uint32_t next_in_subtree(const kvist_store_t *store, uint32_t root, uint32_t at)
+{
+    const kv_object_t *object = kv_table_at(store->table, at);
+    if (object->first_child != KV_OBJECT_NONE) {
+        return object->first_child;
+    }
+    while (at != root) {
+        object = kv_table_at(store->table, at);
+        if (object->next_sibling != KV_OBJECT_NONE) {
+            return object->next_sibling;
+        }
+        at = object->parent;
+    }
+    return KV_OBJECT_NONE;
+}
+
+static bool any_held(const kvist_store_t *store, uint32_t root)
+{
+    for (uint32_t at = root; at != KV_OBJECT_NONE; at = next_in_subtree(store, root, at)) {
+        if (kv_table_at(store->table, at)->reference_count > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool is_unsettled(const kv_object_t *object)
+{
+    return (object->flags & (KV_OBJECT_BUSY | KV_OBJECT_ERASE)) != 0;
+}
+
+static void note_unsettled(kv_drop_t *drop, uint32_t number)
+{
+    if (drop->unsettled_count == drop->unsettled_capacity) {
+        drop->unsettled_capacity = drop->unsettled_capacity > 0 ? 2 * drop->unsettled_capacity : 64;
+        drop->unsettled =
+            kv_reallocate(drop->unsettled, drop->unsettled_capacity, sizeof *drop->unsettled);
+    }
+    drop->unsettled[drop->unsettled_count++] = number;
+}
+
+/* Counts the subtree, remembers what is under way in it, and says what is to be erased. */
+static void survey(kvist_store_t *store, kv_drop_t *drop, uint32_t root, bool erase)
+{
+    for (uint32_t at = root; at != KV_OBJECT_NONE; at = next_in_subtree(store, root, at)) {
+        kv_object_t *object = kv_table_at(store->table, at);
+        drop->object_count++;
+        if (erase) {
+            object->flags |= KV_OBJECT_ERASE;
+        }
+        if (is_unsettled(object)) {
+            note_unsettled(drop, at);
+        }
+    }
+}
+
+kv_status_t kvist_store_drop(
+    kvist_store_t *store, const kvist_key_t *key, bool erase, kvist_dropped_t done, void *context)
+{
+    uint32_t root = kv_table_find(store->table, key);
+    if (root == KV_OBJECT_NONE) {
+        return KV_MISSING;
+    }
+    if (erase && any_held(store, root)) {
+        return KV_BUSY;
+    }
+    kv_drop_t *drop = kv_allocate(sizeof *drop);
+    *drop = (kv_drop_t){.stage = SETTLING, .done = done, .context = context};
+    survey(store, drop, root, erase);
+    if (store->disk != NULL) {
+        drop->failures_before = kv_mark_failures(store);
+    }
+    kv_object_drop(store, root);
+    kv_drop_t **link = &store->first_drop;
+    while (*link != NULL) {
+        link = &(*link)->next;
+    }
+    *link = drop;
+    kv_store_kick(store);
+    return KV_OK;
+}
+
+/* ---- going on ---- */
+
+static bool settled(kvist_store_t *store, kv_drop_t *drop)
+{
+    while (drop->unsettled_count > 0) {
+        const kv_object_t *object =
+            kv_table_at(store->table, drop->unsettled[drop->unsettled_count - 1]);
+        /* A number that has another life by now may be waited for too: that ends as well. */
+        if ((object->flags & KV_OBJECT_DEAD) != 0 && is_unsettled(object)) {
+            return false;
+        }
+        drop->unsettled_count--;
+    }
+    return true;
+}
+
+/* An entry of its own makes sure that there is something to be written. */
+static void ask_for_sync(kvist_store_t *store, kv_drop_t *drop)
+{
+    kv_disk_t *disk = store->disk;
+    kv_drop_entry_put(&disk->filling, store->clock->unix_ns(store->clock));
+    disk->sync_index = true;
+    drop->sync_number = disk->syncs_begun + 1;
+    drop->mark_number = kv_mark_last(store);
+    drop->stage = INDEXING;
+    kv_store_kick(store);
+}
+
+static bool on_disk_done(kvist_store_t *store, kv_drop_t *drop)
+{
+    kv_disk_t *disk = store->disk;
+    if (drop->stage == SETTLING) {
+        ask_for_sync(store, drop);
+    }
+    if (drop->stage == INDEXING) {
+        if (disk->index_failed) {
+            drop->status = KV_IO;
+            return true;
+        }
+        if (disk->syncs_done < drop->sync_number) {
+            return false;
+        }
+        drop->stage = MARKING;
+    }
+    if (!kv_mark_ended(store, drop->mark_number) || disk->preparing) {
+        return false;
+    }
+    drop->status = kv_mark_failures(store) > drop->failures_before ? KV_IO : KV_OK;
+    return true;
+}
+
+void kv_drop_advance(kvist_store_t *store)
+{
+    for (kv_drop_t **link = &store->first_drop; *link != NULL;) {
+        kv_drop_t *drop = *link;
+        if (!settled(store, drop) || (store->disk != NULL && !on_disk_done(store, drop))) {
+            link = &drop->next;
+            continue;
+        }
+        *link = drop->next;
+        kv_drop_t **end = &store->first_dropped;
+        while (*end != NULL) {
+            end = &(*end)->next;
+        }
+        drop->next = NULL;
+        *end = drop;
+        kv_store_kick(store);
+    }
+}
+
+void kv_drop_run_callbacks(kvist_store_t *store)
+{
+    while (store->first_dropped != NULL) {
+        kv_drop_t *drop = store->first_dropped;
+        store->first_dropped = drop->next;
+        drop->done(drop->context, drop->status, drop->object_count);
+        free(drop->unsettled);
+        free(drop);
+    }
+}
