@@ -173,8 +173,9 @@ typedef struct {
     kvist_store_t *store;
     orphan_t *orphans;
     size_t count, capacity;
-    uint64_t dropped;
+    uint64_t dropped, scanned;
     bool complete; /* the index has its mark */
+    bool unread;   /* a segment could not be read to its end now */
 } fill_t;
 
 /* What the object descends from: the previous block, or its own block on the spine. */
@@ -295,19 +296,23 @@ typedef struct {
 static bool scan_whole(
     const kvist_store_t *store, const scan_t *scan, size_t got, const kv_record_t *record)
 {
+    if (record->group >= store->group_count) {
+        return true; /* of another layout: its header was proved */
+    }
     const kv_layout_t *layout = &store->groups[record->group].layout;
     const void *object;
-    if (record->group >= store->group_count || !kv_record_fits(layout, scan->buffer)) {
-        return true; /* of another layout: its header was proved */
+    if (!kv_record_fits(layout, scan->buffer)) {
+        return true;
     }
     return record->stored_bytes <= got &&
            kv_record_verify(layout, record, scan->buffer, record->stored_bytes, scan->scratch,
                &object, scan->tokens) == KV_OK;
 }
 
-/* Reads the record at the offset and proves it, all of it if `whole`. Its length, or 0; where it
- * was dropped *marker_bytes_out is its length, else 0. */
-static uint64_t scan_record(const kvist_store_t *store, const scan_t *scan, uint64_t offset,
+/* Reads the record at the offset and proves it, all of it if `whole`. Its length; 0: there is none,
+ * or it was dropped: *marker_bytes_out is then its length; a negative errno value: it cannot be
+ * read. */
+static int64_t scan_record(const kvist_store_t *store, const scan_t *scan, uint64_t offset,
     uint64_t generation, bool whole, kv_record_t *record_out, uint64_t *marker_bytes_out)
 {
     uint64_t left = store->disk->segments.segment_bytes - offset;
@@ -317,7 +322,7 @@ static uint64_t scan_record(const kvist_store_t *store, const scan_t *scan, uint
         files->ops->read(files, scan->fd, scan->buffer, wanted < left ? wanted : left, offset);
     *marker_bytes_out = 0;
     if (got < KV_PAGE_BYTES) {
-        return 0;
+        return got < 0 ? got : 0;
     }
     uint64_t marker_bytes;
     if (kv_record_read_marker(scan->buffer, generation, &marker_bytes) == KV_OK) {
@@ -329,12 +334,20 @@ static uint64_t scan_record(const kvist_store_t *store, const scan_t *scan, uint
         (whole && !scan_whole(store, scan, (size_t)got, record_out))) {
         return 0;
     }
-    return record_out->stored_bytes;
+    return (int64_t)record_out->stored_bytes;
+}
+
+/* What cannot be read now is not lost: nothing is written over it, and the next opening reads it. */
+static void leave_unread(fill_t *fill, uint32_t number, int errno_value)
+{
+    kv_log_warn("store", "records cannot be read now, and are not found: %s segment %u",
+        strerror(errno_value), number);
+    fill->unread = true;
 }
 
 /* What the index does not know of the segment: to the first place without a record; in a rebuild to
  * the segment's end, so that a damaged header costs its own record alone. */
-static uint32_t scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool whole, bool rebuild)
+static void scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool whole, bool rebuild)
 {
     kvist_store_t *store = fill->store;
     kv_disk_t *disk = store->disk;
@@ -343,31 +356,39 @@ static uint32_t scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool w
     kv_segment_path(disk->folder, number, path, sizeof path);
     scan->fd = disk->files->ops->open(disk->files, path, KV_FILES_READ);
     if (scan->fd < 0) {
-        return 0;
+        leave_unread(fill, number, -scan->fd);
+        return;
     }
     uint64_t known_to =
         segment->indexed_bytes > 0 ? segment->indexed_bytes : KV_SEGMENT_HEADER_BYTES;
-    uint32_t count = 0;
+    int reason = 0;
     for (uint64_t offset = known_to; offset + KV_PAGE_BYTES <= disk->segments.segment_bytes;) {
         kv_record_t record;
-        uint64_t marker_bytes, bytes = scan_record(store, scan, offset, segment->generation, whole,
-                                   &record, &marker_bytes);
-        if (bytes == 0 && marker_bytes == 0 && !rebuild) {
+        uint64_t marker_bytes;
+        int64_t bytes =
+            scan_record(store, scan, offset, segment->generation, whole, &record, &marker_bytes);
+        reason = bytes < 0 ? (int)-bytes : reason;
+        if (bytes <= 0 && marker_bytes == 0 && !rebuild) {
             break;
         }
         if (bytes > 0 && !kv_mark_pending(store, number, offset)) {
             if (take_in(fill, &record, (uint16_t)number, offset)) {
                 kv_entry_put(&disk->filling, &(kv_entry_t){record, (uint16_t)number, offset});
             }
-            count++;
+            fill->scanned++;
         }
-        offset += bytes + marker_bytes > 0 ? bytes + marker_bytes : KV_PAGE_BYTES;
-        known_to = bytes + marker_bytes > 0 ? offset : known_to;
+        uint64_t length = bytes > 0 ? (uint64_t)bytes : marker_bytes;
+        offset += length > 0 ? length : KV_PAGE_BYTES;
+        known_to = length > 0 ? offset : known_to;
     }
     disk->files->ops->close(disk->files, scan->fd);
-    segment->indexed_bytes = segment->append_bytes = known_to;
+    segment->indexed_bytes = known_to;
     kv_persist_put_segment(store, number);
-    return count;
+    if (reason != 0) {
+        leave_unread(fill, number, reason);
+    } else {
+        segment->append_bytes = known_to;
+    }
 }
 
 static uint32_t newest_segment(const kv_segments_t *segments, uint64_t below)
@@ -385,17 +406,16 @@ static uint32_t newest_segment(const kv_segments_t *segments, uint64_t below)
 }
 
 /* The records that the index does not know: in the two youngest segments after a crash, in all of
- * them when the index is new. The youngest is then open again. */
-static void scan_segments(fill_t *fill, bool rebuild)
+ * them when the index is new. The youngest is then open again, if all could be read. */
+static kv_status_t scan_segments(fill_t *fill, bool rebuild, kv_error_t *error)
 {
     kvist_store_t *store = fill->store;
     kv_disk_t *disk = store->disk;
     kv_segments_t *segments = &disk->segments;
     kv_region_t region;
-    kv_error_t error;
-    if (kv_region_map(store->record_bytes_max, &region, &error) != KV_OK) {
-        kv_log_warn("store", "%s: records that are not indexed stay unknown", error.text);
-        return;
+    kv_status_t status = kv_region_map(store->record_bytes_max, &region, error);
+    if (status != KV_OK) {
+        return status;
     }
     scan_t scan = {
         .buffer = region.base,
@@ -407,30 +427,32 @@ static void scan_segments(fill_t *fill, bool rebuild)
         size_t bytes = kv_record_header_bytes(&store->groups[i].layout);
         scan.header_bytes = bytes > scan.header_bytes ? bytes : scan.header_bytes;
     }
-    uint32_t count = 0, youngest = newest_segment(segments, UINT64_MAX);
+    uint32_t youngest = newest_segment(segments, UINT64_MAX);
     if (rebuild) {
         for (uint32_t i = 0; i < segments->count_max; i++) {
             if (segments->items[i].state == KV_SEGMENT_FULL) {
-                count += scan_segment(fill, &scan, i, i == youngest, true);
+                scan_segment(fill, &scan, i, i == youngest, true);
             }
         }
     } else if (youngest != KV_SEGMENT_NONE) {
         uint32_t before = newest_segment(segments, segments->items[youngest].generation);
         if (before != KV_SEGMENT_NONE) {
-            count += scan_segment(fill, &scan, before, true, false);
+            scan_segment(fill, &scan, before, true, false);
         }
-        count += scan_segment(fill, &scan, youngest, true, false);
+        scan_segment(fill, &scan, youngest, true, false);
     }
-    if (youngest != KV_SEGMENT_NONE) {
+    if (youngest != KV_SEGMENT_NONE && !fill->unread) {
         segments->items[youngest].state = KV_SEGMENT_OPEN;
         disk->open_segment = youngest;
     }
-    if (count > 0) {
-        kv_log_info("store", "found %u records that the index did not know", count);
+    if (fill->scanned > 0) {
+        kv_log_info(
+            "store", "found %ju records that the index did not know", (uintmax_t)fill->scanned);
     }
     free(scan.scratch);
     free(scan.tokens);
     kv_region_unmap(&region);
+    return KV_OK;
 }
 
 /* Links children to parents; what has none, or one at a wrong position, is dropped. */
@@ -514,13 +536,15 @@ static kv_status_t read_directory(
     for (uint32_t i = 0; rebuild && i < disk->segments.count_max; i++) {
         disk->segments.items[i].indexed_bytes = 0; /* such an index' marks prove nothing */
     }
+    if (status == KV_OK) {
+        status = scan_segments(&fill, rebuild, &reason);
+    }
     if (status != KV_OK) {
         free(fill.orphans);
         return kv_fail(error, status, "%s", reason.text);
     }
-    scan_segments(&fill, rebuild);
     link_chains(&fill);
-    if (rebuild) { /* after the entries: the index keeps the order */
+    if (rebuild && !fill.unread) { /* after the entries: the index keeps the order */
         kv_index_batch_put(&disk->filling, COMPLETE_MARK, sizeof COMPLETE_MARK, NULL, 0);
     }
     if (fill.dropped > 0) {

@@ -112,14 +112,6 @@ static void take_up(void *context, const char *name)
     taking->removed = true;
 }
 
-static kv_status_t sync_folder(const kv_segments_t *segments, kv_error_t *error)
-{
-    int result = segments->files->ops->sync_folder(segments->files, segments->folder);
-    return result == 0
-               ? KV_OK
-               : kv_fail_errno(error, -result, "cannot sync the folder %s", segments->folder);
-}
-
 kv_status_t kv_segments_open(kv_segments_t *segments, kv_files_t *files, const char *folder,
     uint64_t segment_bytes, uint32_t count_max, kv_error_t *error)
 {
@@ -137,8 +129,10 @@ kv_status_t kv_segments_open(kv_segments_t *segments, kv_files_t *files, const c
         taking.status = kv_fail_errno(error, -listed, "cannot read the folder %s", folder);
     }
     /* A removed file that comes back would bring back what was dropped since. */
-    if (taking.status == KV_OK && taking.removed) {
-        taking.status = sync_folder(segments, error);
+    int synced =
+        taking.status == KV_OK && taking.removed ? files->ops->sync_folder(files, folder) : 0;
+    if (synced < 0) {
+        taking.status = kv_fail_errno(error, -synced, "cannot sync the folder %s", folder);
     }
     if (taking.status != KV_OK) {
         free(segments->items);
@@ -271,6 +265,14 @@ static int make_segment(const kv_segments_t *segments, int fd, uint32_t number, 
     return put < 0 ? (int)put : files->ops->sync(files, fd);
 }
 
+/* Want of descriptors or memory passes: it must not be taken for a full disk. */
+static kv_status_t fail_prepare(int errno_value, const char *path, kv_error_t *error)
+{
+    kv_status_t status = kv_fail_errno(error, errno_value, "cannot prepare %s", path);
+    bool full = errno_value == ENOSPC || errno_value == EDQUOT;
+    return status == KV_NO_SPACE && !full ? KV_BUSY : status;
+}
+
 kv_status_t kv_segment_prepare(
     const kv_segments_t *segments, uint32_t number, uint64_t generation, kv_error_t *error)
 {
@@ -283,15 +285,15 @@ kv_status_t kv_segment_prepare(
         fd = files->ops->open(files, path, KV_FILES_WRITE | KV_FILES_CREATE);
     }
     if (fd < 0) {
-        return kv_fail_errno(error, -fd, "cannot make %s", path);
+        return fail_prepare(-fd, path, error);
     }
     int result = make_segment(segments, fd, number, generation);
     files->ops->close(files, fd);
-    if (result < 0) {
-        if (!existed) {
-            files->ops->remove(files, path); /* gives back what it took of a full disk */
-        }
-        return kv_fail_errno(error, -result, "cannot prepare %s", path);
+    if (result < 0 && !existed) {
+        files->ops->remove(files, path); /* gives back what it took of a full disk */
     }
-    return sync_folder(segments, error);
+    if (result == 0) {
+        result = files->ops->sync_folder(files, segments->folder);
+    }
+    return result == 0 ? KV_OK : fail_prepare(-result, path, error);
 }

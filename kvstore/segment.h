@@ -17,7 +17,8 @@
  *
  * Owns: the files' descriptors (at most KV_RING_FILES_MAX are open; the rest is opened on demand).
  * Threads: the store's, but for kv_segment_prepare (blocking; a worker's).
- * Errors: KV_NO_SPACE when the disk has no room, KV_IO. */
+ * Errors: KV_NO_SPACE when the disk has no room, KV_BUSY for want of descriptors or memory,
+ * KV_IO. */
 #ifndef KV_KVSTORE_SEGMENT_H
 #define KV_KVSTORE_SEGMENT_H
 
