@@ -337,7 +337,7 @@ static int64_t scan_record(const kvist_store_t *store, const scan_t *scan, uint6
     return (int64_t)record_out->stored_bytes;
 }
 
-/* What cannot be read now is not lost: nothing is written over it, and the next opening reads it. */
+/* What cannot be read now is not lost: nothing is written over it, the next opening reads it. */
 static void leave_unread(fill_t *fill, uint32_t number, int errno_value)
 {
     kv_log_warn("store", "records cannot be read now, and are not found: %s segment %u",
@@ -469,6 +469,7 @@ static void link_chains(fill_t *fill)
             kv_table_adopt(store->table, parent, orphan->object);
         }
     }
+    store->disk->spare_records = fill->unread;
     for (size_t i = 0; i < fill->count; i++) {
         uint32_t number = fill->orphans[i].object;
         kv_object_t *object = kv_table_at(store->table, number);
@@ -478,6 +479,7 @@ static void link_chains(fill_t *fill)
             fill->dropped++;
         }
     }
+    store->disk->spare_records = false;
     free(fill->orphans);
 }
 

@@ -6,7 +6,8 @@
  * Rules:
  *  1. A record whose header is whole and of its segment's life is the place of an object, or a mark
  *     for it is noted in the index. Whoever takes an object from its place queues a mark, but for
- *     reclaiming, where the segment's next generation does as much for all records at once.
+ *     reclaiming, where the segment's next generation does as much for all records at once, and for
+ *     an opening that could not read every segment: the parent that it misses may be there again.
  *  2. The note is written with the change that makes the record placeless, before the marker: a
  *     crash between them leaves work for the next start, never an entry that points at a marker.
  *  3. A marker is written only while its record's generation is the segment's, and keeps the
@@ -87,7 +88,7 @@ void kv_mark_queue(kvist_store_t *store, uint16_t segment_number, uint32_t offse
 {
     kv_disk_t *disk = store->disk;
     kv_segment_t *segment = &disk->segments.items[segment_number];
-    if (!holds(segment)) {
+    if (!holds(segment) || disk->spare_records) {
         return;
     }
     mark_t mark = {

@@ -98,6 +98,7 @@ typedef struct {
     bool syncing;
     kv_flush_t *first_flush; /* in order */
     kv_marks_t *marks;       /* NULL: none were ever queued */
+    bool spare_records;      /* no marks are queued */
 } kv_disk_t;
 
 /* What the store has for each layer group. */
