@@ -435,6 +435,7 @@ void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out);
 typedef struct {
     kvist_key_t key, parent, name_space;
     uint32_t position;            /* number of the block in its context */
+    uint64_t token_count;         /* from the context's start to the block's end */
     uint32_t children;            /* blocks that go on from it */
     uint32_t groups;              /* bit g: its object of group g is stored */
     bool tiers[KVIST_TIER_COUNT]; /* of its object of group 0 */
@@ -449,7 +450,13 @@ typedef struct {
     char arithmetic[KVIST_ARITHMETIC_BYTES_MAX + 1];
 } kvist_object_t;
 
-/* KV_MISSING: not stored. */
+/* The key of the one stored block whose key begins with these hexadecimal digits, 8 to 64 of them.
+ * KV_INVALID: they are none, or more than one key begins so; KV_MISSING: none does. */
+kv_status_t kvist_store_find(
+    const kvist_store_t *store, const char *digits, kvist_key_t *key_out, kv_error_t *error);
+
+/* KV_MISSING: not stored. Reads the block's record where it is on disk (for created_unix_ns): it
+ * may block. */
 kv_status_t kvist_store_show(
     const kvist_store_t *store, const kvist_key_t *key, kvist_object_t *object_out);
 

@@ -2,6 +2,7 @@
 #include "kvstore/store_internal.h"
 
 #include "base/check.h"
+#include "base/log.h"
 #include "kvstore/entry.h"
 
 #include <stdlib.h>
@@ -194,6 +195,37 @@ void kv_object_drop(kvist_store_t *store, uint32_t number)
         }
         at = parent;
     }
+}
+
+static bool in_any_tier(const kvist_store_t *store, const kv_object_t *object)
+{
+    return kv_object_on_device(store, object) || kv_object_on_host(object) ||
+           kv_object_on_disk(object);
+}
+
+uint32_t kv_object_forget_copy(kvist_store_t *store, uint32_t number, kvist_tier_t tier)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    if (is_dead(object)) {
+        return 0;
+    }
+    store->stats.damaged_objects++;
+    if (store->disk != NULL) {
+        store->disk->sync_index = true;
+    }
+    if (tier == KVIST_TIER_DISK) {
+        kv_object_leave_disk(store, number);
+    } else if ((object->flags & KV_OBJECT_BUSY) == 0) {
+        kv_object_leave_host(store, number);
+    }
+    if (in_any_tier(store, object)) {
+        return 1;
+    }
+    kv_log_warn("store", "stored block damaged: dropped with its descendants tier %s position %u",
+        kvist_tier_name(tier), (uint32_t)object->position);
+    uint32_t count = kv_table_count(store->table);
+    kv_object_drop(store, number);
+    return count - kv_table_count(store->table);
 }
 
 const kvist_key_t *kv_object_parent_key(const kvist_store_t *store, const kv_object_t *object)

@@ -159,16 +159,13 @@ static void forget_host_copy(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
     object->flags &= ~KV_OBJECT_WRITING;
-    store->stats.damaged_objects++;
-    store->disk->sync_index = true;
     if ((object->flags & KV_OBJECT_DEAD) != 0) {
         kv_object_settle(store, number);
-    } else if (kv_object_on_device(store, object)) {
-        kv_object_leave_host(store, number);
-        kv_persist_queue(store, number);
-    } else {
-        kv_log_warn("store", "block damaged in host memory: dropped with its descendants");
-        kv_object_drop(store, number);
+        return;
+    }
+    kv_object_forget_copy(store, number, KVIST_TIER_HOST);
+    if ((object->flags & KV_OBJECT_DEAD) == 0) {
+        kv_persist_queue(store, number); /* from the device */
     }
 }
 

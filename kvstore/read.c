@@ -35,35 +35,26 @@ static const kv_layout_t *layout_of(const kvist_store_t *store, const kv_read_t 
 
 /* ---- the end of a read ---- */
 
-static bool in_any_tier(const kvist_store_t *store, const kv_object_t *object)
+/* The copy that was read, if it is still there: nobody may have held the object. */
+static bool is_there(const kv_object_t *object, const kv_read_t *read)
 {
-    return kv_object_on_device(store, object) || kv_object_on_host(object) ||
-           kv_object_on_disk(object);
-}
-
-/* The bytes in one tier proved wrong: that copy goes; without another copy the object goes. true:
- * another copy is left. */
-static bool forget_copy(kvist_store_t *store, const kv_read_t *read)
-{
-    kv_object_t *object = kv_table_at(store->table, read->object);
-    if ((object->flags & KV_OBJECT_DEAD) != 0) {
+    if ((object->flags & (KV_OBJECT_USED | KV_OBJECT_DEAD)) != KV_OBJECT_USED ||
+        !kv_key_equal(&object->key, &read->expected.key)) {
         return false;
     }
-    if (read->tier == KVIST_TIER_HOST && object->host_slot == read->slot) {
-        if ((object->flags & KV_OBJECT_BUSY) == 0) {
-            kv_object_leave_host(store, read->object);
-        }
-    } else if (read->tier == KVIST_TIER_DISK && object->segment == read->segment &&
-               object->offset_pages == read->offset_pages) {
-        kv_object_leave_disk(store, read->object);
+    return read->tier == KVIST_TIER_HOST
+               ? object->host_slot == read->slot
+               : object->segment == read->segment && object->offset_pages == read->offset_pages;
+}
+
+/* The bytes in one tier proved wrong. true: another copy is left. */
+static bool forget_copy(kvist_store_t *store, kv_read_t *read)
+{
+    const kv_object_t *object = kv_table_at(store->table, read->object);
+    if (is_there(object, read)) {
+        read->forgotten_count = kv_object_forget_copy(store, read->object, read->tier);
     }
-    if (in_any_tier(store, object)) {
-        return (object->flags & KV_OBJECT_BUSY) == 0;
-    }
-    kv_log_warn("store", "stored block damaged: dropped with its descendants tier %s position %u",
-        kvist_tier_name(read->tier), (uint32_t)object->position);
-    kv_object_drop(store, read->object);
-    return false;
+    return (object->flags & (KV_OBJECT_DEAD | KV_OBJECT_BUSY)) == 0;
 }
 
 static void end_read(kvist_store_t *store, kv_read_t *read)
@@ -72,10 +63,6 @@ static void end_read(kvist_store_t *store, kv_read_t *read)
     if (read->status == KV_OK) {
         store->stats.tiers[read->tier].read_bytes += layout_of(store, read)->object_bytes;
     } else if (read->status == KV_CORRUPT) {
-        store->stats.damaged_objects++;
-        if (store->disk != NULL) {
-            store->disk->sync_index = true;
-        }
         try_again = forget_copy(store, read);
     } else {
         store->stats.failed_reads++;
@@ -311,6 +298,16 @@ void kv_reads_advance(kvist_store_t *store)
 
 /* ---- planning ---- */
 
+static void plan_record(const kvist_store_t *store, const kv_object_t *object, kv_read_t *read)
+{
+    KV_CHECK(kv_object_on_disk(object));
+    read->tier = KVIST_TIER_DISK;
+    read->segment = object->segment;
+    read->offset_pages = object->offset_pages;
+    read->length_pages = object->length_pages;
+    read->expected.generation = store->disk->segments.items[object->segment].generation;
+}
+
 void kv_read_plan(kvist_store_t *store, uint32_t number, kv_read_t *read)
 {
     kv_object_t *object = kv_table_at(store->table, number);
@@ -324,13 +321,17 @@ void kv_read_plan(kvist_store_t *store, uint32_t number, kv_read_t *read)
         read->tier = KVIST_TIER_DEVICE;
         read->slot = object->device_slot;
     } else {
-        KV_CHECK(kv_object_on_disk(object));
-        read->tier = KVIST_TIER_DISK;
-        read->segment = object->segment;
-        read->offset_pages = object->offset_pages;
-        read->length_pages = object->length_pages;
-        read->expected.generation = store->disk->segments.items[object->segment].generation;
+        plan_record(store, object, read);
     }
+}
+
+void kv_read_plan_record(kvist_store_t *store, uint32_t number, kv_read_t *read)
+{
+    const kv_object_t *object = kv_table_at(store->table, number);
+    read->object = number;
+    read->status = KV_IO;
+    kv_object_describe(store, object, &read->expected);
+    plan_record(store, object, read);
 }
 
 static int by_place(const void *left, const void *right)

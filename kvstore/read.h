@@ -9,7 +9,8 @@
  * the object, with its descendants); what could not be read stays.
  *
  * Owns: buffers and batches while reads are under way.
- * Borrows: a read, from kv_reads_start until its ended() ran. The object must be held until then.
+ * Borrows: a read, from kv_reads_start until its ended() ran. The object must be held until then,
+ * but for one whose record is read: that may go meanwhile.
  * Threads: the store's; move() runs on a worker.
  * Errors: in a read's status: KV_OK; KV_CORRUPT: damaged, and forgotten; KV_IO: not now. */
 #ifndef KV_KVSTORE_READ_H
@@ -36,6 +37,7 @@ struct kv_read {
 
     uint32_t object; /* its number */
     kv_status_t status;
+    uint32_t forgotten_count; /* KV_CORRUPT: what kv_object_forget_copy did */
 
     /* filled in by kv_read_plan: */
     kvist_tier_t tier;
@@ -47,6 +49,9 @@ struct kv_read {
 
 /* Where the object is read from: host memory, else the device, else disk. */
 void kv_read_plan(kvist_store_t *store, uint32_t object, kv_read_t *read);
+
+/* From disk, wherever else it is. */
+void kv_read_plan_record(kvist_store_t *store, uint32_t object, kv_read_t *read);
 
 /* Starts planned reads, in an order and in batches of its own; the array is only looked at (and
  * sorted) during the call. Some may end before it returns. */

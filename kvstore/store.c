@@ -123,6 +123,7 @@ void kv_store_advance(kvist_store_t *store)
         kv_persist_advance(store);
     }
     kv_drop_advance(store);
+    kv_verify_advance(store);
     set_timer(store);
 }
 
@@ -149,6 +150,7 @@ void kvist_store_poll(kvist_store_t *store)
     kv_lease_run_callbacks(store);
     run_flush_callbacks(store);
     kv_drop_run_callbacks(store);
+    kv_verify_run_callbacks(store);
     kv_figures_publish(store);
 }
 
@@ -365,7 +367,7 @@ static bool idle(const kvist_store_t *store)
 {
     return store->tasks_out == 0 && store->first_task == NULL && store->first_ready == NULL &&
            store->first_flushed == NULL && store->first_drop == NULL &&
-           store->first_dropped == NULL && (store->disk == NULL || kv_persist_idle(store));
+           store->first_dropped == NULL && store->verify == NULL && (store->disk == NULL || kv_persist_idle(store));
 }
 
 void kvist_store_close(kvist_store_t *store)
@@ -374,6 +376,7 @@ void kvist_store_close(kvist_store_t *store)
         return;
     }
     bool flushed = false;
+    kv_verify_cancel(store);
     kvist_store_flush(store, note_end, &flushed);
     while (!flushed || !idle(store)) {
         struct epoll_event event;

@@ -6,6 +6,7 @@
  *   evict.c    device -> host -> disk            directory.c the directory: lock, index, scan
  *   object.c   where an object is, who holds it  store.c    open, poll, close
  *   drop.c     objects that go for good          mark.c     records that are nobody's
+ *   verify.c   reads everything                  show.c     one block
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
@@ -28,7 +29,7 @@
 
 _Static_assert(KV_ARITHMETIC_BYTES == KVIST_ARITHMETIC_BYTES_MAX + 1, "a record holds any id");
 
-#define KV_OBJECT_BUSY (KV_OBJECT_WRITING | KV_OBJECT_MOVING)
+#define KV_OBJECT_BUSY (KV_OBJECT_WRITING | KV_OBJECT_MOVING | KV_OBJECT_CHECKING)
 
 enum {
     KV_TASKS_MAX = 64,         /* jobs at the workers at one time */
@@ -52,6 +53,7 @@ typedef struct kv_read_batch kv_read_batch_t;
 typedef struct kv_write_batch kv_write_batch_t;
 typedef struct kv_marks kv_marks_t;
 typedef struct kv_drop kv_drop_t;
+typedef struct kv_verify kv_verify_t;
 
 typedef struct kv_flush kv_flush_t;
 struct kv_flush {
@@ -135,6 +137,7 @@ struct kvist_store {
     kvist_lease_t *first_ready, *last_ready; /* callbacks to be run by the next poll */
     kv_flush_t *first_flushed;               /* likewise */
     kv_drop_t *first_drop, *first_dropped;   /* under way; likewise */
+    kv_verify_t *verify;                     /* NULL: none is under way */
     uint32_t lease_count;
     uint32_t moves_out; /* device slots that copies under way will free */
 
@@ -222,6 +225,11 @@ void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segmen
  * until released. */
 void kv_object_drop(kvist_store_t *store, uint32_t number);
 
+/* The bytes in host memory or on disk proved wrong: that copy goes; without another copy the object
+ * with all its descendants, durably. How many were dropped or lost their copy: 0: it is dead. A host
+ * copy that is being written or moved stays until the next proof. */
+uint32_t kv_object_forget_copy(kvist_store_t *store, uint32_t number, kvist_tier_t tier);
+
 /* After a flag or a hold went: frees a dead object that nobody needs any more. */
 void kv_object_settle(kvist_store_t *store, uint32_t number);
 
@@ -282,6 +290,12 @@ void kv_drop_run_callbacks(kvist_store_t *store);
 
 /* Overwrites a dead object's bytes in memory; kv_object_settle goes on when that is done. */
 void kv_drop_erase_memory(kvist_store_t *store, uint32_t number);
+
+/* ---- verify.c ---- */
+
+void kv_verify_advance(kvist_store_t *store);
+void kv_verify_cancel(kvist_store_t *store);
+void kv_verify_run_callbacks(kvist_store_t *store);
 
 /* ---- reclaim.c ---- */
 

@@ -22,12 +22,13 @@
 #define KV_SEGMENT_NONE UINT16_MAX
 
 enum {
-    KV_OBJECT_USED = 1,    /* the number is taken */
-    KV_OBJECT_DEAD = 2,    /* dropped; waits for its last holder */
-    KV_OBJECT_QUEUED = 4,  /* in the queue of records to write */
-    KV_OBJECT_WRITING = 8, /* its record is on its way to the disk */
-    KV_OBJECT_MOVING = 16, /* being copied from device to host */
-    KV_OBJECT_ERASE = 32,  /* dead: its bytes in memory are to be overwritten */
+    KV_OBJECT_USED = 1,      /* the number is taken */
+    KV_OBJECT_DEAD = 2,      /* dropped; waits for its last holder */
+    KV_OBJECT_QUEUED = 4,    /* in the queue of records to write */
+    KV_OBJECT_WRITING = 8,   /* its record is on its way to the disk */
+    KV_OBJECT_MOVING = 16,   /* being copied from device to host */
+    KV_OBJECT_ERASE = 32,    /* dead: its bytes in memory are to be overwritten */
+    KV_OBJECT_CHECKING = 64, /* its copy in host memory is being verified */
 };
 
 typedef struct {

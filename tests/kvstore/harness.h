@@ -280,6 +280,45 @@ static inline kvist_match_t request_context(bench_t *bench, uint32_t context, ui
     return match;
 }
 
+static inline kvist_key_t block_key(const bench_t *bench, uint32_t context, uint32_t block)
+{
+    uint32_t tokens[16 * BLOCK_TOKENS];
+    kvist_key_t keys[16];
+    make_tokens(context, 0, tokens, 16 * BLOCK_TOKENS);
+    kvist_keys(&bench->name_space, tokens, 16 * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    return keys[block];
+}
+
+/* How many of the context's first blocks are stored; nothing is stored by asking. */
+static inline uint32_t found_blocks(bench_t *bench, uint32_t context, uint32_t blocks)
+{
+    uint32_t tokens[16 * BLOCK_TOKENS];
+    kvist_match_t match;
+    make_tokens(context, 0, tokens, (size_t)blocks * BLOCK_TOKENS);
+    kvist_lease_release(match_tokens(bench, tokens, (size_t)blocks * BLOCK_TOKENS, &match));
+    return match.block_count;
+}
+
+/* ---- drop, as a call that waits ---- */
+
+static inline void note_dropped(void *context, kv_status_t status, uint64_t object_count)
+{
+    *(outcome_t *)context =
+        (outcome_t){.ended = true, .status = status, .match.block_count = (uint32_t)object_count};
+}
+
+static inline outcome_t drop(bench_t *bench, uint32_t context, uint32_t block, bool erase)
+{
+    outcome_t outcome = {0};
+    kvist_key_t key = block_key(bench, context, block);
+    outcome.status = kvist_store_drop(bench->store, &key, erase, note_dropped, &outcome);
+    if (outcome.status == KV_OK) {
+        assert_false(outcome.ended); /* never before the call returns */
+        wait_for(bench, &outcome);
+    }
+    return outcome;
+}
+
 /* Everything that must hold between two calls, from the store's own structures. */
 static inline void check_accounts(const bench_t *bench)
 {

@@ -11,41 +11,9 @@
 
 enum { BLOCKS = 6 };
 
-static void note_dropped(void *context, kv_status_t status, uint64_t object_count)
-{
-    *(outcome_t *)context =
-        (outcome_t){.ended = true, .status = status, .match.block_count = (uint32_t)object_count};
-}
-
-static kvist_key_t key_of(const bench_t *bench, uint32_t context, uint32_t block)
-{
-    uint32_t tokens[16 * BLOCK_TOKENS];
-    kvist_key_t keys[16];
-    make_tokens(context, 0, tokens, 16 * BLOCK_TOKENS);
-    kvist_keys(&bench->name_space, tokens, 16 * BLOCK_TOKENS, BLOCK_TOKENS, keys);
-    return keys[block];
-}
-
-static outcome_t drop(bench_t *bench, uint32_t context, uint32_t block, bool erase)
-{
-    outcome_t outcome = {0};
-    kvist_key_t key = key_of(bench, context, block);
-    outcome.status = kvist_store_drop(bench->store, &key, erase, note_dropped, &outcome);
-    if (outcome.status == KV_OK) {
-        assert_false(outcome.ended); /* never before the call returns */
-        wait_for(bench, &outcome);
-    }
-    return outcome;
-}
-
-/* How many blocks of the context are stored; nothing is stored by asking. */
 static uint32_t found(bench_t *bench, uint32_t context)
 {
-    uint32_t tokens[BLOCKS * BLOCK_TOKENS];
-    kvist_match_t match;
-    make_tokens(context, 0, tokens, BLOCKS * BLOCK_TOKENS);
-    kvist_lease_release(match_tokens(bench, tokens, BLOCKS * BLOCK_TOKENS, &match));
-    return match.block_count;
+    return found_blocks(bench, context, BLOCKS);
 }
 
 static void lose_index(const bench_t *bench)
@@ -69,11 +37,12 @@ static void expect_after_restarts(bench_t *bench, uint32_t context, uint32_t blo
     }
 }
 
-static void open_three_tiers(bench_t *bench, const char *name)
+static void open_three_tiers(bench_t *bench, const char *name, kvist_persist_t persist)
 {
     bench_init(bench, name, 16);
     bench_with_host(bench, 16);
     bench_with_disk(bench, 8);
+    bench->params.persist = persist; /* spill: so that host memory is used */
     bench_open(bench);
 }
 
@@ -81,7 +50,7 @@ static void what_is_not_stored_cannot_be_dropped(void **state)
 {
     (void)state;
     bench_t bench;
-    open_three_tiers(&bench, "missing");
+    open_three_tiers(&bench, "missing", KVIST_PERSIST_EAGER);
     assert_int_equal(drop(&bench, 1, 0, false).status, KV_MISSING);
     bench_end(&bench);
 }
@@ -90,7 +59,7 @@ static void a_block_goes_with_its_descendants(void **state)
 {
     (void)state;
     bench_t bench;
-    open_three_tiers(&bench, "subtree");
+    open_three_tiers(&bench, "subtree", KVIST_PERSIST_SPILL);
     request_context(&bench, 1, BLOCKS);
     request_context(&bench, 2, BLOCKS);
     assert_int_equal(flush(&bench), KV_OK);
@@ -131,7 +100,7 @@ static void a_lease_keeps_its_bytes_and_nobody_finds_them(void **state)
 {
     (void)state;
     bench_t bench;
-    open_three_tiers(&bench, "leased");
+    open_three_tiers(&bench, "leased", KVIST_PERSIST_SPILL);
     uint32_t tokens[BLOCKS * BLOCK_TOKENS];
     kvist_match_t match;
     make_tokens(1, 0, tokens, BLOCKS * BLOCK_TOKENS);
@@ -141,7 +110,7 @@ static void a_lease_keeps_its_bytes_and_nobody_finds_them(void **state)
     assert_int_equal(drop(&bench, 1, 0, false).status, KV_OK);
     assert_int_equal(found(&bench, 1), 0);
     for (uint32_t block = 0; block < BLOCKS; block++) {
-        kvist_key_t key = key_of(&bench, 1, block);
+        kvist_key_t key = block_key(&bench, 1, block);
         check_block(&bench, &key, kvist_lease_slots(lease)[block]);
     }
     request_context(&bench, 1, BLOCKS); /* stored anew beside the old one */
@@ -157,7 +126,7 @@ static void a_record_on_its_way_is_dropped_too(void **state)
 {
     (void)state;
     bench_t bench;
-    open_three_tiers(&bench, "under-way");
+    open_three_tiers(&bench, "under-way", KVIST_PERSIST_EAGER);
     for (uint32_t round = 0; round < 40; round++) {
         request_context(&bench, 100 + round, BLOCKS);
         for (uint32_t turn = 0; turn < round % 10; turn++) {
@@ -186,10 +155,10 @@ static void dropped_and_stored_again_at_once_is_stored(void **state)
 {
     (void)state;
     bench_t bench;
-    open_three_tiers(&bench, "again");
+    open_three_tiers(&bench, "again", KVIST_PERSIST_EAGER);
     for (uint32_t round = 0; round < 14; round++) {
         outcome_t outcome = {0};
-        kvist_key_t key = key_of(&bench, round, 0);
+        kvist_key_t key = block_key(&bench, round, 0);
         request_context(&bench, round, BLOCKS);
         for (uint32_t turn = 0; turn < round % 6; turn++) {
             kvist_store_poll(bench.store);
@@ -246,16 +215,16 @@ static void an_erased_block_is_overwritten_everywhere(void **state)
 {
     (void)state;
     bench_t bench;
-    open_three_tiers(&bench, "erase");
+    open_three_tiers(&bench, "erase", KVIST_PERSIST_SPILL);
     request_context(&bench, 1, BLOCKS);
     request_context(&bench, 2, 16);
     request_context(&bench, 1, BLOCKS); /* on all three tiers by now */
     assert_int_equal(flush(&bench), KV_OK);
-    kvist_key_t key = key_of(&bench, 1, 3);
+    kvist_key_t key = block_key(&bench, 1, 3);
     assert_true(count_copies(&bench, &key) >= 2);
     assert_int_equal(drop(&bench, 1, 1, true).status, KV_OK);
     assert_int_equal(count_copies(&bench, &key), 0);
-    key = key_of(&bench, 1, 0);
+    key = block_key(&bench, 1, 0);
     assert_true(count_copies(&bench, &key) >= 1);
     check_accounts(&bench);
     /* Written and moved at that moment. */
@@ -266,7 +235,7 @@ static void an_erased_block_is_overwritten_everywhere(void **state)
             usleep(round * 10);
         }
         assert_int_equal(drop(&bench, 50 + round, 0, true).status, KV_OK);
-        key = key_of(&bench, 50 + round, 2);
+        key = block_key(&bench, 50 + round, 2);
         assert_int_equal(count_copies(&bench, &key), 0);
     }
     expect_after_restarts(&bench, 1, 1);
@@ -340,7 +309,7 @@ static void what_a_crash_left_unmarked_is_marked_later(void **state)
 
 static void damage(const bench_t *bench, uint32_t context, uint32_t block, off_t at)
 {
-    kvist_key_t key = key_of(bench, context, block);
+    kvist_key_t key = block_key(bench, context, block);
     const kv_object_t *object =
         kv_table_at(bench->store->table, kv_table_find(bench->store->table, &key));
     char path[KV_FOLDER_BYTES + 64];
