@@ -16,6 +16,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "kvstore/entry.h"
+#include "kvstore/terms.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -262,9 +263,12 @@ static void visit_entry(
     kv_disk_t *disk = fill->store->disk;
     kv_segment_entry_t segment;
     kv_note_entry_t note;
+    kv_terms_entry_t terms;
     kv_entry_t entry;
     if (kv_segment_entry_read(key, key_bytes, value, value_bytes, &segment)) {
         visit_segment(fill, &segment);
+    } else if (kv_terms_entry_read(key, key_bytes, value, value_bytes, &terms)) {
+        kv_terms_restore(fill->store, &terms);
     } else if (key_bytes == sizeof COMPLETE_MARK && memcmp(key, COMPLETE_MARK, key_bytes) == 0) {
         fill->complete = true;
     } else if (kv_note_entry_read(key, key_bytes, value, value_bytes, &note)) {

@@ -4,11 +4,12 @@
 
 enum {
     VERSION = 2,
-    OBJECT_NAME_BYTES = 1 + KVIST_KEY_BYTES,
+    KEY_NAME_BYTES = 1 + KVIST_KEY_BYTES,
     SEGMENT_NAME_BYTES = 3,
     SEGMENT_VALUE_BYTES = 16,
     NOTE_NAME_BYTES = 7,
     NOTE_VALUE_BYTES = 13,
+    TERMS_VALUE_BYTES = 12,
 };
 
 /* Offsets in an object's value. */
@@ -35,17 +36,17 @@ enum {
     VALUE_BYTES = 232,
 };
 
-static void object_name(const kvist_key_t *key, uint8_t *name_out)
+static void key_name(char kind, const kvist_key_t *key, uint8_t *name_out)
 {
-    name_out[0] = 'o';
+    name_out[0] = (uint8_t)kind;
     memcpy(name_out + 1, key->bytes, KVIST_KEY_BYTES);
 }
 
 void kv_entry_put(kv_index_batch_t *batch, const kv_entry_t *entry)
 {
     const kv_record_t *record = &entry->record;
-    uint8_t name[OBJECT_NAME_BYTES], value[VALUE_BYTES] = {0};
-    object_name(&record->key, name);
+    uint8_t name[KEY_NAME_BYTES], value[VALUE_BYTES] = {0};
+    key_name('o', &record->key, name);
     value[AT_VERSION] = VERSION;
     value[AT_CODEC] = (uint8_t)record->codec;
     kv_put_u16(value + AT_SEGMENT, entry->segment);
@@ -69,14 +70,14 @@ void kv_entry_put(kv_index_batch_t *batch, const kv_entry_t *entry)
 
 void kv_entry_delete(kv_index_batch_t *batch, const kvist_key_t *key)
 {
-    uint8_t name[OBJECT_NAME_BYTES];
-    object_name(key, name);
+    uint8_t name[KEY_NAME_BYTES];
+    key_name('o', key, name);
     kv_index_batch_delete(batch, name, sizeof name);
 }
 
 bool kv_entry_is_object(const uint8_t *key, size_t key_bytes)
 {
-    return key_bytes == OBJECT_NAME_BYTES && key[0] == 'o';
+    return key_bytes == KEY_NAME_BYTES && key[0] == 'o';
 }
 
 kv_status_t kv_entry_read(
@@ -116,6 +117,37 @@ kv_status_t kv_entry_read(
     }
     *entry_out = entry;
     return KV_OK;
+}
+
+void kv_terms_entry_put(kv_index_batch_t *batch, const kv_terms_entry_t *entry)
+{
+    uint8_t name[KEY_NAME_BYTES], value[TERMS_VALUE_BYTES] = {0};
+    key_name('t', &entry->key, name);
+    kv_put_u32(value, entry->expires_s);
+    kv_put_u32(value + 4, entry->pin_until_s);
+    value[8] = entry->priority;
+    kv_index_batch_put(batch, name, sizeof name, value, sizeof value);
+}
+
+void kv_terms_entry_delete(kv_index_batch_t *batch, const kvist_key_t *key)
+{
+    uint8_t name[KEY_NAME_BYTES];
+    key_name('t', key, name);
+    kv_index_batch_delete(batch, name, sizeof name);
+}
+
+bool kv_terms_entry_read(const uint8_t *key, size_t key_bytes, const uint8_t *value,
+    size_t value_bytes, kv_terms_entry_t *entry_out)
+{
+    if (key_bytes != KEY_NAME_BYTES || key[0] != 't' || value_bytes != TERMS_VALUE_BYTES ||
+        value[8] >= KVIST_PRIORITY_COUNT) {
+        return false;
+    }
+    memcpy(entry_out->key.bytes, key + 1, KVIST_KEY_BYTES);
+    entry_out->expires_s = kv_get_u32(value);
+    entry_out->pin_until_s = kv_get_u32(value + 4);
+    entry_out->priority = value[8];
+    return true;
 }
 
 void kv_segment_entry_put(kv_index_batch_t *batch, const kv_segment_entry_t *entry)

@@ -3,6 +3,7 @@
  *   o, key      an object and the place of its record
  *   s, number   a segment's life, and up to where its records have reached the index
  *   x, place    a record that is no object's place any more, and is to be marked
+ *   t, key      terms of an object that changed since its record was written
  *   m, f        when the last flush was
  *   m, d        when the last drop was
  *
@@ -29,6 +30,19 @@ bool kv_entry_is_object(const uint8_t *key, size_t key_bytes);
 /* KV_CORRUPT: no entry that this program or the one before it wrote. */
 kv_status_t kv_entry_read(
     const uint8_t *key, const uint8_t *value, size_t value_bytes, kv_entry_t *entry_out);
+
+typedef struct {
+    kvist_key_t key;
+    uint32_t expires_s, pin_until_s;
+    uint8_t priority;
+} kv_terms_entry_t;
+
+void kv_terms_entry_put(kv_index_batch_t *batch, const kv_terms_entry_t *entry);
+void kv_terms_entry_delete(kv_index_batch_t *batch, const kvist_key_t *key);
+
+/* false: the key is not of terms, or the value is none. */
+bool kv_terms_entry_read(const uint8_t *key, size_t key_bytes, const uint8_t *value,
+    size_t value_bytes, kv_terms_entry_t *entry_out);
 
 typedef struct {
     uint16_t number;

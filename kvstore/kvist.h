@@ -317,8 +317,9 @@ kv_status_t kvist_lease_load(kvist_lease_t *lease, const kvist_selection_t *sele
 
 /* status KV_OK: all blocks are stored (in host memory; durable after kvist_store_flush, or behind).
  * Otherwise the first block_count are: KV_BUSY: the deadline passed before there was room;
- * KV_NO_SPACE: there can be none (no host tier, all is pinned or leased); KV_CANCELLED: released
- * first. Modes read and bypass store nothing: KV_OK with 0. */
+ * KV_NO_SPACE: there is none to be had (no host tier, all is pinned or leased); KV_MISSING: what
+ * they go on from was not stored, or is gone; KV_REFUSED: another block has that key; KV_CANCELLED:
+ * released first. Modes read and bypass store nothing: KV_OK with 0. */
 typedef void (*kvist_stored_t)(
     void *context, kvist_lease_t *lease, kv_status_t status, uint32_t block_count);
 
@@ -326,17 +327,18 @@ typedef struct {
     uint32_t group;
     uint32_t first_block, block_count;
     const uint32_t *tokens; /* [block_count][block_tokens], copied; may be NULL where the blocks are
-                               in the query or known to the lease from another group's store */
+                               in the query */
     const char
         *arithmetic;      /* which kernels made them (copied); at most KVIST_ARITHMETIC_BYTES_MAX */
     uint64_t deadline_ns; /* to wait for room; monotonic clock of the store */
 } kvist_put_t;
 
-/* Copies whole objects in, as the lease's next blocks: of the first group, from block
- * kvist_lease_sealed_count on; of another group, any blocks that are sealed. Each block is
- * published when its bytes are in and checksummed, in order. pieces: as for loading, read only.
- * Stores of one lease are carried out in the order of their calls. KV_INVALID: any field is out of
- * bounds. */
+/* Copies whole objects in, as the lease's next blocks: of the first group, after those that are
+ * sealed or asked to be stored; of another group, any blocks that will be sealed when its turn
+ * comes. Each block is published when its bytes are in and checksummed, in order; one that is
+ * stored already stays as it is, under the later of both terms. pieces: as for loading, read only.
+ * Stores of one lease are carried out in the order of their calls. What it stored a lease does not
+ * hold. KV_INVALID: any field is out of bounds, or the lease was prepared. */
 kv_status_t kvist_lease_store(kvist_lease_t *lease, const kvist_put_t *put,
     const kvist_piece_t *pieces, size_t piece_count, kvist_stored_t done, void *context);
 

@@ -104,6 +104,10 @@ void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
     kv_entry_delete(&store->disk->filling, &object->key);
     kv_mark_queue(store, object->segment, object->offset_pages, object->length_pages,
         (object->flags & KV_OBJECT_ERASE) != 0);
+    if ((object->flags & KV_OBJECT_RENEWED) != 0) {
+        kv_terms_entry_delete(&store->disk->filling, &object->key);
+        object->flags &= ~KV_OBJECT_RENEWED;
+    }
     leave_segment_list(store, number);
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     stats->used_bytes -= (uint64_t)object->length_pages * KV_PAGE_BYTES;

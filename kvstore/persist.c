@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "kvstore/entry.h"
+#include "kvstore/terms.h"
 
 #include <stdlib.h>
 
@@ -353,6 +354,7 @@ static void end_batch(kv_write_batch_t *batch, bool durable)
             kv_object_enter_disk(store, item->object, (uint16_t)batch->segment,
                 (uint32_t)((batch->offset + item->offset) / KV_PAGE_BYTES),
                 (uint16_t)(item->record.stored_bytes / KV_PAGE_BYTES));
+            kv_terms_settle(store, item->object, &item->record);
             store->stats.tiers[KVIST_TIER_DISK].written_bytes += item->record.stored_bytes;
         } else if (kv_persist_usable(store)) {
             kv_persist_queue(store, item->object);

@@ -50,6 +50,8 @@ struct kv_task {
 
 typedef struct kv_load kv_load_t;
 typedef struct kv_read_batch kv_read_batch_t;
+typedef struct kv_transfer kv_transfer_t;
+typedef struct kv_put kv_put_t;
 typedef struct kv_write_batch kv_write_batch_t;
 typedef struct kv_marks kv_marks_t;
 typedef struct kv_drop kv_drop_t;
@@ -139,6 +141,9 @@ struct kvist_store {
     kv_drop_t *first_drop, *first_dropped;   /* under way; likewise */
     kv_verify_t *verify;                     /* NULL: none is under way */
     uint32_t lease_count;
+    kvist_lease_t *newest_announced;               /* leases that say what they store next */
+    kv_transfer_t *first_transfer, *last_transfer; /* ended; callbacks to be run */
+    kv_put_t *first_put_waiting;                   /* stores that wait for host slots */
     uint32_t moves_out; /* device slots that copies under way will free */
 
     kv_disk_t *disk; /* NULL: none */
@@ -309,6 +314,11 @@ kv_status_t kv_reclaim_reserve(
 kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *params,
     const kv_store_seams_t *seams, kv_error_t *error);
 void kv_directory_close(kvist_store_t *store);
+
+/* ---- lease_store.c ---- */
+
+void kv_puts_advance(kvist_store_t *store);                 /* stores that wait for host slots */
+uint64_t kv_puts_next_deadline(const kvist_store_t *store); /* UINT64_MAX: none */
 
 /* ---- lease.c ---- */
 

@@ -1,0 +1,171 @@
+/* Loading: found blocks into the caller's memory.
+ *
+ * Each block is one read (read.h); its selected units are proved while they are copied to their
+ * places. A block whose bytes prove damaged in one tier is read again from another that has it. The
+ * load is over when all its reads are; what counts is the good prefix. */
+#include "kvstore/lease_internal.h"
+
+#include "base/checksum.h"
+#include "base/memory.h"
+#include "kvstore/pieces.h"
+#include "kvstore/read.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct lease_load lease_load_t;
+
+typedef struct {
+    kv_read_t read; /* first */
+    lease_load_t *load;
+    size_t offset; /* of the block's bytes in the pieces */
+    bool good;
+} block_t;
+
+struct lease_load {
+    kv_transfer_t transfer; /* first */
+    kvist_selection_t selection;
+    kv_pieces_t pieces;
+    block_t *blocks; /* [block_count] */
+    uint32_t block_count, reads_out;
+    kvist_miss_t miss; /* why there are fewer blocks than asked for */
+    kvist_loaded_t done;
+    void *context;
+};
+
+static kv_status_t move_to_pieces(kv_read_t *read, const kv_read_bytes_t *bytes)
+{
+    const block_t *block = (const block_t *)read;
+    const lease_load_t *load = block->load;
+    kv_cursor_t to = kv_pieces_at(&load->pieces, block->offset);
+    uint32_t cursor = 0, unit;
+    while (
+        (unit = kv_layout_next_selected(bytes->layout, &load->selection, &cursor)) != UINT32_MAX) {
+        size_t count, offset = kv_layout_unit(bytes->layout, unit, &count);
+        uint64_t checksum = kv_cursor_write(&to, (const char *)bytes->object + offset, count);
+        if (bytes->checksums != NULL && checksum != bytes->checksums[unit]) {
+            return KV_CORRUPT;
+        }
+    }
+    return KV_OK;
+}
+
+static void tell(kv_transfer_t *transfer)
+{
+    lease_load_t *load = (lease_load_t *)transfer;
+    kvist_store_t *store = transfer->lease->store;
+    uint32_t good = 0;
+    while (good < load->block_count && load->blocks[good].good) {
+        good++;
+    }
+    kvist_miss_t miss = load->miss;
+    if (good < load->block_count) {
+        miss =
+            load->blocks[good].read.status == KV_CORRUPT ? KVIST_MISS_DAMAGED : KVIST_MISS_FAILED;
+        store->stats.miss_count[miss]++;
+    }
+    for (uint32_t i = 0; i < good; i++) {
+        store->stats.tiers[load->blocks[i].read.tier].hit_blocks++;
+    }
+    kv_status_t status = transfer->lease->released ? KV_CANCELLED : KV_OK;
+    load->done(load->context, transfer->lease, status, good, miss);
+    kv_pieces_release(&load->pieces);
+    free(load->blocks);
+    free(load);
+}
+
+static void read_ended(kv_read_t *read, bool try_again)
+{
+    block_t *block = (block_t *)read;
+    lease_load_t *load = block->load;
+    kvist_store_t *store = load->transfer.lease->store;
+    block->good = read->status == KV_OK;
+    if (try_again && !load->transfer.lease->released) {
+        kv_read_plan(store, read->object, read);
+        kv_reads_start(store, &read, 1);
+        return;
+    }
+    kv_object_release(store, read->object);
+    if (--load->reads_out == 0) {
+        kv_transfer_end(&load->transfer);
+    }
+}
+
+/* The object that a block of the selection is read from; KV_OBJECT_NONE: it is not stored. */
+static uint32_t object_of(const kvist_lease_t *lease, uint32_t block, uint32_t group)
+{
+    const kvist_store_t *store = lease->store;
+    uint32_t number = lease->objects[block];
+    if (number == KV_OBJECT_NONE || kv_lease_gone(lease, block)) {
+        return KV_OBJECT_NONE;
+    }
+    kvist_key_t key = kv_identity_group_key(&kv_table_at(store->table, number)->key, group);
+    return group == 0 ? number : kv_table_find(store->table, &key);
+}
+
+/* Plans a read for each block up to the first that is not there any more. */
+static void plan(lease_load_t *load, size_t block_bytes)
+{
+    kvist_lease_t *lease = load->transfer.lease;
+    for (uint32_t i = 0; i < load->selection.block_count; i++) {
+        uint32_t number = object_of(lease, load->selection.first_block + i, load->selection.group);
+        if (number == KV_OBJECT_NONE) {
+            load->miss = load->selection.group == 0 ? KVIST_MISS_DAMAGED : KVIST_MISS_NEW;
+            return;
+        }
+        block_t *block = &load->blocks[load->block_count++];
+        *block = (block_t){.read = {.move = move_to_pieces, .ended = read_ended},
+            .load = load,
+            .offset = i * block_bytes};
+        kv_object_hold(lease->store, number);
+        kv_read_plan(lease->store, number, &block->read);
+    }
+}
+
+static void start(lease_load_t *load)
+{
+    uint32_t count = load->block_count;
+    kv_read_t **reads = kv_allocate_array(count + 1, sizeof *reads);
+    for (uint32_t i = 0; i < count; i++) {
+        reads[i] = &load->blocks[i].read;
+    }
+    load->reads_out = count;
+    if (count == 0) {
+        kv_transfer_end(&load->transfer);
+    } else {
+        kv_reads_start(load->transfer.lease->store, reads, count);
+    }
+    free(reads);
+}
+
+kv_status_t kvist_lease_load(kvist_lease_t *lease, const kvist_selection_t *selection,
+    const kvist_piece_t *pieces, size_t piece_count, kvist_loaded_t done, void *context)
+{
+    kvist_store_t *store = lease->store;
+    bool settled = lease->state == KV_LEASE_MATCHED || lease->state == KV_LEASE_READY;
+    if (lease->released || !settled || selection->group >= store->group_count ||
+        selection->first_block > lease->sealed_count ||
+        selection->block_count > lease->sealed_count - selection->first_block) {
+        return KV_INVALID;
+    }
+    const kv_layout_t *layout = &store->groups[selection->group].layout;
+    lease_load_t *load = kv_allocate(sizeof *load);
+    *load = (lease_load_t){
+        .transfer = {.tell = tell, .lease = lease},
+        .selection = *selection,
+        .done = done,
+        .context = context,
+    };
+    bool good = kv_layout_resolve(layout, &load->selection);
+    size_t block_bytes = good ? kv_layout_selected_bytes(layout, &load->selection) : 0;
+    if (!good ||
+        !kv_pieces_init(&load->pieces, pieces, piece_count, selection->block_count * block_bytes)) {
+        free(load);
+        return KV_INVALID;
+    }
+    load->blocks = kv_allocate_array(selection->block_count + 1, sizeof *load->blocks);
+    lease->transfers_out++;
+    plan(load, block_bytes);
+    start(load);
+    return KV_OK;
+}

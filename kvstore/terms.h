@@ -1,0 +1,33 @@
+/* Terms: until when a block is promised (pin) or allowed (expiry) to stay, and its priority.
+ *
+ * Rules:
+ *  1. A block is pinned at least as long as its descendants, and of at least as good a priority:
+ *     whoever stores or renews one raises its ancestors.
+ *  2. Expiry is exact to the second and a limit: from then on a block is a miss. What descends from
+ *     an expired block goes with it.
+ *  3. A record says the terms that held when it was written; what changed since stands in an entry
+ *     of the index of its own, for as long as the record lives.
+ *
+ * Threads: the store's. */
+#ifndef KV_KVSTORE_TERMS_H
+#define KV_KVSTORE_TERMS_H
+
+#include "kvstore/entry.h"
+
+/* Whole seconds: a limit is not exceeded, a promise is kept. 0 stays 0. */
+uint32_t kv_terms_expiry_s(uint64_t unix_ns);
+uint32_t kv_terms_pin_s(uint64_t unix_ns);
+
+/* Rule 1, for the ancestors of a block whose terms are set. */
+void kv_terms_inherit(kvist_store_t *store, uint32_t object);
+
+/* Expiry and pin of `like`, where they are later than what holds. */
+void kv_terms_renew(kvist_store_t *store, uint32_t object, const kv_record_t *like);
+
+/* The object came to the disk with a record that says `written`: what differs goes to the index. */
+void kv_terms_settle(kvist_store_t *store, uint32_t object, const kv_record_t *written);
+
+/* At the start, after the object's own entry: what holds since its record was written. */
+void kv_terms_restore(kvist_store_t *store, const kv_terms_entry_t *entry);
+
+#endif
