@@ -8,6 +8,7 @@
  *  - all that it matches is bit-exact (the bytes follow from the key);
  *  - what a flush has acknowledged is there, as far as the first store had not itself given up the
  *    record since (its segment was reclaimed);
+ *  - what a drop has acknowledged is not, unless it was stored again since;
  *  - the store stores, flushes, closes, opens and finds again; and at one write or barrier of all
  *    that it is stopped a second time, with the same demands.
  *
@@ -17,6 +18,8 @@
 #include "base/log.h"
 #include "simulated_disk.h"
 
+#include <sys/prctl.h>
+
 enum {
     CONTEXTS = 15, /* the last three are left to the stores that come after a stop */
     CONTEXTS_USED = 12,
@@ -24,6 +27,7 @@ enum {
     SHARED = 2, /* leading blocks that contexts 3n, 3n+1, 3n+2 have in common */
     HELD_MAX = 2,
     FLUSHES_MAX = 4,
+    DROPS_MAX = 3,
     STEPS = 40,
     OPERATIONS_AFTER = 40, /* about as many writes and barriers does a store make after a stop */
     INDEX_LOST_ONE_IN = 8,
@@ -51,6 +55,14 @@ typedef struct {
     uint32_t sealed[CONTEXTS];
 } flush_t;
 
+/* A number for each block, by its context (of shared ones the first that has them) and place. */
+typedef uint32_t counts_t[CONTEXTS][BLOCKS_MAX];
+
+typedef struct {
+    world_t *world;  /* NULL: free */
+    counts_t counts; /* of the blocks that are dropped, when that began; 0: others */
+} drop_t;
+
 struct world {
     const setting_t *setting;
     bench_t bench;
@@ -61,7 +73,10 @@ struct world {
     uint64_t operation, stop_at;
     uint32_t sealed[CONTEXTS];       /* blocks that were sealed in this world */
     uint32_t acknowledged[CONTEXTS]; /* blocks that must be found */
+    counts_t seal_counts;            /* how often was it sealed, + 1 */
+    counts_t gone;                   /* 1: must not be found */
     kvist_lease_t *held[HELD_MAX];
+    drop_t drops[DROPS_MAX];
     flush_t flushes[FLUSHES_MAX];
 };
 
@@ -130,6 +145,68 @@ static void flush_ended(void *context, kv_status_t status)
     note_given_up(world);
 }
 
+/* The context that counts for the block. */
+static uint32_t owner_of(uint32_t context, uint32_t block)
+{
+    return block < SHARED ? context / 3 * 3 : context;
+}
+
+static void drop_ended(void *context, kv_status_t status, uint64_t object_count)
+{
+    drop_t *drop = context;
+    world_t *world = drop->world;
+    drop->world = NULL;
+    assert_int_equal(status, KV_OK);
+    assert_true(object_count > 0);
+    for (uint32_t i = 0; i < CONTEXTS; i++) {
+        for (uint32_t block = 0; block < BLOCKS_MAX; block++) {
+            if (drop->counts[i][block] > 0) {
+                world->gone[i][block] = drop->counts[i][block] == world->seal_counts[i][block];
+            }
+        }
+    }
+}
+
+/* The context's blocks from `block` on are being dropped. */
+static void note_drop(world_t *world, drop_t *drop, uint32_t context, uint32_t block)
+{
+    for (uint32_t at = block; at < BLOCKS_MAX; at++) {
+        uint32_t owner = owner_of(context, at);
+        drop->counts[owner][at] = world->seal_counts[owner][at];
+    }
+    uint32_t *known[2 + FLUSHES_MAX] = {world->sealed, world->acknowledged};
+    for (uint32_t i = 0; i < FLUSHES_MAX; i++) {
+        known[2 + i] = world->flushes[i].sealed;
+    }
+    for (uint32_t i = 0; i < 2 + FLUSHES_MAX; i++) {
+        known[i][context] = known[i][context] < block ? known[i][context] : block;
+    }
+}
+
+static drop_t *start_drop(world_t *world, uint32_t context, uint32_t block, bool erase)
+{
+    drop_t *drop = world->drops;
+    while (drop->world != NULL) {
+        if (++drop == world->drops + DROPS_MAX) {
+            return NULL;
+        }
+    }
+    *drop = (drop_t){.world = world};
+    kv_status_t status = kvist_store_drop(
+        world->bench.store, &context_keys[context][block], erase, drop_ended, drop);
+    if (status != KV_OK) { /* not stored, or to be erased while a lease holds it */
+        assert_true(status == KV_MISSING || (status == KV_BUSY && erase));
+        drop->world = NULL;
+        return NULL;
+    }
+    for (uint32_t i = 0; i < CONTEXTS; i++) {
+        if (memcmp(&context_keys[i][block], &context_keys[context][block], KVIST_KEY_BYTES) == 0) {
+            note_drop(world, drop, i, block);
+        }
+    }
+    return drop;
+}
+
 /* ---- a world: a disk, an index and a store on them ---- */
 
 static void before_operation(world_t *world);
@@ -152,6 +229,9 @@ static kv_status_t before_index(void *context, bool sync)
 static void world_init(world_t *world, const setting_t *setting, uint64_t seed)
 {
     *world = (world_t){.setting = setting, .random = seed};
+    for (uint32_t i = 0; i < CONTEXTS * BLOCKS_MAX; i++) {
+        world->seal_counts[i / BLOCKS_MAX][i % BLOCKS_MAX] = 1;
+    }
     bench_init(&world->bench, "simulated", setting->device_slots);
     bench_with_host(&world->bench, setting->host_slots);
     world->bench.params.directory = "/disk/store";
@@ -170,7 +250,11 @@ static void world_open(world_t *world)
     bench_open(&world->bench);
     kv_index_memory_watch(world->index, (kv_index_watch_t){before_index, world});
     for (uint32_t i = 0; i < CONTEXTS; i++) {
-        assert_true(blocks_on_disk(world, i) >= world->acknowledged[i]);
+        uint32_t count = blocks_on_disk(world, i);
+        assert_true(count >= world->acknowledged[i]);
+        for (uint32_t block = 0; block < count; block++) {
+            assert_int_equal(world->gone[owner_of(i, block)][block], 0);
+        }
     }
 }
 
@@ -199,6 +283,7 @@ static void check_matches(world_t *world)
         assert_int_equal(outcome.status, KV_OK);
         assert_true(outcome.match.block_count >= world->acknowledged[context]);
         for (uint32_t block = 0; block < outcome.match.block_count; block++) {
+            assert_int_equal(world->gone[owner_of(context, block)][block], 0);
             check_block(
                 &world->bench, &context_keys[context][block], kvist_lease_slots(lease)[block]);
         }
@@ -207,11 +292,24 @@ static void check_matches(world_t *world)
     check_accounts(&world->bench);
 }
 
-static void seal_context(world_t *world, uint32_t context, uint32_t blocks)
+/* Asks for the context, makes what is missing. */
+static kvist_lease_t *serve_context(world_t *world, uint32_t context, uint32_t blocks)
 {
+    kvist_match_t match;
+    kvist_lease_t *lease = serve(&world->bench, context_tokens[context], blocks, &match);
+    for (uint32_t block = 0; block < blocks; block++) {
+        uint32_t owner = owner_of(context, block);
+        if (block < match.block_count) {
+            assert_int_equal(world->gone[owner][block], 0);
+        } else {
+            world->seal_counts[owner][block]++;
+            world->gone[owner][block] = 0;
+        }
+    }
     if (world->sealed[context] < blocks) {
         world->sealed[context] = blocks;
     }
+    return lease;
 }
 
 static flush_t *start_flush(world_t *world)
@@ -240,6 +338,15 @@ static void flush_and_wait(world_t *world)
     }
 }
 
+static void drop_and_wait(world_t *world, uint32_t context, uint32_t block)
+{
+    drop_t *drop = start_drop(world, context, block, choose(world, 2) == 0);
+    for (int turn = 0; drop != NULL && drop->world != NULL; turn++) {
+        assert_true(turn < 5000);
+        bench_turn(&world->bench);
+    }
+}
+
 static void reopen(world_t *world)
 {
     flush_and_wait(world);
@@ -254,11 +361,11 @@ static void live_on(world_t *world)
     world_open(world);
     check_matches(world);
     for (uint32_t context = CONTEXTS_USED; context < CONTEXTS; context++) {
-        request(&world->bench, context_tokens[context], BLOCKS_MAX / 2);
-        seal_context(world, context, BLOCKS_MAX / 2);
+        kvist_lease_release(serve_context(world, context, BLOCKS_MAX / 2));
     }
     flush_and_wait(world);
     assert_true(world->acknowledged[CONTEXTS - 1] == BLOCKS_MAX / 2);
+    drop_and_wait(world, choose(world, CONTEXTS), choose(world, BLOCKS_MAX));
     reopen(world);
     check_matches(world);
 }
@@ -285,6 +392,7 @@ static void stop(const world_t *world)
     world_init(left, world->setting, seed);
     left->depth = world->depth + 1;
     memcpy(left->acknowledged, world->acknowledged, sizeof left->acknowledged);
+    memcpy(left->gone, world->gone, sizeof left->gone);
     left->stop_at = left->depth == 1 ? choose(left, OPERATIONS_AFTER) : NO_STOP;
     left->disk = simulated_disk_after_loss(world->disk, kv_test_random(&left->random));
     if (world->index != NULL && choose(left, INDEX_LOST_ONE_IN) > 0) {
@@ -330,9 +438,7 @@ static void step_request(world_t *world)
     uint32_t context = choose(world, CONTEXTS_USED), blocks = 1 + choose(world, BLOCKS_MAX);
     uint32_t which = choose(world, HELD_MAX);
     release_one(world, which);
-    kvist_match_t match;
-    kvist_lease_t *lease = serve(&world->bench, context_tokens[context], blocks, &match);
-    seal_context(world, context, blocks);
+    kvist_lease_t *lease = serve_context(world, context, blocks);
     if (choose(world, 3) == 0) {
         world->held[which] = lease;
     } else {
@@ -343,13 +449,18 @@ static void step_request(world_t *world)
 static void step(world_t *world)
 {
     uint32_t choice = choose(world, 100);
-    if (choice < 65) {
+    if (choice < 60) {
         step_request(world);
-    } else if (choice < 75) {
+    } else if (choice < 70) {
         release_all(world);
-    } else if (choice < 85) {
-        start_flush(world); /* goes on behind the next steps */
-    } else if (choice < 93) {
+    } else if (choice < 78) {
+        start_flush(world); /* goes on behind the next steps, as does the next */
+    } else if (choice < 83) {
+        start_drop(
+            world, choose(world, CONTEXTS_USED), choose(world, BLOCKS_MAX), choose(world, 2) == 0);
+    } else if (choice < 88) {
+        drop_and_wait(world, choose(world, CONTEXTS_USED), choose(world, BLOCKS_MAX));
+    } else if (choice < 94) {
         flush_and_wait(world);
     } else {
         release_all(world);
@@ -417,6 +528,7 @@ static int say_how_to_replay(void **state)
 
 int main(void)
 {
+    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0); /* thousands of small stores: none needs huge pages */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(every_stop_leaves_a_store_that_is_right, say_how_to_replay),
     };
