@@ -364,6 +364,9 @@ static void reopen(world_t *world)
     flush_and_wait(world);
     bench_close(&world->bench);
     simulated_disk_watch(world->disk, (simulated_watch_t){0});
+    if (choose(world, INDEX_LOST_ONE_IN) == 0) {
+        kv_index_memory_forget(&world->index);
+    }
     world_open(world);
 }
 
