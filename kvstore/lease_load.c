@@ -2,7 +2,10 @@
  *
  * Each block is one read (read.h); its selected units are proved while they are copied to their
  * places. A block whose bytes prove damaged in one tier is read again from another that has it. The
- * load is over when all its reads are; what counts is the good prefix. */
+ * load is over when all its reads are; what counts is the good prefix.
+ *
+ * A block that is loaded from disk for the second time goes to host memory as well, where it is
+ * found the next time: what is read once would only push out what is read often. */
 #include "kvstore/lease_internal.h"
 
 #include "base/checksum.h"
@@ -20,6 +23,7 @@ typedef struct {
     lease_load_t *load;
     size_t offset; /* of the block's bytes in the pieces */
     bool good;
+    uint32_t host_slot; /* promoted to it; KV_SLOT_NONE: not */
 } block_t;
 
 struct lease_load {
@@ -33,10 +37,77 @@ struct lease_load {
     void *context;
 };
 
-static kv_status_t move_to_pieces(kv_read_t *read, const kv_read_bytes_t *bytes)
+/* ---- promotion ---- */
+
+static kv_store_group_t *group_of(const block_t *block)
+{
+    return &block->load->transfer.lease->store->groups[block->load->selection.group];
+}
+
+static void plan_promotion(block_t *block)
+{
+    kvist_store_t *store = block->load->transfer.lease->store;
+    kv_object_t *object = kv_table_at(store->table, block->read.object);
+    bool again = (object->flags & KV_OBJECT_READ) != 0, coming;
+    block->host_slot = KV_SLOT_NONE;
+    if (block->read.tier == KVIST_TIER_DISK) {
+        object->flags |= KV_OBJECT_READ;
+        if (again) {
+            block->host_slot = kv_evict_host(store, block->load->selection.group, &coming);
+        }
+    }
+}
+
+/* All of the object into its slot, proved; what the caller selected comes from there. */
+static kv_status_t move_to_host(const block_t *block, kv_read_bytes_t *bytes)
+{
+    kv_store_group_t *group = group_of(block);
+    char *to = kv_group_host_bytes(group, block->host_slot);
+    uint64_t *checksums = kv_pool_checksums(&group->host_pool, block->host_slot);
+    for (uint32_t unit = 0; unit < bytes->layout->unit_count; unit++) {
+        size_t count, offset = kv_layout_unit(bytes->layout, unit, &count);
+        checksums[unit] =
+            kv_checksum_copy(to + offset, (const char *)bytes->object + offset, count);
+        if (checksums[unit] != bytes->checksums[unit]) {
+            return KV_CORRUPT;
+        }
+    }
+    kv_checksum_copy_fence();
+    memcpy(kv_pool_tokens(&group->host_pool, block->host_slot), bytes->tokens,
+        bytes->layout->block_tokens * sizeof *bytes->tokens);
+    bytes->object = to;
+    return KV_OK;
+}
+
+/* The slot becomes the object's, unless that has another one, or died. */
+static void end_promotion(block_t *block)
+{
+    kvist_store_t *store = block->load->transfer.lease->store;
+    kv_object_t *object = kv_table_at(store->table, block->read.object);
+    kv_pool_t *pool = &group_of(block)->host_pool;
+    if (block->host_slot == KV_SLOT_NONE) {
+        return;
+    }
+    if (block->good && !kv_object_on_host(object) && (object->flags & KV_OBJECT_DEAD) == 0) {
+        kv_pool_set_object(pool, block->host_slot, block->read.object);
+        object->host_slot = block->host_slot; /* in a used list when it is let go */
+        store->stats.tiers[KVIST_TIER_HOST].written_bytes += group_of(block)->layout.object_bytes;
+    } else {
+        kv_pool_give(pool, block->host_slot);
+    }
+    block->host_slot = KV_SLOT_NONE;
+}
+
+/* ---- reads ---- */
+
+static kv_status_t move_to_pieces(kv_read_t *read, const kv_read_bytes_t *from)
 {
     const block_t *block = (const block_t *)read;
     const lease_load_t *load = block->load;
+    kv_read_bytes_t moved = *from, *bytes = &moved;
+    if (block->host_slot != KV_SLOT_NONE && move_to_host(block, &moved) != KV_OK) {
+        return KV_CORRUPT;
+    }
     kv_cursor_t to = kv_pieces_at(&load->pieces, block->offset);
     uint32_t cursor = 0, unit;
     while (
@@ -80,6 +151,7 @@ static void read_ended(kv_read_t *read, bool try_again)
     lease_load_t *load = block->load;
     kvist_store_t *store = load->transfer.lease->store;
     block->good = read->status == KV_OK;
+    end_promotion(block);
     if (try_again && !load->transfer.lease->released) {
         kv_read_plan(store, read->object, read);
         kv_reads_start(store, &read, 1);
@@ -119,6 +191,7 @@ static void plan(lease_load_t *load, size_t block_bytes)
             .offset = i * block_bytes};
         kv_object_hold(lease->store, number);
         kv_read_plan(lease->store, number, &block->read);
+        plan_promotion(block);
     }
 }
 

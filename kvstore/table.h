@@ -30,6 +30,7 @@ enum {
     KV_OBJECT_ERASE = 32,    /* dead: its bytes in memory are to be overwritten */
     KV_OBJECT_CHECKING = 64, /* its copy in host memory is being verified */
     KV_OBJECT_RENEWED = 128, /* the index has terms of it that its record does not */
+    KV_OBJECT_READ = 256,    /* loaded from disk since the start */
 };
 
 typedef struct {

@@ -523,6 +523,40 @@ static void a_load_that_fails_half_way_keeps_its_good_prefix(void **state)
     bench_end(&bench);
 }
 
+static void what_is_read_again_comes_up_to_host_memory(void **state)
+{
+    (void)state;
+    bench_t bench;
+    bench_init(&bench, "promote", 4);
+    without_device(&bench);
+    bench_with_host(&bench, 2 * BLOCKS);
+    bench_with_disk(&bench, 8);
+    bench_open(&bench);
+    context_t context;
+    make_context(&bench, 1, BLOCKS, 0, &context);
+    store_context(&bench, &context, BLOCKS);
+    bench_close(&bench);
+    bench_open(&bench);
+    static const uint64_t FROM_DISK[] = {BLOCKS, 2 * BLOCKS, 2 * BLOCKS, 2 * BLOCKS};
+    for (int turn = 0; turn < 4; turn++) {
+        check_context(&bench, &context, BLOCKS);
+        kvist_stats_t stats = bench_stats(&bench);
+        assert_int_equal(stats.tiers[KVIST_TIER_DISK].hit_blocks, FROM_DISK[turn]);
+        assert_int_equal(stats.tiers[KVIST_TIER_HOST].object_count, turn > 0 ? BLOCKS : 0);
+        check_accounts(&bench);
+    }
+    context_t others[3];
+    for (uint32_t i = 0; i < 3; i++) { /* and goes again when others need the room */
+        make_context(&bench, 2 + i, BLOCKS, 0, &others[i]);
+        store_context(&bench, &others[i], BLOCKS);
+        free(others[i].bytes);
+    }
+    check_context(&bench, &context, BLOCKS);
+    check_accounts(&bench);
+    free(context.bytes);
+    bench_end(&bench);
+}
+
 /* ---- several groups ---- */
 
 /* A full group, a window of 40 tokens, a state. */
@@ -727,6 +761,7 @@ int main(void)
         cmocka_unit_test(two_leases_may_store_the_same_blocks),
         cmocka_unit_test(a_release_cancels_what_is_under_way),
         cmocka_unit_test(a_load_that_fails_half_way_keeps_its_good_prefix),
+        cmocka_unit_test(what_is_read_again_comes_up_to_host_memory),
         cmocka_unit_test(a_hit_is_what_all_groups_can_serve),
         cmocka_unit_test(an_expired_block_is_a_miss_to_the_second),
         cmocka_unit_test(background_goes_first),
