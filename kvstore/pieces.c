@@ -99,6 +99,13 @@ uint64_t kv_cursor_write(kv_cursor_t *cursor, const void *from, size_t bytes)
     return kv_checksum(from, bytes);
 }
 
+void kv_cursor_copy(kv_cursor_t *cursor, const void *from, size_t bytes)
+{
+    size_t together;
+    char *memory = memory_at(cursor, bytes, &together);
+    copy_apart(cursor, (char *)from, bytes, true, memory, together);
+}
+
 uint64_t kv_cursor_read(kv_cursor_t *cursor, void *to, size_t bytes)
 {
     size_t together;

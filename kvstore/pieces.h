@@ -28,6 +28,7 @@ kv_cursor_t kv_pieces_at(const kv_pieces_t *pieces, size_t offset);
 /* Copies `bytes` bytes to, or from, where the cursor stands, moves it on, and gives their checksum
  * (base/checksum.h). kv_checksum_copy_fence is the caller's. */
 uint64_t kv_cursor_write(kv_cursor_t *cursor, const void *from, size_t bytes);
+void kv_cursor_copy(kv_cursor_t *cursor, const void *from, size_t bytes); /* without checksum */
 uint64_t kv_cursor_read(kv_cursor_t *cursor, void *to, size_t bytes);
 
 #endif

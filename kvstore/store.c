@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "kvstore/figures.h"
 #include "kvstore/read.h"
+#include "kvstore/unverified.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -324,6 +325,7 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
     strncpy(store->origin, params->origin != NULL ? params->origin : "", KV_ORIGIN_BYTES - 1);
     store->finished = kv_queue_create(KV_TASKS_MAX + 1, sizeof(kv_task_t *));
     store->threadless = seams != NULL && seams->threadless;
+    store->unverified = seams != NULL && seams->unverified;
     store->workers =
         kv_workers_create("kv-store", store->threadless ? 0 : WORKER_COUNT, KV_TASKS_MAX);
     if (status == KV_OK) {
@@ -354,6 +356,13 @@ kv_status_t kvist_store_open(
     const kvist_store_params_t *params, kvist_store_t **store_out, kv_error_t *error)
 {
     return kv_store_open_with(params, NULL, store_out, error);
+}
+
+kv_status_t kv_store_open_unverified(
+    const kvist_store_params_t *params, kvist_store_t **store_out, kv_error_t *error)
+{
+    const kv_store_seams_t seams = {.unverified = true};
+    return kv_store_open_with(params, &seams, store_out, error);
 }
 
 /* ---- close ---- */

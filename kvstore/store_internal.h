@@ -123,6 +123,7 @@ struct kvist_store {
     kvist_codec_t codec;
     char origin[KV_ORIGIN_BYTES];
     bool threadless; /* jobs run where they are submitted */
+    bool unverified; /* loads prove nothing: for a benchmark */
 
     kv_table_t *table;
     kv_pool_t device_pool; /* of group 0's objects */
@@ -161,6 +162,7 @@ typedef struct {
     kv_index_kept_t **memory_index; /* NULL: RocksDB */
     kv_files_t *files;              /* NULL: the machine's */
     bool threadless;                /* jobs run where they are submitted: deterministic */
+    bool unverified;                /* loads copy and prove nothing: kvstore/unverified.h */
 } kv_store_seams_t;
 
 kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_store_seams_t *seams,
