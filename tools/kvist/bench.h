@@ -1,4 +1,4 @@
-/* The parts of `kvist bench`: each with options of its own, all with one form of result (measure.h).
+/* The parts of `kvist bench`: each has options of its own, all have one form of result (measure.h).
  *
  * argv[0] is the part's name; the answer is the command's exit code. A missed target is a finding,
  * not a failure: the code is 0. */
@@ -6,5 +6,6 @@
 #define KV_TOOLS_BENCH_H
 
 int kv_bench_engine(int argc, char **argv);
+int kv_bench_store(int argc, char **argv);
 
 #endif

@@ -115,7 +115,7 @@ static void print_folder(FILE *out, const char *folder)
     if (stat(folder, &state) != 0 || statvfs(folder, &space) != 0) {
         return;
     }
-    char type[WORD_BYTES], free_text[KV_TEXT_BYTES], model[LINE_BYTES], rotates[LINE_BYTES];
+    char type[WORD_BYTES], free_text[KV_TEXT_BYTES], model[LINE_BYTES];
     char link[WORD_BYTES], name[LINE_BYTES];
     find_file_system(state.st_dev, type);
     snprintf(link, sizeof link, "/sys/dev/block/%u:%u", major(state.st_dev), minor(state.st_dev));
@@ -125,12 +125,8 @@ static void print_folder(FILE *out, const char *folder)
     if (!find_disk_property(state.st_dev, "device/model", model)) {
         model[0] = '\0';
     }
-    bool known = find_disk_property(state.st_dev, "queue/rotational", rotates);
-    fprintf(out, "# disk: %s on %s%s%s%s, %s free\n", type,
+    fprintf(out, "# disk: %s on %s%s%s, %s free\n", type,
         slash != NULL ? slash + 1 : "no block device", model[0] != '\0' ? " " : "", model,
-        !known              ? ""
-        : rotates[0] == '0' ? " (does not rotate)"
-                            : " (rotates)",
         kv_text_size((uint64_t)space.f_bavail * space.f_frsize, free_text));
 }
 

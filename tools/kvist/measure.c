@@ -133,7 +133,7 @@ static void print_row(FILE *out, const kv_measure_t *measure, const kv_finding_t
 {
     static const char *const verdicts[] = {"", "met", "MISSED"};
     char low[32], high[32], range[80], target[40] = "";
-    fprintf(out, "%-34s %-8s", measure->name, measure->unit);
+    fprintf(out, "%-37s %-8s", measure->name, measure->unit);
     print_side(out, &finding->ours);
     if (measure->against != NULL) {
         print_side(out, &finding->theirs);
@@ -153,7 +153,7 @@ static void print_row(FILE *out, const kv_measure_t *measure, const kv_finding_t
 
 static void print_head(FILE *out)
 {
-    fprintf(out, "%-34s %-8s %8s %-13s %8s %-13s %6s %-13s %-8s %-6s %s\n", "measure", "unit",
+    fprintf(out, "%-37s %-8s %8s %-13s %8s %-13s %6s %-13s %-8s %-6s %s\n", "measure", "unit",
         "ours", "quartiles", "theirs", "quartiles", "ratio", "interval", "target", "", "against");
 }
 

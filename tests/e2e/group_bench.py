@@ -1,0 +1,83 @@
+"""`kvist bench`: every line has the one form, whatever the figures."""
+import json
+import math
+import os
+import tempfile
+
+KEYS = ["measure", "ours", "unit", "against", "theirs", "ratio", "spread", "target", "ok"]
+
+
+def check_line(line):
+    row = json.loads(line)
+    assert list(row) == KEYS, f"other keys than {KEYS}: {line}"
+    assert isinstance(row["measure"], str) and row["measure"], line
+    assert isinstance(row["unit"], str) and row["unit"], line
+    assert row["ours"] > 0 and math.isfinite(row["ours"]), line
+    low, high = row["spread"]
+    if row["against"] is None:
+        assert row["theirs"] is None and row["ratio"] is None, line
+        assert low <= row["ours"] <= high, line
+    else:
+        assert row["theirs"] > 0, line
+        assert low <= row["ratio"] <= high, line
+    if row["target"] is None:
+        assert row["ok"] is None, line
+    elif row["unit"].endswith("/s"):
+        assert row["ok"] == (high >= row["target"]), line
+    else:
+        assert row["ok"] == (low <= row["target"]), line
+    return row
+
+
+def bench(cluster, *arguments):
+    run = cluster.kvist("bench", *arguments)
+    assert run.returncode == 0, f"kvist bench {arguments} failed:\n{run.stdout}{run.stderr}"
+    return run
+
+
+def test_store_json(cluster):
+    with tempfile.TemporaryDirectory(prefix="kvist-bench-") as folder:
+        run = bench(cluster, "store", "--quick", "--json", "--dir", folder)
+        assert os.listdir(folder) == [], f"left behind: {os.listdir(folder)}"
+    rows = [check_line(line) for line in run.stdout.splitlines()]
+    names = [row["measure"] for row in rows]
+    assert len(set(names)) == len(names), f"a measure came twice: {names}"
+    for start in ("memory used, ram", "memory used, and as much on disk",
+                  "disk get, random 1 MiB", "disk get, chain 16 x 64 KiB",
+                  "disk put, random 1 MiB", "disk put, chain", "ram get, random",
+                  "ram get, chain", "ram put, random", "verified disk get", "match, context",
+                  "put, context", "get, context", "match of 8192 blocks"):
+        assert any(name.startswith(start) for name in names), f"no '{start}' in {names}"
+    against = {row["against"] for row in rows if row["measure"].startswith("disk get")}
+    assert all(text.startswith("fio-") for text in against), against
+    for fact in ("# kvist", "# processor:", "# memory:", "# disk:", "# fio-"):
+        assert fact in run.stderr, f"'{fact}' is not told:\n{run.stderr}"
+
+
+def test_store_table(cluster):
+    with tempfile.TemporaryDirectory(prefix="kvist-bench-") as folder:
+        run = bench(cluster, "store", "--quick", "--only", "match of", "--dir", folder)
+    assert "# processor:" in run.stdout and "quartiles" in run.stdout, run.stdout
+    assert "match of 8192 blocks" in run.stdout and "of 1 targets" in run.stdout, run.stdout
+
+
+def test_engine_json(cluster):
+    run = bench(cluster, "engine", "--model", os.environ["KVIST_MODEL"], "--repetitions", "1",
+                "--json")
+    names = [check_line(line)["measure"] for line in run.stdout.splitlines()]
+    assert "engine_load" in names and len(names) >= 4, names
+
+
+def test_refused(cluster):
+    for arguments in ((), ("stoer",), ("store", "--pairs", "0"), ("store", "--object-kib", "1"),
+                      ("engine",)):
+        run = cluster.kvist("bench", *arguments)
+        assert run.returncode == 2, f"kvist bench {arguments}: {run.returncode} {run.stderr}"
+        assert run.stderr, arguments
+    run = cluster.kvist("bench", "store", "--quick", "--dir", "/dev/null/x")
+    assert run.returncode == 1 and "--dir" in run.stderr, run.stderr
+    with tempfile.TemporaryDirectory(prefix="kvist-bench-") as folder:
+        run = cluster.kvist("bench", "store", "--quick", "--dir", folder, "--against",
+                            "/bin/false")
+        assert run.returncode == 1 and "ended" in run.stderr, run.stderr
+        assert os.listdir(folder) == []
