@@ -113,12 +113,12 @@ static kv_status_t move_to_pieces(kv_read_t *read, const kv_read_bytes_t *from)
     while (
         (unit = kv_layout_next_selected(bytes->layout, &load->selection, &cursor)) != UINT32_MAX) {
         size_t count, offset = kv_layout_unit(bytes->layout, unit, &count);
-        const char *from = (const char *)bytes->object + offset;
+        const char *here = (const char *)bytes->object + offset;
         if (load->transfer.lease->store->unverified) {
-            kv_cursor_copy(&to, from, count);
+            kv_cursor_copy(&to, here, count);
             continue;
         }
-        uint64_t checksum = kv_cursor_write(&to, from, count);
+        uint64_t checksum = kv_cursor_write(&to, here, count);
         if (bytes->checksums != NULL && checksum != bytes->checksums[unit]) {
             return KV_CORRUPT;
         }
