@@ -232,8 +232,9 @@ static void on_tick(void *context)
 
 /* ---- admin ---- */
 
-static void on_status(void *context, kv_admin_call_t *call)
+static void on_status(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
+    (void)request;
     kv_gateway_t *gateway = context;
     Kvist__Admin__Status status = KVIST__ADMIN__STATUS__INIT;
     Kvist__Admin__Peer peers[KV_GATEWAY_NODES_MAX], *pointers[KV_GATEWAY_NODES_MAX];

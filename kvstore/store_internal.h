@@ -233,8 +233,8 @@ void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segmen
 void kv_object_drop(kvist_store_t *store, uint32_t number);
 
 /* The bytes in host memory or on disk proved wrong: that copy goes; without another copy the object
- * with all its descendants, durably. How many were dropped or lost their copy: 0: it is dead. A host
- * copy that is being written or moved stays until the next proof. */
+ * with all its descendants, durably. How many were dropped or lost their copy; 0: it is dead. A
+ * copy in host memory that is being written or moved stays until the next proof. */
 uint32_t kv_object_forget_copy(kvist_store_t *store, uint32_t number, kvist_tier_t tier);
 
 /* After a flag or a hold went: frees a dead object that nobody needs any more. */

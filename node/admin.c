@@ -210,40 +210,45 @@ static void reply_metrics(kv_admin_call_t *call)
     free(reply.metrics);
 }
 
+static kv_admin_handler_t handler_of(
+    const kv_admin_handlers_t *handlers, Kvist__Admin__Request__BodyCase kind)
+{
+    switch (kind) {
+    case KVIST__ADMIN__REQUEST__BODY_STATUS:
+        return handlers->status;
+    case KVIST__ADMIN__REQUEST__BODY_LIST:
+        return handlers->list;
+    case KVIST__ADMIN__REQUEST__BODY_FLUSH:
+        return handlers->flush;
+    case KVIST__ADMIN__REQUEST__BODY_SHOW:
+        return handlers->show;
+    case KVIST__ADMIN__REQUEST__BODY_DROP:
+        return handlers->drop;
+    case KVIST__ADMIN__REQUEST__BODY_PIN:
+        return handlers->pin;
+    case KVIST__ADMIN__REQUEST__BODY_VERIFY:
+        return handlers->verify;
+    case KVIST__ADMIN__REQUEST__BODY_QUOTA:
+        return handlers->quota;
+    default:
+        return NULL;
+    }
+}
+
 static void dispatch(kv_admin_t *admin, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    const kv_admin_handlers_t *handlers = &admin->handlers;
-    switch (request->body_case) {
-    case KVIST__ADMIN__REQUEST__BODY_STATUS:
-        if (handlers->status != NULL) {
-            handlers->status(admin->context, call);
-            return;
-        }
-        break;
-    case KVIST__ADMIN__REQUEST__BODY_LIST:
-        if (handlers->list != NULL) {
-            handlers->list(admin->context, request->list->count_max, call);
-            return;
-        }
-        break;
-    case KVIST__ADMIN__REQUEST__BODY_FLUSH:
-        if (handlers->flush != NULL) {
-            handlers->flush(admin->context, call);
-            return;
-        }
-        break;
-    case KVIST__ADMIN__REQUEST__BODY_METRICS:
+    kv_admin_handler_t handler = handler_of(&admin->handlers, request->body_case);
+    if (handler != NULL) {
+        handler(admin->context, request, call);
+    } else if (request->body_case == KVIST__ADMIN__REQUEST__BODY_METRICS) {
         reply_metrics(call);
-        return;
-    case KVIST__ADMIN__REQUEST__BODY_STOP:
+    } else if (request->body_case == KVIST__ADMIN__REQUEST__BODY_STOP) {
         kv_admin_reply_done(call);
         kv_log_info("node", "stop asked for on the admin socket");
         kv_reactor_begin_stop(admin->reactor);
-        return;
-    default:
-        break;
+    } else {
+        kv_admin_fail(call, KV_INVALID, "request: not served by this node");
     }
-    kv_admin_fail(call, KV_INVALID, "request: not served by this node");
 }
 
 /* Takes the next whole request, if there is one. */

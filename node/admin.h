@@ -24,12 +24,14 @@ typedef struct kv_admin kv_admin_t;
  * each exactly once, at once or later, even if the client has gone meanwhile. */
 typedef struct kv_admin_call kv_admin_call_t;
 
-/* A NULL handler is answered with "not served by this node". Metrics and stop
- * (kv_reactor_begin_stop) are answered by the server itself. */
+typedef void (*kv_admin_handler_t)(
+    void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call);
+
+/* The request is of the kind that the handler is named for; it is the caller's. A NULL handler is
+ * answered with "not served by this node". Metrics and stop (kv_reactor_begin_stop) are answered by
+ * the server itself. */
 typedef struct {
-    void (*status)(void *context, kv_admin_call_t *call);
-    void (*list)(void *context, uint32_t count_max, kv_admin_call_t *call);
-    void (*flush)(void *context, kv_admin_call_t *call);
+    kv_admin_handler_t status, list, flush, show, drop, pin, verify, quota;
 } kv_admin_handlers_t;
 
 kv_status_t kv_admin_open(kv_reactor_t *reactor, const char *path,

@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "base/metrics.h"
 #include "node/admin.h"
+#include "runtime/store_admin.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -366,8 +367,9 @@ static void fill_tiers(
     }
 }
 
-static void admin_status(void *context, kv_admin_call_t *call)
+static void admin_status(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
+    (void)request;
     core_t *core = context;
     const kv_engine_info_t *info = core->public.info;
     bool prefill = core->params->role == KVIST__WIRE__ROLE__ROLE_PREFILL;
@@ -410,75 +412,6 @@ static void admin_status(void *context, kv_admin_call_t *call)
     kv_admin_reply_status(call, &status);
     free(listing.peers);
     free(listing.pointers);
-}
-
-typedef struct {
-    Kvist__Admin__Context *entries;
-    Kvist__Admin__Context **pointers;
-    char (*keys)[2 * KVIST_KEY_BYTES + 1], (*origins)[32];
-    size_t count, count_max;
-} context_listing_t;
-
-static void list_context(void *context, const kvist_context_t *from)
-{
-    context_listing_t *listing = context;
-    size_t at = listing->count++;
-    Kvist__Admin__Context *entry = &listing->entries[at];
-    kvist__admin__context__init(entry);
-    static const char DIGITS[] = "0123456789abcdef";
-    for (size_t i = 0; i < KVIST_KEY_BYTES; i++) {
-        listing->keys[at][2 * i] = DIGITS[from->key.bytes[i] >> 4];
-        listing->keys[at][2 * i + 1] = DIGITS[from->key.bytes[i] & 15];
-    }
-    memcpy(listing->origins[at], from->origin, sizeof from->origin);
-    entry->key = listing->keys[at];
-    entry->token_count = from->token_count;
-    entry->bytes = from->bytes;
-    entry->tier = (char *)kvist_tier_name(from->tier);
-    entry->used_unix_ns = from->used_unix_ns;
-    entry->origin = listing->origins[at];
-    listing->pointers[at] = entry;
-}
-
-static void admin_list(void *context, uint32_t count_max, kv_admin_call_t *call)
-{
-    core_t *core = context;
-    size_t count = count_max > 0 && count_max <= 10000 ? count_max : count_max == 0 ? 100 : 10000;
-    context_listing_t listing = {
-        kv_allocate_array(count, sizeof *listing.entries),
-        kv_allocate_array(count, sizeof *listing.pointers),
-        kv_allocate_array(count, sizeof *listing.keys),
-        kv_allocate_array(count, sizeof *listing.origins),
-        0,
-        count,
-    };
-    kvist_store_list(core->public.store, count, list_context, &listing);
-    Kvist__Admin__List list;
-    kvist__admin__list__init(&list);
-    list.n_contexts = listing.count;
-    list.contexts = listing.pointers;
-    list.total = listing.count;
-    kv_admin_reply_list(call, &list);
-    free(listing.entries);
-    free(listing.pointers);
-    free(listing.keys);
-    free(listing.origins);
-}
-
-static void flushed(void *context, kv_status_t status)
-{
-    kv_admin_call_t *call = context;
-    if (status == KV_OK) {
-        kv_admin_reply_done(call);
-    } else {
-        kv_admin_fail(call, status, "not everything could be made durable; see the node's log");
-    }
-}
-
-static void admin_flush(void *context, kv_admin_call_t *call)
-{
-    core_t *core = context;
-    kvist_store_flush(core->public.store, flushed, call);
 }
 
 /* ---- opening and closing ---- */
@@ -587,7 +520,8 @@ static kv_status_t open_transport(core_t *core, kv_error_t *error)
 
 static kv_status_t open_all(core_t *core, kv_error_t *error)
 {
-    static const kv_admin_handlers_t HANDLERS = {admin_status, admin_list, admin_flush};
+    kv_admin_handlers_t handlers = kv_store_admin_handlers();
+    handlers.status = admin_status;
     kv_core_t *public = &core->public;
     kv_status_t status = kv_reactor_create(&public->reactor, error);
     if (status == KV_OK) {
@@ -603,7 +537,7 @@ static kv_status_t open_all(core_t *core, kv_error_t *error)
     }
     if (status == KV_OK) {
         status = kv_admin_open(
-            public->reactor, public->options->node.admin, &HANDLERS, core, &core->admin, error);
+            public->reactor, public->options->node.admin, &handlers, core, &core->admin, error);
     }
     if (status == KV_OK) {
         core->store_watch =

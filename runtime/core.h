@@ -27,6 +27,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* The last one that was asked for on the admin socket. */
+typedef struct {
+    bool running;
+    kv_status_t status; /* when it ended */
+    kvist_verify_t state;
+    uint64_t begun_ns, ended_ns; /* monotonic; begun 0: there was none */
+} kv_verification_t;
+
 typedef struct {
     const kv_options_t *options;
     kv_reactor_t *reactor;
@@ -38,6 +46,7 @@ typedef struct {
     kv_peers_t *peers;
     uint32_t request_count; /* living ones */
     bool stopping;          /* no new ones */
+    kv_verification_t verification;
 } kv_core_t;
 
 /* Makes a request of a message, or refuses it with an answer, or returns NULL where the message

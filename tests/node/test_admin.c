@@ -30,9 +30,10 @@ typedef struct {
     bool ended;
 } node_t;
 
-static void on_status(void *context, kv_admin_call_t *call)
+static void on_status(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
     (void)context;
+    (void)request;
     Kvist__Admin__Status status = KVIST__ADMIN__STATUS__INIT;
     status.name = (char *)"node-under-test";
     status.pid = 42;
@@ -47,8 +48,9 @@ static void on_timer(void *context)
 }
 
 /* Answered later, from a timer. */
-static void on_flush(void *context, kv_admin_call_t *call)
+static void on_flush(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
+    (void)request;
     node_t *node = context;
     node->flush_call = call;
     kv_timer_start(node->timer, 50, 0);

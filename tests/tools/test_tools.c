@@ -1,6 +1,7 @@
 /* The parts of `kvist` that need no cluster: arguments, figures, children, what is kept on disk. */
 #include "testing/testing.h"
 
+#include "base/clock.h"
 #include "base/memory.h"
 #include "tools/kvist/arguments.h"
 #include "tools/kvist/child.h"
@@ -14,6 +15,35 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+static void test_durations_and_times(void **state)
+{
+    (void)state;
+    uint64_t ns = 0, local_ns = 0;
+    assert_int_equal(kv_duration_parse("90s", &ns), KV_OK);
+    assert_int_equal(ns, 90ull * KV_NS_PER_S);
+    assert_int_equal(kv_duration_parse("2w", &ns), KV_OK);
+    assert_int_equal(ns, 14 * 86400ull * KV_NS_PER_S);
+    static const char *const NO_DURATIONS[] = {"", "s", "0s", "-1s", "1", "1.5h", "2 h", "2hh",
+        "99999999999999999999s", "4294967296s", "3000w"};
+    for (size_t i = 0; i < sizeof NO_DURATIONS / sizeof *NO_DURATIONS; i++) {
+        assert_int_equal(kv_duration_parse(NO_DURATIONS[i], &ns), KV_INVALID);
+    }
+    assert_int_equal(kv_time_parse("2026-12-24T18:30:00Z", &ns), KV_OK);
+    assert_int_equal(ns, 1798137000ull * KV_NS_PER_S);
+    assert_int_equal(kv_time_parse("2026-12-24T18:30Z", &ns), KV_OK);
+    assert_int_equal(ns, 1798137000ull * KV_NS_PER_S);
+    assert_int_equal(kv_time_parse("2026-12-24T18:30:00", &local_ns), KV_OK);
+    char text[KV_TEXT_BYTES];
+    assert_string_equal(kv_text_time(local_ns, text), "2026-12-24 18:30:00");
+    assert_int_equal(kv_time_parse("2026-12-24", &ns), KV_OK);
+    assert_string_equal(kv_text_time(ns, text), "2026-12-24 00:00:00");
+    static const char *const NO_TIMES[] = {
+        "", "tomorrow", "2026-13-01", "2026-12-24T25:00", "2026-12-24 18:30", "1960-01-01", "2026"};
+    for (size_t i = 0; i < sizeof NO_TIMES / sizeof *NO_TIMES; i++) {
+        assert_int_equal(kv_time_parse(NO_TIMES[i], &ns), KV_INVALID);
+    }
+}
 
 static void test_nearest(void **state)
 {
@@ -240,6 +270,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nearest),
+        cmocka_unit_test(test_durations_and_times),
         cmocka_unit_test(test_arguments_taken),
         cmocka_unit_test(test_arguments_refused),
         cmocka_unit_test(test_text),

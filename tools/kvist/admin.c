@@ -39,6 +39,53 @@ kv_status_t kv_ask_list(
         KV_ADMIN_LIMIT_MS, reply_out, error);
 }
 
+kv_status_t kv_ask_show(
+    const char *admin, const char *key, Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    Kvist__Admin__ShowRequest body = KVIST__ADMIN__SHOW_REQUEST__INIT;
+    body.key = (char *)key;
+    return ask(admin, KVIST__ADMIN__REQUEST__BODY_SHOW, &body, KVIST__ADMIN__REPLY__BODY_OBJECT,
+        KV_ADMIN_LIMIT_MS, reply_out, error);
+}
+
+kv_status_t kv_ask_drop(const char *admin, const char *key, bool erase,
+    Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    Kvist__Admin__DropRequest body = KVIST__ADMIN__DROP_REQUEST__INIT;
+    body.key = (char *)key;
+    body.erase = erase;
+    return ask(admin, KVIST__ADMIN__REQUEST__BODY_DROP, &body, KVIST__ADMIN__REPLY__BODY_DROPPED,
+        KV_ADMIN_DISK_LIMIT_MS, reply_out, error);
+}
+
+kv_status_t kv_ask_pin(const char *admin, const char *key, uint64_t until_unix_ns,
+    Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    Kvist__Admin__PinRequest body = KVIST__ADMIN__PIN_REQUEST__INIT;
+    body.key = (char *)key;
+    body.until_unix_ns = until_unix_ns;
+    return ask(admin, KVIST__ADMIN__REQUEST__BODY_PIN, &body, KVIST__ADMIN__REPLY__BODY_OBJECT,
+        KV_ADMIN_DISK_LIMIT_MS, reply_out, error);
+}
+
+kv_status_t kv_ask_verify(
+    const char *admin, bool start, Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    Kvist__Admin__VerifyRequest body = KVIST__ADMIN__VERIFY_REQUEST__INIT;
+    body.start = start;
+    return ask(admin, KVIST__ADMIN__REQUEST__BODY_VERIFY, &body,
+        KVIST__ADMIN__REPLY__BODY_VERIFICATION, KV_ADMIN_LIMIT_MS, reply_out, error);
+}
+
+kv_status_t kv_ask_quota(
+    const char *admin, uint64_t disk_bytes, Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    Kvist__Admin__QuotaRequest body = KVIST__ADMIN__QUOTA_REQUEST__INIT;
+    body.disk_bytes = disk_bytes;
+    return ask(admin, KVIST__ADMIN__REQUEST__BODY_QUOTA, &body, KVIST__ADMIN__REPLY__BODY_QUOTA,
+        KV_ADMIN_LIMIT_MS, reply_out, error);
+}
+
 kv_status_t kv_ask_flush(const char *admin, uint64_t limit_ms, kv_error_t *error)
 {
     Kvist__Admin__FlushRequest body = KVIST__ADMIN__FLUSH_REQUEST__INIT;

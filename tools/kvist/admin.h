@@ -6,15 +6,30 @@
 #include "base/status.h"
 #include "proto/admin.pb-c.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
-enum { KV_ADMIN_LIMIT_MS = 3000 };
+enum { KV_ADMIN_LIMIT_MS = 3000, KV_ADMIN_DISK_LIMIT_MS = 60000 };
 
 /* The reply's body is of the kind that was asked for; release with
  * kvist__admin__reply__free_unpacked(reply, NULL). */
 kv_status_t kv_ask_status(const char *admin, Kvist__Admin__Reply **reply_out, kv_error_t *error);
 kv_status_t kv_ask_list(
     const char *admin, uint32_t count_max, Kvist__Admin__Reply **reply_out, kv_error_t *error);
+
+/* key: the beginning of a block's key. KV_MISSING: not stored there. */
+kv_status_t kv_ask_show(
+    const char *admin, const char *key, Kvist__Admin__Reply **reply_out, kv_error_t *error);
+kv_status_t kv_ask_drop(const char *admin, const char *key, bool erase,
+    Kvist__Admin__Reply **reply_out, kv_error_t *error);
+kv_status_t kv_ask_pin(const char *admin, const char *key, uint64_t until_unix_ns,
+    Kvist__Admin__Reply **reply_out, kv_error_t *error);
+kv_status_t kv_ask_verify(
+    const char *admin, bool start, Kvist__Admin__Reply **reply_out, kv_error_t *error);
+
+/* disk_bytes: set it first; 0: only ask. */
+kv_status_t kv_ask_quota(
+    const char *admin, uint64_t disk_bytes, Kvist__Admin__Reply **reply_out, kv_error_t *error);
 
 /* Everything stored before is durable when it returns KV_OK. */
 kv_status_t kv_ask_flush(const char *admin, uint64_t limit_ms, kv_error_t *error);

@@ -19,6 +19,9 @@ int kv_command_up(int argc, char **argv);
 int kv_command_down(int argc, char **argv);
 int kv_command_status(int argc, char **argv);
 int kv_command_list(int argc, char **argv);
+int kv_command_show(int argc, char **argv);
+int kv_command_verify(int argc, char **argv);
+int kv_command_drop(int argc, char **argv);
 int kv_command_chat(int argc, char **argv);
 int kv_command_tour(int argc, char **argv);
 int kv_command_tokenize(int argc, char **argv);
@@ -28,5 +31,8 @@ int kv_command_bench(int argc, char **argv);
 /* "kvist NAME: text" on standard error and, where it is not NULL, the remedy on a line of its own;
  * KV_EXIT_FAILED. */
 int kv_command_fail(const char *name, const char *text, const char *remedy);
+
+/* The same for a command that was called wrongly; KV_EXIT_USAGE. */
+int kv_command_misuse(const char *name, const char *text, const char *remedy);
 
 #endif

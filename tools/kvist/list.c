@@ -9,22 +9,38 @@
 #include <jansson.h>
 #include <stdio.h>
 
+/* "pinned 3 d", "expires 2 h": how long from now; "" where nothing is promised or limited. */
+static const char *kept(const Kvist__Admin__Context *context, uint64_t now_ns, char *text_out)
+{
+    char left[KV_TEXT_BYTES];
+    bool pinned = context->pin_until_unix_ns > now_ns;
+    uint64_t until_ns = pinned ? context->pin_until_unix_ns : context->expires_unix_ns;
+    text_out[0] = '\0';
+    if (until_ns > now_ns) {
+        snprintf(text_out, KV_TEXT_BYTES, "%s %s", pinned ? "pinned" : "expires",
+            kv_text_duration(until_ns - now_ns, left));
+    }
+    return text_out;
+}
+
 static void print_context(const char *node, const Kvist__Admin__Context *context, uint64_t now_ns)
 {
-    char tokens[KV_TEXT_BYTES], size[KV_TEXT_BYTES], used[KV_TEXT_BYTES];
+    char tokens[KV_TEXT_BYTES], size[KV_TEXT_BYTES], used[KV_TEXT_BYTES], until[KV_TEXT_BYTES];
     uint64_t used_ns = now_ns > context->used_unix_ns ? now_ns - context->used_unix_ns : 0;
-    printf("%-10s %9s  %-7s %10s  %9s  %-10s %.16s\n", node,
+    printf("%-10s %9s  %-7s %10s  %9s  %-15s %-10s %.16s\n", node,
         kv_text_count(context->token_count, tokens), context->tier,
-        kv_text_size(context->bytes, size), kv_text_duration(used_ns, used), context->origin,
-        context->key);
+        kv_text_size(context->bytes, size), kv_text_duration(used_ns, used),
+        kept(context, now_ns, until), context->origin, context->key);
 }
 
 static json_t *pack_context(const char *node, const Kvist__Admin__Context *context)
 {
-    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:I, s:s}", "node", node, "key", context->key,
-        "token_count", (json_int_t)context->token_count, "bytes", (json_int_t)context->bytes,
-        "tier", context->tier, "used_unix_ns", (json_int_t)context->used_unix_ns, "origin",
-        context->origin);
+    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:I, s:I, s:I, s:s, s:s, s:s}", "node", node, "key",
+        context->key, "token_count", (json_int_t)context->token_count, "bytes",
+        (json_int_t)context->bytes, "tier", context->tier, "used_unix_ns",
+        (json_int_t)context->used_unix_ns, "expires_unix_ns", (json_int_t)context->expires_unix_ns,
+        "pin_until_unix_ns", (json_int_t)context->pin_until_unix_ns, "priority", context->priority,
+        "tenant", context->tenant, "origin", context->origin);
 }
 
 /* One node's contexts; a node without a store (the gateway) has none to list. */
@@ -68,7 +84,8 @@ int kv_command_list(int argc, char **argv)
         .usage = "kvist ls [OPTIONS]",
         .summary =
             "The contexts that are stored, newest use first. TIER is the slowest tier that a "
-            "context needs;\nSIZE counts blocks that it shares with others.",
+            "context needs;\nSIZE counts blocks that it shares with others; KEPT: until when at "
+            "least (pinned) or at most (expires).",
         .rows = rows,
         .row_count = sizeof rows / sizeof *rows,
     };
@@ -83,8 +100,8 @@ int kv_command_list(int argc, char **argv)
     }
     json_t *all = json ? json_array() : NULL;
     if (!json) {
-        printf("%-10s %9s  %-7s %10s  %9s  %-10s %s\n", "NODE", "TOKENS", "TIER", "SIZE",
-            "LAST USE", "MADE BY", "KEY");
+        printf("%-10s %9s  %-7s %10s  %9s  %-15s %-10s %s\n", "NODE", "TOKENS", "TIER", "SIZE",
+            "LAST USE", "KEPT", "MADE BY", "KEY");
     }
     uint64_t total = 0;
     bool whole = true;

@@ -2,7 +2,14 @@
 
 #include "base/clock.h"
 
+#include <ctype.h>
 #include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* Times are kept in 32 bits of seconds. */
+enum { DURATION_SECONDS_MAX = 50 * 366 * 86400 };
 
 char *kv_text_size(uint64_t bytes, char *text_out)
 {
@@ -72,4 +79,53 @@ char *kv_text_percent(uint64_t part, uint64_t whole, char *text_out)
         snprintf(text_out, KV_TEXT_BYTES, "%.1f %%", 100.0 * (double)part / (double)whole);
     }
     return text_out;
+}
+
+char *kv_text_time(uint64_t unix_ns, char *text_out)
+{
+    time_t seconds = (time_t)(unix_ns / KV_NS_PER_S);
+    struct tm parts;
+    localtime_r(&seconds, &parts);
+    strftime(text_out, KV_TEXT_BYTES, "%Y-%m-%d %H:%M:%S", &parts);
+    return text_out;
+}
+
+kv_status_t kv_duration_parse(const char *text, uint64_t *ns_out)
+{
+    static const struct {
+        char name;
+        uint32_t seconds;
+    } UNITS[] = {{'s', 1}, {'m', 60}, {'h', 3600}, {'d', 86400}, {'w', 7 * 86400}};
+    char *end;
+    if (!isdigit((unsigned char)text[0])) {
+        return KV_INVALID;
+    }
+    unsigned long long count = strtoull(text, &end, 10);
+    for (size_t i = 0; i < sizeof UNITS / sizeof *UNITS; i++) {
+        if (end[0] == UNITS[i].name && end[1] == '\0' && count > 0 &&
+            count <= (unsigned)DURATION_SECONDS_MAX / UNITS[i].seconds) {
+            *ns_out = count * UNITS[i].seconds * KV_NS_PER_S;
+            return KV_OK;
+        }
+    }
+    return KV_INVALID;
+}
+
+kv_status_t kv_time_parse(const char *text, uint64_t *unix_ns_out)
+{
+    static const char *const FORMS[] = {"%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d"};
+    for (size_t i = 0; i < sizeof FORMS / sizeof *FORMS; i++) {
+        struct tm parts = {.tm_isdst = -1};
+        const char *end = strptime(text, FORMS[i], &parts);
+        if (end == NULL || (end[0] != '\0' && strcmp(end, "Z") != 0)) {
+            continue;
+        }
+        time_t seconds = end[0] == 'Z' ? timegm(&parts) : mktime(&parts);
+        if (seconds <= 0) {
+            return KV_INVALID;
+        }
+        *unix_ns_out = (uint64_t)seconds * KV_NS_PER_S;
+        return KV_OK;
+    }
+    return KV_INVALID;
 }

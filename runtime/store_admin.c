@@ -1,0 +1,259 @@
+#include "runtime/store_admin.h"
+
+#include "base/bytes.h"
+#include "base/clock.h"
+#include "base/memory.h"
+#include "runtime/core.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { KEY_TEXT_BYTES = 2 * KVIST_KEY_BYTES + 1, LIST_DEFAULT = 100, LIST_MAX = 10000 };
+
+static kvist_store_t *store_of(void *context)
+{
+    return ((kv_core_t *)context)->store;
+}
+
+static const char *priority_name(kvist_priority_t priority)
+{
+    static const char *const NAMES[KVIST_PRIORITY_COUNT] = {"interactive", "batch", "background"};
+    return (unsigned)priority < KVIST_PRIORITY_COUNT ? NAMES[priority] : "unknown";
+}
+
+/* ---- list ---- */
+
+typedef struct {
+    Kvist__Admin__Context entry;
+    kvist_context_t from; /* holds the texts */
+    char key[KEY_TEXT_BYTES];
+} listed_t;
+
+typedef struct {
+    listed_t *items;
+    size_t count;
+} listing_t;
+
+static void list_context(void *context, const kvist_context_t *from)
+{
+    listing_t *listing = context;
+    listed_t *item = &listing->items[listing->count++];
+    item->from = *from;
+    kv_hex_encode(from->key.bytes, KVIST_KEY_BYTES, item->key);
+    kvist__admin__context__init(&item->entry);
+    item->entry.key = item->key;
+    item->entry.token_count = from->token_count;
+    item->entry.bytes = from->bytes;
+    item->entry.tier = (char *)kvist_tier_name(from->tier);
+    item->entry.used_unix_ns = from->used_unix_ns;
+    item->entry.expires_unix_ns = from->expires_unix_ns;
+    item->entry.pin_until_unix_ns = from->pin_until_unix_ns;
+    item->entry.priority = (char *)priority_name(from->priority);
+    item->entry.origin = item->from.origin;
+    item->entry.tenant = item->from.tenant;
+}
+
+static void on_list(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
+{
+    size_t wanted = request->list->count_max > 0 ? request->list->count_max : LIST_DEFAULT;
+    size_t count = wanted < LIST_MAX ? wanted : LIST_MAX;
+    listing_t listing = {kv_allocate_array(count, sizeof *listing.items), 0};
+    kvist_store_list(store_of(context), count, list_context, &listing);
+    Kvist__Admin__Context **pointers = kv_allocate_array(count, sizeof(Kvist__Admin__Context *));
+    for (size_t i = 0; i < listing.count; i++) {
+        pointers[i] = &listing.items[i].entry;
+    }
+    Kvist__Admin__List list = KVIST__ADMIN__LIST__INIT;
+    list.n_contexts = listing.count;
+    list.contexts = pointers;
+    list.total = listing.count;
+    kv_admin_reply_list(call, &list);
+    free(listing.items);
+    free(pointers);
+}
+
+/* ---- flush ---- */
+
+static void flushed(void *context, kv_status_t status)
+{
+    kv_admin_call_t *call = context;
+    if (status == KV_OK) {
+        kv_admin_reply_done(call);
+    } else {
+        kv_admin_fail(call, status, "not everything could be made durable; see the node's log");
+    }
+}
+
+static void on_flush(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
+{
+    (void)request;
+    kvist_store_flush(store_of(context), flushed, call);
+}
+
+/* ---- one block ---- */
+
+/* The key that the text means; false: the call has been answered with why there is none. */
+static bool find_key(void *context, const char *text, kv_admin_call_t *call, kvist_key_t *key_out)
+{
+    kv_error_t error;
+    kv_status_t status = kvist_store_find(store_of(context), text, key_out, &error);
+    if (status != KV_OK) {
+        kv_admin_fail(call, status, error.text);
+    }
+    return status == KV_OK;
+}
+
+static void reply_object(kvist_store_t *store, const kvist_key_t *key, kv_admin_call_t *call)
+{
+    kvist_object_t from;
+    if (kvist_store_show(store, key, &from) != KV_OK) {
+        kv_admin_fail(call, KV_MISSING, "the block is no longer stored");
+        return;
+    }
+    char key_text[KEY_TEXT_BYTES], parent[KEY_TEXT_BYTES], name_space[KEY_TEXT_BYTES];
+    kv_hex_encode(from.key.bytes, KVIST_KEY_BYTES, key_text);
+    kv_hex_encode(from.parent.bytes, KVIST_KEY_BYTES, parent);
+    kv_hex_encode(from.name_space.bytes, KVIST_KEY_BYTES, name_space);
+    char *tiers[KVIST_TIER_COUNT];
+    Kvist__Admin__Object object = KVIST__ADMIN__OBJECT__INIT;
+    object.key = key_text;
+    object.parent = parent;
+    object.name_space = name_space;
+    object.position = from.position;
+    object.token_count = from.token_count;
+    object.children = from.children;
+    object.groups = from.groups;
+    object.tiers = tiers;
+    for (int tier = 0; tier < KVIST_TIER_COUNT; tier++) {
+        if (from.tiers[tier]) {
+            tiers[object.n_tiers++] = (char *)kvist_tier_name((kvist_tier_t)tier);
+        }
+    }
+    object.bytes = from.bytes;
+    object.segment = from.segment;
+    object.segment_offset = from.segment_offset;
+    object.stored_bytes = from.stored_bytes;
+    object.created_unix_ns = from.created_unix_ns;
+    object.used_unix_ns = from.used_unix_ns;
+    object.expires_unix_ns = from.expires_unix_ns;
+    object.pin_until_unix_ns = from.pin_until_unix_ns;
+    object.priority = (char *)priority_name(from.priority);
+    object.leases = from.leases;
+    object.origin = from.origin;
+    object.tenant = from.tenant;
+    object.arithmetic = from.arithmetic;
+    Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
+    reply.body_case = KVIST__ADMIN__REPLY__BODY_OBJECT;
+    reply.object = &object;
+    kv_admin_reply(call, &reply);
+}
+
+static void on_show(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
+{
+    kvist_key_t key;
+    if (find_key(context, request->show->key, call, &key)) {
+        reply_object(store_of(context), &key, call);
+    }
+}
+
+/* ---- drop ---- */
+
+static void dropped(void *context, kv_status_t status, uint64_t object_count)
+{
+    kv_admin_call_t *call = context;
+    if (status != KV_OK) {
+        kv_admin_fail(call, status,
+            "dropped from memory, but not durably: the disk refuses writes (see the node's log); a "
+            "restart may bring the blocks back: drop them again then");
+        return;
+    }
+    Kvist__Admin__Dropped body = KVIST__ADMIN__DROPPED__INIT;
+    body.object_count = object_count;
+    Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
+    reply.body_case = KVIST__ADMIN__REPLY__BODY_DROPPED;
+    reply.dropped = &body;
+    kv_admin_reply(call, &reply);
+}
+
+static void on_drop(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
+{
+    kvist_key_t key;
+    if (!find_key(context, request->drop->key, call, &key)) {
+        return;
+    }
+    kv_status_t status =
+        kvist_store_drop(store_of(context), &key, request->drop->erase, dropped, call);
+    if (status == KV_BUSY) {
+        kv_admin_fail(call, status,
+            "a request is using the block or one that goes on from it: erase it when that has "
+            "ended, or drop it without erasing");
+    } else if (status != KV_OK) {
+        kv_admin_fail(call, status, "the block is no longer stored");
+    }
+}
+
+/* ---- verify ---- */
+
+static void verify_progress(void *context, const kvist_verify_t *state)
+{
+    ((kv_core_t *)context)->verification.state = *state;
+}
+
+static void verify_done(void *context, kv_status_t status, const kvist_verify_t *state)
+{
+    kv_verification_t *verification = &((kv_core_t *)context)->verification;
+    verification->running = false;
+    verification->status = status;
+    verification->state = *state;
+    verification->ended_ns = kv_clock_now_ns();
+}
+
+static void reply_verification(const kv_verification_t *verification, kv_admin_call_t *call)
+{
+    const kvist_verify_t *state = &verification->state;
+    Kvist__Admin__Verification body = KVIST__ADMIN__VERIFICATION__INIT;
+    body.running = verification->running;
+    body.object_count = state->object_count;
+    body.object_total = state->object_total;
+    body.bytes = state->bytes;
+    body.bytes_total = state->bytes_total;
+    body.damaged_objects = state->damaged_objects;
+    body.failed_objects = state->failed_objects;
+    uint64_t until_ns = verification->running ? kv_clock_now_ns() : verification->ended_ns;
+    body.elapsed_ns = until_ns - verification->begun_ns;
+    Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
+    reply.body_case = KVIST__ADMIN__REPLY__BODY_VERIFICATION;
+    reply.verification = &body;
+    kv_admin_reply(call, &reply);
+}
+
+static void on_verify(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
+{
+    kv_core_t *core = context;
+    kv_verification_t *verification = &core->verification;
+    if (request->verify->start && !verification->running) {
+        kv_status_t status = kvist_store_verify(core->store, verify_progress, verify_done, core);
+        if (status != KV_OK) {
+            kv_admin_fail(call, status, "another verification is under way: ask again later");
+            return;
+        }
+        *verification = (kv_verification_t){.running = true, .begun_ns = kv_clock_now_ns()};
+    }
+    if (verification->begun_ns == 0) {
+        kv_admin_fail(call, KV_MISSING, "no verification was begun since the node started");
+        return;
+    }
+    reply_verification(verification, call);
+}
+
+kv_admin_handlers_t kv_store_admin_handlers(void)
+{
+    return (kv_admin_handlers_t){
+        .list = on_list,
+        .flush = on_flush,
+        .show = on_show,
+        .drop = on_drop,
+        .verify = on_verify,
+    };
+}

@@ -1,0 +1,74 @@
+#include "tools/kvist/stores.h"
+
+#include "tools/kvist/command.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static int fail_node(const kv_stores_t *stores, const char *node)
+{
+    char text[256], names[160] = "";
+    for (size_t i = 0; i + 1 < stores->cluster.member_count; i++) {
+        size_t used = strlen(names);
+        snprintf(names + used, sizeof names - used, "%s%s", i > 0 ? ", " : "",
+            stores->cluster.members[i].name);
+    }
+    snprintf(text, sizeof text, "no node that stores is named '%.60s'; there are %s", node, names);
+    return kv_command_fail(stores->command, text, NULL);
+}
+
+int kv_stores_open(
+    const char *command, const char *folder, const char *node, kv_stores_t *stores_out)
+{
+    kv_error_t error;
+    *stores_out = (kv_stores_t){.command = command};
+    if (kv_cluster_load(folder, &stores_out->cluster, &error) != KV_OK) {
+        return kv_command_fail(command, error.text, "kvist up");
+    }
+    /* The last member is the gateway, which stores nothing. */
+    for (size_t i = 0; i + 1 < stores_out->cluster.member_count; i++) {
+        const kv_member_t *member = &stores_out->cluster.members[i];
+        if (node == NULL || strcmp(member->name, node) == 0) {
+            stores_out->members[stores_out->count++] = member;
+        }
+    }
+    if (stores_out->count > 0) {
+        return KV_EXIT_DONE;
+    }
+    int code = fail_node(stores_out, node != NULL ? node : "");
+    kv_cluster_clear(&stores_out->cluster);
+    return code;
+}
+
+void kv_stores_close(kv_stores_t *stores)
+{
+    kv_cluster_clear(&stores->cluster);
+}
+
+void kv_stores_tally(const kv_stores_t *stores, const kv_member_t *member, kv_status_t status,
+    const char *text, kv_stores_tally_t *tally)
+{
+    bool alive = kv_child_alive(&member->child);
+    if (status == KV_OK) {
+        tally->done_count++;
+    } else if (status == KV_MISSING && alive) {
+        tally->missing_count++;
+    } else {
+        tally->failed_count++;
+        fprintf(stderr, "kvist %s: %s: %s\n", stores->command, member->name,
+            alive ? text : "the process has ended; 'kvist up' starts it again");
+    }
+}
+
+int kv_stores_answer(const kv_stores_t *stores, const char *key, const kv_stores_tally_t *tally)
+{
+    if (tally->failed_count > 0) {
+        return KV_EXIT_FAILED;
+    }
+    if (tally->done_count == 0) {
+        char text[160];
+        snprintf(text, sizeof text, "no stored block's key begins with %.80s", key);
+        return kv_command_fail(stores->command, text, "kvist ls shows the keys of what is stored");
+    }
+    return KV_EXIT_DONE;
+}
