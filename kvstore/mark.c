@@ -12,7 +12,8 @@
  *     crash between them leaves work for the next start, never an entry that points at a marker.
  *  3. A marker is written only while its record's generation is the segment's, and keeps the
  *     segment from being reclaimed meanwhile. A record to be erased keeps it from the start, since
- *     its bytes must be overwritten in this life.
+ *     its bytes must be overwritten in this life, and until the first try ended: what waits for the
+ *     segment must not wait for a place that cannot be written. So its note is written at once.
  *  4. Marks are carried out in the order in which they were queued, in batches of which one is
  *     under way. One that fails is queued again behind the others and counted. */
 #include "kvstore/store_internal.h"
@@ -31,6 +32,7 @@ enum { MARKS_MIN = 64, BATCH_MARKS_MAX = 32 };
 typedef struct {
     kv_note_entry_t note;
     uint64_t sync_number; /* of the index write that makes the note durable */
+    bool holds;           /* the segment, while it waits */
 } mark_t;
 
 typedef struct {
@@ -94,8 +96,10 @@ void kv_mark_queue(kvist_store_t *store, uint16_t segment_number, uint32_t offse
     mark_t mark = {
         .note = {segment->generation, offset_pages, length_pages, segment_number, erase},
         .sync_number = disk->syncs_begun + 1,
+        .holds = erase,
     };
     segment->in_use += erase;
+    disk->sync_index = disk->sync_index || erase;
     kv_note_entry_put(&disk->filling, &mark.note);
     push(marks_of(store), &mark);
 }
@@ -111,7 +115,7 @@ bool kv_mark_restore(kvist_store_t *store, const kv_note_entry_t *note)
         return false;
     }
     segments->items[note->segment].in_use += note->erase;
-    push(marks_of(store), &(mark_t){.note = *note});
+    push(marks_of(store), &(mark_t){.note = *note, .holds = note->erase});
     return true;
 }
 
@@ -134,7 +138,7 @@ static void end_step(step_t *step)
         strerror(step->errno_value), step->mark.note.segment,
         (uintmax_t)step->mark.note.offset_pages * KV_PAGE_BYTES);
     step->mark.sync_number = store->disk->syncs_begun + 1; /* tried again, not at once */
-    segment->in_use += step->mark.note.erase;
+    step->mark.holds = false;
     push(marks, &step->mark);
 }
 
@@ -233,7 +237,7 @@ static const mark_t *next(kvist_store_t *store)
         if (holds(segment) && segment->generation == mark->note.generation) {
             return mark;
         }
-        KV_CHECK(!mark->note.erase);
+        KV_CHECK(!mark->holds);
         marks->ended_total++;
         kv_note_entry_delete(&disk->filling, &mark->note);
         pop(marks);
@@ -260,7 +264,7 @@ static void add_step(kvist_store_t *store, const mark_t *mark, char *at)
     kv_record_write_marker(
         at, mark->note.generation, (uint64_t)mark->note.length_pages * KV_PAGE_BYTES);
     store->disk->segments.items[mark->note.segment].in_use +=
-        !mark->note.erase; /* else it is held already */
+        !mark->holds; /* else it is held already */
     pop(marks);
 }
 
@@ -297,8 +301,8 @@ static bool ready(const kv_disk_t *disk)
 void kv_mark_advance(kvist_store_t *store)
 {
     kv_disk_t *disk = store->disk;
-    while (ready(disk) && disk->marks->staging < 0 &&
-           disk->staging_free_count > KV_STAGING_FOR_READS) {
+    /* A buffer of the reads will do: those of the writes may wait for a place that a mark holds. */
+    while (ready(disk) && disk->marks->staging < 0 && disk->staging_free_count > 0) {
         start_batch(store);
     }
 }

@@ -470,6 +470,28 @@ static void nothing_dropped_comes_back_after_kill_9(void **state)
     }
 }
 
+/* What is to be erased keeps both segments of this disk, what is being written waits for one. */
+static void an_erase_does_not_wait_for_what_waits_for_it(void **state)
+{
+    (void)state;
+    bench_t bench;
+    bench_init(&bench, "erase-wait", 24);
+    bench_with_disk(&bench, 2);
+    bench.params.segment_bytes = 64 << 10; /* 7 records */
+    bench.params.disk_bytes = 2 * bench.params.segment_bytes;
+    bench_open(&bench);
+    request_context(&bench, 1, 14);
+    assert_int_equal(flush(&bench), KV_OK);
+    assert_int_equal(bench_stats(&bench).tiers[KVIST_TIER_DISK].object_count, 14);
+    request_context(&bench, 1, 18);
+    kvist_store_poll(bench.store); /* their writing begins */
+    outcome_t outcome = drop(&bench, 1, 0, true);
+    assert_int_equal(outcome.status, KV_OK);
+    assert_int_equal(outcome.match.block_count, 18);
+    check_accounts(&bench);
+    bench_end(&bench);
+}
+
 int main(int argument_count, char **arguments)
 {
     if (argument_count == 3 && strcmp(arguments[0], "victim") == 0) {
@@ -488,6 +510,7 @@ int main(int argument_count, char **arguments)
         cmocka_unit_test(a_rebuilt_index_knows_nothing_of_damaged_blocks),
         cmocka_unit_test(a_rebuild_goes_on_behind_a_damaged_header),
         cmocka_unit_test(nothing_dropped_comes_back_after_kill_9),
+        cmocka_unit_test(an_erase_does_not_wait_for_what_waits_for_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
