@@ -2,16 +2,16 @@
  *
  * A run is one operation: a chain of run_blocks objects, stored or loaded by one call between the
  * store and this process' memory; of one block it is a random object. Runs have numbers; a put
- * stores the next number, a get loads one of the last run_count (from disk: of those
- * before the newest, which may still lie in memory), each as often as the others, in an order that
- * jumps. Sources and destinations rotate over the whole of their regions, so that no
- * side of a copy lies in a processor's cache.
+ * stores the next number, a get loads one of the last run_count in an order that jumps: from disk
+ * one of those before the newest, which may still lie in memory, and none that has come up to
+ * memory since. Sources and destinations rotate over the whole of their regions, so that no side of
+ * a copy lies in a processor's cache.
  *
  * Owns: the store; its directory is left as it is.
  * Borrows: the two regions.
  * Threads: one.
- * Errors: KV_FATAL: a get brought other bytes than were put, or came from another tier than it
- * should: then its figure says nothing. */
+ * Errors: KV_FATAL: a get brought other bytes than were put; KV_MISSING: what was put is not there,
+ * or not in that tier: then the figure says nothing. */
 #ifndef KV_TOOLS_BENCH_SUBJECT_H
 #define KV_TOOLS_BENCH_SUBJECT_H
 
