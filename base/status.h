@@ -9,6 +9,10 @@
 #ifndef KV_BASE_STATUS_H
 #define KV_BASE_STATUS_H
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum {
     KV_OK = 0,
     KV_BUSY = 1,      /* a bound was reached; nothing changed: try again later */
@@ -48,5 +52,9 @@ kv_status_t kv_fail_errno(kv_error_t *error, int errno_value, const char *format
 /* The status that an errno value stands for: ENOENT is missing, EAGAIN busy, ENOSPC/ENOMEM/EMFILE
  * no space, ... */
 kv_status_t kv_status_from_errno(int errno_value);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -32,6 +32,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum {
     KVIST_KEY_BYTES = 32,
     KVIST_ARITHMETIC_BYTES_MAX = 47,
@@ -476,5 +480,9 @@ typedef struct {
 /* Calls visit for every stored context (leaf), newest use first, at most count_max times. */
 void kvist_store_list(const kvist_store_t *store, size_t count_max,
     void (*visit)(void *context, const kvist_context_t *entry), void *context);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

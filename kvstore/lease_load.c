@@ -100,11 +100,25 @@ static void end_promotion(block_t *block)
 
 /* ---- reads ---- */
 
+/* A key is believed when it is matched; equality is checked before the bytes are used. What lies
+ * beyond the query this lease stored itself. */
+static bool tokens_agree(const block_t *block, const kv_read_bytes_t *bytes)
+{
+    const kvist_lease_t *lease = block->load->transfer.lease;
+    uint32_t number = block->read.expected.position, count = bytes->layout->block_tokens;
+    return number >= lease->query_blocks ||
+           memcmp(bytes->tokens, lease->tokens + (size_t)number * count,
+               count * sizeof *bytes->tokens) == 0;
+}
+
 static kv_status_t move_to_pieces(kv_read_t *read, const kv_read_bytes_t *from)
 {
     const block_t *block = (const block_t *)read;
     const lease_load_t *load = block->load;
     kv_read_bytes_t moved = *from, *bytes = &moved;
+    if (!tokens_agree(block, from)) {
+        return KV_CORRUPT;
+    }
     if (block->host_slot != KV_SLOT_NONE && move_to_host(block, &moved) != KV_OK) {
         return KV_CORRUPT;
     }
@@ -187,7 +201,8 @@ static void plan(lease_load_t *load, size_t block_bytes)
     for (uint32_t i = 0; i < load->selection.block_count; i++) {
         uint32_t number = object_of(lease, load->selection.first_block + i, load->selection.group);
         if (number == KV_OBJECT_NONE) {
-            load->miss = load->selection.group == 0 ? KVIST_MISS_DAMAGED : KVIST_MISS_NEW;
+            bool held = load->selection.first_block + i < lease->held_count;
+            load->miss = load->selection.group == 0 && held ? KVIST_MISS_DAMAGED : KVIST_MISS_NEW;
             return;
         }
         block_t *block = &load->blocks[load->block_count++];

@@ -194,6 +194,14 @@ static void append(kvist_lease_t *lease, const kvist_key_t *key, uint32_t number
     kv_seal_append(lease, key, number);
 }
 
+/* Whether the object with the block's key has its tokens. */
+static bool is_same(const kv_put_t *put, uint32_t block, uint32_t number)
+{
+    const kvist_store_t *store = put->transfer.lease->store;
+    return put->asked.group > 0 ||
+           kv_match_tokens(store, kv_table_at(store->table, number), tokens_of(put, block));
+}
+
 static uint32_t install(kv_put_t *put, uint32_t block, uint32_t parent)
 {
     kvist_lease_t *lease = put->transfer.lease;
@@ -228,6 +236,9 @@ static bool publish(kv_put_t *put, uint32_t block)
         number = kv_match_live(store, &of->key);
         if (number == KV_OBJECT_NONE) {
             number = install(put, block, parent);
+        } else if (!is_same(put, block, number)) {
+            stop(put, KV_REFUSED);
+            return false;
         } else { /* stored by another sequence while the bytes were copied */
             kv_pool_give(&group_of(put)->host_pool, of->slot);
             kv_terms_renew(store, number, &lease->like);
@@ -301,8 +312,7 @@ static bool take_present(kv_put_t *put, block_t *block, uint32_t index)
     if (block->object == KV_OBJECT_NONE) {
         return false;
     }
-    if (put->asked.group == 0 &&
-        !kv_match_tokens(store, kv_table_at(store->table, block->object), tokens_of(put, index))) {
+    if (!is_same(put, index, block->object)) {
         stop(put, KV_REFUSED);
         return true;
     }

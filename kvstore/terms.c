@@ -104,6 +104,7 @@ void kv_terms_renew(kvist_store_t *store, uint32_t number, const kv_record_t *li
     }
     if (later || longer) {
         put_entry(store, number);
+        kv_terms_inherit(store, number);
     }
 }
 

@@ -21,7 +21,7 @@ uint32_t kv_terms_pin_s(uint64_t unix_ns);
 /* Rule 1, for the ancestors of a block whose terms are set. */
 void kv_terms_inherit(kvist_store_t *store, uint32_t object);
 
-/* Expiry and pin of `like`, where they are later than what holds. */
+/* Expiry and pin of `like`, where they are later than what holds; with rule 1. */
 void kv_terms_renew(kvist_store_t *store, uint32_t object, const kv_record_t *like);
 
 /* The object came to the disk with a record that says `written`: what differs goes to the index. */
