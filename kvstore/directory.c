@@ -226,6 +226,7 @@ static bool take_in(fill_t *fill, const kv_record_t *record, uint16_t segment, u
     object->used_s = (uint32_t)(record->used_unix_ns / KV_NS_PER_S);
     object->expires_s = record->expires_s;
     object->pin_until_s = record->pin_until_s;
+    kv_sweep_note(store, record->expires_s, record->pin_until_s);
     kv_object_enter_disk(store, number, segment, (uint32_t)(offset / KV_PAGE_BYTES),
         (uint16_t)(record->stored_bytes / KV_PAGE_BYTES));
     return true;

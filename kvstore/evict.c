@@ -3,7 +3,7 @@
  * The used lists are in that order by themselves: a lease holds a whole prefix and gives it back
  * leaf first, so that a parent is never older than its child. A copy that another tier has is
  * simply let go; the last copy is first brought down a tier, and where there is none below, the
- * object is dropped with whatever still descends from it. */
+ * object is dropped with whatever still descends from it, unless it is pinned. */
 #include "kvstore/store_internal.h"
 
 #include "base/check.h"
@@ -87,6 +87,7 @@ uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out)
     kv_pool_t *pool = &store->groups[group].host_pool;
     uint32_t slot = kv_pool_take(pool);
     uint32_t at = slot == KV_SLOT_NONE ? kv_pool_first(pool) : KV_SLOT_NONE;
+    uint32_t now_s = kv_store_now_s(store);
     *coming_out = false;
     for (uint32_t looked = 0; at != KV_SLOT_NONE && looked < LOOK_AT_MAX; looked++) {
         uint32_t number = pool->slots[at].object;
@@ -100,9 +101,11 @@ uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out)
         } else if (kv_persist_usable(store)) {
             kv_persist_queue(store, number);
             *coming_out = true;
-        } else {
+        } else if (object->pin_until_s <= now_s) {
             kv_object_drop(store, number);
             store->stats.tiers[KVIST_TIER_HOST].evicted_objects++;
+        } else {
+            kv_object_list(store, number); /* a promise: out of the way of the next search */
         }
         slot = kv_pool_take(pool);
         at = slot == KV_SLOT_NONE ? next : KV_SLOT_NONE;
@@ -110,7 +113,7 @@ uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out)
     return slot;
 }
 
-typedef enum { FREED, COMING, STUCK } outcome_t;
+typedef enum { FREED, COMING, STUCK, PINNED } outcome_t;
 
 /* One step for the object in a device slot that nobody holds. */
 static outcome_t evict_one(kvist_store_t *store, uint32_t number)
@@ -144,6 +147,9 @@ static outcome_t evict_one(kvist_store_t *store, uint32_t number)
         kv_persist_queue(store, number);
         return COMING;
     }
+    if (object->pin_until_s > kv_store_now_s(store)) {
+        return PINNED;
+    }
     kv_object_drop(store, number);
     store->stats.tiers[KVIST_TIER_DEVICE].evicted_objects++;
     return FREED;
@@ -157,7 +163,7 @@ bool kv_evict_device(kvist_store_t *store, uint32_t wanted)
     while (at != KV_SLOT_NONE && pool->free_count + coming < target) {
         uint32_t number = pool->slots[at].object, next = kv_pool_next(pool, at);
         outcome_t outcome = evict_one(store, number);
-        coming += outcome != FREED;
+        coming += outcome == COMING || outcome == STUCK;
         if (outcome == STUCK) {
             break;
         }

@@ -378,10 +378,12 @@ void kvist_lease_release(kvist_lease_t *lease);
 /* ---- what is kept, until when ---- */
 
 /* key: of a block; the call is about its whole chain, from the root to it. Of the terms, expiry and
- * pin are taken as they are (also earlier, also none); priority and tenant are not changed.
- * KV_MISSING: not stored; KV_INVALID: a pin beyond the expiry or in the past; KV_NO_SPACE: pins
- * would take more than nine tenths of the last tier (the disk; without one, host memory; without
- * that, device memory). Survives a restart once a later flush is done. */
+ * pin are taken as they are (also earlier, also none); priority and tenant are not changed. Blocks
+ * that other contexts share keep an expiry or a pin of their own that is later.
+ * KV_MISSING: not stored; KV_INVALID: a pin in the past, or beyond the expiry (of this block, or of
+ * one that goes on from it); KV_NO_SPACE: pins would take more than nine tenths of the last tier
+ * (the disk; without one, host memory; without that, device memory). Survives a restart once a
+ * later flush is done. */
 kv_status_t kvist_store_keep(
     kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms);
 
@@ -429,7 +431,7 @@ typedef struct {
     uint64_t leases, slots_free, slots_private;
     uint64_t unsaved_objects; /* sealed, not durable yet */
     uint64_t damaged_objects, failed_reads, failed_writes;
-    uint64_t pinned_bytes; /* of objects with a pin that has not passed */
+    uint64_t pinned_bytes; /* of objects with a pin; counted now and then: seconds old */
     bool disk_offline; /* repeated write failures: the disk tier takes nothing more until the node
                           restarts */
     const char *io;    /* "io_uring" or "threads"; "none" without a disk tier */

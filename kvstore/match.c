@@ -26,7 +26,7 @@ bool kv_match_tokens(const kvist_store_t *store, const kv_object_t *object, cons
 
 static bool expired(const kvist_store_t *store, const kv_object_t *object)
 {
-    return object->expires_s != 0 && object->expires_s <= kv_store_now_s(store);
+    return kv_object_expired(object, kv_store_now_s(store));
 }
 
 uint32_t kv_match_live(kvist_store_t *store, const kvist_key_t *key)

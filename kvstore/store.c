@@ -94,10 +94,11 @@ void kv_store_kick(kvist_store_t *store)
     (void)ignored; /* it can only fail by being readable already */
 }
 
-/* The timer wakes the poll that answers the next prepare whose deadline passed. */
+/* The timer wakes the poll that answers the next prepare whose deadline passed, or that sweeps. */
 static void set_timer(kvist_store_t *store)
 {
-    uint64_t deadline_ns = kv_lease_next_deadline(store);
+    uint64_t deadline_ns = kv_lease_next_deadline(store), sweep_ns = kv_sweep_due(store);
+    deadline_ns = deadline_ns < sweep_ns ? deadline_ns : sweep_ns;
     if (deadline_ns == UINT64_MAX || deadline_ns == store->timer_ns) {
         return;
     }
@@ -126,6 +127,7 @@ void kv_store_advance(kvist_store_t *store)
     }
     kv_drop_advance(store);
     kv_verify_advance(store);
+    kv_sweep_advance(store);
     set_timer(store);
 }
 

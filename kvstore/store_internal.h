@@ -7,6 +7,7 @@
  *   object.c   where an object is, who holds it  store.c    open, poll, close
  *   drop.c     objects that go for good          mark.c     records that are nobody's
  *   verify.c   reads everything                  show.c     one block
+ *   keep.c     terms by key, the sweep
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
@@ -112,6 +113,14 @@ typedef struct {
     kv_region_t host_region;
 } kv_store_group_t;
 
+/* Where the search for what has expired is: keep.c. */
+typedef struct {
+    uint64_t due_ns; /* of the next part; 0: no block has an expiry or a pin */
+    uint32_t next;   /* number of the object that it goes on with */
+    bool noted;      /* something was found, or set, since the pass began */
+    uint64_t pinned_bytes;
+} kv_sweep_t;
+
 struct kvist_store {
     uint32_t block_tokens, group_count;
     kv_store_group_t groups[KVIST_GROUPS_MAX];
@@ -141,6 +150,7 @@ struct kvist_store {
     kv_flush_t *first_flushed;               /* likewise */
     kv_drop_t *first_drop, *first_dropped;   /* under way; likewise */
     kv_verify_t *verify;                     /* NULL: none is under way */
+    kv_sweep_t sweep;
     uint32_t lease_count;
     kvist_lease_t *newest_announced;               /* leases that say what they store next */
     kv_transfer_t *first_transfer, *last_transfer; /* ended; callbacks to be run */
@@ -206,6 +216,11 @@ static inline bool kv_object_on_host(const kv_object_t *object)
 static inline bool kv_object_on_disk(const kv_object_t *object)
 {
     return object->segment != KV_SEGMENT_NONE;
+}
+
+static inline bool kv_object_expired(const kv_object_t *object, uint32_t now_s)
+{
+    return object->expires_s != 0 && object->expires_s <= now_s;
 }
 
 /* The fastest tier that has it; disk where none does yet. */
@@ -297,6 +312,13 @@ void kv_drop_run_callbacks(kvist_store_t *store);
 
 /* Overwrites a dead object's bytes in memory; kv_object_settle goes on when that is done. */
 void kv_drop_erase_memory(kvist_store_t *store, uint32_t number);
+
+/* ---- keep.c ---- */
+
+/* A block has got these times: the sweep has something to do. */
+void kv_sweep_note(kvist_store_t *store, uint32_t expires_s, uint32_t pin_until_s);
+void kv_sweep_advance(kvist_store_t *store);
+uint64_t kv_sweep_due(const kvist_store_t *store); /* monotonic; UINT64_MAX: never */
 
 /* ---- verify.c ---- */
 

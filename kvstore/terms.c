@@ -22,6 +22,7 @@ uint32_t kv_terms_pin_s(uint64_t unix_ns)
 static void put_entry(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
+    kv_sweep_note(store, object->expires_s, object->pin_until_s);
     if (!kv_object_on_disk(object)) {
         return; /* its record will say them */
     }
@@ -108,6 +109,16 @@ void kv_terms_renew(kvist_store_t *store, uint32_t number, const kv_record_t *li
     }
 }
 
+void kv_terms_set(kvist_store_t *store, uint32_t number, uint32_t expires_s, uint32_t pin_until_s)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    if (object->expires_s != expires_s || object->pin_until_s != pin_until_s) {
+        object->expires_s = expires_s;
+        object->pin_until_s = pin_until_s;
+        put_entry(store, number);
+    }
+}
+
 void kv_terms_restore(kvist_store_t *store, const kv_terms_entry_t *entry)
 {
     uint32_t number = kv_table_find(store->table, &entry->key);
@@ -119,5 +130,6 @@ void kv_terms_restore(kvist_store_t *store, const kv_terms_entry_t *entry)
     object->flags |= KV_OBJECT_RENEWED;
     object->expires_s = entry->expires_s;
     object->pin_until_s = entry->pin_until_s;
+    kv_sweep_note(store, entry->expires_s, entry->pin_until_s);
     set_priority(store, object, entry->priority);
 }

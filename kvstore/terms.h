@@ -24,6 +24,9 @@ void kv_terms_inherit(kvist_store_t *store, uint32_t object);
 /* Expiry and pin of `like`, where they are later than what holds; with rule 1. */
 void kv_terms_renew(kvist_store_t *store, uint32_t object, const kv_record_t *like);
 
+/* Just these, whatever held before. */
+void kv_terms_set(kvist_store_t *store, uint32_t object, uint32_t expires_s, uint32_t pin_until_s);
+
 /* The object came to the disk with a record that says `written`: what differs goes to the index. */
 void kv_terms_settle(kvist_store_t *store, uint32_t object, const kv_record_t *written);
 
