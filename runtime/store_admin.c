@@ -193,6 +193,70 @@ static void on_drop(void *context, const Kvist__Admin__Request *request, kv_admi
     }
 }
 
+/* ---- pin ---- */
+
+/* A pin that waits to be durable. */
+typedef struct {
+    kvist_store_t *store;
+    kvist_key_t key;
+    kv_admin_call_t *call;
+} pinning_t;
+
+static void pinned(void *context, kv_status_t status)
+{
+    pinning_t *pinning = context;
+    if (status == KV_OK || status == KV_MISSING) { /* missing: there is no disk to write it to */
+        reply_object(pinning->store, &pinning->key, pinning->call);
+    } else {
+        kv_admin_fail(pinning->call, status,
+            "in force now, but a restart forgets it: it could not be made durable (see the node's "
+            "log)");
+    }
+    free(pinning);
+}
+
+static void refuse_pin(
+    kv_status_t status, const kvist_object_t *object, uint64_t until_ns, kv_admin_call_t *call)
+{
+    if (status == KV_NO_SPACE) {
+        kv_admin_fail(call, status,
+            "pins would take more than nine tenths of the store: remove other pins (kvist ls shows "
+            "them) or raise the quota (kvist quota)");
+    } else if (object->expires_unix_ns != 0 && until_ns > object->expires_unix_ns) {
+        kv_admin_fail(call, status, "the block expires before that: pin it for a shorter time");
+    } else {
+        kv_admin_fail(call, status, "the time has passed already: name a later one");
+    }
+}
+
+static void on_pin(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
+{
+    kvist_store_t *store = store_of(context);
+    kvist_key_t key;
+    if (!find_key(context, request->pin->key, call, &key)) {
+        return;
+    }
+    kvist_object_t object;
+    kv_status_t status = kvist_store_show(store, &key, &object);
+    if (status != KV_OK) {
+        kv_admin_fail(call, status, "the block is no longer stored");
+        return;
+    }
+    kvist_terms_t terms = {
+        .priority = object.priority,
+        .expires_unix_ns = object.expires_unix_ns,
+        .pin_until_unix_ns = request->pin->until_unix_ns,
+    };
+    status = kvist_store_keep(store, &key, &terms);
+    if (status != KV_OK) {
+        refuse_pin(status, &object, terms.pin_until_unix_ns, call);
+        return;
+    }
+    pinning_t *pinning = kv_allocate(sizeof *pinning);
+    *pinning = (pinning_t){store, key, call};
+    kvist_store_flush(store, pinned, pinning);
+}
+
 /* ---- verify ---- */
 
 static void verify_progress(void *context, const kvist_verify_t *state)
@@ -254,6 +318,7 @@ kv_admin_handlers_t kv_store_admin_handlers(void)
         .flush = on_flush,
         .show = on_show,
         .drop = on_drop,
+        .pin = on_pin,
         .verify = on_verify,
     };
 }

@@ -1,6 +1,7 @@
 """The commands about what is stored: show, verify, drop, against running nodes."""
 import json
 import os
+import time
 
 from cluster import prose
 
@@ -66,7 +67,7 @@ def test_what_is_asked_wrongly_is_refused_with_a_remedy(cluster):
         refused(cluster, 1, "hexadecimal digits", command, "1234")
         refused(cluster, 1, "hexadecimal digits", command, "not-a-key!")
         refused(cluster, 1, "prefill-0", command, "0123456789", "--node", "nobody")
-    for command in ("show", "drop", "verify"):
+    for command in ("show", "pin", "drop", "verify"):
         run = cluster.kvist(command, "--help")
         assert run.returncode == 0 and run.stdout.startswith(f"usage: kvist {command}"), run.stdout
 
@@ -111,6 +112,39 @@ def test_drop_says_how_many_blocks_went(cluster):
     leaf = longest(cluster)
     run = cluster.kvist("drop", leaf["key"][:20], "--dir", cluster.folder, "--node", "prefill-0")
     assert run.returncode == 0 and run.stdout == "prefill-0: 1 block dropped for good\n", run.stdout
+
+
+def test_a_pin_is_kept_over_a_restart(cluster):
+    cluster.chat(QUESTION)
+    leaf = longest(cluster)["key"]
+    run = cluster.kvist("pin", leaf[:16], "--for", "2h", "--node", "prefill-0",
+                        "--dir", cluster.folder)
+    assert run.returncode == 0 and "pinned until" in run.stdout, run.stdout + run.stderr
+    until_ns = show(cluster, leaf)["pin_until_unix_ns"]
+    assert 7100 < until_ns / 1e9 - time.time() <= 7201, until_ns
+    root = ancestor(cluster, leaf, 0)
+    assert root["pin_until_unix_ns"] == until_ns, root
+    cluster.kill("prefill")
+    cluster.up()
+    assert show(cluster, leaf)["pin_until_unix_ns"] == until_ns
+    listing = cluster.kvist("ls", "--dir", cluster.folder)
+    assert "pinned 2 h" in listing.stdout or "pinned 120 min" in listing.stdout, listing.stdout
+    run = cluster.kvist("pin", leaf, "--until", "2035-01-01T00:00:00Z", "--node", "prefill-0",
+                        "--dir", cluster.folder)
+    assert run.returncode == 0, run.stderr
+    assert show(cluster, leaf)["pin_until_unix_ns"] == 2051222400 * 10**9
+    run = cluster.kvist("pin", leaf, "--remove", "--node", "prefill-0", "--dir", cluster.folder)
+    assert run.returncode == 0 and "no longer pinned" in run.stdout, run.stdout
+    assert show(cluster, leaf)["pin_until_unix_ns"] == 0
+
+
+def test_pins_are_refused_clearly(cluster):
+    leaf = longest(cluster)["key"]
+    refused(cluster, 2, "until when", "pin", leaf)
+    refused(cluster, 2, "until when", "pin", leaf, "--for", "1h", "--remove")
+    refused(cluster, 2, "no duration", "pin", leaf, "--for", "soon")
+    refused(cluster, 2, "no time", "pin", leaf, "--until", "tomorrow")
+    refused(cluster, 1, "has passed already", "pin", leaf, "--until", "2020-01-01")
 
 
 def test_verify_drops_what_is_damaged(cluster):

@@ -14,6 +14,7 @@ static const kv_command_t commands[] = {
     {"ls", "the contexts that are stored", kv_command_list},
     {"show", "one stored block: where it is, who made it, until when it is kept", kv_command_show},
     {"verify", "read everything that is stored, drop what is damaged", kv_command_verify},
+    {"pin", "promise to keep a context until a time", kv_command_pin},
     {"drop", "forget a block and all that goes on from it, for good", kv_command_drop},
     {"chat", "talk to the model; shows what came from the cache", kv_command_chat},
     {"tour", "what the cache is worth on this machine, measured", kv_command_tour},
