@@ -56,6 +56,7 @@ struct simulated_disk {
     naming_t *namings; /* in order */
     uint32_t inode_count, name_count, naming_count;
     uint64_t naming_last;
+    bool held;
     handle_t handles[HANDLES_MAX];
 };
 
@@ -519,7 +520,7 @@ static kv_ring_request_t *ring_reap(kv_ring_t *ring)
         return NULL;
     }
     uint32_t which = choose(&simulated->disk->random, 2 * simulated->count);
-    if (which >= simulated->count) {
+    if (which >= simulated->count || simulated->disk->held) {
         return NULL; /* not yet */
     }
     started_t started = simulated->started[which];
@@ -635,6 +636,11 @@ int simulated_disk_rename(simulated_disk_t *disk, const char *from, const char *
 void simulated_disk_watch(simulated_disk_t *disk, simulated_watch_t watch)
 {
     disk->watch = watch;
+}
+
+void simulated_disk_hold(simulated_disk_t *disk, bool held)
+{
+    disk->held = held;
 }
 
 /* ---- power loss ---- */

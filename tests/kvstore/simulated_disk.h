@@ -54,4 +54,7 @@ kv_files_t *simulated_disk_files(simulated_disk_t *disk);
 int simulated_disk_rename(simulated_disk_t *disk, const char *from, const char *to);
 void simulated_disk_watch(simulated_disk_t *disk, simulated_watch_t watch);
 
+/* While held, nothing ends that the ring has. */
+void simulated_disk_hold(simulated_disk_t *disk, bool held);
+
 #endif

@@ -1,7 +1,8 @@
 /* "Fail the Nth operation" over everything that the store asks of its files, its ring and its index
  * while it opens, reads, stores, flushes and closes: with each reason that passes, once and from
  * there on. It never crashes, hangs or gives wrong bytes; what was durable before, and what a flush
- * acknowledges in spite of it, is there when the reason has passed. */
+ * acknowledges in spite of it, is there when the reason has passed. Then a disk that takes its
+ * time, and one that is not as new as the index, or newer. */
 #include "harness.h"
 
 #include "base/log.h"
@@ -79,6 +80,16 @@ static void trial_end(trial_t *trial)
     bench_end(&trial->bench);
     simulated_disk_destroy(trial->disk);
     kv_index_memory_forget(&trial->index);
+}
+
+static kv_index_kept_t *copy_index(const kv_index_kept_t *index)
+{
+    uint32_t count = kv_index_memory_unsynced(index);
+    bool *keep = malloc(count + 1);
+    memset(keep, true, count + 1);
+    kv_index_kept_t *copy = kv_index_memory_after_loss(index, keep);
+    free(keep);
+    return copy;
 }
 
 /* Contexts 0 to OLD - 1, durable, and nothing else. */
@@ -184,7 +195,7 @@ static bool try_at(base_t base, uint32_t operation, uint32_t reason, bool lastin
     trial->disk =
         base == DISK_EMPTY ? simulated_disk_create(1) : simulated_disk_after_loss(filled, 1);
     if (base == DISK_FILLED) {
-        trial->index = kv_index_memory_after_loss(filled_index, NULL);
+        trial->index = copy_index(filled_index);
     }
     trial_init(trial, with_host);
     simulated_disk_watch(trial->disk, (simulated_watch_t){fail_disk, trial});
@@ -225,11 +236,122 @@ static int say_which(void **state)
     return 0;
 }
 
+/* ---- a slow disk ---- */
+
+static void turn_often(trial_t *trial)
+{
+    for (int i = 0; i < 100; i++) {
+        bench_turn(&trial->bench);
+    }
+}
+
+static void a_slow_disk_costs_time_and_nothing_else(void **state)
+{
+    (void)state;
+    trial_t trial = {.base = DISK_FILLED};
+    fill(&trial.disk, &trial.index);
+    trial_init(&trial, false);
+    bench_open(&trial.bench);
+    simulated_disk_hold(trial.disk, true);
+
+    uint32_t tokens[BLOCKS * BLOCK_TOKENS];
+    kvist_match_t match;
+    make_tokens(0, 0, tokens, BLOCKS * BLOCK_TOKENS);
+    kvist_lease_t *lease = match_tokens(&trial.bench, tokens, BLOCKS * BLOCK_TOKENS, &match);
+    assert_int_equal(match.block_count, BLOCKS);
+    outcome_t reading = {0}, flushed = {0};
+    assert_int_equal(
+        kvist_lease_prepare(lease, BLOCKS, UINT64_MAX, note_prepared, &reading), KV_OK);
+    turn_often(&trial);
+    assert_false(reading.ended);
+    /* Others go on meanwhile, in the slots that are left. */
+    assert_int_equal(request_context(&trial.bench, OLD, BLOCKS).block_count, 0);
+    assert_int_equal(request_context(&trial.bench, OLD, BLOCKS).block_count, BLOCKS);
+    kvist_store_flush(trial.bench.store, note_flushed, &flushed);
+    turn_often(&trial);
+    assert_false(flushed.ended);
+    kvist_lease_release(lease); /* does not want to wait; the slots come back with the answer */
+    turn_often(&trial);
+    simulated_disk_hold(trial.disk, false);
+    wait_for(&trial.bench, &reading);
+    assert_int_equal(reading.status, KV_CANCELLED);
+    wait_for(&trial.bench, &flushed);
+    assert_int_equal(flushed.status, KV_OK);
+    for (uint32_t context = 0; context <= OLD; context++) {
+        check_context(&trial, context, true);
+    }
+    kvist_stats_t stats = bench_stats(&trial.bench);
+    assert_int_equal(stats.damaged_objects + stats.failed_reads + stats.failed_writes, 0);
+    assert_int_equal(stats.slots_private, 0);
+    trial_end(&trial);
+}
+
+/* ---- index and disk of different times ---- */
+
+/* Contexts 0 to OLD - 1 of the past, OLD of the present. */
+static void open_mixed(trial_t *trial, bool index_of_the_past)
+{
+    *trial = (trial_t){.base = DISK_FILLED};
+    fill(&trial->disk, &trial->index);
+    simulated_disk_t *past = simulated_disk_after_loss(trial->disk, 1);
+    kv_index_kept_t *past_index = copy_index(trial->index);
+    trial_init(trial, false);
+    bench_open(&trial->bench);
+    request_context(&trial->bench, OLD, BLOCKS);
+    assert_int_equal(flush(&trial->bench), KV_OK);
+    bench_close(&trial->bench);
+    if (index_of_the_past) {
+        kv_index_memory_forget(&trial->index);
+        trial->index = past_index;
+        simulated_disk_destroy(past);
+    } else {
+        kv_index_memory_forget(&past_index);
+        simulated_disk_destroy(trial->disk);
+        trial->disk = past;
+        trial->bench.seams.files = simulated_disk_files(past);
+    }
+    bench_open(&trial->bench);
+}
+
+static void an_index_behind_the_data_catches_up(void **state)
+{
+    (void)state;
+    trial_t trial;
+    open_mixed(&trial, true);
+    for (uint32_t context = 0; context <= OLD; context++) {
+        check_context(&trial, context, true);
+    }
+    trial_end(&trial);
+}
+
+static void an_index_ahead_of_the_data_is_a_miss(void **state)
+{
+    (void)state;
+    trial_t trial;
+    open_mixed(&trial, false);
+    for (uint32_t context = 0; context < OLD; context++) {
+        check_context(&trial, context, true);
+    }
+    kvist_match_t match = request_context(&trial.bench, OLD, BLOCKS);
+    assert_int_equal(match.block_count, 0);
+    assert_true(match.miss == KVIST_MISS_NEW || match.miss == KVIST_MISS_DAMAGED);
+    assert_int_equal(flush(&trial.bench), KV_OK);
+    bench_close(&trial.bench);
+    bench_open(&trial.bench);
+    for (uint32_t context = 0; context <= OLD; context++) {
+        check_context(&trial, context, true);
+    }
+    trial_end(&trial);
+}
+
 int main(void)
 {
     prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0); /* thousands of small stores: none needs huge pages */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(any_operation_may_fail, say_which),
+        cmocka_unit_test(a_slow_disk_costs_time_and_nothing_else),
+        cmocka_unit_test(an_index_behind_the_data_catches_up),
+        cmocka_unit_test(an_index_ahead_of_the_data_is_a_miss),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
