@@ -79,8 +79,8 @@ static kvist_layout_t layout_of_engine(void)
     };
 }
 
-/* What must be equal before two blocks may be compared at all: the model (here a digest that we make
- * up; kvist_fingerprint_file makes one of a file), the layout, the tenant's salt. */
+/* What must be equal before two blocks may be compared at all: the model (here a digest that we
+ * make up; kvist_fingerprint_file makes one of a file), the layout, the tenant's salt. */
 static kvist_key_t name_space_of_engine(const kvist_layout_t *layout)
 {
     kvist_namespace_params_t params = {
@@ -206,8 +206,8 @@ static bool store_rest(kvist_store_t *store, kvist_lease_t *lease, engine_t *eng
     return outcome.status == KV_OK;
 }
 
-/* Loads all blocks into the engine's pages. What it gets is verified: a block is as it was stored, or
- * it is not there. */
+/* Loads all blocks into the engine's pages. What it gets is verified: a block is as it was stored,
+ * or it is not there. */
 static bool load_all(kvist_store_t *store, kvist_lease_t *lease, engine_t *engine)
 {
     kvist_piece_t pieces[BLOCKS];
@@ -222,8 +222,8 @@ static bool load_all(kvist_store_t *store, kvist_lease_t *lease, engine_t *engin
     return outcome.status == KV_OK && outcome.block_count == BLOCKS;
 }
 
-/* Loads one layer of all blocks, one after the other, as an engine does that computes with the first
- * layers while the next ones are on their way. */
+/* Loads one layer of all blocks, one after the other, as an engine does that computes with the
+ * first layers while the next ones are on their way. */
 static bool load_layer(
     kvist_store_t *store, kvist_lease_t *lease, uint32_t layer, uint8_t bytes_out[])
 {

@@ -6,5 +6,12 @@ trap 'rm -rf "$folder"' EXIT
 first=$("$1" "$folder/store")
 second=$("$1" "$folder/store")
 printf '%s\n--\n%s\n' "$first" "$second"
-case $first in *"found 0 of 64"*"stored 64 blocks: ok"*"found 64 of 64"*"loaded 64 blocks: ok"*"every byte"*) ;; *) exit 1 ;; esac
-case $second in *"stored 64"*) exit 1 ;; *"found 64 of 64"*"loaded 64 blocks: ok"*"every byte"*) ;; *) exit 1 ;; esac
+case $first in
+*"found 0 of 64"*"stored 64 blocks: ok"*"found 64 of 64"*"loaded 64 blocks: ok"*"every byte"*) ;;
+*) exit 1 ;;
+esac
+case $second in
+*"stored 64"*) exit 1 ;;
+*"found 64 of 64"*"loaded 64 blocks: ok"*"every byte"*) ;;
+*) exit 1 ;;
+esac

@@ -33,10 +33,12 @@ MAY_INCLUDE = {
     "decode": ENGINE_SIDE,
     "gateway": ["base", "proto", "transport", "engine", "kvstore", "node"],
     "tools": ["base", "proto", "kernels", "node", "engine", "kvstore"],
+    "docs": ["kvstore"],
 }
 # Where only some headers of a folder are public enough for the including folder.
 ONLY_HEADERS = {
     ("gateway", "kvstore"): ["kvstore/kvist.h"],
+    ("docs", "kvstore"): ["kvstore/kvist.h"],
     ("tools", "kernels"): ["kernels/device.h"],
     ("tools", "kvstore"): ["kvstore/kvist.h", "kvstore/unverified.h"],
 }
