@@ -62,10 +62,16 @@ int kv_command_drop(int argc, char **argv)
     if (code != KV_EXIT_DONE) {
         return code;
     }
+    char whole[KV_STORES_KEY_BYTES];
+    code = kv_stores_find(&stores, key, whole);
+    if (code != KV_EXIT_DONE) {
+        kv_stores_close(&stores);
+        return code;
+    }
     kv_stores_tally_t tally = {0};
     json_t *all = json ? json_array() : NULL;
     for (size_t i = 0; i < stores.count; i++) {
-        drop_at(&stores, stores.members[i], key, erase, all, &tally);
+        drop_at(&stores, stores.members[i], whole, erase, all, &tally);
     }
     if (json) {
         json_dumpf(all, stdout, JSON_INDENT(2));

@@ -1,5 +1,6 @@
 #include "tools/kvist/stores.h"
 
+#include "tools/kvist/admin.h"
 #include "tools/kvist/command.h"
 
 #include <stdio.h>
@@ -58,6 +59,32 @@ void kv_stores_tally(const kv_stores_t *stores, const kv_member_t *member, kv_st
         fprintf(stderr, "kvist %s: %s: %s\n", stores->command, member->name,
             alive ? text : "the process has ended; 'kvist up' starts it again");
     }
+}
+
+int kv_stores_find(kv_stores_t *stores, const char *key, char key_out[KV_STORES_KEY_BYTES])
+{
+    kv_stores_tally_t tally = {0};
+    size_t kept = 0;
+    key_out[0] = '\0';
+    for (size_t i = 0; i < stores->count; i++) {
+        Kvist__Admin__Reply *reply;
+        kv_error_t error;
+        kv_status_t status = kv_ask_show(stores->members[i]->admin, key, &reply, &error);
+        kv_stores_tally(stores, stores->members[i], status, error.text, &tally);
+        if (status != KV_OK) {
+            continue;
+        }
+        bool other = key_out[0] != '\0' && strcmp(key_out, reply->object->key) != 0;
+        snprintf(key_out, KV_STORES_KEY_BYTES, "%s", reply->object->key);
+        kvist__admin__reply__free_unpacked(reply, NULL);
+        if (other) {
+            return kv_command_fail(stores->command, "more than one key begins like this",
+                "give more of its digits: kvist ls shows them");
+        }
+        stores->members[kept++] = stores->members[i];
+    }
+    stores->count = kept;
+    return kv_stores_answer(stores, key, &tally);
 }
 
 int kv_stores_answer(const kv_stores_t *stores, const char *key, const kv_stores_tally_t *tally)

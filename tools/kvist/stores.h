@@ -7,6 +7,8 @@
 
 #include "tools/kvist/cluster.h"
 
+enum { KV_STORES_KEY_BYTES = 65 };
+
 /* Those that a command visits. */
 typedef struct {
     const char *command; /* for messages */
@@ -29,6 +31,11 @@ typedef struct {
 /* Counts one node's answer; a failure is said, but for KV_MISSING: the key is not stored there. */
 void kv_stores_tally(const kv_stores_t *stores, const kv_member_t *member, kv_status_t status,
     const char *text, kv_stores_tally_t *tally);
+
+/* Asks every store for the block whose key begins so, and leaves those that have it. key_out: the
+ * whole key. KV_EXIT_DONE, or the exit code: no node has it, one failed, or they have different
+ * ones; said on standard error. */
+int kv_stores_find(kv_stores_t *stores, const char *key, char key_out[KV_STORES_KEY_BYTES]);
 
 /* The exit code of a command about one key; says so where no node has it. */
 int kv_stores_answer(const kv_stores_t *stores, const char *key, const kv_stores_tally_t *tally);
