@@ -659,6 +659,76 @@ static void a_hit_is_what_all_groups_can_serve(void **state)
     free(snapshot.bytes);
 }
 
+static kvist_object_t shown(const bench_t *bench, const kvist_key_t *key)
+{
+    kvist_object_t object;
+    assert_int_equal(kvist_store_show(bench->store, key, &object), KV_OK);
+    return object;
+}
+
+/* Bytes, terms, verification and drop are those of a block's objects of all groups. */
+static void a_block_is_kept_and_dropped_in_all_groups(void **state)
+{
+    (void)state;
+    for (int erase = 0; erase < 2; erase++) {
+        bench_t bench;
+        bench_init(&bench, "group-drop", 4);
+        with_groups(&bench);
+        bench.params.host_bytes = 400 << 10;
+        bench_with_disk(&bench, 8);
+        bench_open(&bench);
+        context_t of[3];
+        kvist_match_t match;
+        for (uint32_t group = 0; group < 3; group++) {
+            make_context(&bench, 1, 16, group, &of[group]);
+        }
+        kvist_lease_t *lease = match_context(&bench, &of[0], 16, &match);
+        store_group(&bench, lease, &of[0], 0, 0, 12);
+        store_group(&bench, lease, &of[1], 1, 3, 3);
+        store_group(&bench, lease, &of[1], 1, 7, 5);
+        store_group(&bench, lease, &of[2], 2, 5, 1);
+        store_group(&bench, lease, &of[2], 2, 9, 1);
+        kvist_lease_release(lease);
+        assert_int_equal(flush(&bench), KV_OK);
+
+        kvist_object_t object = shown(&bench, &of[0].keys[9]);
+        assert_int_equal(object.groups, 7);
+        assert_int_equal(object.children, 1);
+        assert_int_equal(
+            object.bytes, of[0].object_bytes + of[1].object_bytes + of[2].object_bytes);
+        kvist_terms_t terms = {.pin_until_unix_ns = UINT64_C(4000000000) * KV_NS_PER_S};
+        assert_int_equal(kvist_store_keep(bench.store, &of[0].keys[11], &terms), KV_OK);
+        kvist_key_t state_key = kv_identity_group_key(&of[0].keys[9], 2);
+        const kv_object_t *state_object =
+            kv_table_at(bench.store->table, kv_table_find(bench.store->table, &state_key));
+        assert_int_equal(state_object->pin_until_s, 4000000000u);
+
+        outcome_t outcome = {0};
+        assert_int_equal(
+            kvist_store_drop(bench.store, &of[0].keys[6], erase != 0, note_dropped, &outcome),
+            KV_OK);
+        wait_for(&bench, &outcome);
+        assert_int_equal(outcome.status, KV_OK);
+        assert_int_equal(outcome.match.block_count, 6 + 5 + 1);
+        for (int lost = 0; lost < 2; lost++) {
+            assert_int_equal(kv_table_count(bench.store->table), 6 + 3 + 1);
+            assert_int_equal(hit_blocks(&bench, &of[0], 16), 6);
+            bench_close(&bench);
+            if (lost) {
+                char command[600];
+                snprintf(command, sizeof command, "rm -r '%s/index'", bench.folder);
+                assert_int_equal(system(command), 0);
+            }
+            bench_open(&bench);
+        }
+        assert_int_equal(kv_table_count(bench.store->table), 6 + 3 + 1);
+        bench_end(&bench);
+        for (uint32_t group = 0; group < 3; group++) {
+            free(of[group].bytes);
+        }
+    }
+}
+
 /* ---- terms ---- */
 
 static kvist_lease_t *match_under(
@@ -763,6 +833,7 @@ int main(void)
         cmocka_unit_test(a_load_that_fails_half_way_keeps_its_good_prefix),
         cmocka_unit_test(what_is_read_again_comes_up_to_host_memory),
         cmocka_unit_test(a_hit_is_what_all_groups_can_serve),
+        cmocka_unit_test(a_block_is_kept_and_dropped_in_all_groups),
         cmocka_unit_test(an_expired_block_is_a_miss_to_the_second),
         cmocka_unit_test(background_goes_first),
     };
