@@ -311,7 +311,9 @@ static int resize(simulated_disk_t *disk, int file, uint64_t bytes)
     }
     inode_t *inode = disk->handles[file].inode;
     ensure_capacity(inode, bytes);
-    memset(inode->now + bytes, 0, inode->capacity - bytes);
+    if (inode->capacity > bytes) {
+        memset(inode->now + bytes, 0, inode->capacity - bytes);
+    }
     inode->now_bytes = bytes;
     return 0;
 }
