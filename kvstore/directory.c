@@ -297,48 +297,64 @@ typedef struct {
     uint32_t *tokens;
 } scan_t;
 
-/* Whether the whole record that was read is what its header says. */
-static bool scan_whole(
-    const kvist_store_t *store, const scan_t *scan, size_t got, const kv_record_t *record)
+/* What stands at a place of a segment. */
+typedef enum { SCAN_NOTHING, SCAN_RECORD, SCAN_MARKER, SCAN_TORN } scan_kind_t;
+
+static int64_t scan_read(
+    const kvist_store_t *store, const scan_t *scan, uint64_t offset, uint64_t bytes)
 {
-    if (record->group >= store->group_count) {
-        return true; /* of another layout: its header was proved */
+    kv_files_t *files = store->disk->files;
+    uint64_t left = store->disk->segments.segment_bytes - offset;
+    return files->ops->read(files, scan->fd, scan->buffer, bytes < left ? bytes : left, offset);
+}
+
+/* Whether the whole record is what its header, which is in the buffer, says; a negative errno
+ * value: it cannot be read. */
+static int64_t scan_whole(
+    const kvist_store_t *store, const scan_t *scan, uint64_t offset, const kv_record_t *record)
+{
+    if (record->group >= store->group_count || record->stored_bytes > scan->buffer_bytes) {
+        return 1; /* of another layout: its header was proved */
     }
     const kv_layout_t *layout = &store->groups[record->group].layout;
-    const void *object;
     if (!kv_record_fits(layout, scan->buffer)) {
-        return true;
+        return 1;
     }
-    return record->stored_bytes <= got &&
+    const void *object;
+    int64_t got = scan_read(store, scan, offset, record->stored_bytes);
+    if (got < 0) {
+        return got;
+    }
+    return got == (int64_t)record->stored_bytes &&
            kv_record_verify(layout, record, scan->buffer, record->stored_bytes, scan->scratch,
                &object, scan->tokens) == KV_OK;
 }
 
-/* Reads the record at the offset and proves it, all of it if `whole`. Its length; 0: there is none,
- * or it was dropped: *marker_bytes_out is then its length; a negative errno value: it cannot be
- * read. */
-static int64_t scan_record(const kvist_store_t *store, const scan_t *scan, uint64_t offset,
-    uint64_t generation, bool whole, kv_record_t *record_out, uint64_t *marker_bytes_out)
+/* Reads what stands at the offset, all of it if `whole`. Its length; 0: nothing; a negative errno
+ * value: it cannot be read. */
+static int64_t scan_place(const kvist_store_t *store, const scan_t *scan, uint64_t offset,
+    uint64_t generation, bool whole, kv_record_t *record_out, scan_kind_t *kind_out)
 {
-    uint64_t left = store->disk->segments.segment_bytes - offset;
-    size_t wanted = whole ? scan->buffer_bytes : scan->header_bytes;
-    kv_files_t *files = store->disk->files;
-    int64_t got =
-        files->ops->read(files, scan->fd, scan->buffer, wanted < left ? wanted : left, offset);
-    *marker_bytes_out = 0;
+    uint64_t left = store->disk->segments.segment_bytes - offset, marker_bytes;
+    int64_t got = scan_read(store, scan, offset, scan->header_bytes);
+    *kind_out = SCAN_NOTHING;
     if (got < KV_PAGE_BYTES) {
         return got < 0 ? got : 0;
     }
-    uint64_t marker_bytes;
-    if (kv_record_read_marker(scan->buffer, generation, &marker_bytes) == KV_OK) {
-        *marker_bytes_out = marker_bytes <= left ? marker_bytes : 0;
-        return 0;
+    if (kv_record_read_marker(scan->buffer, generation, &marker_bytes) == KV_OK &&
+        marker_bytes <= left) {
+        *kind_out = SCAN_MARKER;
+        return (int64_t)marker_bytes;
     }
     if (kv_record_read(scan->buffer, (size_t)got, record_out) != KV_OK ||
-        record_out->generation != generation || record_out->stored_bytes > left ||
-        (whole && !scan_whole(store, scan, (size_t)got, record_out))) {
+        record_out->generation != generation || record_out->stored_bytes > left) {
         return 0;
     }
+    int64_t good = whole ? scan_whole(store, scan, offset, record_out) : 1;
+    if (good < 0) {
+        return good;
+    }
+    *kind_out = good > 0 ? SCAN_RECORD : SCAN_TORN;
     return (int64_t)record_out->stored_bytes;
 }
 
@@ -350,9 +366,29 @@ static void leave_unread(fill_t *fill, uint32_t number, int errno_value)
     fill->unread = true;
 }
 
-/* What the index does not know of the segment: to the first place without a record; in a rebuild to
- * the segment's end, so that a damaged header costs its own record alone. */
-static void scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool whole, bool rebuild)
+/* Takes in the record at a place, or marks what a crash left of one: it must not be taken for one
+ * later, when headers alone are read. */
+static void scan_take(
+    fill_t *fill, const kv_record_t *record, uint32_t number, uint64_t offset, scan_kind_t kind)
+{
+    kvist_store_t *store = fill->store;
+    if (kv_mark_pending(store, number, offset)) {
+        return;
+    }
+    if (kind == SCAN_TORN) {
+        kv_mark_queue(store, (uint16_t)number, (uint32_t)(offset / KV_PAGE_BYTES),
+            (uint32_t)(record->stored_bytes / KV_PAGE_BYTES), false);
+        return;
+    }
+    if (take_in(fill, record, (uint16_t)number, offset)) {
+        kv_entry_put(&store->disk->filling, &(kv_entry_t){*record, (uint16_t)number, offset});
+    }
+    fill->scanned++;
+}
+
+/* What the index does not know of the segment, to its end: a crash may have left records behind one
+ * that it lost, and a damaged header costs its own record alone. */
+static void scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool whole)
 {
     kvist_store_t *store = fill->store;
     kv_disk_t *disk = store->disk;
@@ -369,22 +405,14 @@ static void scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool whole
     int reason = 0;
     for (uint64_t offset = known_to; offset + KV_PAGE_BYTES <= disk->segments.segment_bytes;) {
         kv_record_t record;
-        uint64_t marker_bytes;
-        int64_t bytes =
-            scan_record(store, scan, offset, segment->generation, whole, &record, &marker_bytes);
+        scan_kind_t kind;
+        int64_t bytes = scan_place(store, scan, offset, segment->generation, whole, &record, &kind);
         reason = bytes < 0 ? (int)-bytes : reason;
-        if (bytes <= 0 && marker_bytes == 0 && !rebuild) {
-            break;
+        if (kind == SCAN_RECORD || kind == SCAN_TORN) {
+            scan_take(fill, &record, number, offset, kind);
         }
-        if (bytes > 0 && !kv_mark_pending(store, number, offset)) {
-            if (take_in(fill, &record, (uint16_t)number, offset)) {
-                kv_entry_put(&disk->filling, &(kv_entry_t){record, (uint16_t)number, offset});
-            }
-            fill->scanned++;
-        }
-        uint64_t length = bytes > 0 ? (uint64_t)bytes : marker_bytes;
-        offset += length > 0 ? length : KV_PAGE_BYTES;
-        known_to = length > 0 ? offset : known_to;
+        offset += bytes > 0 ? (uint64_t)bytes : KV_PAGE_BYTES;
+        known_to = bytes > 0 ? offset : known_to;
     }
     disk->files->ops->close(disk->files, scan->fd);
     segment->indexed_bytes = known_to;
@@ -432,19 +460,15 @@ static kv_status_t scan_segments(fill_t *fill, bool rebuild, kv_error_t *error)
         size_t bytes = kv_record_header_bytes(&store->groups[i].layout);
         scan.header_bytes = bytes > scan.header_bytes ? bytes : scan.header_bytes;
     }
-    uint32_t youngest = newest_segment(segments, UINT64_MAX);
-    if (rebuild) {
-        for (uint32_t i = 0; i < segments->count_max; i++) {
-            if (segments->items[i].state == KV_SEGMENT_FULL) {
-                scan_segment(fill, &scan, i, i == youngest, true);
-            }
+    uint32_t youngest = newest_segment(segments, UINT64_MAX), before = KV_SEGMENT_NONE;
+    if (youngest != KV_SEGMENT_NONE) {
+        before = newest_segment(segments, segments->items[youngest].generation);
+    }
+    for (uint32_t i = 0; i < segments->count_max; i++) {
+        bool last = i == youngest || i == before;
+        if (segments->items[i].state == KV_SEGMENT_FULL && (rebuild || last)) {
+            scan_segment(fill, &scan, i, last);
         }
-    } else if (youngest != KV_SEGMENT_NONE) {
-        uint32_t before = newest_segment(segments, segments->items[youngest].generation);
-        if (before != KV_SEGMENT_NONE) {
-            scan_segment(fill, &scan, before, true, false);
-        }
-        scan_segment(fill, &scan, youngest, true, false);
     }
     if (youngest != KV_SEGMENT_NONE && !fill->unread) {
         segments->items[youngest].state = KV_SEGMENT_OPEN;
