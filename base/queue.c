@@ -18,7 +18,7 @@ struct kv_queue {
     char *ring; /* capacity x element_bytes */
     size_t capacity, element_bytes;
     size_t head, count;
-    bool closed;
+    bool closed, signalled; /* signalled: the descriptor is readable */
     int event_fd;
 };
 
@@ -48,9 +48,14 @@ void kv_queue_destroy(kv_queue_t *queue)
     free(queue);
 }
 
-static void signal_fd(const kv_queue_t *queue)
+/* With the mutex held. */
+static void signal_fd(kv_queue_t *queue)
 {
     uint64_t one = 1;
+    if (queue->signalled) {
+        return;
+    }
+    queue->signalled = true;
     while (write(queue->event_fd, &one, sizeof one) < 0 && errno == EINTR) {
     }
 }
@@ -65,10 +70,8 @@ kv_status_t kv_queue_push(kv_queue_t *queue, const void *element)
     }
     size_t tail = (queue->head + queue->count) % queue->capacity;
     memcpy(queue->ring + tail * queue->element_bytes, element, queue->element_bytes);
-    bool was_empty = queue->count++ == 0;
-    if (was_empty) {
-        signal_fd(queue);
-    }
+    queue->count++;
+    signal_fd(queue);
     pthread_cond_signal(&queue->filled);
     pthread_mutex_unlock(&queue->mutex);
     return KV_OK;
@@ -83,11 +86,14 @@ static void take_first(kv_queue_t *queue, void *element_out)
 }
 
 /* With the mutex held and the ring empty: the next push signals again. */
-static void clear_fd(const kv_queue_t *queue)
+static void clear_fd(kv_queue_t *queue)
 {
     uint64_t value;
-    ssize_t got = read(queue->event_fd, &value, sizeof value);
-    (void)got; /* EAGAIN: nothing was signalled */
+    if (queue->signalled) {
+        ssize_t got = read(queue->event_fd, &value, sizeof value);
+        (void)got;
+        queue->signalled = false;
+    }
 }
 
 kv_status_t kv_queue_pop(kv_queue_t *queue, void *element_out)

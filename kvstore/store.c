@@ -15,7 +15,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-enum { WORKER_COUNT = 2, CLOSE_WAIT_MS = 100 };
+enum { WORKER_COUNT = 2, CLOSE_WAIT_MS = 100, POLL_ROUNDS_MAX = 4 };
 
 const char *kvist_tier_name(kvist_tier_t tier)
 {
@@ -87,11 +87,15 @@ static void end_tasks(kvist_store_t *store)
 
 /* ---- polling ---- */
 
+/* A poll under way looks for itself; else the descriptor becomes readable, once. */
 void kv_store_kick(kvist_store_t *store)
 {
-    uint64_t one = 1;
-    ssize_t ignored = write(store->kick_fd, &one, sizeof one);
-    (void)ignored; /* it can only fail by being readable already */
+    if (!store->kicked && !store->polling) {
+        uint64_t one = 1;
+        ssize_t ignored = write(store->kick_fd, &one, sizeof one);
+        (void)ignored; /* it can only fail by being readable already */
+    }
+    store->kicked = true;
 }
 
 /* The timer wakes the poll that answers the next prepare whose deadline passed, or that sweeps. */
@@ -100,7 +104,7 @@ static void set_timer(kvist_store_t *store)
     uint64_t deadline_ns = kv_lease_next_deadline(store), sweep_ns = kv_sweep_due(store);
     deadline_ns = deadline_ns < sweep_ns ? deadline_ns : sweep_ns;
     if (deadline_ns == UINT64_MAX || deadline_ns == store->timer_ns) {
-        return;
+        return; /* a timer that nobody needs any more wakes one poll for nothing */
     }
     uint64_t now_ns = store->clock->monotonic_ns(store->clock);
     uint64_t wait_ns = deadline_ns > now_ns ? deadline_ns - now_ns : 1;
@@ -108,6 +112,7 @@ static void set_timer(kvist_store_t *store)
                                    .tv_nsec = (long)(wait_ns % KV_NS_PER_S)}};
     timerfd_settime(store->timer_fd, 0, &timer, NULL);
     store->timer_ns = deadline_ns;
+    store->timer_fires_ns = kv_clock_now_ns() + wait_ns;
 }
 
 static void clear_descriptor(int fd)
@@ -141,11 +146,21 @@ static void run_flush_callbacks(kvist_store_t *store)
     }
 }
 
-void kvist_store_poll(kvist_store_t *store)
+/* What woke this poll is not readable any more. */
+static void take_wakes(kvist_store_t *store)
 {
-    clear_descriptor(store->kick_fd);
-    clear_descriptor(store->timer_fd);
-    store->timer_ns = 0;
+    if (store->kicked) {
+        clear_descriptor(store->kick_fd);
+    }
+    if (store->timer_ns != 0 && kv_clock_now_ns() >= store->timer_fires_ns) {
+        clear_descriptor(store->timer_fd);
+        store->timer_ns = 0;
+    }
+}
+
+static void poll_once(kvist_store_t *store)
+{
+    store->kicked = false;
     end_tasks(store);
     if (store->disk != NULL) {
         kv_ring_poll(store->disk->ring);
@@ -155,6 +170,21 @@ void kvist_store_poll(kvist_store_t *store)
     run_flush_callbacks(store);
     kv_drop_run_callbacks(store);
     kv_verify_run_callbacks(store);
+}
+
+void kvist_store_poll(kvist_store_t *store)
+{
+    take_wakes(store);
+    store->polling = true;
+    int rounds = 0;
+    do {
+        poll_once(store);
+    } while (store->kicked && ++rounds < POLL_ROUNDS_MAX);
+    store->polling = false;
+    if (store->kicked) { /* the rest is for the next poll */
+        store->kicked = false;
+        kv_store_kick(store);
+    }
     kv_figures_publish(store);
 }
 

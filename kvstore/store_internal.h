@@ -159,7 +159,9 @@ struct kvist_store {
 
     kv_disk_t *disk; /* NULL: none */
     int epoll_fd, timer_fd, kick_fd;
-    uint64_t timer_ns; /* what the timer is set to; 0: nothing */
+    bool polling, kicked;    /* kicked: the next poll, or round of a poll, has something to do */
+    uint64_t timer_ns;       /* what the timer is set to, by the store's clock; 0: nothing */
+    uint64_t timer_fires_ns; /* when that will be, by the machine's */
 
     kvist_stats_t stats;     /* counters; gauges are filled in when asked */
     kvist_stats_t published; /* what the metrics were told */
