@@ -415,6 +415,8 @@ static void scan_segment(fill_t *fill, scan_t *scan, uint32_t number, bool whole
         known_to = bytes > 0 ? offset : known_to;
     }
     disk->files->ops->close(disk->files, scan->fd);
+    uint64_t marked_to = kv_mark_end(store, number);
+    known_to = marked_to > known_to ? marked_to : known_to;
     segment->indexed_bytes = known_to;
     kv_persist_put_segment(store, number);
     if (reason != 0) {

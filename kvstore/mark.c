@@ -14,6 +14,8 @@
  *     segment from being reclaimed meanwhile. A record to be erased keeps it from the start, since
  *     its bytes must be overwritten in this life, and until the first try ended: what waits for the
  *     segment must not wait for a place that cannot be written. So its note is written at once.
+ *     Nothing is written to a place that waits for its marker: after a restart records go on behind
+ *     the last of them.
  *  4. Marks are carried out in the order in which they were queued, in batches of which one is
  *     under way. One that fails is queued again behind the others and counted. */
 #include "kvstore/store_internal.h"
@@ -340,6 +342,20 @@ bool kv_mark_pending(const kvist_store_t *store, uint32_t segment, uint64_t offs
         }
     }
     return false;
+}
+
+uint64_t kv_mark_end(const kvist_store_t *store, uint32_t segment)
+{
+    const kv_marks_t *marks = store->disk->marks;
+    uint64_t end = 0;
+    for (uint32_t i = 0; marks != NULL && i < marks->count; i++) {
+        const kv_note_entry_t *note = &marks->items[(marks->first + i) % marks->capacity].note;
+        uint64_t of_note = ((uint64_t)note->offset_pages + note->length_pages) * KV_PAGE_BYTES;
+        if (note->segment == segment && of_note > end) {
+            end = of_note;
+        }
+    }
+    return end;
 }
 
 void kv_mark_close(kvist_store_t *store)

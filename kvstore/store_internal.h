@@ -301,6 +301,9 @@ void kv_mark_queue(kvist_store_t *store, uint16_t segment, uint32_t offset_pages
 bool kv_mark_restore(kvist_store_t *store, const kv_note_entry_t *note);
 void kv_mark_advance(kvist_store_t *store);
 bool kv_mark_pending(const kvist_store_t *store, uint32_t segment, uint64_t offset);
+
+/* Behind the segment's last place that waits for its marker; 0: none does. */
+uint64_t kv_mark_end(const kvist_store_t *store, uint32_t segment);
 uint64_t kv_mark_last(const kvist_store_t *store); /* number of the one queued last; 0: none */
 bool kv_mark_ended(const kvist_store_t *store, uint64_t number); /* it and all before it */
 uint64_t kv_mark_failures(const kvist_store_t *store);

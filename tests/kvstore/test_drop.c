@@ -399,6 +399,51 @@ static void what_a_crash_left_behind_does_not_come_back(void **state)
     bench_end(&bench);
 }
 
+typedef struct {
+    bool records, markers; /* which writes fail; of records nothing reaches the disk */
+} failing_t;
+
+static int64_t fail_writes(void *context, bool after, kv_ring_request_t *request, int64_t result)
+{
+    const failing_t *failing = context;
+    bool fails = request->kind == KV_RING_WRITE &&
+                 (request->bytes == KV_PAGE_BYTES ? failing->markers : failing->records);
+    if (fails && !after) {
+        memset(request->buffer, 0, request->bytes);
+    }
+    return fails && after ? -EIO : result;
+}
+
+static void a_place_that_waits_for_its_marker_is_not_used_again(void **state)
+{
+    (void)state;
+    bench_t bench;
+    failing_t failing = {0};
+    bench_init(&bench, "waits", 8);
+    bench_with_disk(&bench, 8);
+    bench.seams.faults = (kv_ring_faults_t){fail_writes, &failing};
+    bench_open(&bench);
+    request_context(&bench, 1, 4);
+    assert_int_equal(flush(&bench), KV_OK);
+    failing = (failing_t){true, true};
+    request_context(&bench, 2, 4);
+    assert_int_not_equal(flush(&bench), KV_OK);
+    bench_close(&bench); /* the places that context 2 had are noted */
+    failing.records = false;
+    bench_open(&bench);
+    request_context(&bench, 3, 4);
+    assert_int_equal(flush(&bench), KV_OK);
+    bench_close(&bench);
+    failing.markers = false;
+    for (int life = 0; life < 2; life++) { /* the first one writes the markers */
+        bench_open(&bench);
+        assert_int_equal(request_context(&bench, 3, 4).block_count, 4);
+        assert_int_equal(request_context(&bench, 1, 4).block_count, 4);
+        bench_close(&bench);
+    }
+    bench_end(&bench);
+}
+
 static void a_rebuild_goes_on_behind_a_damaged_header(void **state)
 {
     (void)state;
@@ -556,6 +601,7 @@ int main(int argument_count, char **arguments)
         cmocka_unit_test(what_a_crash_left_unmarked_is_marked_later),
         cmocka_unit_test(a_rebuilt_index_knows_nothing_of_damaged_blocks),
         cmocka_unit_test(what_a_crash_left_behind_does_not_come_back),
+        cmocka_unit_test(a_place_that_waits_for_its_marker_is_not_used_again),
         cmocka_unit_test(a_rebuild_goes_on_behind_a_damaged_header),
         cmocka_unit_test(nothing_dropped_comes_back_after_kill_9),
         cmocka_unit_test(an_erase_does_not_wait_for_what_waits_for_it),
