@@ -1,6 +1,7 @@
 /* Dropping for good: a block and its descendants leave the table at once, memory and disk as soon
  * as nothing under way needs their bytes; the callback runs when no restart can bring them back.
  *
+ *   waiting --(the table knows all that is on disk)-->
  *   settling --(no write, move or erasure of theirs is under way)--> indexing
  *     --(their entries are gone from the index, durably)--> marking
  *     --(their records say that they are dropped, durably)--> callback
@@ -14,10 +15,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum { SETTLING, INDEXING, MARKING } stage_t;
+typedef enum { WAITING, SETTLING, INDEXING, MARKING } stage_t;
 
 struct kv_drop {
     stage_t stage;
+    kvist_key_t key; /* waiting: what it is about */
+    bool erase;
     uint32_t *unsettled; /* dead numbers, until nothing under way has to do with their bytes */
     uint32_t unsettled_count, unsettled_capacity;
     uint64_t object_count;
@@ -139,10 +142,36 @@ static void survey(kvist_store_t *store, kv_drop_t *drop, uint32_t root, bool er
     }
 }
 
+static void begin(kvist_store_t *store, kv_drop_t *drop)
+{
+    drop->stage = SETTLING;
+    uint32_t root = kv_table_find(store->table, &drop->key);
+    if (root == KV_OBJECT_NONE) {
+        return; /* it went while the drop waited */
+    }
+    survey(store, drop, root, drop->erase);
+    if (store->disk != NULL) {
+        drop->failures_before = kv_mark_failures(store);
+    }
+    kv_object_drop(store, root);
+}
+
+/* false: what descends from the block is not all known, or what is to be erased is held. */
+static bool has_begun(kvist_store_t *store, kv_drop_t *drop)
+{
+    if (drop->stage == WAITING && !kv_fill_busy(store)) {
+        uint32_t root = kv_table_find(store->table, &drop->key);
+        if (root == KV_OBJECT_NONE || !drop->erase || !any_held(store, root)) {
+            begin(store, drop);
+        }
+    }
+    return drop->stage != WAITING;
+}
+
 kv_status_t kvist_store_drop(
     kvist_store_t *store, const kvist_key_t *key, bool erase, kvist_dropped_t done, void *context)
 {
-    uint32_t root = kv_table_find(store->table, key);
+    uint32_t root = kv_fill_find(store, key);
     if (root == KV_OBJECT_NONE) {
         return KV_MISSING;
     }
@@ -150,12 +179,10 @@ kv_status_t kvist_store_drop(
         return KV_BUSY;
     }
     kv_drop_t *drop = kv_allocate(sizeof *drop);
-    *drop = (kv_drop_t){.stage = SETTLING, .done = done, .context = context};
-    survey(store, drop, root, erase);
-    if (store->disk != NULL) {
-        drop->failures_before = kv_mark_failures(store);
+    *drop = (kv_drop_t){.key = *key, .erase = erase, .done = done, .context = context};
+    if (!kv_fill_busy(store)) {
+        begin(store, drop);
     }
-    kv_object_drop(store, root);
     kv_drop_t **link = &store->first_drop;
     while (*link != NULL) {
         link = &(*link)->next;
@@ -220,7 +247,8 @@ void kv_drop_advance(kvist_store_t *store)
 {
     for (kv_drop_t **link = &store->first_drop; *link != NULL;) {
         kv_drop_t *drop = *link;
-        if (!settled(store, drop) || (store->disk != NULL && !on_disk_done(store, drop))) {
+        if (!has_begun(store, drop) || !settled(store, drop) ||
+            (store->disk != NULL && !on_disk_done(store, drop))) {
             link = &drop->next;
             continue;
         }

@@ -4,7 +4,6 @@
 
 enum {
     VERSION = 2,
-    KEY_NAME_BYTES = 1 + KVIST_KEY_BYTES,
     SEGMENT_NAME_BYTES = 3,
     SEGMENT_VALUE_BYTES = 16,
     NOTE_NAME_BYTES = 7,
@@ -42,11 +41,16 @@ static void key_name(char kind, const kvist_key_t *key, uint8_t *name_out)
     memcpy(name_out + 1, key->bytes, KVIST_KEY_BYTES);
 }
 
+void kv_entry_name(const kvist_key_t *key, uint8_t *name_out)
+{
+    key_name('o', key, name_out);
+}
+
 void kv_entry_put(kv_index_batch_t *batch, const kv_entry_t *entry)
 {
     const kv_record_t *record = &entry->record;
-    uint8_t name[KEY_NAME_BYTES], value[VALUE_BYTES] = {0};
-    key_name('o', &record->key, name);
+    uint8_t name[KV_ENTRY_NAME_BYTES], value[VALUE_BYTES] = {0};
+    kv_entry_name(&record->key, name);
     value[AT_VERSION] = VERSION;
     value[AT_CODEC] = (uint8_t)record->codec;
     kv_put_u16(value + AT_SEGMENT, entry->segment);
@@ -70,14 +74,25 @@ void kv_entry_put(kv_index_batch_t *batch, const kv_entry_t *entry)
 
 void kv_entry_delete(kv_index_batch_t *batch, const kvist_key_t *key)
 {
-    uint8_t name[KEY_NAME_BYTES];
-    key_name('o', key, name);
+    uint8_t name[KV_ENTRY_NAME_BYTES];
+    kv_entry_name(key, name);
     kv_index_batch_delete(batch, name, sizeof name);
 }
 
 bool kv_entry_is_object(const uint8_t *key, size_t key_bytes)
 {
-    return key_bytes == KEY_NAME_BYTES && key[0] == 'o';
+    return key_bytes == KV_ENTRY_NAME_BYTES && key[0] == 'o';
+}
+
+bool kv_entry_place(
+    const uint8_t *value, size_t value_bytes, uint16_t *segment_out, uint32_t *offset_pages_out)
+{
+    if (value_bytes < VALUE_BYTES_1) {
+        return false;
+    }
+    *segment_out = kv_get_u16(value + AT_SEGMENT);
+    *offset_pages_out = kv_get_u32(value + AT_OFFSET_PAGES);
+    return true;
 }
 
 kv_status_t kv_entry_read(
@@ -119,9 +134,14 @@ kv_status_t kv_entry_read(
     return KV_OK;
 }
 
+void kv_terms_entry_name(const kvist_key_t *key, uint8_t *name_out)
+{
+    key_name('t', key, name_out);
+}
+
 void kv_terms_entry_put(kv_index_batch_t *batch, const kv_terms_entry_t *entry)
 {
-    uint8_t name[KEY_NAME_BYTES], value[TERMS_VALUE_BYTES] = {0};
+    uint8_t name[KV_ENTRY_NAME_BYTES], value[TERMS_VALUE_BYTES] = {0};
     key_name('t', &entry->key, name);
     kv_put_u32(value, entry->expires_s);
     kv_put_u32(value + 4, entry->pin_until_s);
@@ -131,7 +151,7 @@ void kv_terms_entry_put(kv_index_batch_t *batch, const kv_terms_entry_t *entry)
 
 void kv_terms_entry_delete(kv_index_batch_t *batch, const kvist_key_t *key)
 {
-    uint8_t name[KEY_NAME_BYTES];
+    uint8_t name[KV_ENTRY_NAME_BYTES];
     key_name('t', key, name);
     kv_index_batch_delete(batch, name, sizeof name);
 }
@@ -139,7 +159,7 @@ void kv_terms_entry_delete(kv_index_batch_t *batch, const kvist_key_t *key)
 bool kv_terms_entry_read(const uint8_t *key, size_t key_bytes, const uint8_t *value,
     size_t value_bytes, kv_terms_entry_t *entry_out)
 {
-    if (key_bytes != KEY_NAME_BYTES || key[0] != 't' || value_bytes != TERMS_VALUE_BYTES ||
+    if (key_bytes != KV_ENTRY_NAME_BYTES || key[0] != 't' || value_bytes != TERMS_VALUE_BYTES ||
         value[8] >= KVIST_PRIORITY_COUNT) {
         return false;
     }
@@ -225,4 +245,21 @@ void kv_drop_entry_put(kv_index_batch_t *batch, uint64_t unix_ns)
 void kv_flush_entry_put(kv_index_batch_t *batch, uint64_t unix_ns)
 {
     put_time(batch, 'f', unix_ns);
+}
+
+static const uint8_t COMPLETE_NAME[] = {'m', 'c'};
+
+void kv_complete_entry_put(kv_index_batch_t *batch)
+{
+    kv_index_batch_put(batch, COMPLETE_NAME, sizeof COMPLETE_NAME, NULL, 0);
+}
+
+void kv_complete_entry_delete(kv_index_batch_t *batch)
+{
+    kv_index_batch_delete(batch, COMPLETE_NAME, sizeof COMPLETE_NAME);
+}
+
+bool kv_complete_entry_is(const uint8_t *key, size_t key_bytes)
+{
+    return key_bytes == sizeof COMPLETE_NAME && memcmp(key, COMPLETE_NAME, key_bytes) == 0;
 }

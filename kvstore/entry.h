@@ -6,6 +6,7 @@
  *   t, key      terms of an object that changed since its record was written
  *   m, f        when the last flush was
  *   m, d        when the last drop was
+ *   m, c        the index knows every record
  *
  * The byte layout is in docs/formats.md.
  * Threads: any; free of state. */
@@ -19,7 +20,11 @@ typedef struct {
     kv_record_t record;
     uint16_t segment;
     uint64_t offset; /* in the segment */
+    bool renewed;    /* the record's terms are those of an entry of their own */
 } kv_entry_t;
+
+enum { KV_ENTRY_NAME_BYTES = 1 + KVIST_KEY_BYTES };
+void kv_entry_name(const kvist_key_t *key, uint8_t *name_out); /* the object's key in the index */
 
 void kv_entry_put(kv_index_batch_t *batch, const kv_entry_t *entry);
 void kv_entry_delete(kv_index_batch_t *batch, const kvist_key_t *key);
@@ -31,6 +36,10 @@ bool kv_entry_is_object(const uint8_t *key, size_t key_bytes);
 kv_status_t kv_entry_read(
     const uint8_t *key, const uint8_t *value, size_t value_bytes, kv_entry_t *entry_out);
 
+/* The place alone; false: no entry. */
+bool kv_entry_place(
+    const uint8_t *value, size_t value_bytes, uint16_t *segment_out, uint32_t *offset_pages_out);
+
 typedef struct {
     kvist_key_t key;
     uint32_t expires_s, pin_until_s;
@@ -38,6 +47,7 @@ typedef struct {
 } kv_terms_entry_t;
 
 void kv_terms_entry_put(kv_index_batch_t *batch, const kv_terms_entry_t *entry);
+void kv_terms_entry_name(const kvist_key_t *key, uint8_t *name_out);
 void kv_terms_entry_delete(kv_index_batch_t *batch, const kvist_key_t *key);
 
 /* false: the key is not of terms, or the value is none. */
@@ -71,6 +81,11 @@ bool kv_note_entry_read(const uint8_t *key, size_t key_bytes, const uint8_t *val
     size_t value_bytes, kv_note_entry_t *entry_out);
 
 void kv_drop_entry_put(kv_index_batch_t *batch, uint64_t unix_ns);
+/* The mark of an index that knows every record. */
+void kv_complete_entry_put(kv_index_batch_t *batch);
+void kv_complete_entry_delete(kv_index_batch_t *batch);
+bool kv_complete_entry_is(const uint8_t *key, size_t key_bytes);
+
 void kv_flush_entry_put(kv_index_batch_t *batch, uint64_t unix_ns);
 
 #endif

@@ -29,6 +29,8 @@ void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out)
     stats_out->slots_private = store->device_pool.slot_count - store->device_pool.free_count -
                                store->device_pool.object_count;
     stats_out->io = store->disk != NULL ? kv_ring_name(store->disk->ring) : "none";
+    stats_out->index_loading = kv_fill_busy(store);
+    kv_fill_progress(store, &stats_out->index_loaded, &stats_out->index_total);
     if (store->disk != NULL) {
         stats_out->disk_offline = store->disk->offline;
         stats_out->tiers[KVIST_TIER_DISK].capacity_bytes =
@@ -65,6 +67,11 @@ static const figure_t STORE_FIGURES[] = {
     {GAUGE, "kvist_store_slots_free", "Free device slots.", STORE(slots_free)},
     {GAUGE, "kvist_store_slots_private", "Device slots being computed into.", STORE(slots_private)},
     {GAUGE, "kvist_store_unsaved_objects", "Objects that are not durable.", STORE(unsaved_objects)},
+    {GAUGE, "kvist_store_index_loaded_objects",
+        "Objects that are known: all of them once the index "
+        "has been read.",
+        STORE(index_loaded)},
+    {GAUGE, "kvist_store_index_objects", "About how many objects there are.", STORE(index_total)},
     {COUNTER, "kvist_store_damaged_objects_total", "Stored bytes that proved wrong.",
         STORE(damaged_objects)},
     {COUNTER, "kvist_store_failed_reads_total", "Reads that failed for now.", STORE(failed_reads)},

@@ -6,7 +6,7 @@
 
 #include <stdlib.h>
 
-enum { CHANGE_HEAD_BYTES = 4 };
+enum { CHANGE_HEAD_BYTES = 4, READ_AT_ONCE = 1024 };
 
 static void append(kv_index_batch_t *batch, bool is_put, const void *key, size_t key_bytes,
     const void *value, size_t value_bytes)
@@ -66,4 +66,16 @@ bool kv_index_batch_next(
     change_out->value = change_out->key + change_out->key_bytes;
     *cursor += CHANGE_HEAD_BYTES + change_out->key_bytes + change_out->value_bytes;
     return true;
+}
+
+kv_status_t kv_index_read_all(
+    kv_index_t *index, uint8_t first, kv_index_visit_t visit, void *context, kv_error_t *error)
+{
+    kv_index_cursor_t *cursor = index->ops->open_cursor(index, first);
+    kv_status_t status = KV_OK;
+    for (bool ended = false; status == KV_OK && !ended;) {
+        status = index->ops->read(index, cursor, READ_AT_ONCE, visit, context, &ended, error);
+    }
+    index->ops->close_cursor(index, cursor);
+    return status;
 }

@@ -1,4 +1,5 @@
-/* The durable index: small keys to small values, written in batches, read once at the start.
+/* The durable index: small keys to small values, written in batches; read as a whole once, after
+ * the start, and until that is done key by key.
  *
  * Two make it: RocksDB, and a table in memory for tests. A batch is applied whole or not at all; a
  * synced one is durable with all before it. Of those after the last synced one a power loss may
@@ -6,7 +7,7 @@
  *
  * Owns: its database.
  * Borrows: a batch during the call.
- * Threads: write from one thread (the index writer) at a time, iterate before it starts.
+ * Threads: one at a time writes, one at a time uses a cursor; any may get meanwhile.
  * Errors: KV_CORRUPT from open: the database is damaged, remove and rebuild it; KV_IO otherwise. */
 #ifndef KV_KVSTORE_INDEX_H
 #define KV_KVSTORE_INDEX_H
@@ -44,18 +45,35 @@ typedef void (*kv_index_visit_t)(
     void *context, const uint8_t *key, size_t key_bytes, const uint8_t *value, size_t value_bytes);
 
 typedef struct kv_index kv_index_t;
+typedef struct kv_index_cursor kv_index_cursor_t;
 typedef struct {
     /* sync: durable through a power loss when it returns. */
     kv_status_t (*write)(
         kv_index_t *index, const kv_index_batch_t *batch, bool sync, kv_error_t *error);
-    kv_status_t (*iterate)(
-        kv_index_t *index, kv_index_visit_t visit, void *context, kv_error_t *error);
+
+    /* A view of the keys that begin with this byte, as they are now: later writes do not show. */
+    kv_index_cursor_t *(*open_cursor)(kv_index_t *index, uint8_t first);
+    /* The next entries in the order of their keys, count_max at most. After an error there are no
+     * more. */
+    kv_status_t (*read)(kv_index_t *index, kv_index_cursor_t *cursor, size_t count_max,
+        kv_index_visit_t visit, void *context, bool *ended_out, kv_error_t *error);
+    void (*close_cursor)(kv_index_t *index, kv_index_cursor_t *cursor);
+
+    /* Those of `count` keys that are there. keys: [count][key_bytes]. */
+    kv_status_t (*get)(kv_index_t *index, const uint8_t *keys, size_t key_bytes, size_t count,
+        kv_index_visit_t visit, void *context, kv_error_t *error);
+
+    uint64_t (*estimate)(kv_index_t *index); /* how many entries, about */
     void (*close)(kv_index_t *index);
 } kv_index_ops_t;
 
 struct kv_index {
     const kv_index_ops_t *ops;
 };
+
+/* All entries whose keys begin with this byte. */
+kv_status_t kv_index_read_all(
+    kv_index_t *index, uint8_t first, kv_index_visit_t visit, void *context, kv_error_t *error);
 
 /* *made_out: the database was absent and is new. */
 kv_status_t kv_index_rocksdb_open(

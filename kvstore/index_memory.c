@@ -4,6 +4,7 @@
 
 #include "base/memory.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,6 +15,7 @@ typedef struct entry {
 } entry_t;
 
 struct kv_index_kept {
+    pthread_mutex_t mutex; /* guards what follows: a get may come while another thread writes */
     entry_t *first;
     kv_index_batch_t *unsynced;
     uint32_t unsynced_count;
@@ -24,6 +26,13 @@ typedef struct {
     kv_index_t index; /* first: the public object */
     kv_index_kept_t *kept;
 } memory_index_t;
+
+static kv_index_kept_t *make_kept(void)
+{
+    kv_index_kept_t *kept = kv_allocate(sizeof *kept);
+    pthread_mutex_init(&kept->mutex, NULL);
+    return kept;
+}
 
 static entry_t **find(kv_index_kept_t *kept, const kv_index_change_t *change)
 {
@@ -97,6 +106,7 @@ static kv_status_t memory_write(
     if (status != KV_OK) {
         return kv_fail(error, status, "the index was made to fail");
     }
+    pthread_mutex_lock(&kept->mutex);
     kept->unsynced =
         kv_reallocate(kept->unsynced, kept->unsynced_count + 1, sizeof *kept->unsynced);
     kept->unsynced[kept->unsynced_count++] = (kv_index_batch_t){
@@ -108,32 +118,137 @@ static kv_status_t memory_write(
     if (sync) {
         sync_batches(kept);
     }
+    pthread_mutex_unlock(&kept->mutex);
     return KV_OK;
 }
 
 static kv_index_kept_t *copy_durable(const kv_index_kept_t *kept)
 {
-    kv_index_kept_t *copy = kv_allocate(sizeof *copy);
+    kv_index_kept_t *copy = make_kept();
     for (const entry_t *entry = kept->first; entry != NULL; entry = entry->next) {
         put_entry(copy, entry->key, entry->key_bytes, entry->value, entry->value_bytes);
     }
     return copy;
 }
 
-static kv_status_t memory_iterate(
-    kv_index_t *index, kv_index_visit_t visit, void *context, kv_error_t *error)
+struct kv_index_cursor {
+    kv_index_kept_t *view; /* a copy */
+    entry_t *next;
+    uint8_t first;
+};
+
+static bool comes_before(const entry_t *left, const entry_t *right)
+{
+    size_t bytes = left->key_bytes < right->key_bytes ? left->key_bytes : right->key_bytes;
+    int order = memcmp(left->key, right->key, bytes);
+    return order != 0 ? order < 0 : left->key_bytes < right->key_bytes;
+}
+
+/* By insertion: tests keep few objects. */
+static void sort_entries(kv_index_kept_t *kept)
+{
+    entry_t *sorted = NULL;
+    while (kept->first != NULL) {
+        entry_t *entry = kept->first, **link = &sorted;
+        kept->first = entry->next;
+        while (*link != NULL && comes_before(*link, entry)) {
+            link = &(*link)->next;
+        }
+        entry->next = *link;
+        *link = entry;
+    }
+    kept->first = sorted;
+}
+
+static kv_index_cursor_t *memory_open_cursor(kv_index_t *index, uint8_t first)
+{
+    kv_index_kept_t *kept = ((memory_index_t *)index)->kept;
+    kv_index_cursor_t *cursor = kv_allocate(sizeof *cursor);
+    pthread_mutex_lock(&kept->mutex);
+    *cursor = (kv_index_cursor_t){.view = copy_durable(kept), .first = first};
+    for (uint32_t i = 0; i < kept->unsynced_count; i++) {
+        apply(cursor->view, &kept->unsynced[i]);
+    }
+    pthread_mutex_unlock(&kept->mutex);
+    sort_entries(cursor->view);
+    cursor->next = cursor->view->first;
+    return cursor;
+}
+
+static kv_status_t memory_read(kv_index_t *index, kv_index_cursor_t *cursor, size_t count_max,
+    kv_index_visit_t visit, void *context, bool *ended_out, kv_error_t *error)
+{
+    (void)index;
+    (void)error;
+    for (size_t count = 0; cursor->next != NULL && count < count_max;
+         cursor->next = cursor->next->next) {
+        const entry_t *entry = cursor->next;
+        if (entry->key[0] == cursor->first) {
+            visit(context, entry->key, entry->key_bytes, entry->value, entry->value_bytes);
+            count++;
+        }
+    }
+    *ended_out = cursor->next == NULL;
+    return KV_OK;
+}
+
+static void memory_close_cursor(kv_index_t *index, kv_index_cursor_t *cursor)
+{
+    (void)index;
+    kv_index_memory_forget(&cursor->view);
+    free(cursor);
+}
+
+/* The last batch that changed the key tells, then what is durable. */
+static const kv_index_change_t *look_up(
+    kv_index_kept_t *kept, kv_index_change_t *change, kv_index_change_t *found_out)
+{
+    const kv_index_change_t *found = NULL;
+    entry_t *entry = *find(kept, change);
+    if (entry != NULL) {
+        *found_out = (kv_index_change_t){
+            true, entry->key, entry->value, entry->key_bytes, entry->value_bytes};
+        found = found_out;
+    }
+    for (uint32_t i = 0; i < kept->unsynced_count; i++) {
+        kv_index_change_t later;
+        for (size_t cursor = 0; kv_index_batch_next(&kept->unsynced[i], &cursor, &later);) {
+            if (later.key_bytes == change->key_bytes &&
+                memcmp(later.key, change->key, later.key_bytes) == 0) {
+                *found_out = later;
+                found = later.is_put ? found_out : NULL;
+            }
+        }
+    }
+    return found;
+}
+
+static kv_status_t memory_get(kv_index_t *index, const uint8_t *keys, size_t key_bytes,
+    size_t count, kv_index_visit_t visit, void *context, kv_error_t *error)
 {
     (void)error;
-    const kv_index_kept_t *kept = ((memory_index_t *)index)->kept;
-    kv_index_kept_t *all = copy_durable(kept);
-    for (uint32_t i = 0; i < kept->unsynced_count; i++) {
-        apply(all, &kept->unsynced[i]);
+    kv_index_kept_t *kept = ((memory_index_t *)index)->kept;
+    pthread_mutex_lock(&kept->mutex);
+    for (size_t i = 0; i < count; i++) {
+        kv_index_change_t wanted = {.key = keys + i * key_bytes, .key_bytes = key_bytes}, found;
+        if (look_up(kept, &wanted, &found) != NULL) {
+            visit(context, wanted.key, key_bytes, found.value, found.value_bytes);
+        }
     }
-    for (entry_t *entry = all->first; entry != NULL; entry = entry->next) {
-        visit(context, entry->key, entry->key_bytes, entry->value, entry->value_bytes);
-    }
-    kv_index_memory_forget(&all);
+    pthread_mutex_unlock(&kept->mutex);
     return KV_OK;
+}
+
+static uint64_t memory_estimate(kv_index_t *index)
+{
+    kv_index_kept_t *kept = ((memory_index_t *)index)->kept;
+    uint64_t count = 0;
+    pthread_mutex_lock(&kept->mutex);
+    for (const entry_t *entry = kept->first; entry != NULL; entry = entry->next) {
+        count++;
+    }
+    pthread_mutex_unlock(&kept->mutex);
+    return count;
 }
 
 static void memory_close(kv_index_t *index)
@@ -141,13 +256,21 @@ static void memory_close(kv_index_t *index)
     free(index);
 }
 
-static const kv_index_ops_t MEMORY_OPS = {memory_write, memory_iterate, memory_close};
+static const kv_index_ops_t MEMORY_OPS = {
+    .write = memory_write,
+    .open_cursor = memory_open_cursor,
+    .read = memory_read,
+    .close_cursor = memory_close_cursor,
+    .get = memory_get,
+    .estimate = memory_estimate,
+    .close = memory_close,
+};
 
 kv_index_t *kv_index_memory_open(kv_index_kept_t **kept, bool *made_out)
 {
     *made_out = *kept == NULL;
     if (*made_out) {
-        *kept = kv_allocate(sizeof **kept);
+        *kept = make_kept();
     }
     memory_index_t *index = kv_allocate(sizeof *index);
     index->index.ops = &MEMORY_OPS;
@@ -184,6 +307,7 @@ void kv_index_memory_forget(kv_index_kept_t **kept)
             remove_entry(&(*kept)->first);
         }
         free((*kept)->unsynced);
+        pthread_mutex_destroy(&(*kept)->mutex);
         free(*kept);
         *kept = NULL;
     }

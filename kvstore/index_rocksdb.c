@@ -14,12 +14,13 @@
 #define WRITE_BUFFER_BYTES ((size_t)16 << 20)
 #define BLOCK_CACHE_BYTES ((size_t)8 << 20)
 #define READAHEAD_BYTES ((size_t)4 << 20)
-enum { OPEN_FILES_MAX = 128 };
+enum { OPEN_FILES_MAX = 128, GET_AT_ONCE = 32 };
 
 typedef struct {
     kv_index_t index; /* first: the public object */
     rocksdb_t *database;
     rocksdb_writeoptions_t *write_options;
+    rocksdb_readoptions_t *read_options;
     rocksdb_writebatch_t *batch;
 } rocksdb_index_t;
 
@@ -56,26 +57,110 @@ static kv_status_t rocksdb_index_write(
     return reason == NULL ? KV_OK : fail(error, reason, "write");
 }
 
-static kv_status_t rocksdb_index_iterate(
-    kv_index_t *base, kv_index_visit_t visit, void *context, kv_error_t *error)
+struct kv_index_cursor {
+    rocksdb_readoptions_t *options;
+    rocksdb_iterator_t *iterator;
+    uint8_t first;
+};
+
+static kv_index_cursor_t *rocksdb_index_open_cursor(kv_index_t *base, uint8_t first)
 {
     rocksdb_index_t *index = (rocksdb_index_t *)base;
-    rocksdb_readoptions_t *options = rocksdb_readoptions_create();
-    rocksdb_readoptions_set_readahead_size(options, READAHEAD_BYTES);
-    rocksdb_readoptions_set_fill_cache(options, 0);
-    rocksdb_iterator_t *iterator = rocksdb_create_iterator(index->database, options);
-    for (rocksdb_iter_seek_to_first(iterator); rocksdb_iter_valid(iterator);
-         rocksdb_iter_next(iterator)) {
+    kv_index_cursor_t *cursor = kv_allocate(sizeof *cursor);
+    cursor->first = first;
+    cursor->options = rocksdb_readoptions_create();
+    rocksdb_readoptions_set_readahead_size(cursor->options, READAHEAD_BYTES);
+    rocksdb_readoptions_set_fill_cache(cursor->options, 0);
+    cursor->iterator = rocksdb_create_iterator(index->database, cursor->options);
+    rocksdb_iter_seek(cursor->iterator, (const char *)&cursor->first, 1);
+    return cursor;
+}
+
+static kv_status_t rocksdb_index_read(kv_index_t *base, kv_index_cursor_t *cursor, size_t count_max,
+    kv_index_visit_t visit, void *context, bool *ended_out, kv_error_t *error)
+{
+    (void)base;
+    rocksdb_iterator_t *iterator = cursor->iterator;
+    *ended_out = false;
+    for (size_t count = 0; count < count_max; count++) {
         size_t key_bytes, value_bytes;
-        const char *key = rocksdb_iter_key(iterator, &key_bytes);
+        const char *key =
+            rocksdb_iter_valid(iterator) ? rocksdb_iter_key(iterator, &key_bytes) : NULL;
+        if (key == NULL || key_bytes == 0 || (uint8_t)key[0] != cursor->first) {
+            *ended_out = true;
+            break;
+        }
         const char *value = rocksdb_iter_value(iterator, &value_bytes);
         visit(context, (const uint8_t *)key, key_bytes, (const uint8_t *)value, value_bytes);
+        rocksdb_iter_next(iterator);
     }
     char *reason = NULL;
     rocksdb_iter_get_error(iterator, &reason);
-    rocksdb_iter_destroy(iterator);
-    rocksdb_readoptions_destroy(options);
     return reason == NULL ? KV_OK : fail(error, reason, "read");
+}
+
+static void rocksdb_index_close_cursor(kv_index_t *base, kv_index_cursor_t *cursor)
+{
+    (void)base;
+    rocksdb_iter_destroy(cursor->iterator);
+    rocksdb_readoptions_destroy(cursor->options);
+    free(cursor);
+}
+
+/* The first error, of which the others are then repetitions. */
+static char *first_of(char **reasons, size_t count)
+{
+    char *first = NULL;
+    for (size_t i = 0; i < count; i++) {
+        if (reasons[i] != NULL && first == NULL) {
+            first = reasons[i];
+        } else {
+            rocksdb_free(reasons[i]);
+        }
+    }
+    return first;
+}
+
+static kv_status_t get_some(rocksdb_index_t *index, const uint8_t *keys, size_t key_bytes,
+    size_t count, kv_index_visit_t visit, void *context, kv_error_t *error)
+{
+    const char *key_list[GET_AT_ONCE];
+    size_t key_sizes[GET_AT_ONCE], value_sizes[GET_AT_ONCE];
+    char *values[GET_AT_ONCE], *reasons[GET_AT_ONCE];
+    for (size_t i = 0; i < count; i++) {
+        key_list[i] = (const char *)keys + i * key_bytes;
+        key_sizes[i] = key_bytes;
+    }
+    rocksdb_multi_get(index->database, index->read_options, count, key_list, key_sizes, values,
+        value_sizes, reasons);
+    for (size_t i = 0; i < count; i++) {
+        if (reasons[i] == NULL && values[i] != NULL) {
+            visit(context, keys + i * key_bytes, key_bytes, (const uint8_t *)values[i],
+                value_sizes[i]);
+        }
+        rocksdb_free(reasons[i] == NULL ? values[i] : NULL);
+    }
+    char *reason = first_of(reasons, count);
+    return reason == NULL ? KV_OK : fail(error, reason, "read");
+}
+
+static kv_status_t rocksdb_index_get(kv_index_t *base, const uint8_t *keys, size_t key_bytes,
+    size_t count, kv_index_visit_t visit, void *context, kv_error_t *error)
+{
+    kv_status_t status = KV_OK;
+    for (size_t at = 0; status == KV_OK && at < count; at += GET_AT_ONCE) {
+        size_t some = count - at < GET_AT_ONCE ? count - at : GET_AT_ONCE;
+        status = get_some(
+            (rocksdb_index_t *)base, keys + at * key_bytes, key_bytes, some, visit, context, error);
+    }
+    return status;
+}
+
+static uint64_t rocksdb_index_estimate(kv_index_t *base)
+{
+    uint64_t count = 0;
+    rocksdb_property_int(((rocksdb_index_t *)base)->database, "rocksdb.estimate-num-keys", &count);
+    return count;
 }
 
 static void rocksdb_index_close(kv_index_t *base)
@@ -83,12 +168,20 @@ static void rocksdb_index_close(kv_index_t *base)
     rocksdb_index_t *index = (rocksdb_index_t *)base;
     rocksdb_writebatch_destroy(index->batch);
     rocksdb_writeoptions_destroy(index->write_options);
+    rocksdb_readoptions_destroy(index->read_options);
     rocksdb_close(index->database);
     free(index);
 }
 
 static const kv_index_ops_t ROCKSDB_OPS = {
-    rocksdb_index_write, rocksdb_index_iterate, rocksdb_index_close};
+    .write = rocksdb_index_write,
+    .open_cursor = rocksdb_index_open_cursor,
+    .read = rocksdb_index_read,
+    .close_cursor = rocksdb_index_close_cursor,
+    .get = rocksdb_index_get,
+    .estimate = rocksdb_index_estimate,
+    .close = rocksdb_index_close,
+};
 
 static rocksdb_options_t *make_options(void)
 {
@@ -127,6 +220,7 @@ kv_status_t kv_index_rocksdb_open(
     index->index.ops = &ROCKSDB_OPS;
     index->database = database;
     index->write_options = rocksdb_writeoptions_create();
+    index->read_options = rocksdb_readoptions_create();
     index->batch = rocksdb_writebatch_create();
     *index_out = &index->index;
     *made_out = !existed;

@@ -158,10 +158,13 @@ static bool times_are_good(
 kv_status_t kvist_store_keep(
     kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms)
 {
-    uint32_t number = kv_table_find(store->table, key), now_s = kv_store_now_s(store);
+    uint32_t number = kv_fill_find(store, key), now_s = kv_store_now_s(store);
     if (number == KV_OBJECT_NONE || kv_object_expired(kv_table_at(store->table, number), now_s) ||
         kv_object_family(store, kv_table_at(store->table, number))->group > 0) {
         return KV_MISSING;
+    }
+    if (kv_fill_busy(store)) {
+        return KV_BUSY; /* what it shares with other contexts is not all known */
     }
     times_t asked = {
         .expires_s = kv_terms_expiry_s(terms->expires_unix_ns),

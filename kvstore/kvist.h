@@ -181,8 +181,9 @@ typedef struct {
 
 typedef struct kvist_store kvist_store_t;
 
-/* Opens the directory and reads its index; everything durable is found. KV_BUSY: another process
- * has the directory. */
+/* Opens the directory. Everything durable is found from the first match on, while polls go on to
+ * read the index (kvist_stats_t.index_loading); where it must be made anew from the records,
+ * matches find what is read so far. KV_BUSY: another process has the directory. */
 kv_status_t kvist_store_open(
     const kvist_store_params_t *params, kvist_store_t **store_out, kv_error_t *error);
 
@@ -257,10 +258,11 @@ typedef struct {
 } kvist_match_t;
 
 /* The longest stored prefix that all groups can serve, held by a new lease (of zero blocks where
- * nothing is stored). Never blocks: nothing is read. Token ids are compared where they are at hand
- * (device, host), and again when a record is read. KV_INVALID: a query longer than
- * KVIST_CHAIN_BLOCKS_MAX blocks, or terms out of bounds (priority, a pin beyond the expiry, a
- * tenant's name too long). KV_BUSY: 65,534 leases are open. */
+ * nothing is stored). Never blocks and reads nothing, but in the first seconds after the start,
+ * while the index is still being read, when it looks up what is not known yet. Token ids are
+ * compared where they are at hand (device, host), and again when a record is read. KV_INVALID: a
+ * query longer than KVIST_CHAIN_BLOCKS_MAX blocks, or terms out of bounds (priority, a pin beyond
+ * the expiry, a tenant's name too long). KV_BUSY: 65,534 leases are open. */
 kv_status_t kvist_match(kvist_store_t *store, const kvist_query_t *query, kvist_lease_t **lease_out,
     kvist_match_t *match_out);
 
@@ -382,15 +384,16 @@ void kvist_lease_release(kvist_lease_t *lease);
  * that other contexts share keep an expiry or a pin of their own that is later.
  * KV_MISSING: not stored; KV_INVALID: a pin in the past, or beyond the expiry (of this block, or of
  * one that goes on from it); KV_NO_SPACE: pins would take more than nine tenths of the last tier
- * (the disk; without one, host memory; without that, device memory). Survives a restart once a
- * later flush is done. */
+ * (the disk; without one, host memory; without that, device memory); KV_BUSY: the index is still
+ * being read after the start. Survives a restart once a later flush is done. */
 kv_status_t kvist_store_keep(
     kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms);
 
 /* status KV_OK: gone from every tier, durably: no restart brings it back. */
 typedef void (*kvist_dropped_t)(void *context, kv_status_t status, uint64_t object_count);
 
-/* Drops a block and all its descendants, of all groups, pinned or not. Leases that hold some keep
+/* Drops a block and all its descendants, of all groups, pinned or not; while the index is still
+ * being read, as soon as that has ended. Leases that hold some keep
  * their bytes until released; nobody finds them any more. erase: their bytes are overwritten, in
  * memory and on disk, before the callback; KV_BUSY at once where a lease holds one. KV_MISSING: not
  * stored. */
@@ -432,9 +435,13 @@ typedef struct {
     uint64_t unsaved_objects; /* sealed, not durable yet */
     uint64_t damaged_objects, failed_reads, failed_writes;
     uint64_t pinned_bytes; /* of objects with a pin; counted now and then: seconds old */
-    bool disk_offline; /* repeated write failures: the disk tier takes nothing more until the node
+    uint64_t index_loaded, index_total; /* objects known, and about how many there are: equal once
+                                            all that is on disk is known */
+    bool index_loading; /* since the start; matches find everything that the index has, the list and
+                            the tiers' figures say what is known */
+    bool disk_offline;  /* repeated write failures: the disk tier takes nothing more until the node
                           restarts */
-    const char *io;    /* "io_uring" or "threads"; "none" without a disk tier */
+    const char *io;     /* "io_uring" or "threads"; "none" without a disk tier */
 } kvist_stats_t;
 
 void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out);
@@ -479,7 +486,8 @@ typedef struct {
     char origin[KVIST_ORIGIN_BYTES_MAX + 1], tenant[KVIST_TENANT_BYTES_MAX + 1];
 } kvist_context_t;
 
-/* Calls visit for every stored context (leaf), newest use first, at most count_max times. */
+/* Calls visit for every stored context (leaf), newest use first, at most count_max times. While the
+ * index is still being read (kvist_stats_t.index_loading) the list is not complete. */
 void kvist_store_list(const kvist_store_t *store, size_t count_max,
     void (*visit)(void *context, const kvist_context_t *entry), void *context);
 

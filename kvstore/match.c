@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCKS_AT_FIRST = 4, BLOCKS_AT_ONCE = 32 };
+enum { BLOCKS_AT_FIRST = 4, BLOCKS_AT_ONCE = KV_FILL_LOOK_UP_MAX };
 
 bool kv_match_tokens(const kvist_store_t *store, const kv_object_t *object, const uint32_t *tokens)
 {
@@ -31,7 +31,7 @@ static bool expired(const kvist_store_t *store, const kv_object_t *object)
 
 uint32_t kv_match_live(kvist_store_t *store, const kvist_key_t *key)
 {
-    uint32_t number = kv_table_find(store->table, key);
+    uint32_t number = kv_fill_find(store, key);
     if (number != KV_OBJECT_NONE && expired(store, kv_table_at(store->table, number))) {
         kv_object_drop(store, number);
         return KV_OBJECT_NONE;
@@ -49,11 +49,26 @@ typedef struct {
     bool scattered; /* the last ones did not lie side by side */
 } search_t;
 
+/* While the table fills: what of these blocks only the index knows yet, of every group. */
+static void look_up_blocks(kvist_store_t *store, const kvist_key_t *keys, uint32_t count)
+{
+    kvist_key_t group_keys[BLOCKS_AT_ONCE];
+    kv_fill_look_up(store, keys, count);
+    for (uint32_t group = 1; group < store->group_count; group++) {
+        for (uint32_t i = 0; i < count; i++) {
+            group_keys[i] = kv_identity_group_key(&keys[i], group);
+        }
+        kv_fill_look_up(store, group_keys, count);
+    }
+}
+
 /* Numbers of the first of these blocks that are stored, and how many those are. */
-static uint32_t find_blocks(
-    const kvist_store_t *store, search_t *search, uint32_t parent, uint32_t count)
+static uint32_t find_blocks(kvist_store_t *store, search_t *search, uint32_t parent, uint32_t count)
 {
     const kv_table_t *table = store->table;
+    if (kv_fill_busy(store)) {
+        look_up_blocks(store, search->keys, count);
+    }
     for (uint32_t i = 0; search->scattered && i < count; i++) {
         kv_table_approach(table, &search->keys[i]);
     }

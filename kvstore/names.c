@@ -76,3 +76,8 @@ int kv_names_number(kv_names_t *names, const void *name)
     names->last = *place - 1;
     return (int)names->last;
 }
+
+int kv_names_find(const kv_names_t *names, const void *name)
+{
+    return (int)*place_of(names, name) - 1;
+}

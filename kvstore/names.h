@@ -32,6 +32,7 @@ void kv_names_destroy(kv_names_t *names);
 
 /* The name's number, given now if it is new; KV_NAMES_FULL when count_max others are known. */
 int kv_names_number(kv_names_t *names, const void *name);
+int kv_names_find(const kv_names_t *names, const void *name); /* KV_NAMES_FULL: it is not there */
 const char *kv_names_at(const kv_names_t *names, uint32_t number);
 
 #endif

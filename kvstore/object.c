@@ -175,6 +175,7 @@ static void drop_leaf(kvist_store_t *store, uint32_t number)
     if (kv_object_on_host(object)) {
         kv_pool_unlist(&kv_object_group(store, object)->host_pool, object->host_slot);
     }
+    kv_fill_note_dropped(store, &object->key);
     kv_table_unlink(store->table, number);
     kv_object_settle(store, number);
 }

@@ -588,7 +588,7 @@ static void index_batch(kv_write_batch_t *batch)
         const item_t *item = &batch->items[i];
         if ((kv_table_at(store->table, item->object)->flags & KV_OBJECT_DEAD) == 0) {
             kv_entry_put(&disk->filling, &(kv_entry_t){item->record, (uint16_t)batch->segment,
-                                             batch->offset + item->offset});
+                                             batch->offset + item->offset, false});
         }
     }
     segment->indexed_bytes = batch->offset + batch->bytes;

@@ -180,6 +180,7 @@ void kvist_store_poll(kvist_store_t *store)
     do {
         poll_once(store);
     } while (store->kicked && ++rounds < POLL_ROUNDS_MAX);
+    kv_fill_advance(store); /* a portion for each poll */
     store->polling = false;
     if (store->kicked) { /* the rest is for the next poll */
         store->kicked = false;
@@ -355,7 +356,7 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
     kv_names_init(&store->tenants, KV_TENANT_BYTES, UINT16_MAX);
     kv_names_init(&store->families, sizeof(kv_family_t), UINT16_MAX);
     strncpy(store->origin, params->origin != NULL ? params->origin : "", KV_ORIGIN_BYTES - 1);
-    store->finished = kv_queue_create(KV_TASKS_MAX + 1, sizeof(kv_task_t *));
+    store->finished = kv_queue_create(KV_TASKS_MAX + 1 + KV_FILL_TASKS_MAX, sizeof(kv_task_t *));
     store->threadless = seams != NULL && seams->threadless;
     store->unverified = seams != NULL && seams->unverified;
     store->workers =
@@ -412,7 +413,7 @@ static bool idle(const kvist_store_t *store)
     return store->tasks_out == 0 && store->first_task == NULL && store->first_ready == NULL &&
            store->first_transfer == NULL && store->first_flushed == NULL &&
            store->first_drop == NULL && store->first_dropped == NULL && store->verify == NULL &&
-           (store->disk == NULL || kv_persist_idle(store));
+           !kv_fill_busy(store) && (store->disk == NULL || kv_persist_idle(store));
 }
 
 void kvist_store_close(kvist_store_t *store)
@@ -424,6 +425,9 @@ void kvist_store_close(kvist_store_t *store)
     kv_verify_cancel(store);
     kvist_store_flush(store, note_end, &flushed);
     while (!flushed || !idle(store)) {
+        if (store->first_drop == NULL) { /* a drop waits for all that descends from its block */
+            kv_fill_stop(store);
+        }
         struct epoll_event event;
         epoll_wait(store->epoll_fd, &event, 1, CLOSE_WAIT_MS);
         kvist_store_poll(store);

@@ -3,11 +3,11 @@
  *   lease.c    match, prepare, seal, release     persist.c  objects -> records on disk, flush
  *   load.c     host, disk -> device              reclaim.c  room on disk, whole segments
  *   read.c     out of any tier, verified         list.c     what is stored
- *   evict.c    device -> host -> disk            directory.c the directory: lock, index, scan
+ *   evict.c    device -> host -> disk            directory.c the directory: lock, index, tail
  *   object.c   where an object is, who holds it  store.c    open, poll, close
  *   drop.c     objects that go for good          mark.c     records that are nobody's
  *   verify.c   reads everything                  show.c     one block
- *   keep.c     terms by key, the sweep
+ *   keep.c     terms by key, the sweep           fill.c     what the disk holds -> table
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
@@ -38,6 +38,8 @@ enum {
     KV_STAGING_FOR_READS = 4,  /* of those, not to be taken by writes */
     KV_WRITE_FAILURES_MAX = 3, /* in a row, then the disk takes nothing more */
     KV_LEASES_MAX = UINT16_MAX - 1,
+    KV_FILL_TASKS_MAX = 8, /* of fill.c, not at the workers */
+    KV_FILL_LOOK_UP_MAX = 32,
 };
 
 /* Work for a worker thread; done() runs on the store's thread, inside a poll. */
@@ -57,6 +59,7 @@ typedef struct kv_write_batch kv_write_batch_t;
 typedef struct kv_marks kv_marks_t;
 typedef struct kv_drop kv_drop_t;
 typedef struct kv_verify kv_verify_t;
+typedef struct kv_fill kv_fill_t;
 
 typedef struct kv_flush kv_flush_t;
 struct kv_flush {
@@ -104,6 +107,7 @@ typedef struct {
     kv_flush_t *first_flush; /* in order */
     kv_marks_t *marks;       /* NULL: none were ever queued */
     bool spare_records;      /* no marks are queued */
+    kv_fill_t *fill;         /* NULL: the table knows all that is on disk */
 } kv_disk_t;
 
 /* What the store has for each layer group. */
@@ -175,6 +179,7 @@ typedef struct {
     kv_files_t *files;              /* NULL: the machine's */
     bool threadless;                /* jobs run where they are submitted: deterministic */
     bool unverified;                /* loads copy and prove nothing: kvstore/unverified.h */
+    uint32_t fill_at_once;          /* entries that one poll takes in while the table fills */
 } kv_store_seams_t;
 
 kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_store_seams_t *seams,
@@ -309,6 +314,31 @@ bool kv_mark_ended(const kvist_store_t *store, uint64_t number); /* it and all b
 uint64_t kv_mark_failures(const kvist_store_t *store);
 bool kv_mark_idle(const kvist_store_t *store);
 void kv_mark_close(kvist_store_t *store);
+
+/* ---- fill.c ---- */
+
+void kv_fill_advance(kvist_store_t *store);
+static inline bool kv_fill_busy(const kvist_store_t *store)
+{
+    return store->disk != NULL && store->disk->fill != NULL;
+}
+
+/* Takes in what the index has of these keys, KV_FILL_LOOK_UP_MAX at most, parents first. false:
+ * there is nothing to look up any more. */
+bool kv_fill_look_up(kvist_store_t *store, const kvist_key_t *keys, uint32_t count);
+
+/* As kv_table_find, also for what the table does not know yet. */
+uint32_t kv_fill_find(kvist_store_t *store, const kvist_key_t *key);
+
+/* The object with this key is dropped: nothing that is read later may bring it back. */
+void kv_fill_note_dropped(kvist_store_t *store, const kvist_key_t *key);
+
+/* Objects that the table knows, and about how many there are. */
+void kv_fill_progress(const kvist_store_t *store, uint64_t *loaded_out, uint64_t *total_out);
+
+/* Reads no more. true: nothing is under way. */
+bool kv_fill_stop(kvist_store_t *store);
+void kv_fill_close(kvist_store_t *store);
 
 /* ---- drop.c ---- */
 

@@ -53,7 +53,7 @@ typedef struct {
 
 struct kv_table {
     kv_region_t *chunks; /* of CHUNK_OBJECTS objects */
-    uint32_t chunk_count, bound, free_head, count;
+    uint32_t chunk_count, bound, free_head, count, absent_count;
     buckets_t index;
     buckets_t old; /* the index grows: homes of `old` from `moved` on are still there */
     uint32_t moved;
@@ -68,6 +68,19 @@ kv_object_t *kv_table_at(const kv_table_t *table, uint32_t number)
     return (kv_object_t *)table->chunks[number / CHUNK_OBJECTS].base + number % CHUNK_OBJECTS;
 }
 
+static bool map_chunk(kv_table_t *table)
+{
+    kv_region_t chunk;
+    kv_error_t error;
+    if (table->chunk_count == KV_OBJECT_NONE / CHUNK_OBJECTS ||
+        kv_region_map(CHUNK_OBJECTS * sizeof(kv_object_t), &chunk, &error) != KV_OK) {
+        return false;
+    }
+    table->chunks = kv_reallocate(table->chunks, table->chunk_count + 1, sizeof *table->chunks);
+    table->chunks[table->chunk_count++] = chunk;
+    return true;
+}
+
 static uint32_t take_number(kv_table_t *table)
 {
     if (table->free_head != KV_OBJECT_NONE) {
@@ -75,15 +88,8 @@ static uint32_t take_number(kv_table_t *table)
         table->free_head = kv_table_at(table, number)->segment_next;
         return number;
     }
-    if (table->bound == (uint64_t)table->chunk_count * CHUNK_OBJECTS) {
-        kv_region_t chunk;
-        kv_error_t error;
-        if (table->chunk_count == KV_OBJECT_NONE / CHUNK_OBJECTS ||
-            kv_region_map(CHUNK_OBJECTS * sizeof(kv_object_t), &chunk, &error) != KV_OK) {
-            return KV_OBJECT_NONE;
-        }
-        table->chunks = kv_reallocate(table->chunks, table->chunk_count + 1, sizeof *table->chunks);
-        table->chunks[table->chunk_count++] = chunk;
+    if (table->bound == (uint64_t)table->chunk_count * CHUNK_OBJECTS && !map_chunk(table)) {
+        return KV_OBJECT_NONE;
     }
     return table->bound++;
 }
@@ -91,9 +97,29 @@ static uint32_t take_number(kv_table_t *table)
 static void give_number(kv_table_t *table, uint32_t number)
 {
     kv_object_t *object = kv_table_at(table, number);
-    object->flags = 0;
+    object->flags = KV_OBJECT_FREE;
     object->segment_next = table->free_head;
     table->free_head = number;
+}
+
+uint32_t kv_table_set_apart(kv_table_t *table, uint32_t count)
+{
+    while ((uint64_t)table->bound + count > (uint64_t)table->chunk_count * CHUNK_OBJECTS) {
+        if (!map_chunk(table)) {
+            return KV_OBJECT_NONE;
+        }
+    }
+    table->bound += count;
+    return table->bound - count;
+}
+
+void kv_table_give_back(kv_table_t *table, uint32_t first, uint32_t count)
+{
+    for (uint32_t number = first + count; number-- > first;) {
+        if (kv_table_at(table, number)->flags == 0) { /* it was never taken */
+            give_number(table, number);
+        }
+    }
 }
 
 /* ---- buckets ---- */
@@ -277,7 +303,7 @@ void kv_table_reserve(kv_table_t *table, uint32_t object_count)
 static kv_status_t make_room(kv_table_t *table)
 {
     move_homes(table, HOMES_MOVED);
-    if (table->count < entries_max(&table->index)) {
+    if (table->count + (uint64_t)table->absent_count < entries_max(&table->index)) {
         return KV_OK;
     }
     return grow(table, table->index.count + table->index.count / 8);
@@ -311,7 +337,8 @@ uint32_t kv_table_find(const kv_table_t *table, const kvist_key_t *key)
 {
     uint32_t at;
     const uint32_t *number = find_in(table, side_of(table, key), key, &at);
-    return number != NULL ? *number : KV_OBJECT_NONE;
+    bool absent = number != NULL && (kv_table_at(table, *number)->flags & KV_OBJECT_ABSENT) != 0;
+    return number != NULL && !absent ? *number : KV_OBJECT_NONE;
 }
 
 static const bucket_t *home_bucket(const kv_table_t *table, const kvist_key_t *key)
@@ -360,13 +387,11 @@ void kv_table_approach_object(const kv_table_t *table, const kvist_key_t *key)
     }
 }
 
-uint32_t kv_table_insert(kv_table_t *table, const kvist_key_t *key, uint32_t parent)
+static kv_object_t *begin_object(
+    kv_table_t *table, uint32_t number, const kvist_key_t *key, unsigned flags)
 {
-    uint32_t number = make_room(table) == KV_OK ? take_number(table) : KV_OBJECT_NONE;
-    if (number == KV_OBJECT_NONE) {
-        return KV_OBJECT_NONE;
-    }
-    *kv_table_at(table, number) = (kv_object_t){
+    kv_object_t *object = kv_table_at(table, number);
+    *object = (kv_object_t){
         .key = *key,
         .parent = KV_OBJECT_NONE,
         .first_child = KV_OBJECT_NONE,
@@ -376,12 +401,68 @@ uint32_t kv_table_insert(kv_table_t *table, const kvist_key_t *key, uint32_t par
         .host_slot = UINT32_MAX,
         .segment_next = KV_OBJECT_NONE,
         .segment = KV_SEGMENT_NONE,
-        .flags = KV_OBJECT_USED,
+        .flags = flags & (KV_OBJECT_USED | KV_OBJECT_DEAD | KV_OBJECT_ABSENT),
     };
-    put_in(side_of(table, key), key, number);
+    return object;
+}
+
+/* What waits for the absent object becomes the new one's; its number is free again. */
+static void take_children(kv_table_t *table, uint32_t number, uint32_t absent)
+{
+    uint32_t first_child = kv_table_at(table, absent)->first_child;
+    kv_table_at(table, number)->first_child = first_child;
+    for (uint32_t child = first_child; child != KV_OBJECT_NONE;
+         child = kv_table_at(table, child)->next_sibling) {
+        kv_table_at(table, child)->parent = number;
+    }
+    give_number(table, absent);
+    table->absent_count--;
+}
+
+uint32_t kv_table_insert_at(kv_table_t *table, const kvist_key_t *key, uint32_t wanted)
+{
+    if (make_room(table) != KV_OK) {
+        return KV_OBJECT_NONE;
+    }
+    bool apart = wanted != KV_OBJECT_NONE && kv_table_at(table, wanted)->flags == 0;
+    uint32_t number = apart ? wanted : take_number(table), at;
+    if (number == KV_OBJECT_NONE) {
+        return KV_OBJECT_NONE;
+    }
+    buckets_t *buckets = side_of(table, key);
+    uint32_t *place = find_in(table, buckets, key, &at);
+    begin_object(table, number, key, KV_OBJECT_USED);
+    if (place != NULL) {
+        KV_CHECK((kv_table_at(table, *place)->flags & KV_OBJECT_ABSENT) != 0);
+        take_children(table, number, *place);
+        *place = number;
+    } else {
+        put_in(buckets, key, number);
+    }
     table->count++;
-    if (parent != KV_OBJECT_NONE) {
+    return number;
+}
+
+uint32_t kv_table_insert(kv_table_t *table, const kvist_key_t *key, uint32_t parent)
+{
+    uint32_t number = kv_table_insert_at(table, key, KV_OBJECT_NONE);
+    if (number != KV_OBJECT_NONE && parent != KV_OBJECT_NONE) {
         kv_table_adopt(table, parent, number);
+    }
+    return number;
+}
+
+uint32_t kv_table_expect(kv_table_t *table, const kvist_key_t *key)
+{
+    uint32_t at, *place = find_in(table, side_of(table, key), key, &at);
+    if (place != NULL) {
+        return *place;
+    }
+    uint32_t number = make_room(table) == KV_OK ? take_number(table) : KV_OBJECT_NONE;
+    if (number != KV_OBJECT_NONE) {
+        begin_object(table, number, key, KV_OBJECT_USED | KV_OBJECT_DEAD | KV_OBJECT_ABSENT);
+        put_in(side_of(table, key), key, number);
+        table->absent_count++;
     }
     return number;
 }
@@ -391,7 +472,8 @@ uint32_t kv_table_insert(kv_table_t *table, const kvist_key_t *key, uint32_t par
 void kv_table_adopt(kv_table_t *table, uint32_t parent, uint32_t child)
 {
     kv_object_t *object = kv_table_at(table, child), *above = kv_table_at(table, parent);
-    KV_CHECK(object->parent == KV_OBJECT_NONE && (above->flags & KV_OBJECT_DEAD) == 0);
+    KV_CHECK(object->parent == KV_OBJECT_NONE &&
+             (above->flags & (KV_OBJECT_DEAD | KV_OBJECT_ABSENT)) != KV_OBJECT_DEAD);
     object->parent = parent;
     object->next_sibling = above->first_child;
     if (above->first_child != KV_OBJECT_NONE) {
@@ -416,18 +498,33 @@ static void leave_parent(kv_table_t *table, kv_object_t *object)
     object->parent = KV_OBJECT_NONE;
 }
 
+static void leave_index(kv_table_t *table, uint32_t number)
+{
+    const kvist_key_t *key = &kv_table_at(table, number)->key;
+    buckets_t *buckets = side_of(table, key);
+    uint32_t at, *place = find_in(table, buckets, key, &at);
+    KV_CHECK(place != NULL && *place == number);
+    take_out(buckets, home(buckets, key), at, place);
+}
+
 void kv_table_unlink(kv_table_t *table, uint32_t number)
 {
     kv_object_t *object = kv_table_at(table, number);
     KV_CHECK((object->flags & KV_OBJECT_USED) != 0 && (object->flags & KV_OBJECT_DEAD) == 0);
     KV_CHECK(object->first_child == KV_OBJECT_NONE);
     leave_parent(table, object);
-    buckets_t *buckets = side_of(table, &object->key);
-    uint32_t at, *place = find_in(table, buckets, &object->key, &at);
-    KV_CHECK(place != NULL && *place == number);
-    take_out(buckets, home(buckets, &object->key), at, place);
+    leave_index(table, number);
     object->flags |= KV_OBJECT_DEAD;
     table->count--;
+}
+
+void kv_table_forget_absent(kv_table_t *table, uint32_t number)
+{
+    const kv_object_t *object = kv_table_at(table, number);
+    KV_CHECK((object->flags & KV_OBJECT_ABSENT) != 0 && object->first_child == KV_OBJECT_NONE);
+    leave_index(table, number);
+    give_number(table, number);
+    table->absent_count--;
 }
 
 void kv_table_free(kv_table_t *table, uint32_t number)

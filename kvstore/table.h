@@ -31,6 +31,8 @@ enum {
     KV_OBJECT_CHECKING = 64, /* its copy in host memory is being verified */
     KV_OBJECT_RENEWED = 128, /* the index has terms of it that its record does not */
     KV_OBJECT_READ = 256,    /* loaded from disk since the start */
+    KV_OBJECT_ABSENT = 512,  /* with dead: not known yet, but others descend from it */
+    KV_OBJECT_FREE = 1024,   /* alone: in the list of free numbers */
 };
 
 typedef struct {
@@ -76,6 +78,21 @@ void kv_table_reserve(kv_table_t *table, uint32_t object_count);
 uint32_t kv_table_insert(kv_table_t *table, const kvist_key_t *key, uint32_t parent);
 void kv_table_adopt(kv_table_t *table, uint32_t parent, uint32_t child);
 
+/* While a table fills, a child may come before its parent. The object with this key, or where there
+ * is none an *absent* one, which only keeps its children together: no search finds it; an insert of
+ * its key makes it an object. KV_OBJECT_NONE: as for insert. */
+uint32_t kv_table_expect(kv_table_t *table, const kvist_key_t *key);
+void kv_table_forget_absent(kv_table_t *table, uint32_t number); /* without children */
+
+/* Numbers in a row for objects that will be inserted by number, so that those of a chain can lie
+ * side by side whatever order they come in; the first, or KV_OBJECT_NONE. What is not used is given
+ * back. */
+uint32_t kv_table_set_apart(kv_table_t *table, uint32_t count);
+void kv_table_give_back(kv_table_t *table, uint32_t first, uint32_t count);
+
+/* As insert, without a parent yet; under the wanted number, where that is set apart and free. */
+uint32_t kv_table_insert_at(kv_table_t *table, const kvist_key_t *key, uint32_t wanted);
+
 /* Out of the index and from its parent; it must have no children. The number stays taken. */
 void kv_table_unlink(kv_table_t *table, uint32_t number);
 void kv_table_free(kv_table_t *table, uint32_t number);
@@ -85,7 +102,7 @@ kv_object_t *kv_table_at(const kv_table_t *table, uint32_t number);
 
 /* Numbers are below this bound; those whose flags lack KV_OBJECT_USED are free. */
 uint32_t kv_table_bound(const kv_table_t *table);
-uint32_t kv_table_count(const kv_table_t *table); /* linked objects */
+uint32_t kv_table_count(const kv_table_t *table); /* objects that are not dead */
 
 /* Bytes of memory that the table takes now. */
 size_t kv_table_memory_bytes(const kv_table_t *table);

@@ -118,18 +118,3 @@ void kv_terms_set(kvist_store_t *store, uint32_t number, uint32_t expires_s, uin
         put_entry(store, number);
     }
 }
-
-void kv_terms_restore(kvist_store_t *store, const kv_terms_entry_t *entry)
-{
-    uint32_t number = kv_table_find(store->table, &entry->key);
-    if (number == KV_OBJECT_NONE) {
-        kv_terms_entry_delete(&store->disk->filling, &entry->key);
-        return;
-    }
-    kv_object_t *object = kv_table_at(store->table, number);
-    object->flags |= KV_OBJECT_RENEWED;
-    object->expires_s = entry->expires_s;
-    object->pin_until_s = entry->pin_until_s;
-    kv_sweep_note(store, entry->expires_s, entry->pin_until_s);
-    set_priority(store, object, entry->priority);
-}

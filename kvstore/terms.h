@@ -30,7 +30,4 @@ void kv_terms_set(kvist_store_t *store, uint32_t object, uint32_t expires_s, uin
 /* The object came to the disk with a record that says `written`: what differs goes to the index. */
 void kv_terms_settle(kvist_store_t *store, uint32_t object, const kv_record_t *written);
 
-/* At the start, after the object's own entry: what holds since its record was written. */
-void kv_terms_restore(kvist_store_t *store, const kv_terms_entry_t *entry);
-
 #endif

@@ -283,8 +283,8 @@ void kv_verify_advance(kvist_store_t *store)
     if (verify == NULL || verify->under_way > 0 || verify->over) {
         return;
     }
-    if (!verify->cancelled && reads_wait(store->disk)) {
-        return; /* the end of those reads comes here again */
+    if (!verify->cancelled && (reads_wait(store->disk) || kv_fill_busy(store))) {
+        return; /* the end of those comes here again */
     }
     verify->over = verify->cancelled || (!start_host(verify) && !start_disk(verify));
     if (verify->over) {

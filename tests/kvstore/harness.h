@@ -101,7 +101,8 @@ static inline void bench_with_disk(bench_t *bench, uint32_t segments)
     bench->params.disk_bytes = segments * bench->params.segment_bytes;
 }
 
-static inline void bench_open(bench_t *bench)
+/* The table fills while the store is polled. */
+static inline void bench_open_filling(bench_t *bench)
 {
     kv_error_t error = {0};
     kv_status_t status = kv_store_open_with(&bench->params, &bench->seams, &bench->store, &error);
@@ -109,6 +110,31 @@ static inline void bench_open(bench_t *bench)
         print_message("open: %s\n", error.text);
     }
     assert_int_equal(status, KV_OK);
+}
+
+/* One round: waits for the store's descriptor (without threads everything is in the store's own
+ * hands), polls. */
+static inline void bench_turn(bench_t *bench)
+{
+    if (!bench->seams.threadless) {
+        struct pollfd poll_fd = {.fd = kvist_store_fd(bench->store), .events = POLLIN};
+        poll(&poll_fd, 1, 20);
+    }
+    kvist_store_poll(bench->store);
+}
+
+static inline void bench_fill(bench_t *bench)
+{
+    for (int turn = 0; kv_fill_busy(bench->store); turn++) {
+        assert_true(turn < 10000);
+        bench_turn(bench);
+    }
+}
+
+static inline void bench_open(bench_t *bench)
+{
+    bench_open_filling(bench);
+    bench_fill(bench);
 }
 
 static inline void bench_close(bench_t *bench)
@@ -130,17 +156,6 @@ static inline kvist_stats_t bench_stats(const bench_t *bench)
     kvist_stats_t stats;
     kvist_store_stats(bench->store, &stats);
     return stats;
-}
-
-/* One round: waits for the store's descriptor (without threads everything is in the store's own
- * hands), polls. */
-static inline void bench_turn(bench_t *bench)
-{
-    if (!bench->seams.threadless) {
-        struct pollfd poll_fd = {.fd = kvist_store_fd(bench->store), .events = POLLIN};
-        poll(&poll_fd, 1, 20);
-    }
-    kvist_store_poll(bench->store);
 }
 
 /* ---- prepare, flush, as calls that wait ---- */

@@ -459,7 +459,10 @@ static bool check_left(simulated_disk_t *left, uint32_t acknowledged, uint32_t b
     kv_status_t status = kv_index_rocksdb_open(path, &index, &made, &error);
     if (status == KV_OK) {
         content_t content = {0};
-        status = index->ops->iterate(index, note_entry, &content, &error);
+        status = kv_index_read_all(index, 'n', note_entry, &content, &error);
+        if (status == KV_OK) {
+            status = kv_index_read_all(index, 'k', note_entry, &content, &error);
+        }
         if (status == KV_OK) {
             check_content(&content, acknowledged, begun);
             assert_int_equal(write_batch(index, content.counter + 1, true), KV_OK);

@@ -64,6 +64,48 @@ static void the_table_finds_what_it_holds_within_96_bytes_an_object(void **state
     kv_table_destroy(table);
 }
 
+static void numbers_are_set_apart_and_given_back(void **state)
+{
+    (void)state;
+    enum { COUNT = 40 };
+    kv_table_t *table = kv_table_create();
+    kvist_key_t keys[COUNT];
+    uint32_t first = kv_table_set_apart(table, COUNT), numbers[COUNT];
+    for (uint32_t i = 0; i < COUNT; i++) {
+        keys[i] = key_of(i);
+    }
+    /* Leaf first: each is expected before it comes, and then gets its number and its child. */
+    for (uint32_t i = COUNT - 1; i > 0; i--) {
+        assert_int_equal(kv_table_find(table, &keys[i]), KV_OBJECT_NONE);
+        numbers[i] = kv_table_insert_at(table, &keys[i], first + i);
+        assert_int_equal(numbers[i], first + i);
+        if (i % 10 != 9) {
+            assert_int_equal(kv_table_at(table, numbers[i])->first_child, numbers[i + 1]);
+            assert_int_equal(kv_table_at(table, numbers[i + 1])->parent, numbers[i]);
+        }
+        if (i % 10 != 0) {
+            kv_table_adopt(table, kv_table_expect(table, &keys[i - 1]), numbers[i]);
+        }
+    }
+    /* The last root never came. A number that was taken and freed is not given back twice. */
+    kv_table_unlink(table, numbers[9]);
+    kv_table_free(table, numbers[9]);
+    assert_int_equal(kv_table_count(table), COUNT - 2);
+    kv_table_give_back(table, first, COUNT);
+    uint32_t bound = kv_table_bound(table);
+    for (uint32_t i = 0; i < 100; i++) {
+        kvist_key_t key = key_of(1000 + i);
+        uint32_t number = kv_table_insert(table, &key, KV_OBJECT_NONE);
+        for (uint32_t j = 1; j < COUNT; j++) {
+            assert_true(number != numbers[j] || j == 9);
+        }
+        assert_int_equal(kv_table_find(table, &key), number);
+    }
+    assert_int_equal(kv_table_count(table), COUNT - 2 + 100);
+    assert_true(kv_table_bound(table) <= bound + 100);
+    kv_table_destroy(table);
+}
+
 /* Against a plain array, with few keys, so that they come back and share their buckets. */
 static void the_table_keeps_its_promise_while_keys_come_and_go(void **state)
 {
@@ -314,8 +356,35 @@ static void exercise_index(kv_index_t *index)
     assert_int_equal(index->ops->write(index, &batch, true, &error), KV_OK);
     kv_index_batch_release(&batch);
     uint32_t sum = 0;
-    assert_int_equal(index->ops->iterate(index, count_entry, &sum, &error), KV_OK);
+    assert_int_equal(kv_index_read_all(index, 'a', count_entry, &sum, &error), KV_OK);
     assert_int_equal(sum, 1 * 6 + 3 * 1);
+    assert_true(index->ops->estimate(index) > 0);
+
+    /* A cursor sees what was there when it was opened; a get, what is there now. */
+    kv_index_cursor_t *cursor = index->ops->open_cursor(index, 'a');
+    kv_index_batch_put(&batch, "a\x04", 2, "xx\x02", 3);
+    kv_index_batch_put(&batch, "b\x09", 2, "xx\x09", 3);
+    kv_index_batch_delete(&batch, "a\x01", 2);
+    assert_int_equal(index->ops->write(index, &batch, false, &error), KV_OK);
+    kv_index_batch_release(&batch);
+    bool ended;
+    sum = 0;
+    assert_int_equal(index->ops->read(index, cursor, 1, count_entry, &sum, &ended, &error), KV_OK);
+    assert_false(ended);
+    assert_true(sum == 1 * 6 || sum == 3 * 1);
+    assert_int_equal(index->ops->read(index, cursor, 9, count_entry, &sum, &ended, &error), KV_OK);
+    assert_true(ended);
+    assert_int_equal(sum, 1 * 6 + 3 * 1);
+    index->ops->close_cursor(index, cursor);
+    sum = 0;
+    assert_int_equal(index->ops->get(index,
+                         (const uint8_t *)"a\x01"
+                                          "a\x03"
+                                          "a\x04"
+                                          "a\x05",
+                         2, 4, count_entry, &sum, &error),
+        KV_OK);
+    assert_int_equal(sum, 3 * 1 + 4 * 2);
     index->ops->close(index);
 }
 
@@ -341,6 +410,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_table_finds_what_it_holds_within_96_bytes_an_object),
         cmocka_unit_test(the_table_keeps_its_promise_while_keys_come_and_go),
+        cmocka_unit_test(numbers_are_set_apart_and_given_back),
         cmocka_unit_test(siblings_come_and_go),
         cmocka_unit_test(names_have_one_number_each),
         cmocka_unit_test(the_used_list_is_in_order),
