@@ -342,7 +342,8 @@ static void end_batch(kv_write_batch_t *batch, bool durable)
         object->flags &= ~KV_OBJECT_WRITING;
         bool dead = (object->flags & KV_OBJECT_DEAD) != 0;
         if ((dead || !durable) && batch->segment != KV_SEGMENT_NONE) {
-            /* Whatever of the record is there is nobody's. */
+            /* Whatever of the record is there is nobody's; of failed writes nobody else knows. */
+            disk->sync_index = disk->sync_index || !durable;
             kv_mark_queue(store, (uint16_t)batch->segment,
                 (uint32_t)((batch->offset + item->offset) / KV_PAGE_BYTES),
                 (uint32_t)(item->record.stored_bytes / KV_PAGE_BYTES),

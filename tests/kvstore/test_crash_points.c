@@ -29,6 +29,7 @@ enum {
     HELD_MAX = 2,
     FLUSHES_MAX = 4,
     DROPS_MAX = 3,
+    BLOCK_BYTES = 2048, /* of either group */
     STEPS = 40,
     OPERATIONS_AFTER = 40, /* about as many writes and barriers does a store make after a stop */
     INDEX_LOST_ONE_IN = 8,
@@ -40,16 +41,19 @@ typedef struct {
     kvist_codec_t codec;
     bool complete;    /* the disk holds all contexts: nothing may be forgotten */
     uint32_t failing; /* one in so many writes and syncs fails; 0: none */
+    uint32_t groups;
 } setting_t;
 
 static const setting_t SETTINGS[] = {
-    {16, 0, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0},
-    {14, 6, 8, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, true, 0},
-    {16, 8, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_LZ4, true, 0},
-    {16, 0, 2, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 0},
-    {14, 6, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 0},
-    {16, 6, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 8},
-    {14, 0, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 20},
+    {16, 0, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 1},
+    {14, 6, 8, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, true, 0, 1},
+    {16, 8, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_LZ4, true, 0, 1},
+    {16, 0, 2, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 0, 1},
+    {14, 6, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 0, 1},
+    {16, 6, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 8, 1},
+    {14, 0, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 20, 1},
+    {1, 48, 16, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 2},
+    {1, 48, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_LZ4, false, 0, 2},
 };
 
 typedef struct world world_t;
@@ -111,9 +115,12 @@ static uint32_t blocks_on_disk(const world_t *world, uint32_t context)
     const kvist_store_t *store = world->bench.store;
     uint32_t count = 0;
     while (count < BLOCKS_MAX) {
-        uint32_t number = kv_table_find(store->table, &context_keys[context][count]);
-        if (number == KV_OBJECT_NONE || !kv_object_on_disk(kv_table_at(store->table, number))) {
-            break;
+        for (uint32_t group = 0; group < world->setting->groups; group++) {
+            kvist_key_t key = kv_identity_group_key(&context_keys[context][count], group);
+            uint32_t number = kv_table_find(store->table, &key);
+            if (number == KV_OBJECT_NONE || !kv_object_on_disk(kv_table_at(store->table, number))) {
+                return count;
+            }
         }
         count++;
     }
@@ -251,6 +258,14 @@ static void world_init(world_t *world, const setting_t *setting, uint64_t seed)
     }
     bench_init(&world->bench, "simulated", setting->device_slots);
     bench_with_host(&world->bench, setting->host_slots);
+    if (setting->groups > 1) {
+        kvist_layout_t *layout = &world->bench.layout;
+        layout->group_count = setting->groups;
+        layout->groups[1] = layout->groups[0];
+        layout->groups[1].layers[0] = layout->groups[0].layers[0] << 2; /* two of its own */
+        world->bench.params.device = NULL;
+        world->bench.params.device_slot_count = 0;
+    }
     world->bench.params.directory = "/disk/store";
     world->bench.params.segment_bytes = 128 << 10;
     world->bench.params.disk_bytes = setting->segments * world->bench.params.segment_bytes;
@@ -283,23 +298,140 @@ static void world_end(world_t *world)
     kv_index_memory_forget(&world->index);
 }
 
+/* Blocks before `found` were there, those from it on are made (before the store is polled). */
+static void note_sealing(world_t *world, uint32_t context, uint32_t found, uint32_t blocks)
+{
+    for (uint32_t block = 0; block < blocks; block++) {
+        uint32_t owner = owner_of(context, block);
+        if (block < found) {
+            assert_int_equal(world->gone[owner][block], 0);
+        } else {
+            world->seal_counts[owner][block]++;
+            world->gone[owner][block] = 0;
+        }
+    }
+}
+
+/* ---- two groups: without a device, through the caller's memory ---- */
+
+static void fill_group(
+    uint32_t context, uint32_t group, uint32_t first, uint32_t count, char *bytes)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        kvist_key_t key = kv_identity_group_key(&context_keys[context][first + i], group);
+        fill_block(&key, bytes + i * BLOCK_BYTES, BLOCK_BYTES);
+    }
+}
+
+static void note_stored(
+    void *context, kvist_lease_t *lease, kv_status_t status, uint32_t block_count)
+{
+    (void)lease;
+    *(outcome_t *)context =
+        (outcome_t){.ended = true, .status = status, .match.block_count = block_count};
+}
+
+/* Stores the group's blocks from `first` to before `end`; answers where it came to. */
+static uint32_t store_group(world_t *world, kvist_lease_t *lease, uint32_t context, uint32_t group,
+    uint32_t first, uint32_t end)
+{
+    if (first >= end) {
+        return first;
+    }
+    char bytes[BLOCKS_MAX * BLOCK_BYTES];
+    outcome_t outcome = {0};
+    kvist_piece_t piece = {bytes, (end - first) * BLOCK_BYTES};
+    kvist_put_t put = {.group = group,
+        .first_block = first,
+        .block_count = end - first,
+        .arithmetic = "test/plain",
+        .deadline_ns = kv_clock_now_ns() + 20ull * KV_NS_PER_S};
+    fill_group(context, group, first, end - first, bytes);
+    assert_int_equal(kvist_lease_store(lease, &put, &piece, 1, note_stored, &outcome), KV_OK);
+    wait_for(&world->bench, &outcome);
+    assert_true(outcome.status == KV_OK || outcome.status == KV_NO_SPACE);
+    return first + outcome.match.block_count;
+}
+
+static void note_loaded(void *context, kvist_lease_t *lease, kv_status_t status,
+    uint32_t block_count, kvist_miss_t miss)
+{
+    (void)lease;
+    *(outcome_t *)context = (outcome_t){
+        .ended = true, .status = status, .match = {.block_count = block_count, .miss = miss}};
+}
+
+/* Of `count` found blocks those that are whole in both groups. */
+static uint32_t check_groups(world_t *world, kvist_lease_t *lease, uint32_t context, uint32_t count)
+{
+    for (uint32_t group = 0; group < 2 && count > 0; group++) {
+        char bytes[BLOCKS_MAX * BLOCK_BYTES], expected[BLOCKS_MAX * BLOCK_BYTES];
+        outcome_t outcome = {0};
+        kvist_piece_t piece = {bytes, count * BLOCK_BYTES};
+        kvist_selection_t selection = {.group = group, .block_count = count};
+        assert_int_equal(
+            kvist_lease_load(lease, &selection, &piece, 1, note_loaded, &outcome), KV_OK);
+        wait_for(&world->bench, &outcome);
+        assert_int_equal(outcome.status, KV_OK);
+        count = outcome.match.block_count;
+        fill_group(context, group, 0, count, expected);
+        assert_memory_equal(bytes, expected, count * BLOCK_BYTES);
+    }
+    return count;
+}
+
+/* As serve() does with slots; *stored_out: how many blocks have both objects then. */
+static kvist_lease_t *serve_groups(
+    world_t *world, uint32_t context, uint32_t blocks, uint32_t *stored_out)
+{
+    kvist_lease_t *lease;
+    kvist_match_t match;
+    bool damaged;
+    do {
+        lease = match_tokens(&world->bench, context_tokens[context], blocks * BLOCK_TOKENS, &match);
+        damaged = check_groups(world, lease, context, match.block_count) < match.block_count;
+        if (damaged) { /* and forgotten: it is not found again */
+            kvist_lease_release(lease);
+        }
+    } while (damaged);
+    note_sealing(world, context, match.block_count, blocks);
+    *stored_out = store_group(world, lease, context, 0, kvist_lease_sealed_count(lease), blocks);
+    *stored_out = store_group(world, lease, context, 1, match.block_count, *stored_out);
+    return lease;
+}
+
 /* ---- the stop ---- */
+
+/* How many blocks of the context are found; each has the bytes of its key. */
+static uint32_t count_found(world_t *world, uint32_t context)
+{
+    bench_t *bench = &world->bench;
+    kvist_match_t match;
+    kvist_lease_t *lease =
+        match_tokens(bench, context_tokens[context], BLOCKS_MAX * BLOCK_TOKENS, &match);
+    uint32_t count;
+    if (world->setting->groups > 1) {
+        count = check_groups(world, lease, context, match.block_count);
+    } else {
+        outcome_t outcome = prepare(bench, lease, match.block_count);
+        assert_int_equal(outcome.status, KV_OK);
+        count = outcome.match.block_count;
+        for (uint32_t block = 0; block < count; block++) {
+            check_block(bench, &context_keys[context][block], kvist_lease_slots(lease)[block]);
+        }
+    }
+    kvist_lease_release(lease);
+    return count;
+}
 
 static void check_matches(world_t *world)
 {
     for (uint32_t context = 0; context < CONTEXTS; context++) {
-        kvist_match_t match;
-        kvist_lease_t *lease =
-            match_tokens(&world->bench, context_tokens[context], BLOCKS_MAX * BLOCK_TOKENS, &match);
-        outcome_t outcome = prepare(&world->bench, lease, match.block_count);
-        assert_int_equal(outcome.status, KV_OK);
-        assert_true(outcome.match.block_count >= world->acknowledged[context]);
-        for (uint32_t block = 0; block < outcome.match.block_count; block++) {
+        uint32_t count = count_found(world, context);
+        assert_true(count >= world->acknowledged[context]);
+        for (uint32_t block = 0; block < count; block++) {
             assert_int_equal(world->gone[owner_of(context, block)][block], 0);
-            check_block(
-                &world->bench, &context_keys[context][block], kvist_lease_slots(lease)[block]);
         }
-        kvist_lease_release(lease);
     }
     check_accounts(&world->bench);
 }
@@ -308,18 +440,16 @@ static void check_matches(world_t *world)
 static kvist_lease_t *serve_context(world_t *world, uint32_t context, uint32_t blocks)
 {
     kvist_match_t match;
-    kvist_lease_t *lease = serve(&world->bench, context_tokens[context], blocks, &match);
-    for (uint32_t block = 0; block < blocks; block++) {
-        uint32_t owner = owner_of(context, block);
-        if (block < match.block_count) {
-            assert_int_equal(world->gone[owner][block], 0);
-        } else {
-            world->seal_counts[owner][block]++;
-            world->gone[owner][block] = 0;
-        }
+    uint32_t stored = blocks;
+    kvist_lease_t *lease;
+    if (world->setting->groups > 1) {
+        lease = serve_groups(world, context, blocks, &stored);
+    } else {
+        lease = serve(&world->bench, context_tokens[context], blocks, &match);
+        note_sealing(world, context, match.block_count, blocks);
     }
-    if (world->sealed[context] < blocks) {
-        world->sealed[context] = blocks;
+    if (world->sealed[context] < stored) {
+        world->sealed[context] = stored;
     }
     return lease;
 }

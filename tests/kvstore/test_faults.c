@@ -236,7 +236,7 @@ static int say_which(void **state)
     return 0;
 }
 
-/* ---- a slow disk ---- */
+/* ---- what a failed write leaves ---- */
 
 static void turn_often(trial_t *trial)
 {
@@ -244,6 +244,56 @@ static void turn_often(trial_t *trial)
         bench_turn(&trial->bench);
     }
 }
+
+static int fail_first_write(void *context, simulated_operation_t operation)
+{
+    bool *failed = context;
+    bool fails = operation == SIMULATED_WRITE && !*failed;
+    *failed = *failed || fails;
+    return fails ? -EIO : 0;
+}
+
+static void count_note(
+    void *context, const uint8_t *key, size_t key_bytes, const uint8_t *value, size_t value_bytes)
+{
+    kv_note_entry_t note;
+    *(uint32_t *)context += kv_note_entry_read(key, key_bytes, value, value_bytes, &note);
+}
+
+/* Nobody asks for a sync here: the note must not wait for one, since a restart looks for such
+ * records in the last segments only. */
+static void a_failed_write_is_noted_durably_at_once(void **state)
+{
+    (void)state;
+    trial_t trial = {.disk = simulated_disk_create(1)};
+    bool failed = true;
+    trial_init(&trial, false);
+    bench_open(&trial.bench);
+    simulated_disk_watch(trial.disk, (simulated_watch_t){fail_first_write, &failed});
+    request_context(&trial.bench, 0, 1);
+    turn_often(&trial);
+    failed = false;
+    request_context(&trial.bench, 1, BLOCKS);
+    turn_often(&trial);
+    assert_int_equal(bench_stats(&trial.bench).unsaved_objects, 0); /* they are elsewhere now */
+    uint32_t count = kv_index_memory_unsynced(trial.index), notes = 0;
+    bool *keep = calloc(count + 1, sizeof *keep);
+    kv_index_kept_t *left = kv_index_memory_after_loss(trial.index, keep);
+    free(keep);
+    bool made, ended;
+    kv_error_t error;
+    kv_index_t *index = kv_index_memory_open(&left, &made);
+    kv_index_cursor_t *cursor = index->ops->open_cursor(index, 'x');
+    assert_int_equal(
+        index->ops->read(index, cursor, 100, count_note, &notes, &ended, &error), KV_OK);
+    index->ops->close_cursor(index, cursor);
+    index->ops->close(index);
+    assert_true(notes > 0);
+    kv_index_memory_forget(&left);
+    trial_end(&trial);
+}
+
+/* ---- a slow disk ---- */
 
 static void a_slow_disk_costs_time_and_nothing_else(void **state)
 {
@@ -349,6 +399,7 @@ int main(void)
     prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0); /* thousands of small stores: none needs huge pages */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(any_operation_may_fail, say_which),
+        cmocka_unit_test(a_failed_write_is_noted_durably_at_once),
         cmocka_unit_test(a_slow_disk_costs_time_and_nothing_else),
         cmocka_unit_test(an_index_behind_the_data_catches_up),
         cmocka_unit_test(an_index_ahead_of_the_data_is_a_miss),
