@@ -99,14 +99,10 @@ class Driver:
         self.settle()
         return time.perf_counter() - begun
 
-    def order(self, first, count):
-        """Of gets: each object as often as the others, neighbours far apart."""
-        return [i * self.step % self.count for i in range(first, first + count)]
-
     def time_gets(self, count):
         first = self.get_count
         self.get_count += count
-        numbers = self.order(first, count)
+        numbers = [i * self.step % self.count for i in range(first, first + count)]
         self.before_get()
         begun = time.perf_counter()
         for landing, number in enumerate(numbers, first):
@@ -140,16 +136,6 @@ class Driver:
                 print(json.dumps(answer), file=output, flush=True)
         finally:
             self.close()
-
-
-def drop_cached(path):
-    """Lets the page cache forget the files in a folder, so that reads are cold."""
-    os.sync()
-    for parent, _, names in os.walk(path):
-        for name in names:
-            descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
 
 
 def folder():
