@@ -58,24 +58,33 @@ static void plan_promotion(block_t *block)
     }
 }
 
-/* All of the object into its slot, proved; what the caller selected comes from there. */
-static kv_status_t move_to_host(const block_t *block, kv_read_bytes_t *bytes)
+/* Units first .. end - 1 of the object into its slot, proved. */
+static kv_status_t move_to_host(
+    const block_t *block, const kv_read_bytes_t *bytes, uint32_t first, uint32_t end)
 {
     kv_store_group_t *group = group_of(block);
+    if (block->host_slot == KV_SLOT_NONE) {
+        return KV_OK;
+    }
     char *to = kv_group_host_bytes(group, block->host_slot);
     uint64_t *checksums = kv_pool_checksums(&group->host_pool, block->host_slot);
-    for (uint32_t unit = 0; unit < bytes->layout->unit_count; unit++) {
+    for (uint32_t unit = first; unit < end; unit++) {
         size_t count, offset = kv_layout_unit(bytes->layout, unit, &count);
-        checksums[unit] =
-            kv_checksum_copy(to + offset, (const char *)bytes->object + offset, count);
+        const char *here = (const char *)bytes->object + offset;
+        if (block->load->transfer.lease->store->unverified) {
+            memcpy(to + offset, here, count);
+            checksums[unit] = bytes->checksums[unit];
+            continue;
+        }
+        checksums[unit] = kv_checksum_copy(to + offset, here, count);
         if (checksums[unit] != bytes->checksums[unit]) {
             return KV_CORRUPT;
         }
     }
-    kv_checksum_copy_fence();
-    memcpy(kv_pool_tokens(&group->host_pool, block->host_slot), bytes->tokens,
-        bytes->layout->block_tokens * sizeof *bytes->tokens);
-    bytes->object = to;
+    if (end == bytes->layout->unit_count) {
+        memcpy(kv_pool_tokens(&group->host_pool, block->host_slot), bytes->tokens,
+            bytes->layout->block_tokens * sizeof *bytes->tokens);
+    }
     return KV_OK;
 }
 
@@ -111,23 +120,24 @@ static bool tokens_agree(const block_t *block, const kv_read_bytes_t *bytes)
                count * sizeof *bytes->tokens) == 0;
 }
 
-static kv_status_t move_to_pieces(kv_read_t *read, const kv_read_bytes_t *from)
+static kv_status_t move_to_pieces(kv_read_t *read, const kv_read_bytes_t *bytes)
 {
     const block_t *block = (const block_t *)read;
     const lease_load_t *load = block->load;
-    kv_read_bytes_t moved = *from, *bytes = &moved;
-    if (!tokens_agree(block, from)) {
-        return KV_CORRUPT;
-    }
-    if (block->host_slot != KV_SLOT_NONE && move_to_host(block, &moved) != KV_OK) {
+    if (!tokens_agree(block, bytes)) {
         return KV_CORRUPT;
     }
     kv_cursor_t to = kv_pieces_at(&load->pieces, block->offset);
-    uint32_t cursor = 0, unit;
+    uint32_t cursor = 0, unit, to_host = 0;
     while (
         (unit = kv_layout_next_selected(bytes->layout, &load->selection, &cursor)) != UINT32_MAX) {
         size_t count, offset = kv_layout_unit(bytes->layout, unit, &count);
         const char *here = (const char *)bytes->object + offset;
+        /* Up to this unit, which is then copied again while it is in the processor's cache. */
+        if (move_to_host(block, bytes, to_host, unit + 1) != KV_OK) {
+            return KV_CORRUPT;
+        }
+        to_host = unit + 1;
         if (load->transfer.lease->store->unverified) {
             kv_cursor_copy(&to, here, count);
             continue;
@@ -137,7 +147,7 @@ static kv_status_t move_to_pieces(kv_read_t *read, const kv_read_bytes_t *from)
             return KV_CORRUPT;
         }
     }
-    return KV_OK;
+    return move_to_host(block, bytes, to_host, bytes->layout->unit_count);
 }
 
 static void tell(kv_transfer_t *transfer)

@@ -300,7 +300,8 @@ static void start_copy(kv_put_t *put, uint32_t first, uint32_t count)
         .count = count,
     };
     put->copies_out++;
-    kv_store_submit(copy->task.store, &copy->task);
+    kv_store_submit_sized(
+        copy->task.store, &copy->task, count * group_of(put)->layout.object_bytes);
 }
 
 /* Another sequence's block with this key is taken as it is. */

@@ -10,7 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MEMORY_BATCH_BYTES = 1 << 20 };
+enum {
+    MEMORY_BATCH_BYTES = 1 << 20,
+    DISK_BATCH_BYTES = 256 << 10, /* at least: */
+    DISK_BATCHES = 4, /* of one load, so that the first are proved while the next are read */
+    OWN_BYTES_MAX = 64 << 10, /* of a batch from disk that the owner proves: more are for workers,
+                                 so that the ring is served meanwhile */
+};
 
 struct kv_read_batch {
     kv_task_t task;
@@ -70,6 +76,11 @@ static void end_read(kvist_store_t *store, kv_read_t *read)
     read->ended(read, try_again);
 }
 
+static size_t bytes_of(const kv_read_batch_t *batch)
+{
+    return batch->count * layout_of(batch->store, batch->reads[0])->object_bytes;
+}
+
 /* The buffer, and with it the hold on the segment. */
 static void give_staging(kv_read_batch_t *batch)
 {
@@ -87,7 +98,7 @@ static void note_rate(kv_read_batch_t *batch)
     kvist_store_t *store = batch->store;
     const kv_read_t *first = batch->reads[0];
     uint64_t ns = store->clock->monotonic_ns(store->clock) - batch->started_ns;
-    double bytes = (double)batch->count * (double)layout_of(store, first)->object_bytes;
+    double bytes = (double)bytes_of(batch);
     double *rate = &store->load_ns_per_byte[first->tier];
     *rate += ((double)ns / bytes - *rate) / 16;
 }
@@ -168,7 +179,7 @@ static void start_batch(kvist_store_t *store, kv_read_batch_t *batch)
     batch->started_ns = store->clock->monotonic_ns(store->clock);
     if (batch->reads[0]->tier != KVIST_TIER_DISK) {
         batch->task = (kv_task_t){.work = move_from_memory, .done = batch_done, .store = store};
-        kv_store_submit(store, &batch->task);
+        kv_store_submit_sized(store, &batch->task, bytes_of(batch));
         return;
     }
     kv_disk_t *disk = store->disk;
@@ -250,7 +261,11 @@ static void read_done(kv_ring_request_t *request, int errno_value)
         return;
     }
     batch->task = (kv_task_t){.work = move_records, .done = batch_done, .store = batch->store};
-    kv_store_submit(batch->store, &batch->task);
+    if (bytes_of(batch) <= OWN_BYTES_MAX) {
+        kv_store_submit_sized(batch->store, &batch->task, bytes_of(batch));
+    } else {
+        kv_store_submit(batch->store, &batch->task);
+    }
 }
 
 static void start_read(kv_read_batch_t *batch)
@@ -349,13 +364,27 @@ static int by_place(const void *left, const void *right)
     return a->offset_pages < b->offset_pages ? -1 : a->offset_pages > b->offset_pages;
 }
 
+static size_t disk_batch_bytes(const kvist_store_t *store, kv_read_t *const *reads, uint32_t count)
+{
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        bool disk = reads[i]->tier == KVIST_TIER_DISK;
+        bytes += disk ? (size_t)reads[i]->length_pages * KV_PAGE_BYTES : 0;
+    }
+    bytes /= DISK_BATCHES;
+    bytes = bytes > DISK_BATCH_BYTES ? bytes : DISK_BATCH_BYTES;
+    return store->disk == NULL || bytes < store->disk->staging_bytes ? bytes
+                                                                     : store->disk->staging_bytes;
+}
+
 /* How many reads from the first on make one batch. */
-static uint32_t batch_length(const kvist_store_t *store, kv_read_t *const *reads, uint32_t count)
+static uint32_t batch_length(
+    const kvist_store_t *store, kv_read_t *const *reads, uint32_t count, size_t disk_limit)
 {
     size_t bytes = 0;
     uint32_t length = 0;
     bool disk = reads[0]->tier == KVIST_TIER_DISK;
-    size_t limit = disk ? store->disk->staging_bytes : (size_t)MEMORY_BATCH_BYTES;
+    size_t limit = disk ? disk_limit : (size_t)MEMORY_BATCH_BYTES;
     for (; length < count && reads[length]->tier == reads[0]->tier; length++) {
         const kv_read_t *read = reads[length];
         size_t more = disk ? (size_t)read->length_pages * KV_PAGE_BYTES
@@ -376,9 +405,10 @@ static uint32_t batch_length(const kvist_store_t *store, kv_read_t *const *reads
 
 void kv_reads_start(kvist_store_t *store, kv_read_t **reads, uint32_t count)
 {
+    size_t disk_limit = disk_batch_bytes(store, reads, count);
     qsort(reads, count, sizeof *reads, by_place);
     for (uint32_t at = 0; at < count;) {
-        uint32_t length = batch_length(store, reads + at, count - at);
+        uint32_t length = batch_length(store, reads + at, count - at, disk_limit);
         start_batch(store, make_batch(store, reads + at, length));
         at += length;
     }

@@ -15,7 +15,13 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-enum { WORKER_COUNT = 2, CLOSE_WAIT_MS = 100, POLL_ROUNDS_MAX = 4 };
+enum {
+    WORKER_COUNT = 2,
+    CLOSE_WAIT_MS = 100,
+    POLL_ROUNDS_MAX = 4,
+    SHORT_BYTES_MAX =
+        256 << 10, /* copied in some 50 us; to wake a worker and hear of it takes 30 */
+};
 
 const char *kvist_tier_name(kvist_tier_t tier)
 {
@@ -71,6 +77,16 @@ void kv_store_submit(kvist_store_t *store, kv_task_t *task)
     }
     store->last_task = task;
     start_tasks(store);
+}
+
+void kv_store_submit_sized(kvist_store_t *store, kv_task_t *task, size_t bytes)
+{
+    if (bytes > SHORT_BYTES_MAX || store->first_task != NULL || store->tasks_out == KV_TASKS_MAX) {
+        kv_store_submit(store, task);
+        return;
+    }
+    store->tasks_out++;
+    task->work(task);
 }
 
 static void end_tasks(kvist_store_t *store)
