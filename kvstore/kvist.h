@@ -466,7 +466,8 @@ typedef struct {
 } kvist_object_t;
 
 /* The key of the one stored block whose key begins with these hexadecimal digits, 8 to 64 of them.
- * KV_INVALID: they are none, or more than one key begins so; KV_MISSING: none does. */
+ * KV_INVALID: they are none, or more than one key begins so; KV_MISSING: none does; KV_BUSY: who
+ * knows, the index is still being read. */
 kv_status_t kvist_store_find(
     const kvist_store_t *store, const char *digits, kvist_key_t *key_out, kv_error_t *error);
 

@@ -62,6 +62,10 @@ kv_status_t kvist_store_find(
         uint32_t number = kv_table_find(store->table, &beginning);
         found = number != KV_OBJECT_NONE ? kv_table_at(store->table, number) : NULL;
     }
+    if (kv_fill_busy(store) && (found == NULL || count < DIGITS_MAX)) {
+        return kv_fail(error, KV_BUSY,
+            "the store has not read its whole index yet: ask again, or give all of the key");
+    }
     if (found == NULL) {
         return kv_fail(error, KV_MISSING, "no stored block's key begins with %s", digits);
     }

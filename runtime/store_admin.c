@@ -222,6 +222,8 @@ static void refuse_pin(
         kv_admin_fail(call, status,
             "pins would take more than nine tenths of the store: remove other pins (kvist ls shows "
             "them) or raise the quota (kvist quota)");
+    } else if (status == KV_BUSY) {
+        kv_admin_fail(call, status, "the store has not read its whole index yet: ask again");
     } else if (object->expires_unix_ns != 0 && until_ns > object->expires_unix_ns) {
         kv_admin_fail(call, status, "the block expires before that: pin it for a shorter time");
     } else {
