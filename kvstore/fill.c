@@ -15,7 +15,8 @@ enum {
     SCAN_BATCHES = 8, /* each with a thread: so many reads are under way */
     ENTRIES_AT_ONCE = 1024,
     PLACES_AT_ONCE = 16384,
-    NUMBERS_AT_ONCE = 16384, /* looked through in one poll, in the end */
+    NUMBERS_AT_ONCE = 16384, /* given back in one poll, in the end */
+    ORPHANS_AT_ONCE = 256,
 };
 _Static_assert(
     (int)SCAN_BATCHES <= (int)KV_FILL_TASKS_MAX && (int)INDEX_BATCHES <= (int)KV_FILL_TASKS_MAX,
@@ -68,7 +69,7 @@ struct kv_fill {
     kv_entry_t *later;  /* entries of objects that were just being written */
     uint32_t later_count, later_capacity;
 
-    uint32_t next_number; /* ending */
+    uint32_t given_back; /* of the numbers that were set apart */
     uint64_t started_ns, total, loaded, discarded;
 };
 
@@ -534,7 +535,11 @@ static void read_places(void *argument)
 
 static void sort_places(kv_task_t *task)
 {
-    kv_order_sort(&task->store->disk->fill->order);
+    kv_fill_t *fill = task->store->disk->fill;
+    kv_order_sort(&fill->order);
+    if (fill->first_number != KV_OBJECT_NONE) {
+        kv_table_touch(task->store->table, fill->first_number, fill->order.count);
+    }
     kv_store_finish(task);
 }
 
@@ -616,13 +621,13 @@ static void advance_order(kv_fill_t *fill)
         read_more_places(fill);
     } else if (fill->stage == PLACING) {
         close_cursor(fill, &fill->place_cursor);
+        fill->total = fill->order.count;
+        fill->first_number = kv_table_set_apart(store->table, fill->order.count);
         fill->stage = SORTING;
         fill->order_out = true;
         fill->order_task = (kv_task_t){.work = sort_places, .done = order_back, .store = store};
         kv_store_submit(store, &fill->order_task);
     } else {
-        fill->total = fill->order.count;
-        fill->first_number = kv_table_set_apart(store->table, fill->order.count);
         kv_table_reserve(store->table, kv_table_count(store->table) + fill->order.count);
         fill->stage = TAKING;
         make_batches(fill, INDEX_BATCHES);
@@ -859,23 +864,36 @@ static bool take_later(kv_fill_t *fill)
     return fill->later_count == 0;
 }
 
-/* Drops what has no parent; a share of it. true: all was looked at. */
+/* Drops what has no parent; a share of it. true: that was all. */
 static bool drop_orphans(kv_fill_t *fill)
 {
     kvist_store_t *store = fill->store;
-    uint32_t bound = kv_table_bound(store->table), looked = 0;
-    for (; fill->next_number < bound && looked < NUMBERS_AT_ONCE; looked++) {
-        uint32_t number = fill->next_number++;
-        if ((kv_table_at(store->table, number)->flags & KV_OBJECT_ABSENT) != 0) {
-            uint64_t before = kv_table_count(store->table);
-            store->disk->spare_records = fill->unread;
-            drop_children(store, number);
-            store->disk->spare_records = false;
-            kv_table_forget_absent(store->table, number);
-            fill->discarded += before - kv_table_count(store->table);
+    uint32_t number = KV_OBJECT_NONE;
+    for (int count = 0; count < ORPHANS_AT_ONCE; count++) {
+        number = kv_table_next_absent(store->table, number);
+        if (number == KV_OBJECT_NONE) {
+            kv_table_release_absent(store->table);
+            return true;
         }
+        uint64_t before = kv_table_count(store->table);
+        store->disk->spare_records = fill->unread;
+        drop_children(store, number);
+        store->disk->spare_records = false;
+        kv_table_forget_absent(store->table, number);
+        fill->discarded += before - kv_table_count(store->table);
     }
-    return fill->next_number == bound;
+    return false;
+}
+
+/* Numbers that were set apart and not used; a share of them. */
+static bool give_back_numbers(kv_fill_t *fill)
+{
+    uint32_t count = fill->first_number != KV_OBJECT_NONE ? fill->order.count : 0;
+    uint32_t left = count - fill->given_back;
+    uint32_t share = left < NUMBERS_AT_ONCE ? left : NUMBERS_AT_ONCE;
+    kv_table_give_back(fill->store->table, fill->first_number + fill->given_back, share);
+    fill->given_back += share;
+    return fill->given_back == count;
 }
 
 static void tell_end(const kv_fill_t *fill)
@@ -897,12 +915,9 @@ static void advance_ending(kv_fill_t *fill)
     if (!take_later(fill)) {
         return; /* the end of those writes comes here again */
     }
-    if (!drop_orphans(fill)) {
+    if (!drop_orphans(fill) || !give_back_numbers(fill)) {
         kv_store_kick(store);
         return;
-    }
-    if (fill->first_number != KV_OBJECT_NONE) {
-        kv_table_give_back(store->table, fill->first_number, fill->order.count);
     }
     if (fill->rebuild && !fill->unread) { /* after the entries: the index keeps the order */
         kv_complete_entry_put(&store->disk->filling);

@@ -14,7 +14,7 @@
 #define WRITE_BUFFER_BYTES ((size_t)16 << 20)
 #define BLOCK_CACHE_BYTES ((size_t)8 << 20)
 #define READAHEAD_BYTES ((size_t)4 << 20)
-enum { OPEN_FILES_MAX = 128, GET_AT_ONCE = 32 };
+enum { OPEN_FILES_MAX = 128, GET_AT_ONCE = 32, FILTER_BITS_PER_KEY = 8 };
 
 typedef struct {
     kv_index_t index; /* first: the public object */
@@ -198,6 +198,8 @@ static rocksdb_options_t *make_options(void)
     rocksdb_cache_t *cache = rocksdb_cache_create_lru(BLOCK_CACHE_BYTES);
     rocksdb_block_based_options_set_block_cache(tables, cache);
     rocksdb_block_based_options_set_block_size(tables, (size_t)16 << 10);
+    rocksdb_block_based_options_set_filter_policy(
+        tables, rocksdb_filterpolicy_create_bloom(FILTER_BITS_PER_KEY)); /* which owns it then */
     rocksdb_options_set_block_based_table_factory(options, tables);
     rocksdb_block_based_options_destroy(tables);
     rocksdb_cache_destroy(cache);

@@ -91,6 +91,9 @@ static uint32_t find_blocks(kvist_store_t *store, search_t *search, uint32_t par
         search->numbers[found++] = parent = number;
     }
     search->scattered = neighbours < found / 2;
+    if (!search->scattered && found == count) {
+        kv_table_approach_next(table, parent, BLOCKS_AT_ONCE);
+    }
     return found;
 }
 

@@ -30,9 +30,12 @@ enum {
     AHEAD_OBJECTS = 12,      /* a walk along a chain asks for memory so far ahead */
     HOMES_MOVED = 2,         /* by each insert, while the index grows */
     CHUNK_OBJECTS = 1 << 18, /* a whole number of huge pages */
+    CHUNKS_MAX = 1 << 14,
     HUGE_PAGE_BYTES = 2 << 20,
     RELEASED_AT_ONCE_BYTES = 64 << 10,
 };
+
+#define ABSENT_FIRST (UINT32_C(1) << 31) /* numbers of absent objects; the others are below */
 
 _Static_assert(sizeof(kv_object_t) == 88, "with the index an object must stay within 96 bytes");
 _Static_assert(CHUNK_OBJECTS * sizeof(kv_object_t) % HUGE_PAGE_BYTES == 0, "no page is shared");
@@ -51,9 +54,17 @@ typedef struct {
     uint32_t count;
 } buckets_t;
 
+/* Numbers from `first` on, in chunks that are mapped as they are needed. */
+typedef struct {
+    uint32_t first, bound, end;
+    uint32_t free_head;
+} numbers_t;
+
 struct kv_table {
-    kv_region_t *chunks; /* of CHUNK_OBJECTS objects */
-    uint32_t chunk_count, bound, free_head, count, absent_count;
+    kv_region_t *chunks; /* [CHUNKS_MAX], of CHUNK_OBJECTS objects each */
+    numbers_t present;
+    numbers_t absent; /* so that all their memory goes back once there are none */
+    uint32_t count, absent_count;
     buckets_t index;
     buckets_t old; /* the index grows: homes of `old` from `moved` on are still there */
     uint32_t moved;
@@ -64,62 +75,83 @@ struct kv_table {
 
 kv_object_t *kv_table_at(const kv_table_t *table, uint32_t number)
 {
-    KV_DCHECK(number < table->bound);
+    KV_DCHECK(table->chunks[number / CHUNK_OBJECTS].base != NULL);
     return (kv_object_t *)table->chunks[number / CHUNK_OBJECTS].base + number % CHUNK_OBJECTS;
 }
 
-static bool map_chunk(kv_table_t *table)
+/* count new numbers in a row; the first, or KV_OBJECT_NONE. */
+static uint32_t extend(kv_table_t *table, numbers_t *numbers, uint32_t count)
 {
-    kv_region_t chunk;
     kv_error_t error;
-    if (table->chunk_count == KV_OBJECT_NONE / CHUNK_OBJECTS ||
-        kv_region_map(CHUNK_OBJECTS * sizeof(kv_object_t), &chunk, &error) != KV_OK) {
-        return false;
-    }
-    table->chunks = kv_reallocate(table->chunks, table->chunk_count + 1, sizeof *table->chunks);
-    table->chunks[table->chunk_count++] = chunk;
-    return true;
-}
-
-static uint32_t take_number(kv_table_t *table)
-{
-    if (table->free_head != KV_OBJECT_NONE) {
-        uint32_t number = table->free_head;
-        table->free_head = kv_table_at(table, number)->segment_next;
-        return number;
-    }
-    if (table->bound == (uint64_t)table->chunk_count * CHUNK_OBJECTS && !map_chunk(table)) {
+    if (count > numbers->end - numbers->bound) {
         return KV_OBJECT_NONE;
     }
-    return table->bound++;
+    uint32_t last_chunk = (numbers->bound + count - 1) / CHUNK_OBJECTS;
+    for (uint32_t i = numbers->bound / CHUNK_OBJECTS; count > 0 && i <= last_chunk; i++) {
+        if (table->chunks[i].base == NULL && kv_region_map(CHUNK_OBJECTS * sizeof(kv_object_t),
+                                                 &table->chunks[i], &error) != KV_OK) {
+            return KV_OBJECT_NONE;
+        }
+    }
+    numbers->bound += count;
+    return numbers->bound - count;
 }
 
-static void give_number(kv_table_t *table, uint32_t number)
+static uint32_t take_number(kv_table_t *table, numbers_t *numbers)
+{
+    if (numbers->free_head == KV_OBJECT_NONE) {
+        return extend(table, numbers, 1);
+    }
+    uint32_t number = numbers->free_head;
+    numbers->free_head = kv_table_at(table, number)->segment_next;
+    return number;
+}
+
+static void give_number(kv_table_t *table, numbers_t *numbers, uint32_t number)
 {
     kv_object_t *object = kv_table_at(table, number);
     object->flags = KV_OBJECT_FREE;
-    object->segment_next = table->free_head;
-    table->free_head = number;
+    object->segment_next = numbers->free_head;
+    numbers->free_head = number;
+}
+
+static void give_absent(kv_table_t *table, uint32_t number)
+{
+    give_number(table, &table->absent, number);
+    table->absent_count--;
 }
 
 uint32_t kv_table_set_apart(kv_table_t *table, uint32_t count)
 {
-    while ((uint64_t)table->bound + count > (uint64_t)table->chunk_count * CHUNK_OBJECTS) {
-        if (!map_chunk(table)) {
-            return KV_OBJECT_NONE;
-        }
-    }
-    table->bound += count;
-    return table->bound - count;
+    return extend(table, &table->present, count);
 }
 
 void kv_table_give_back(kv_table_t *table, uint32_t first, uint32_t count)
 {
     for (uint32_t number = first + count; number-- > first;) {
         if (kv_table_at(table, number)->flags == 0) { /* it was never taken */
-            give_number(table, number);
+            give_number(table, &table->present, number);
         }
     }
+}
+
+void kv_table_touch(kv_table_t *table, uint32_t first, uint32_t count)
+{
+    enum { PAGE_OBJECTS = 32 }; /* fewer than fit a page */
+    for (uint32_t i = 0; i < count; i += PAGE_OBJECTS) {
+        *(volatile uint16_t *)&kv_table_at(table, first + i)->reference_count = 0;
+    }
+}
+
+void kv_table_release_absent(kv_table_t *table)
+{
+    KV_CHECK(table->absent_count == 0);
+    numbers_t *numbers = &table->absent;
+    for (uint32_t i = numbers->first / CHUNK_OBJECTS; i < CHUNKS_MAX; i++) {
+        kv_region_unmap(&table->chunks[i]);
+    }
+    numbers->bound = numbers->first;
+    numbers->free_head = KV_OBJECT_NONE;
 }
 
 /* ---- buckets ---- */
@@ -314,7 +346,9 @@ static kv_status_t make_room(kv_table_t *table)
 kv_table_t *kv_table_create(void)
 {
     kv_table_t *table = kv_allocate(sizeof *table);
-    table->free_head = KV_OBJECT_NONE;
+    table->chunks = kv_allocate_array(CHUNKS_MAX, sizeof *table->chunks);
+    table->present = (numbers_t){0, 0, ABSENT_FIRST, KV_OBJECT_NONE};
+    table->absent = (numbers_t){ABSENT_FIRST, ABSENT_FIRST, KV_OBJECT_NONE, KV_OBJECT_NONE};
     KV_CHECK(make_buckets(BUCKETS_MIN, &table->index) == KV_OK);
     return table;
 }
@@ -324,7 +358,7 @@ void kv_table_destroy(kv_table_t *table)
     if (table == NULL) {
         return;
     }
-    for (uint32_t i = 0; i < table->chunk_count; i++) {
+    for (uint32_t i = 0; i < CHUNKS_MAX; i++) {
         kv_region_unmap(&table->chunks[i]);
     }
     kv_region_unmap(&table->index.region);
@@ -350,7 +384,7 @@ static const bucket_t *home_bucket(const kv_table_t *table, const kvist_key_t *k
 /* An object takes two lines, or three. */
 static void approach_number(const kv_table_t *table, uint32_t number)
 {
-    if (number < table->bound) {
+    if (table->chunks[number / CHUNK_OBJECTS].base != NULL) {
         const kv_object_t *object = kv_table_at(table, number);
         __builtin_prefetch(object, 1);
         __builtin_prefetch((const char *)(object + 1) - 1, 1);
@@ -371,6 +405,16 @@ uint32_t kv_table_find_child(const kv_table_t *table, uint32_t parent, const kvi
         }
     }
     return kv_table_find(table, key);
+}
+
+void kv_table_approach_next(const kv_table_t *table, uint32_t number, uint32_t count)
+{
+    uint32_t room = CHUNK_OBJECTS - 1 - number % CHUNK_OBJECTS; /* in the chunk, behind it */
+    const char *at = (const char *)kv_table_at(table, number);
+    size_t bytes = (size_t)(count < room ? count : room) * sizeof(kv_object_t);
+    for (size_t offset = sizeof(kv_object_t); offset < sizeof(kv_object_t) + bytes; offset += 64) {
+        __builtin_prefetch(at + offset, 0, 2);
+    }
 }
 
 void kv_table_approach(const kv_table_t *table, const kvist_key_t *key)
@@ -415,8 +459,7 @@ static void take_children(kv_table_t *table, uint32_t number, uint32_t absent)
          child = kv_table_at(table, child)->next_sibling) {
         kv_table_at(table, child)->parent = number;
     }
-    give_number(table, absent);
-    table->absent_count--;
+    give_absent(table, absent);
 }
 
 uint32_t kv_table_insert_at(kv_table_t *table, const kvist_key_t *key, uint32_t wanted)
@@ -425,7 +468,7 @@ uint32_t kv_table_insert_at(kv_table_t *table, const kvist_key_t *key, uint32_t 
         return KV_OBJECT_NONE;
     }
     bool apart = wanted != KV_OBJECT_NONE && kv_table_at(table, wanted)->flags == 0;
-    uint32_t number = apart ? wanted : take_number(table), at;
+    uint32_t number = apart ? wanted : take_number(table, &table->present), at;
     if (number == KV_OBJECT_NONE) {
         return KV_OBJECT_NONE;
     }
@@ -458,7 +501,8 @@ uint32_t kv_table_expect(kv_table_t *table, const kvist_key_t *key)
     if (place != NULL) {
         return *place;
     }
-    uint32_t number = make_room(table) == KV_OK ? take_number(table) : KV_OBJECT_NONE;
+    uint32_t number =
+        make_room(table) == KV_OK ? take_number(table, &table->absent) : KV_OBJECT_NONE;
     if (number != KV_OBJECT_NONE) {
         begin_object(table, number, key, KV_OBJECT_USED | KV_OBJECT_DEAD | KV_OBJECT_ABSENT);
         put_in(side_of(table, key), key, number);
@@ -523,20 +567,29 @@ void kv_table_forget_absent(kv_table_t *table, uint32_t number)
     const kv_object_t *object = kv_table_at(table, number);
     KV_CHECK((object->flags & KV_OBJECT_ABSENT) != 0 && object->first_child == KV_OBJECT_NONE);
     leave_index(table, number);
-    give_number(table, number);
-    table->absent_count--;
+    give_absent(table, number);
 }
 
 void kv_table_free(kv_table_t *table, uint32_t number)
 {
     kv_object_t *object = kv_table_at(table, number);
     KV_CHECK((object->flags & KV_OBJECT_DEAD) != 0 && object->reference_count == 0);
-    give_number(table, number);
+    give_number(table, &table->present, number);
 }
 
 uint32_t kv_table_bound(const kv_table_t *table)
 {
-    return table->bound;
+    return table->present.bound;
+}
+
+uint32_t kv_table_next_absent(const kv_table_t *table, uint32_t from)
+{
+    uint32_t number = from != KV_OBJECT_NONE ? from : table->absent.first;
+    while (number < table->absent.bound &&
+           (kv_table_at(table, number)->flags & KV_OBJECT_ABSENT) == 0) {
+        number++;
+    }
+    return number < table->absent.bound ? number : KV_OBJECT_NONE;
 }
 
 uint32_t kv_table_count(const kv_table_t *table)
@@ -551,7 +604,9 @@ size_t kv_table_memory_bytes(const kv_table_t *table)
         old_bytes = (size_t)table->old.count * sizeof(bucket_t);
         index_bytes = (size_t)((double)index_bytes * table->moved / table->old.count);
     }
-    return kv_round_up((size_t)table->bound * sizeof(kv_object_t), HUGE_PAGE_BYTES) +
+    return kv_round_up((size_t)table->present.bound * sizeof(kv_object_t), HUGE_PAGE_BYTES) +
+           kv_round_up((size_t)(table->absent.bound - table->absent.first) * sizeof(kv_object_t),
+               HUGE_PAGE_BYTES) +
            kv_round_up(index_bytes, HUGE_PAGE_BYTES) + kv_round_up(old_bytes, HUGE_PAGE_BYTES) -
            table->released_bytes;
 }

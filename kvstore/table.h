@@ -12,7 +12,7 @@
  *
  * Owns: everything in it.
  * Threads: the store's.
- * Limits: 2^32 - 1 objects. */
+ * Limits: 2^31 objects. */
 #ifndef KV_KVSTORE_TABLE_H
 #define KV_KVSTORE_TABLE_H
 
@@ -70,6 +70,9 @@ uint32_t kv_table_find_child(const kv_table_t *table, uint32_t parent, const kvi
 void kv_table_approach(const kv_table_t *table, const kvist_key_t *key);
 void kv_table_approach_object(const kv_table_t *table, const kvist_key_t *key);
 
+/* For the objects that have the next numbers. */
+void kv_table_approach_next(const kv_table_t *table, uint32_t number, uint32_t count);
+
 /* Makes room for so many objects at once: the index need not grow while they come. */
 void kv_table_reserve(kv_table_t *table, uint32_t object_count);
 
@@ -80,15 +83,24 @@ void kv_table_adopt(kv_table_t *table, uint32_t parent, uint32_t child);
 
 /* While a table fills, a child may come before its parent. The object with this key, or where there
  * is none an *absent* one, which only keeps its children together: no search finds it; an insert of
- * its key makes it an object. KV_OBJECT_NONE: as for insert. */
+ * its key makes it an object. KV_OBJECT_NONE: as for insert. Absent ones have numbers of their own,
+ * beyond kv_table_bound. */
 uint32_t kv_table_expect(kv_table_t *table, const kvist_key_t *key);
 void kv_table_forget_absent(kv_table_t *table, uint32_t number); /* without children */
+void kv_table_release_absent(kv_table_t *table); /* there are none: gives back their memory */
+
+/* The first absent one from this number on (KV_OBJECT_NONE: of all), or KV_OBJECT_NONE. */
+uint32_t kv_table_next_absent(const kv_table_t *table, uint32_t from);
 
 /* Numbers in a row for objects that will be inserted by number, so that those of a chain can lie
  * side by side whatever order they come in; the first, or KV_OBJECT_NONE. What is not used is given
  * back. */
 uint32_t kv_table_set_apart(kv_table_t *table, uint32_t count);
 void kv_table_give_back(kv_table_t *table, uint32_t first, uint32_t count);
+
+/* Makes the kernel find the memory of numbers that are set apart, which takes long; on any thread,
+ * before one of them is used. */
+void kv_table_touch(kv_table_t *table, uint32_t first, uint32_t count);
 
 /* As insert, without a parent yet; under the wanted number, where that is set apart and free. */
 uint32_t kv_table_insert_at(kv_table_t *table, const kvist_key_t *key, uint32_t wanted);
