@@ -69,7 +69,8 @@ struct kv_fill {
     kv_entry_t *later;  /* entries of objects that were just being written */
     uint32_t later_count, later_capacity;
 
-    uint32_t given_back; /* of the numbers that were set apart */
+    uint32_t given_back;  /* of the numbers that were set apart */
+    uint64_t sync_number; /* of the index write that makes all entries durable; 0: not asked for */
     uint64_t started_ns, total, loaded, discarded;
 };
 
@@ -909,6 +910,20 @@ static void tell_end(const kv_fill_t *fill)
         kv_table_count(store->table), (double)(now_ns - fill->started_ns) / KV_NS_PER_S);
 }
 
+/* The index may lose a batch and keep later ones until it is synced (index.h): its mark of
+ * completeness comes after that. */
+static bool entries_are_durable(kv_fill_t *fill)
+{
+    kv_disk_t *disk = fill->store->disk;
+    if (fill->sync_number == 0) {
+        kv_complete_entry_delete(&disk->filling); /* so that there is something to be written */
+        disk->sync_index = true;
+        fill->sync_number = disk->syncs_begun + 1;
+        kv_store_kick(fill->store);
+    }
+    return disk->index_failed || disk->syncs_done >= fill->sync_number;
+}
+
 static void advance_ending(kv_fill_t *fill)
 {
     kvist_store_t *store = fill->store;
@@ -919,7 +934,10 @@ static void advance_ending(kv_fill_t *fill)
         kv_store_kick(store);
         return;
     }
-    if (fill->rebuild && !fill->unread) { /* after the entries: the index keeps the order */
+    if (fill->rebuild && !fill->unread) {
+        if (!entries_are_durable(fill)) {
+            return; /* the end of that write comes here again */
+        }
         kv_complete_entry_put(&store->disk->filling);
     }
     tell_end(fill);

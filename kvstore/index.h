@@ -88,7 +88,8 @@ typedef struct kv_index_kept kv_index_kept_t;
 kv_index_t *kv_index_memory_open(kv_index_kept_t **kept, bool *made_out);
 void kv_index_memory_forget(kv_index_kept_t **kept);
 
-/* Asked before each write: anything but KV_OK is its answer, and nothing is written. */
+/* Asked before each write (anything but KV_OK is its answer, and nothing is written), and of a
+ * synced one again, with sync, when it is written and not yet durable. */
 typedef struct {
     kv_status_t (*before)(void *context, bool sync);
     void *context;

@@ -97,14 +97,20 @@ static void sync_batches(kv_index_kept_t *kept)
     kept->unsynced_count = 0;
 }
 
+static kv_status_t ask(const kv_index_kept_t *kept, bool sync, kv_error_t *error)
+{
+    kv_status_t status =
+        kept->watch.before != NULL ? kept->watch.before(kept->watch.context, sync) : KV_OK;
+    return status == KV_OK ? KV_OK : kv_fail(error, status, "the index was made to fail");
+}
+
 static kv_status_t memory_write(
     kv_index_t *index, const kv_index_batch_t *batch, bool sync, kv_error_t *error)
 {
     kv_index_kept_t *kept = ((memory_index_t *)index)->kept;
-    kv_status_t status =
-        kept->watch.before != NULL ? kept->watch.before(kept->watch.context, sync) : KV_OK;
+    kv_status_t status = ask(kept, false, error);
     if (status != KV_OK) {
-        return kv_fail(error, status, "the index was made to fail");
+        return status;
     }
     pthread_mutex_lock(&kept->mutex);
     kept->unsynced =
@@ -115,11 +121,14 @@ static kv_status_t memory_write(
         .capacity = batch->used,
         .count = batch->count,
     };
-    if (sync) {
-        sync_batches(kept);
-    }
     pthread_mutex_unlock(&kept->mutex);
-    return KV_OK;
+    status = sync ? ask(kept, true, error) : KV_OK;
+    if (sync && status == KV_OK) {
+        pthread_mutex_lock(&kept->mutex);
+        sync_batches(kept);
+        pthread_mutex_unlock(&kept->mutex);
+    }
+    return status;
 }
 
 static kv_index_kept_t *copy_durable(const kv_index_kept_t *kept)
