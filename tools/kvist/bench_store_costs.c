@@ -188,14 +188,34 @@ static kv_status_t open_contexts(
     return status;
 }
 
+/* Matches first: they change nothing. Then what is there is got, then put over. */
+static const call_t ORDER[] = {MATCH, GET, PUT};
+static const char MATCH_NAME[] = "match of 8192 blocks";
+
+static char *name_of(char *name_out, call_t call, uint32_t context_tokens)
+{
+    snprintf(
+        name_out, KV_BENCH_NAME_BYTES, "%s, context of %u tokens", CALLS[call], context_tokens);
+    return name_out;
+}
+
+static bool wants_length(const kv_bench_t *bench, uint32_t context_tokens)
+{
+    char name[KV_BENCH_NAME_BYTES];
+    bool wanted = context_tokens == CONTEXT_TOKENS_MAX && kv_bench_wants(bench, MATCH_NAME);
+    for (size_t i = 0; i < 3; i++) {
+        wanted |= kv_bench_wants(bench, name_of(name, ORDER[i], context_tokens));
+    }
+    return wanted;
+}
+
 static kv_status_t compare_lengths(kv_bench_t *bench, kv_subject_t *shortest, kv_subject_t *subject,
     uint32_t context_tokens, kv_error_t *error)
 {
-    static const call_t order[] = {MATCH, GET, PUT};
     kv_status_t status = KV_OK;
     for (size_t i = 0; i < 3 && status == KV_OK; i++) {
         char name[KV_BENCH_NAME_BYTES];
-        snprintf(name, sizeof name, "%s, context of %u tokens", CALLS[order[i]], context_tokens);
+        name_of(name, ORDER[i], context_tokens);
         if (!kv_bench_wants(bench, name)) {
             continue;
         }
@@ -203,8 +223,8 @@ static kv_status_t compare_lengths(kv_bench_t *bench, kv_subject_t *shortest, kv
             .unit = "ns/token",
             .against = "contexts of 1024 tokens, as many in all",
             .target = TARGET_FLAT};
-        tokens_side_t ours = {subject, order[i], context_tokens, CONTEXT_TOKENS_MAX};
-        tokens_side_t theirs = {shortest, order[i], CONTEXT_TOKENS_MIN, CONTEXT_TOKENS_MAX};
+        tokens_side_t ours = {subject, ORDER[i], context_tokens, CONTEXT_TOKENS_MAX};
+        tokens_side_t theirs = {shortest, ORDER[i], CONTEXT_TOKENS_MIN, CONTEXT_TOKENS_MAX};
         status = kv_report_pairs(&bench->report, &measure, &(kv_side_t){sample_tokens, &theirs},
             &(kv_side_t){sample_tokens, &ours}, error);
     }
@@ -213,37 +233,45 @@ static kv_status_t compare_lengths(kv_bench_t *bench, kv_subject_t *shortest, kv
 
 static kv_status_t measure_match(kv_bench_t *bench, kv_subject_t *subject, kv_error_t *error)
 {
-    static const char name[] = "match of 8192 blocks";
-    if (!kv_bench_wants(bench, name)) {
+    if (!kv_bench_wants(bench, MATCH_NAME)) {
         return KV_OK;
     }
-    const kv_measure_t measure = {.name = name, .unit = "ms", .target = TARGET_MATCH_MS};
+    const kv_measure_t measure = {.name = MATCH_NAME, .unit = "ms", .target = TARGET_MATCH_MS};
     tokens_side_t ours = {subject, MATCH, CONTEXT_TOKENS_MAX, KV_NS_PER_MS};
     return kv_report_pairs(
         &bench->report, &measure, NULL, &(kv_side_t){sample_tokens, &ours}, error);
 }
 
-kv_status_t kv_bench_tokens(kv_bench_t *bench, kv_error_t *error)
+/* Both sides anew for each length: puts leave other contexts in memory than gets ask for. */
+static kv_status_t measure_length(kv_bench_t *bench, uint32_t context_tokens, kv_error_t *error)
 {
-    kv_subject_t *shortest;
+    kv_subject_t *shortest, *subject;
     kv_status_t status = open_contexts(bench, CONTEXT_TOKENS_MIN, &shortest, error);
     if (status != KV_OK) {
         return status;
     }
-    const uint32_t factor = 8;
-    for (uint32_t tokens = CONTEXT_TOKENS_MIN * (bench->quick ? 128 : 2);
-         tokens <= CONTEXT_TOKENS_MAX && status == KV_OK; tokens *= factor) {
-        kv_subject_t *subject;
-        status = open_contexts(bench, tokens, &subject, error);
-        if (status != KV_OK) {
-            break;
-        }
-        status = compare_lengths(bench, shortest, subject, tokens, error);
-        if (status == KV_OK && tokens == CONTEXT_TOKENS_MAX) {
+    status = open_contexts(bench, context_tokens, &subject, error);
+    if (status == KV_OK) {
+        if (context_tokens == CONTEXT_TOKENS_MAX) {
             status = measure_match(bench, subject, error);
+        }
+        if (status == KV_OK) {
+            status = compare_lengths(bench, shortest, subject, context_tokens, error);
         }
         kv_subject_close(subject);
     }
     kv_subject_close(shortest);
+    return status;
+}
+
+kv_status_t kv_bench_tokens(kv_bench_t *bench, kv_error_t *error)
+{
+    static const uint32_t lengths[] = {2048, 16384, CONTEXT_TOKENS_MAX};
+    kv_status_t status = KV_OK;
+    for (size_t i = bench->quick ? 2 : 0; i < 3 && status == KV_OK; i++) {
+        if (wants_length(bench, lengths[i])) {
+            status = measure_length(bench, lengths[i], error);
+        }
+    }
     return status;
 }
