@@ -4,7 +4,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "kvstore/order.h"
-#include "kvstore/terms.h"
+#include "kvstore/take.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -54,7 +54,7 @@ struct kv_fill {
     kv_index_cursor_t *place_cursor;
     kv_index_cursor_t *terms_cursor; /* goes along with `cursor`: both are in the order of keys */
     kv_terms_entry_t terms;          /* the next of it, if terms_there */
-    bool terms_there, any_terms;
+    bool terms_there;
     kv_task_t order_task;
     bool order_out, order_ended;
     kv_order_t order;
@@ -65,277 +65,17 @@ struct kv_fill {
     uint64_t *generations, scan_bytes, scanned_bytes, told_ns;
     uint32_t next_segment;
 
-    kv_names_t dropped; /* keys, since the opening */
-    kv_entry_t *later;  /* entries of objects that were just being written */
-    uint32_t later_count, later_capacity;
-
     uint32_t given_back;  /* of the numbers that were set apart */
     uint64_t sync_number; /* of the index write that makes all entries durable; 0: not asked for */
-    uint64_t started_ns, total, loaded, discarded;
+    uint64_t started_ns, total, loaded;
+    kv_taking_t taking;
 };
 
-/* ---- one entry ---- */
-
-typedef enum {
-    TAKEN,     /* this is the object's place now */
-    PUT_OFF,   /* the object is being written: later */
-    PLACELESS, /* the record is no object's */
-    STALE,     /* there is no such record */
-    REFUSED,   /* not of this store's layout, or there is no memory */
-} outcome_t;
-
-/* What the object descends from: the previous block, or its own block on the spine. */
-static kvist_key_t parent_object_key(const kv_record_t *record)
-{
-    return record->group > 0 ? kv_identity_group_key(&record->key, record->group) : record->parent;
-}
-
-static bool has_parent(const kv_record_t *record)
-{
-    return record->position > 0 || record->group > 0;
-}
-
-static uint32_t parent_position(uint32_t position, uint32_t group)
-{
-    return position - (group > 0 ? 0 : 1);
-}
-
-static bool place_is_good(const kv_segments_t *segments, const kv_entry_t *entry)
-{
-    if (entry->segment >= segments->count_max) {
-        return false;
-    }
-    const kv_segment_t *segment = &segments->items[entry->segment];
-    return (segment->state == KV_SEGMENT_FULL || segment->state == KV_SEGMENT_OPEN) &&
-           segment->generation == entry->record.generation &&
-           entry->offset >= KV_SEGMENT_HEADER_BYTES &&
-           entry->offset + entry->record.stored_bytes <= segments->segment_bytes;
-}
-
-static bool was_dropped(const kv_fill_t *fill, const kv_record_t *record)
-{
-    if (fill->dropped.count == 0) {
-        return false;
-    }
-    kvist_key_t parent = parent_object_key(record);
-    return kv_names_find(&fill->dropped, record->key.bytes) != KV_NAMES_FULL ||
-           (has_parent(record) && kv_names_find(&fill->dropped, parent.bytes) != KV_NAMES_FULL);
-}
-
-static void drop_children(kvist_store_t *store, uint32_t number)
-{
-    uint32_t child;
-    while ((child = kv_table_at(store->table, number)->first_child) != KV_OBJECT_NONE) {
-        kv_object_drop(store, child);
-    }
-}
-
-/* What waited for this one, which will not come. */
-static void drop_waiting(kv_fill_t *fill, const kvist_key_t *key)
-{
-    uint32_t number = kv_table_expect(fill->store->table, key);
-    if (number != KV_OBJECT_NONE) {
-        drop_children(fill->store, number);
-        kv_table_forget_absent(fill->store->table, number);
-    }
-}
-
-static void enter_disk(kvist_store_t *store, uint32_t number, const kv_entry_t *entry)
-{
-    kv_object_enter_disk(store, number, entry->segment, (uint32_t)(entry->offset / KV_PAGE_BYTES),
-        (uint16_t)(entry->record.stored_bytes / KV_PAGE_BYTES));
-}
-
-/* The object that the new one descends from, perhaps absent yet. KV_OBJECT_NONE: it cannot. */
-static uint32_t find_parent(kvist_store_t *store, const kv_record_t *record)
-{
-    kvist_key_t key = parent_object_key(record);
-    uint32_t number = kv_table_expect(store->table, &key);
-    if (number == KV_OBJECT_NONE) {
-        return KV_OBJECT_NONE;
-    }
-    kv_object_t *parent = kv_table_at(store->table, number);
-    uint32_t position = parent_position(record->position, record->group);
-    if ((parent->flags & KV_OBJECT_ABSENT) != 0) {
-        if (parent->first_child == KV_OBJECT_NONE) {
-            parent->position = position;
-        }
-    } else if (kv_object_family(store, parent)->group > 0) {
-        return KV_OBJECT_NONE;
-    }
-    return parent->position == position ? number : KV_OBJECT_NONE;
-}
-
-static outcome_t take_new(
-    kvist_store_t *store, const kv_entry_t *entry, int family, uint32_t wanted)
-{
-    const kv_record_t *record = &entry->record;
-    uint32_t parent = has_parent(record) ? find_parent(store, record) : KV_OBJECT_NONE;
-    if (has_parent(record) && parent == KV_OBJECT_NONE) {
-        return PLACELESS; /* it contradicts what is known */
-    }
-    uint32_t number = kv_table_insert_at(store->table, &record->key, wanted);
-    if (number == KV_OBJECT_NONE) {
-        return REFUSED;
-    }
-    kv_object_t *object = kv_table_at(store->table, number);
-    object->position = record->position;
-    object->family = (uint16_t)family;
-    object->used_s = (uint32_t)(record->used_unix_ns / KV_NS_PER_S);
-    object->expires_s = record->expires_s;
-    object->pin_until_s = record->pin_until_s;
-    store->stats.unsaved_objects++;
-    kv_sweep_note(store, record->expires_s, record->pin_until_s);
-    object->flags |= entry->renewed ? KV_OBJECT_RENEWED : 0;
-    enter_disk(store, number, entry);
-    if (parent != KV_OBJECT_NONE) {
-        kv_table_adopt(store->table, parent, number);
-    }
-    if (object->first_child != KV_OBJECT_NONE) { /* they waited for it, at this position? */
-        const kv_object_t *child = kv_table_at(store->table, object->first_child);
-        uint32_t group = kv_object_family(store, child)->group;
-        if (record->group > 0 || parent_position(child->position, group) != record->position) {
-            drop_children(store, number);
-        }
-    }
-    return TAKEN;
-}
-
-/* The table has the key: of two records the younger is the object's place. */
-static outcome_t take_known(kv_fill_t *fill, uint32_t number, const kv_entry_t *entry, int family)
-{
-    kvist_store_t *store = fill->store;
-    kv_object_t *object = kv_table_at(store->table, number);
-    if (kv_object_on_disk(object)) {
-        uint64_t generation = store->disk->segments.items[object->segment].generation;
-        uint64_t offset = (uint64_t)object->offset_pages * KV_PAGE_BYTES;
-        if (generation == entry->record.generation && offset == entry->offset) {
-            return TAKEN;
-        }
-        if (generation > entry->record.generation ||
-            (generation == entry->record.generation && offset > entry->offset)) {
-            return PLACELESS;
-        }
-        kv_object_leave_disk(store, number);
-        enter_disk(store, number, entry);
-        kv_entry_put(&store->disk->filling, entry);
-        return TAKEN;
-    }
-    if (object->family != family) { /* bytes made otherwise replace it */
-        kv_entry_delete(&store->disk->filling, &object->key);
-        return PLACELESS;
-    }
-    enter_disk(store, number, entry);
-    object->flags |= entry->renewed ? KV_OBJECT_RENEWED : 0;
-    kv_terms_settle(store, number, &entry->record);
-    return TAKEN;
-}
-
-static void put_off(kv_fill_t *fill, const kv_entry_t *entry)
-{
-    if (fill->later_count == fill->later_capacity) {
-        fill->later_capacity = fill->later_capacity > 0 ? 2 * fill->later_capacity : 16;
-        fill->later = kv_reallocate(fill->later, fill->later_capacity, sizeof *fill->later);
-    }
-    fill->later[fill->later_count++] = *entry;
-}
-
-static outcome_t take(kv_fill_t *fill, const kv_entry_t *entry, uint32_t wanted)
-{
-    kvist_store_t *store = fill->store;
-    const kv_record_t *record = &entry->record;
-    if (!place_is_good(&store->disk->segments, entry)) {
-        return STALE;
-    }
-    int family = kv_family_number(store, record);
-    if (family == KV_NAMES_FULL || record->group >= store->group_count) {
-        return REFUSED;
-    }
-    uint32_t number = kv_table_find(store->table, &record->key);
-    if (number == KV_OBJECT_NONE) {
-        return was_dropped(fill, record) ? PLACELESS : take_new(store, entry, family, wanted);
-    }
-    if ((kv_table_at(store->table, number)->flags & KV_OBJECT_WRITING) != 0) {
-        put_off(fill, entry);
-        return PUT_OFF;
-    }
-    return take_known(fill, number, entry, family);
-}
-
-/* The record stays nobody's: so that nothing takes it for an object's again. */
-static void discard(kv_fill_t *fill, const kv_entry_t *entry, outcome_t outcome)
-{
-    kvist_store_t *store = fill->store;
-    const kvist_key_t *key = &entry->record.key;
-    fill->discarded++;
-    if (outcome == PLACELESS && !kv_mark_pending(store, entry->segment, entry->offset)) {
-        kv_mark_queue(store, entry->segment, (uint32_t)(entry->offset / KV_PAGE_BYTES),
-            (uint32_t)(entry->record.stored_bytes / KV_PAGE_BYTES), false);
-    }
-    if (outcome != REFUSED && kv_table_find(store->table, key) == KV_OBJECT_NONE) {
-        kv_entry_delete(&store->disk->filling, key);
-        if (entry->renewed) {
-            kv_terms_entry_delete(&store->disk->filling, key);
-        }
-        if (outcome == PLACELESS) {
-            kv_fill_note_dropped(store, key);
-            drop_waiting(fill, key);
-        }
-    }
-}
-
-static void take_from_index(kv_fill_t *fill, const kv_entry_t *entry, uint32_t wanted)
-{
-    outcome_t outcome = take(fill, entry, wanted);
-    if (outcome != TAKEN && outcome != PUT_OFF) {
-        discard(fill, entry, outcome);
-    }
-}
-
-static void renew(kv_entry_t *entry, const kv_terms_entry_t *terms)
-{
-    entry->renewed = true;
-    entry->record.expires_s = terms->expires_s;
-    entry->record.pin_until_s = terms->pin_until_s;
-    entry->record.priority = terms->priority;
-}
-
-static void visit_terms_of(
-    void *context, const uint8_t *name, size_t name_bytes, const uint8_t *value, size_t value_bytes)
-{
-    kv_terms_entry_t terms;
-    if (kv_terms_entry_read(name, name_bytes, value, value_bytes, &terms)) {
-        renew(context, &terms);
-    }
-}
-
-/* What changed since the record was written. */
-static void look_up_terms(kv_fill_t *fill, kv_entry_t *entry)
-{
-    kv_index_t *index = fill->store->disk->index;
-    uint8_t name[KV_ENTRY_NAME_BYTES];
-    kv_error_t error;
-    kv_terms_entry_name(&entry->record.key, name);
-    if (fill->any_terms &&
-        index->ops->get(index, name, sizeof name, 1, visit_terms_of, entry, &error) != KV_OK) {
-        kv_log_warn("store", "%s: a block's terms are those of its record", error.text);
-    }
-}
+/* ---- what others see ---- */
 
 void kv_fill_take_record(kvist_store_t *store, const kv_entry_t *entry)
 {
-    kv_fill_t *fill = store->disk->fill;
-    if (kv_mark_pending(store, entry->segment, entry->offset)) {
-        return;
-    }
-    kv_entry_t renewed = *entry;
-    look_up_terms(fill, &renewed);
-    outcome_t outcome = take(fill, &renewed, KV_OBJECT_NONE);
-    if (outcome == TAKEN) {
-        kv_entry_put(&store->disk->filling, &renewed);
-    } else if (outcome == PLACELESS) {
-        discard(fill, &renewed, outcome);
-    }
+    kv_take_record(&store->disk->fill->taking, entry);
 }
 
 void kv_fill_mark_torn(kvist_store_t *store, const kv_entry_t *entry)
@@ -371,37 +111,7 @@ bool kv_fill_unread(const kvist_store_t *store)
 void kv_fill_note_dropped(kvist_store_t *store, const kvist_key_t *key)
 {
     if (store->disk != NULL && store->disk->fill != NULL) {
-        kv_names_number(&store->disk->fill->dropped, key->bytes);
-    }
-}
-
-/* ---- looking up what is not there yet ---- */
-
-typedef struct {
-    kv_fill_t *fill;
-    kv_entry_t entry; /* taken when its terms, which follow it, are known */
-    bool there;
-} looked_up_t;
-
-static void take_looked_up(looked_up_t *found)
-{
-    if (found->there) {
-        take(found->fill, &found->entry, KV_OBJECT_NONE); /* what is refused here comes again */
-        found->there = false;
-    }
-}
-
-static void visit_looked_up(
-    void *context, const uint8_t *name, size_t name_bytes, const uint8_t *value, size_t value_bytes)
-{
-    looked_up_t *found = context;
-    kv_terms_entry_t terms;
-    if (kv_entry_is_object(name, name_bytes)) {
-        take_looked_up(found);
-        found->there = kv_entry_read(name, value, value_bytes, &found->entry) == KV_OK;
-    } else if (found->there && kv_terms_entry_read(name, name_bytes, value, value_bytes, &terms) &&
-               kv_key_equal(&terms.key, &found->entry.record.key)) {
-        renew(&found->entry, &terms);
+        kv_take_note_dropped(&store->disk->fill->taking, key);
     }
 }
 
@@ -411,28 +121,7 @@ bool kv_fill_look_up(kvist_store_t *store, const kvist_key_t *keys, uint32_t cou
     if (fill == NULL || fill->rebuild) {
         return false;
     }
-    uint8_t names[2 * KV_FILL_LOOK_UP_MAX * KV_ENTRY_NAME_BYTES], *end = names;
-    KV_CHECK(count <= KV_FILL_LOOK_UP_MAX);
-    for (uint32_t i = 0; i < count; i++) {
-        if (kv_table_find(store->table, &keys[i]) != KV_OBJECT_NONE) {
-            continue;
-        }
-        kv_entry_name(&keys[i], end);
-        end += KV_ENTRY_NAME_BYTES;
-        if (fill->any_terms) {
-            kv_terms_entry_name(&keys[i], end);
-            end += KV_ENTRY_NAME_BYTES;
-        }
-    }
-    kv_index_t *index = store->disk->index;
-    kv_error_t error;
-    looked_up_t found = {.fill = fill};
-    kv_status_t status = index->ops->get(index, names, KV_ENTRY_NAME_BYTES,
-        (size_t)(end - names) / KV_ENTRY_NAME_BYTES, visit_looked_up, &found, &error);
-    take_looked_up(&found);
-    if (status != KV_OK) {
-        kv_log_warn("store", "%s: a match may find less than there is", error.text);
-    }
+    kv_take_look_up(&fill->taking, keys, count);
     return true;
 }
 
@@ -478,7 +167,7 @@ static void join_terms(kv_fill_t *fill, batch_t *batch, kv_entry_t *entry)
         next_terms(fill);
     }
     if (fill->terms_there && order == 0) {
-        renew(entry, &fill->terms);
+        kv_take_renew(entry, &fill->terms);
         next_terms(fill);
     }
 }
@@ -645,9 +334,8 @@ static uint32_t wanted_number(const kv_fill_t *fill, uint32_t rank)
 static void approach(const kv_fill_t *fill, const batch_t *batch, uint32_t at)
 {
     if (at < batch->count) {
-        kvist_key_t parent = parent_object_key(&batch->entries[at].record);
         kv_table_approach(fill->store->table, &batch->entries[at].record.key);
-        kv_table_approach(fill->store->table, &parent);
+        kv_table_approach(fill->store->table, &batch->entries[at].record.parent);
     }
 }
 
@@ -658,7 +346,7 @@ static void forget_useless(kv_fill_t *fill, batch_t *batch)
         const kvist_key_t *key = &batch->unreadable[--batch->unreadable_count];
         if (kv_table_find(store->table, key) == KV_OBJECT_NONE) {
             kv_entry_delete(&store->disk->filling, key);
-            fill->discarded++;
+            fill->taking.discarded++;
         }
     }
     while (batch->stray_count > 0) {
@@ -679,9 +367,10 @@ static void take_batch(kv_fill_t *fill, batch_t *batch, uint32_t *budget)
         uint32_t at = batch->taken++;
         approach(fill, batch, at + AHEAD);
         if (fill->stage == TAKING) {
-            take_from_index(fill, &batch->entries[at], wanted_number(fill, batch->ranks[at]));
+            kv_take_entry(
+                &fill->taking, &batch->entries[at], wanted_number(fill, batch->ranks[at]));
         } else {
-            kv_fill_take_record(fill->store, &batch->entries[at]);
+            kv_take_record(&fill->taking, &batch->entries[at]);
         }
         fill->loaded++;
         (*budget)--;
@@ -848,23 +537,6 @@ static void advance_scanning(kv_fill_t *fill, uint32_t *budget)
 
 /* ---- the end ---- */
 
-/* Entries of objects that were being written when they were met. */
-static bool take_later(kv_fill_t *fill)
-{
-    uint32_t count = fill->later_count;
-    fill->later_count = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        kv_entry_t entry = fill->later[i];
-        outcome_t outcome = take(fill, &entry, KV_OBJECT_NONE);
-        if (outcome == TAKEN) {
-            kv_entry_put(&fill->store->disk->filling, &entry);
-        } else if (outcome != PUT_OFF) {
-            discard(fill, &entry, outcome);
-        }
-    }
-    return fill->later_count == 0;
-}
-
 /* Drops what has no parent; a share of it. true: that was all. */
 static bool drop_orphans(kv_fill_t *fill)
 {
@@ -878,10 +550,10 @@ static bool drop_orphans(kv_fill_t *fill)
         }
         uint64_t before = kv_table_count(store->table);
         store->disk->spare_records = fill->unread;
-        drop_children(store, number);
+        kv_take_drop_children(store, number);
         store->disk->spare_records = false;
         kv_table_forget_absent(store->table, number);
-        fill->discarded += before - kv_table_count(store->table);
+        fill->taking.discarded += before - kv_table_count(store->table);
     }
     return false;
 }
@@ -901,9 +573,9 @@ static void tell_end(const kv_fill_t *fill)
 {
     const kvist_store_t *store = fill->store;
     uint64_t now_ns = store->clock->monotonic_ns(store->clock);
-    if (fill->discarded > 0) {
+    if (fill->taking.discarded > 0) {
         kv_log_info("store", "dropped %ju index entries that point nowhere or have no parent",
-            (uintmax_t)fill->discarded);
+            (uintmax_t)fill->taking.discarded);
     }
     kv_log_info("store", "%s objects %u seconds %.2f",
         fill->rebuild ? "made the index anew from the records" : "read the index",
@@ -927,7 +599,7 @@ static bool entries_are_durable(kv_fill_t *fill)
 static void advance_ending(kv_fill_t *fill)
 {
     kvist_store_t *store = fill->store;
-    if (!take_later(fill)) {
+    if (!kv_take_later(&fill->taking)) {
         return; /* the end of those writes comes here again */
     }
     if (!drop_orphans(fill) || !give_back_numbers(fill)) {
@@ -992,7 +664,7 @@ void kv_fill_open(kvist_store_t *store, bool rebuild, uint32_t at_once)
         .to_scan = kv_allocate_array(disk->segments.count_max, sizeof(bool)),
         .generations = kv_allocate_array(disk->segments.count_max, sizeof(uint64_t)),
     };
-    kv_names_init(&fill->dropped, KVIST_KEY_BYTES, UINT32_MAX);
+    kv_take_init(store, &fill->taking);
     if (!rebuild) {
         fill->cursor = disk->index->ops->open_cursor(disk->index, 'o');
         fill->place_cursor = disk->index->ops->open_cursor(disk->index, 'o');
@@ -1001,7 +673,7 @@ void kv_fill_open(kvist_store_t *store, bool rebuild, uint32_t at_once)
     disk->fill = fill;
     fill->terms_cursor = disk->index->ops->open_cursor(disk->index, 't');
     next_terms(fill);
-    fill->any_terms = fill->terms_there;
+    fill->taking.any_terms = fill->terms_there;
 }
 
 void kv_fill_start(kvist_store_t *store)
@@ -1063,8 +735,7 @@ void kv_fill_close(kvist_store_t *store)
         free(fill->batches[i].stray_terms);
     }
     kv_order_release(&fill->order);
-    kv_names_destroy(&fill->dropped);
-    free(fill->later);
+    kv_take_release(&fill->taking);
     free(fill->scanned);
     free(fill->to_scan);
     free(fill->generations);

@@ -7,7 +7,7 @@
  *   object.c   where an object is, who holds it  store.c    open, poll, close
  *   drop.c     objects that go for good          mark.c     records that are nobody's
  *   verify.c   reads everything                  show.c     one block
- *   keep.c     terms by key, the sweep           fill.c     what the disk holds -> table
+ *   keep.c     terms by key, the sweep           fill.c, take.c  the disk -> the table
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
