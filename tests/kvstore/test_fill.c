@@ -273,19 +273,36 @@ static void remove_index(const bench_t *bench)
     assert_int_equal(rmdir(path), 0);
 }
 
-/* A process that opens the store, stores a context, and ends without a word. */
-static void end_in_between(bench_t *bench, uint32_t polls, uint32_t context)
+/* A process that opens the store, stores a context, and ends without a word: this program, started
+ * anew. */
+static int live(const char *folder, uint32_t segments, uint32_t polls, uint32_t context)
 {
+    bench_t bench;
+    bench_init(&bench, "ended", 16);
+    snprintf(bench.folder, sizeof bench.folder, "%s", folder);
+    bench_with_disk(&bench, segments);
+    reopen(&bench, 1);
+    request_context(&bench, context, BLOCKS);
+    bool durable = flush(&bench) == KV_OK;
+    for (uint32_t i = 0; i < polls; i++) {
+        bench_turn(&bench);
+    }
+    _exit(durable ? 0 : 1);
+}
+
+static void end_in_between(
+    const bench_t *bench, uint32_t segments, uint32_t polls, uint32_t context)
+{
+    char texts[3][16];
+    const uint32_t numbers[] = {segments, polls, context};
+    for (int i = 0; i < 3; i++) {
+        snprintf(texts[i], sizeof texts[i], "%u", numbers[i]);
+    }
     pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
-        reopen(bench, 1);
-        request_context(bench, context, BLOCKS);
-        bool durable = flush(bench) == KV_OK;
-        for (uint32_t i = 0; i < polls; i++) {
-            bench_turn(bench);
-        }
-        _exit(durable ? 0 : 1);
+        execl("/proc/self/exe", "ended", bench->folder, texts[0], texts[1], texts[2], (char *)NULL);
+        _exit(127);
     }
     int status;
     assert_int_equal(waitpid(child, &status, 0), child);
@@ -302,7 +319,7 @@ static void a_process_that_ends_in_between_lost_nothing(void **state)
             if (rebuild && life % 2 == 0) {
                 remove_index(&bench);
             }
-            end_in_between(&bench, life * 6, CONTEXTS + life);
+            end_in_between(&bench, 32, life * 6, CONTEXTS + life);
         }
         reopen(&bench, 3);
         settle(&bench);
@@ -402,8 +419,12 @@ static void anything_may_happen_meanwhile(void **state)
     free(bench.params.device_arena);
 }
 
-int main(void)
+int main(int argument_count, char **arguments)
 {
+    if (argument_count == 5 && strcmp(arguments[0], "ended") == 0) {
+        return live(arguments[1], (uint32_t)strtoul(arguments[2], NULL, 10),
+            (uint32_t)strtoul(arguments[3], NULL, 10), (uint32_t)strtoul(arguments[4], NULL, 10));
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(matches_are_complete_before_the_table_is),
         cmocka_unit_test(what_nobody_asks_for_comes_too),
