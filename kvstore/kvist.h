@@ -433,6 +433,7 @@ typedef struct {
     uint64_t miss_count[KVIST_MISS_COUNT]; /* matches that ended for that reason */
     uint64_t leases, slots_free, slots_private;
     uint64_t unsaved_objects; /* sealed, not durable yet */
+    uint64_t barriers;        /* of durability, that the disk was asked for */
     uint64_t damaged_objects, failed_reads, failed_writes;
     uint64_t pinned_bytes; /* of objects with a pin; counted now and then: seconds old */
     uint64_t index_loaded, index_total; /* objects known, and about how many there are: equal once

@@ -619,6 +619,7 @@ static void sync_done(kv_ring_request_t *request, int errno_value)
     kv_write_batch_t *leader =
         (kv_write_batch_t *)((char *)request - offsetof(kv_write_batch_t, sync));
     leader->store->disk->syncing = false;
+    leader->store->stats.barriers++;
     if (errno_value != 0) {
         fail_syncing(leader->store, kv_status_from_errno(errno_value), strerror(errno_value));
     }

@@ -9,9 +9,6 @@
 #include <math.h>
 #include <string.h>
 
-/* One durability barrier of the store for each so many bytes: fio writes with the same. */
-static const uint64_t BARRIER_BYTES = 32 << 20;
-
 static const double TARGET_DISK_GET = 0.95, TARGET_DISK_PUT = 0.90, TARGET_RAM_GET = 1.2,
                     TARGET_VERIFIED = 0.97, TARGET_PEER = 1.0;
 static const size_t TARGET_DISK_GET_BYTES_MIN = 1 << 20; /* of a run */
@@ -77,16 +74,20 @@ typedef struct {
     uint32_t run_count, depth;
     size_t run_bytes;
     bool durable;
+    uint64_t barrier_bytes; /* of the last sample: what it put for each barrier; 0: none yet */
 } store_side_t;
 
 static kv_status_t sample_store(void *context, double *value_out, kv_error_t *error)
 {
-    const store_side_t *side = context;
+    store_side_t *side = context;
     uint64_t ns;
+    const uint64_t barriers = kv_subject_stats(side->subject).barriers;
     kv_status_t status =
         side->operation == PUT
             ? kv_subject_put(side->subject, side->run_count, side->depth, side->durable, &ns, error)
             : kv_subject_get(side->subject, side->run_count, side->depth, &ns, error);
+    const uint64_t more = kv_subject_stats(side->subject).barriers - barriers;
+    side->barrier_bytes = (uint64_t)side->run_count * side->run_bytes / (more > 0 ? more : 1);
     /* Bytes in a nanosecond are gigabytes in a second. */
     *value_out = (double)side->run_count * (double)side->run_bytes / (double)ns;
     return status;
@@ -94,20 +95,22 @@ static kv_status_t sample_store(void *context, double *value_out, kv_error_t *er
 
 typedef struct {
     kv_bench_t *bench;
-    operation_t operation;
-    uint32_t depth;
-    size_t run_bytes;
+    const store_side_t *ours; /* its operation, size and depth, and its barriers */
 } fio_side_t;
 
 static kv_status_t sample_fio(void *context, double *value_out, kv_error_t *error)
 {
     const fio_side_t *side = context;
+    const store_side_t *ours = side->ours;
     kv_bench_t *bench = side->bench;
+    /* Before the first sample of ours: one barrier at the end. */
+    const uint64_t barrier_bytes =
+        ours->barrier_bytes > 0 ? ours->barrier_bytes : bench->sample_bytes;
     double bytes_per_s = 0;
-    kv_status_t status = side->operation == PUT
-                             ? kv_fio_write(&bench->fio, side->run_bytes, side->depth,
-                                   bench->sample_bytes, BARRIER_BYTES, &bytes_per_s, error)
-                             : kv_fio_read(&bench->fio, side->run_bytes, side->depth,
+    kv_status_t status = ours->operation == PUT
+                             ? kv_fio_write(&bench->fio, ours->run_bytes, ours->depth,
+                                   bench->sample_bytes, barrier_bytes, &bytes_per_s, error)
+                             : kv_fio_read(&bench->fio, ours->run_bytes, ours->depth,
                                    bench->sample_bytes, &bytes_per_s, error);
     *value_out = bytes_per_s / 1e9;
     return status;
@@ -185,8 +188,9 @@ static kv_status_t measure_disk(kv_bench_t *bench, kv_subject_t *subject, const 
     }
     snprintf(against, sizeof against, "%s %s, same size, depth%s", bench->fio.version,
         operation == PUT ? "write" : "randread", operation == PUT ? ", barriers" : "");
-    store_side_t ours = {subject, operation, runs_of(bench, shape), depth, run_bytes(shape), true};
-    fio_side_t theirs = {bench, operation, depth, run_bytes(shape)};
+    store_side_t ours = {
+        subject, operation, runs_of(bench, shape), depth, run_bytes(shape), true, 0};
+    fio_side_t theirs = {bench, &ours};
     if (!bench->has_fio) {
         measure.target = NAN;
     } else {
@@ -274,7 +278,7 @@ static kv_status_t measure_ram(kv_bench_t *bench, kv_subject_t *subject, const s
         .against = "one memcpy of the same cold bytes",
         .target = operation == GET ? TARGET_RAM_GET : NAN};
     const uint32_t count = runs_of(bench, shape);
-    store_side_t ours = {subject, operation, count, depth, run_bytes(shape), false};
+    store_side_t ours = {subject, operation, count, depth, run_bytes(shape), false, 0};
     copy_side_t theirs = {bench, run_bytes(shape), count, 0};
     return kv_report_pairs(&bench->report, &measure, &(kv_side_t){sample_copy, &theirs},
         &(kv_side_t){sample_store, &ours}, error);
@@ -341,8 +345,8 @@ static kv_status_t compare_verification(
             .against = "the same store, not verifying",
             .target = TARGET_VERIFIED};
         const uint32_t count = runs_of(bench, shape);
-        store_side_t ours = {subjects[0], GET, count, depth, run_bytes(shape), false};
-        store_side_t theirs = {subjects[1], GET, count, depth, run_bytes(shape), false};
+        store_side_t ours = {subjects[0], GET, count, depth, run_bytes(shape), false, 0};
+        store_side_t theirs = {subjects[1], GET, count, depth, run_bytes(shape), false, 0};
         status = kv_report_pairs(&bench->report, &measure, &(kv_side_t){sample_store, &theirs},
             &(kv_side_t){sample_store, &ours}, error);
     }
@@ -396,7 +400,7 @@ static kv_status_t measure_peer(kv_bench_t *bench, kv_peer_t *peer, kv_subject_t
         .name = name, .unit = "GB/s", .against = peer->name, .target = TARGET_PEER};
     const uint32_t count = runs_of(bench, shape);
     const bool durable = strcmp(tier, "disk") == 0;
-    store_side_t ours = {subject, operation, count, 1, shape->object_bytes, durable};
+    store_side_t ours = {subject, operation, count, 1, shape->object_bytes, durable, 0};
     peer_side_t theirs = {peer, operation, count, shape->object_bytes};
     return kv_report_pairs(&bench->report, &measure, &(kv_side_t){sample_peer, &theirs},
         &(kv_side_t){sample_store, &ours}, error);
