@@ -11,6 +11,8 @@
 #include <string.h>
 
 enum {
+    PARTS_MAX = 4,
+    PART_BYTES_MIN = 256 << 10,
     MEMORY_BATCH_BYTES = 1 << 20,
     DISK_BATCH_BYTES = 256 << 10, /* at least: */
     DISK_BATCHES = 4, /* of one load, so that the first are proved while the next are read */
@@ -18,9 +20,18 @@ enum {
                                  so that the ring is served meanwhile */
 };
 
+/* A batch that is read alone is read in parts at once: the disk does several as fast as one. */
+typedef struct {
+    kv_ring_request_t request; /* first */
+    kv_read_batch_t *batch;
+} part_t;
+
 struct kv_read_batch {
     kv_task_t task;
-    kv_ring_request_t request;
+    part_t parts[PARTS_MAX];
+    uint32_t parts_out;
+    int errno_value; /* of a part that failed; 0: none */
+    const char *at;  /* the bytes read */
     kvist_store_t *store;
     kv_read_t **reads;
     uint32_t count;
@@ -28,11 +39,6 @@ struct kv_read_batch {
     uint64_t started_ns;
     kv_read_batch_t *next;
 };
-
-static kv_read_batch_t *batch_of_request(kv_ring_request_t *request)
-{
-    return (kv_read_batch_t *)((char *)request - offsetof(kv_read_batch_t, request));
-}
 
 static const kv_layout_t *layout_of(const kvist_store_t *store, const kv_read_t *read)
 {
@@ -213,7 +219,7 @@ static void move_records(kv_task_t *task)
 {
     kv_read_batch_t *batch = (kv_read_batch_t *)task;
     const kvist_store_t *store = batch->store;
-    const char *at = batch->request.buffer;
+    const char *at = batch->at;
     void *scratch = kv_allocate(store->object_bytes_max);
     for (uint32_t i = 0; i < batch->count; i++) {
         kv_read_t *read = batch->reads[i];
@@ -245,26 +251,74 @@ static void read_apart(kv_read_batch_t *batch)
     free(batch);
 }
 
-static void read_done(kv_ring_request_t *request, int errno_value)
+/* Nothing else is read now, or is to be. */
+static bool disk_is_idle(const kv_disk_t *disk)
 {
-    kv_read_batch_t *batch = batch_of_request(request);
+    return disk->reads_out == 0 && disk->first_read == NULL;
+}
+
+static void all_read(kv_read_batch_t *batch)
+{
+    kv_disk_t *disk = batch->store->disk;
+    int errno_value = batch->errno_value;
     if (errno_value != 0 && batch->count > 1) {
         read_apart(batch);
         return;
     }
     if (errno_value != 0) {
-        kv_log_warn("store", "read failed: %s segment %u offset %ju bytes %zu",
-            strerror(errno_value), batch->reads[0]->segment, (uintmax_t)request->offset,
-            request->bytes);
         /* A file that ends too early has lost bytes for good; other errors may pass. */
         fail_batch(batch, errno_value == ENODATA ? KV_CORRUPT : KV_IO);
         return;
     }
     batch->task = (kv_task_t){.work = move_records, .done = batch_done, .store = batch->store};
-    if (bytes_of(batch) <= OWN_BYTES_MAX) {
+    if (bytes_of(batch) <= OWN_BYTES_MAX || disk_is_idle(disk)) {
         kv_store_submit_sized(batch->store, &batch->task, bytes_of(batch));
     } else {
         kv_store_submit(batch->store, &batch->task);
+    }
+}
+
+static void read_done(kv_ring_request_t *request, int errno_value)
+{
+    kv_read_batch_t *batch = ((part_t *)request)->batch;
+    if (errno_value != 0) {
+        kv_log_warn("store", "read failed: %s segment %u offset %ju bytes %zu",
+            strerror(errno_value), batch->reads[0]->segment, (uintmax_t)request->offset,
+            request->bytes);
+        batch->errno_value = errno_value;
+    }
+    if (--batch->parts_out == 0) {
+        batch->store->disk->reads_out--;
+        all_read(batch);
+    }
+}
+
+static void submit_parts(kv_read_batch_t *batch, int file, char *buffer, size_t bytes)
+{
+    kv_disk_t *disk = batch->store->disk;
+    size_t count = disk_is_idle(disk) ? bytes / PART_BYTES_MIN : 1;
+    count = count < 1 ? 1 : count > PARTS_MAX ? PARTS_MAX : count;
+    size_t part_bytes = (bytes / count + KV_PAGE_BYTES - 1) / KV_PAGE_BYTES * KV_PAGE_BYTES;
+    uint64_t offset = (uint64_t)batch->reads[0]->offset_pages * KV_PAGE_BYTES;
+    disk->reads_out++;
+    batch->at = buffer;
+    batch->errno_value = 0;
+    batch->parts_out = (uint32_t)((bytes + part_bytes - 1) / part_bytes);
+    for (uint32_t i = 0; i < batch->parts_out; i++) {
+        size_t from = i * part_bytes, left = bytes - from;
+        batch->parts[i] = (part_t){
+            .request = {.kind = KV_RING_READ,
+                .file = file,
+                .buffer = buffer + from,
+                .bytes = left < part_bytes ? left : part_bytes,
+                .offset = offset + from,
+                .done = read_done},
+            .batch = batch,
+        };
+    }
+    /* None ends before all are submitted: done() runs only inside kv_ring_poll. */
+    for (uint32_t i = 0, parts = batch->parts_out; i < parts; i++) {
+        kv_ring_submit(disk->ring, &batch->parts[i].request);
     }
 }
 
@@ -280,22 +334,16 @@ static void start_read(kv_read_batch_t *batch)
     KV_CHECK(bytes <= disk->staging_bytes);
     batch->staging = disk->staging_free[--disk->staging_free_count];
     disk->segments.items[first->segment].in_use++;
-    batch->request = (kv_ring_request_t){
-        .kind = KV_RING_READ,
-        .buffer = (char *)disk->staging_region.base + (size_t)batch->staging * disk->staging_bytes,
-        .bytes = bytes,
-        .offset = (uint64_t)first->offset_pages * KV_PAGE_BYTES,
-        .done = read_done,
-    };
+    int file;
     kv_error_t error;
-    kv_status_t status =
-        kv_segments_file(&disk->segments, first->segment, &batch->request.file, &error);
+    kv_status_t status = kv_segments_file(&disk->segments, first->segment, &file, &error);
     if (status != KV_OK) {
         kv_log_warn("store", "read failed: %s", error.text);
         fail_batch(batch, status == KV_MISSING ? KV_CORRUPT : KV_IO);
         return;
     }
-    kv_ring_submit(disk->ring, &batch->request);
+    submit_parts(batch, file,
+        (char *)disk->staging_region.base + (size_t)batch->staging * disk->staging_bytes, bytes);
 }
 
 void kv_reads_advance(kvist_store_t *store)

@@ -97,6 +97,7 @@ typedef struct {
     bool sync_index; /* the next write to it must be durable at once: it forgets damage */
     uint64_t syncs_begun, syncs_done; /* writes to it that are durable when they end: numbered */
     kv_read_batch_t *first_read, *last_read; /* wait for a staging buffer */
+    uint32_t reads_out;                      /* batches at the ring */
 
     uint32_t *queue; /* objects to be written: a ring of queue_capacity */
     uint32_t queue_capacity, queue_first, queue_count;
