@@ -6,6 +6,7 @@
 #include "kvstore/store_internal.h"
 #include "testing/testing.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -312,6 +313,24 @@ static inline uint32_t found_blocks(bench_t *bench, uint32_t context, uint32_t b
     make_tokens(context, 0, tokens, (size_t)blocks * BLOCK_TOKENS);
     kvist_lease_release(match_tokens(bench, tokens, (size_t)blocks * BLOCK_TOKENS, &match));
     return match.block_count;
+}
+
+/* Changes a byte of the block's record on disk. */
+static inline void damage_record(const bench_t *bench, uint32_t context, uint32_t block, off_t at)
+{
+    kvist_key_t key = block_key(bench, context, block);
+    const kv_object_t *object =
+        kv_table_at(bench->store->table, kv_table_find(bench->store->table, &key));
+    char path[KV_FOLDER_BYTES + 64];
+    kv_segment_path(bench->folder, object->segment, path, sizeof path);
+    int fd = open(path, O_RDWR);
+    uint8_t byte;
+    off_t offset = (off_t)object->offset_pages * KV_PAGE_BYTES + at;
+    assert_int_equal(pread(fd, &byte, 1, offset), 1);
+    byte ^= 0x20;
+    assert_int_equal(pwrite(fd, &byte, 1, offset), 1);
+    fsync(fd);
+    close(fd);
 }
 
 /* ---- drop, as a call that waits ---- */

@@ -307,23 +307,6 @@ static void what_a_crash_left_unmarked_is_marked_later(void **state)
 
 /* ---- damage ---- */
 
-static void damage(const bench_t *bench, uint32_t context, uint32_t block, off_t at)
-{
-    kvist_key_t key = block_key(bench, context, block);
-    const kv_object_t *object =
-        kv_table_at(bench->store->table, kv_table_find(bench->store->table, &key));
-    char path[KV_FOLDER_BYTES + 64];
-    kv_segment_path(bench->folder, object->segment, path, sizeof path);
-    int fd = open(path, O_RDWR);
-    uint8_t byte;
-    off_t offset = (off_t)object->offset_pages * KV_PAGE_BYTES + at;
-    assert_int_equal(pread(fd, &byte, 1, offset), 1);
-    byte ^= 0x20;
-    assert_int_equal(pwrite(fd, &byte, 1, offset), 1);
-    fsync(fd);
-    close(fd);
-}
-
 /* Damage that a read found is forgotten for good, and what lies behind it is still found. */
 static void a_rebuilt_index_knows_nothing_of_damaged_blocks(void **state)
 {
@@ -336,7 +319,7 @@ static void a_rebuilt_index_knows_nothing_of_damaged_blocks(void **state)
         request_context(&bench, 1, BLOCKS);
         request_context(&bench, 2, BLOCKS);
         assert_int_equal(flush(&bench), KV_OK);
-        damage(&bench, 1, 1, at == 0 ? 100 : KV_PAGE_BYTES + 100);
+        damage_record(&bench, 1, 1, at == 0 ? 100 : KV_PAGE_BYTES + 100);
         request_context(&bench, 3, 16); /* pushes the others out of the device */
         uint32_t tokens[BLOCKS * BLOCK_TOKENS];
         kvist_match_t match;
@@ -454,7 +437,7 @@ static void a_rebuild_goes_on_behind_a_damaged_header(void **state)
     request_context(&bench, 1, BLOCKS);
     request_context(&bench, 2, BLOCKS);
     assert_int_equal(flush(&bench), KV_OK);
-    damage(&bench, 1, 1, 100);
+    damage_record(&bench, 1, 1, 100);
     bench_close(&bench);
     lose_index(&bench);
     bench_open(&bench);

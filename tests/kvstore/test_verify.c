@@ -59,21 +59,6 @@ static uint32_t found(bench_t *bench, uint32_t context)
     return found_blocks(bench, context, BLOCKS);
 }
 
-static void damage_record(const bench_t *bench, uint32_t context, uint32_t block, off_t at)
-{
-    const kv_object_t *object = object_of(bench, context, block);
-    char path[KV_FOLDER_BYTES + 64];
-    kv_segment_path(bench->folder, object->segment, path, sizeof path);
-    int fd = open(path, O_RDWR);
-    uint8_t byte;
-    off_t offset = (off_t)object->offset_pages * KV_PAGE_BYTES + at;
-    assert_int_equal(pread(fd, &byte, 1, offset), 1);
-    byte ^= 0x20;
-    assert_int_equal(pwrite(fd, &byte, 1, offset), 1);
-    fsync(fd);
-    close(fd);
-}
-
 static void open_three_tiers(bench_t *bench, const char *name)
 {
     bench_init(bench, name, 24);

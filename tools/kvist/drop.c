@@ -7,16 +7,14 @@
 #include <jansson.h>
 #include <stdio.h>
 
-/* Drops it at one node. */
-static void drop_at(const kv_stores_t *stores, const kv_member_t *member, const char *key,
-    bool erase, json_t *rows, kv_stores_tally_t *tally)
+static kv_status_t drop_at(const kv_member_t *member, const char *key, json_t *rows,
+    const void *context, kv_error_t *error)
 {
+    bool erase = *(const bool *)context;
     Kvist__Admin__Reply *reply;
-    kv_error_t error;
-    kv_status_t status = kv_ask_drop(member->admin, key, erase, &reply, &error);
-    kv_stores_tally(stores, member, status, error.text, tally);
+    kv_status_t status = kv_ask_drop(member->admin, key, erase, &reply, error);
     if (status != KV_OK) {
-        return;
+        return status;
     }
     unsigned long long count = reply->dropped->object_count;
     if (rows != NULL) {
@@ -27,6 +25,7 @@ static void drop_at(const kv_stores_t *stores, const kv_member_t *member, const 
             erase ? "dropped and overwritten" : "dropped");
     }
     kvist__admin__reply__free_unpacked(reply, NULL);
+    return KV_OK;
 }
 
 int kv_command_drop(int argc, char **argv)
@@ -54,31 +53,6 @@ int kv_command_drop(int argc, char **argv)
     if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
         return code;
     }
-    if (key == NULL) {
-        return kv_command_misuse("drop", "KEY is missing", "kvist ls shows the keys");
-    }
-    kv_stores_t stores;
-    code = kv_stores_open("drop", folder, node, &stores);
-    if (code != KV_EXIT_DONE) {
-        return code;
-    }
-    char whole[KV_STORES_KEY_BYTES];
-    code = kv_stores_find(&stores, key, whole);
-    if (code != KV_EXIT_DONE) {
-        kv_stores_close(&stores);
-        return code;
-    }
-    kv_stores_tally_t tally = {0};
-    json_t *all = json ? json_array() : NULL;
-    for (size_t i = 0; i < stores.count; i++) {
-        drop_at(&stores, stores.members[i], whole, erase, all, &tally);
-    }
-    if (json) {
-        json_dumpf(all, stdout, JSON_INDENT(2));
-        putchar('\n');
-        json_decref(all);
-    }
-    code = kv_stores_answer(&stores, key, &tally);
-    kv_stores_close(&stores);
-    return code;
+    const kv_stores_request_t request = {"drop", folder, node, key, json};
+    return kv_stores_visit_key(&request, drop_at, &erase);
 }

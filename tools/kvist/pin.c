@@ -38,15 +38,13 @@ static int read_wish(const wish_t *wish, uint64_t *until_ns_out)
     return KV_EXIT_DONE;
 }
 
-static void pin_at(const kv_stores_t *stores, const kv_member_t *member, const char *key,
-    uint64_t until_ns, json_t *rows, kv_stores_tally_t *tally)
+static kv_status_t pin_at(const kv_member_t *member, const char *key, json_t *rows,
+    const void *context, kv_error_t *error)
 {
     Kvist__Admin__Reply *reply;
-    kv_error_t error;
-    kv_status_t status = kv_ask_pin(member->admin, key, until_ns, &reply, &error);
-    kv_stores_tally(stores, member, status, error.text, tally);
+    kv_status_t status = kv_ask_pin(member->admin, key, *(const uint64_t *)context, &reply, error);
     if (status != KV_OK) {
-        return;
+        return status;
     }
     const Kvist__Admin__Object *object = reply->object;
     char time[KV_TEXT_BYTES], count[KV_TEXT_BYTES];
@@ -60,6 +58,7 @@ static void pin_at(const kv_stores_t *stores, const kv_member_t *member, const c
             kv_text_time(object->pin_until_unix_ns, time));
     }
     kvist__admin__reply__free_unpacked(reply, NULL);
+    return KV_OK;
 }
 
 int kv_command_pin(int argc, char **argv)
@@ -92,35 +91,11 @@ int kv_command_pin(int argc, char **argv)
     if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
         return code;
     }
-    if (key == NULL) {
-        return kv_command_misuse("pin", "KEY is missing", "kvist ls shows the keys");
-    }
-    uint64_t until_ns;
-    kv_stores_t stores;
-    code = read_wish(&wish, &until_ns);
-    if (code == KV_EXIT_DONE) {
-        code = kv_stores_open("pin", folder, node, &stores);
-    }
+    uint64_t until_ns = 0;
+    code = key != NULL ? read_wish(&wish, &until_ns) : KV_EXIT_DONE;
     if (code != KV_EXIT_DONE) {
         return code;
     }
-    char whole[KV_STORES_KEY_BYTES];
-    code = kv_stores_find(&stores, key, whole);
-    if (code != KV_EXIT_DONE) {
-        kv_stores_close(&stores);
-        return code;
-    }
-    kv_stores_tally_t tally = {0};
-    json_t *all = json ? json_array() : NULL;
-    for (size_t i = 0; i < stores.count; i++) {
-        pin_at(&stores, stores.members[i], whole, until_ns, all, &tally);
-    }
-    if (json) {
-        json_dumpf(all, stdout, JSON_INDENT(2));
-        putchar('\n');
-        json_decref(all);
-    }
-    code = kv_stores_answer(&stores, key, &tally);
-    kv_stores_close(&stores);
-    return code;
+    const kv_stores_request_t request = {"pin", folder, node, key, json};
+    return kv_stores_visit_key(&request, pin_at, &until_ns);
 }

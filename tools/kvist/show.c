@@ -1,5 +1,4 @@
 /* `kvist show`: one stored block, wherever it is stored. */
-#include "base/clock.h"
 #include "tools/kvist/admin.h"
 #include "tools/kvist/arguments.h"
 #include "tools/kvist/command.h"
@@ -7,6 +6,24 @@
 #include "tools/kvist/stores.h"
 
 #include <stdio.h>
+
+static kv_status_t show_at(const kv_member_t *member, const char *key, json_t *rows,
+    const void *context, kv_error_t *error)
+{
+    (void)context;
+    Kvist__Admin__Reply *reply;
+    kv_status_t status = kv_ask_show(member->admin, key, &reply, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    if (rows != NULL) {
+        json_array_append_new(rows, kv_object_pack(member->name, reply->object));
+    } else {
+        kv_object_print(member->name, reply->object);
+    }
+    kvist__admin__reply__free_unpacked(reply, NULL);
+    return KV_OK;
+}
 
 int kv_command_show(int argc, char **argv)
 {
@@ -31,36 +48,6 @@ int kv_command_show(int argc, char **argv)
     if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
         return code;
     }
-    if (key == NULL) {
-        return kv_command_misuse("show", "KEY is missing", "kvist ls shows the keys");
-    }
-    kv_stores_t stores;
-    code = kv_stores_open("show", folder, node, &stores);
-    if (code != KV_EXIT_DONE) {
-        return code;
-    }
-    kv_stores_tally_t tally = {0};
-    json_t *all = json ? json_array() : NULL;
-    for (size_t i = 0; i < stores.count; i++) {
-        Kvist__Admin__Reply *reply;
-        kv_error_t error;
-        kv_status_t status = kv_ask_show(stores.members[i]->admin, key, &reply, &error);
-        kv_stores_tally(&stores, stores.members[i], status, error.text, &tally);
-        if (status == KV_OK) {
-            if (json) {
-                json_array_append_new(all, kv_object_pack(stores.members[i]->name, reply->object));
-            } else {
-                kv_object_print(stores.members[i]->name, reply->object);
-            }
-            kvist__admin__reply__free_unpacked(reply, NULL);
-        }
-    }
-    if (json) {
-        json_dumpf(all, stdout, JSON_INDENT(2));
-        putchar('\n');
-        json_decref(all);
-    }
-    code = kv_stores_answer(&stores, key, &tally);
-    kv_stores_close(&stores);
-    return code;
+    const kv_stores_request_t request = {"show", folder, node, key, json};
+    return kv_stores_visit_key(&request, show_at, NULL);
 }

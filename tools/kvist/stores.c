@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { KEY_BYTES = 65 };
+
 static int fail_node(const kv_stores_t *stores, const char *node)
 {
     char text[256], names[160] = "";
@@ -61,7 +63,22 @@ void kv_stores_tally(const kv_stores_t *stores, const kv_member_t *member, kv_st
     }
 }
 
-int kv_stores_find(kv_stores_t *stores, const char *key, char key_out[KV_STORES_KEY_BYTES])
+/* The exit code; says so where no node has the key. */
+static int answer(const kv_stores_t *stores, const char *key, const kv_stores_tally_t *tally)
+{
+    if (tally->failed_count > 0) {
+        return KV_EXIT_FAILED;
+    }
+    if (tally->done_count == 0) {
+        char text[160];
+        snprintf(text, sizeof text, "no stored block's key begins with %.80s", key);
+        return kv_command_fail(stores->command, text, "kvist ls shows the keys of what is stored");
+    }
+    return KV_EXIT_DONE;
+}
+
+/* The whole key, and of the stores those that have it. */
+static int find(kv_stores_t *stores, const char *key, char key_out[KEY_BYTES])
 {
     kv_stores_tally_t tally = {0};
     size_t kept = 0;
@@ -75,7 +92,7 @@ int kv_stores_find(kv_stores_t *stores, const char *key, char key_out[KV_STORES_
             continue;
         }
         bool other = key_out[0] != '\0' && strcmp(key_out, reply->object->key) != 0;
-        snprintf(key_out, KV_STORES_KEY_BYTES, "%s", reply->object->key);
+        snprintf(key_out, KEY_BYTES, "%s", reply->object->key);
         kvist__admin__reply__free_unpacked(reply, NULL);
         if (other) {
             return kv_command_fail(stores->command, "more than one key begins like this",
@@ -84,18 +101,43 @@ int kv_stores_find(kv_stores_t *stores, const char *key, char key_out[KV_STORES_
         stores->members[kept++] = stores->members[i];
     }
     stores->count = kept;
-    return kv_stores_answer(stores, key, &tally);
+    return answer(stores, key, &tally);
 }
 
-int kv_stores_answer(const kv_stores_t *stores, const char *key, const kv_stores_tally_t *tally)
+static int visit_all(kv_stores_t *stores, const kv_stores_request_t *request,
+    kv_stores_visit_t visit, const void *context)
 {
-    if (tally->failed_count > 0) {
-        return KV_EXIT_FAILED;
+    char key[KEY_BYTES];
+    int code = find(stores, request->key, key);
+    if (code != KV_EXIT_DONE) {
+        return code;
     }
-    if (tally->done_count == 0) {
-        char text[160];
-        snprintf(text, sizeof text, "no stored block's key begins with %.80s", key);
-        return kv_command_fail(stores->command, text, "kvist ls shows the keys of what is stored");
+    kv_stores_tally_t tally = {0};
+    json_t *rows = request->json ? json_array() : NULL;
+    for (size_t i = 0; i < stores->count; i++) {
+        kv_error_t error;
+        kv_status_t status = visit(stores->members[i], key, rows, context, &error);
+        kv_stores_tally(stores, stores->members[i], status, error.text, &tally);
     }
-    return KV_EXIT_DONE;
+    if (request->json) {
+        json_dumpf(rows, stdout, JSON_INDENT(2));
+        putchar('\n');
+        json_decref(rows);
+    }
+    return answer(stores, request->key, &tally);
+}
+
+int kv_stores_visit_key(
+    const kv_stores_request_t *request, kv_stores_visit_t visit, const void *context)
+{
+    if (request->key == NULL) {
+        return kv_command_misuse(request->command, "KEY is missing", "kvist ls shows the keys");
+    }
+    kv_stores_t stores;
+    int code = kv_stores_open(request->command, request->folder, request->node, &stores);
+    if (code == KV_EXIT_DONE) {
+        code = visit_all(&stores, request, visit, context);
+        kv_stores_close(&stores);
+    }
+    return code;
 }

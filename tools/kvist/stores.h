@@ -7,7 +7,7 @@
 
 #include "tools/kvist/cluster.h"
 
-enum { KV_STORES_KEY_BYTES = 65 };
+#include <jansson.h>
 
 /* Those that a command visits. */
 typedef struct {
@@ -32,12 +32,19 @@ typedef struct {
 void kv_stores_tally(const kv_stores_t *stores, const kv_member_t *member, kv_status_t status,
     const char *text, kv_stores_tally_t *tally);
 
-/* Asks every store for the block whose key begins so, and leaves those that have it. key_out: the
- * whole key. KV_EXIT_DONE, or the exit code: no node has it, one failed, or they have different
- * ones; said on standard error. */
-int kv_stores_find(kv_stores_t *stores, const char *key, char key_out[KV_STORES_KEY_BYTES]);
+/* What a command about one block was asked. */
+typedef struct {
+    const char *command, *folder, *node, *key;
+    bool json;
+} kv_stores_request_t;
 
-/* The exit code of a command about one key; says so where no node has it. */
-int kv_stores_answer(const kv_stores_t *stores, const char *key, const kv_stores_tally_t *tally);
+/* At one node that has the block: prints, or adds to rows where they are not NULL. */
+typedef kv_status_t (*kv_stores_visit_t)(const kv_member_t *member, const char *key, json_t *rows,
+    const void *context, kv_error_t *error);
+
+/* Finds the block whose key begins so, the same one at every node that has one, and visits those
+ * nodes with its whole key. Prints the rows. The command's exit code. */
+int kv_stores_visit_key(
+    const kv_stores_request_t *request, kv_stores_visit_t visit, const void *context);
 
 #endif
