@@ -46,6 +46,27 @@ static void open_three_tiers(bench_t *bench, const char *name, kvist_persist_t p
     bench_open(bench);
 }
 
+/* Whatever of the page's other sectors a power loss leaves, the first one decides. */
+static void a_marker_lies_in_one_sector(void **state)
+{
+    (void)state;
+    enum { SECTOR = 512, USED = 40 };
+    uint8_t page[KV_PAGE_BYTES];
+    uint64_t bytes = 0;
+    kv_record_write_marker(page, 77, 3 * KV_PAGE_BYTES);
+    memset(page + SECTOR, 0xa5, sizeof page - SECTOR);
+    assert_int_equal(kv_record_read_marker(page, 77, &bytes), KV_OK);
+    assert_int_equal(bytes, 3 * KV_PAGE_BYTES);
+    assert_int_equal(kv_record_read_marker(page, 78, &bytes), KV_MISSING); /* another life */
+    for (uint32_t bit = 0; bit < USED * 8; bit++) {
+        page[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        assert_int_not_equal(kv_record_read_marker(page, 77, &bytes), KV_OK);
+        page[bit / 8] ^= (uint8_t)(1u << bit % 8);
+    }
+    kv_record_write_marker(page, 77, 0);
+    assert_int_equal(kv_record_read_marker(page, 77, &bytes), KV_CORRUPT); /* no length at all */
+}
+
 static void what_is_not_stored_cannot_be_dropped(void **state)
 {
     (void)state;
@@ -573,6 +594,7 @@ int main(int argument_count, char **arguments)
         return live(arguments[1], (uint32_t)strtoul(arguments[2], NULL, 10));
     }
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_marker_lies_in_one_sector),
         cmocka_unit_test(what_is_not_stored_cannot_be_dropped),
         cmocka_unit_test(a_block_goes_with_its_descendants),
         cmocka_unit_test(without_a_disk_a_drop_is_one_of_memory),
