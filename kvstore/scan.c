@@ -1,5 +1,6 @@
 #include "kvstore/scan.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 #define WINDOW_BYTES ((size_t)1 << 20)
@@ -47,11 +48,14 @@ void kv_scan_release(kv_scan_t *scan)
 void kv_scan_begin(
     kv_scan_t *scan, uint32_t segment, uint64_t generation, uint64_t offset, bool whole)
 {
-    const kv_disk_t *disk = scan->store->disk;
+    kv_files_t *files = scan->store->disk->files;
     char path[KV_FOLDER_BYTES + 64];
     close_file(scan);
-    kv_segment_path(disk->folder, segment, path, sizeof path);
-    scan->file = disk->files->ops->open(disk->files, path, KV_FILES_READ);
+    kv_segment_path(scan->store->disk->folder, segment, path, sizeof path);
+    scan->file = files->ops->open(files, path, KV_FILES_READ | KV_FILES_DIRECT);
+    if (scan->file == -EINVAL) {
+        scan->file = files->ops->open(files, path, KV_FILES_READ);
+    }
     scan->segment = segment;
     scan->generation = generation;
     scan->offset = scan->known_to = offset;
