@@ -297,13 +297,13 @@ static kv_status_t open_index(
     char path[KV_FOLDER_BYTES + 16], aside[KV_FOLDER_BYTES + 32];
     snprintf(path, sizeof path, "%s/index", disk->folder);
     snprintf(aside, sizeof aside, "%s/index.damaged", disk->folder);
-    kv_status_t status = kv_index_rocksdb_open(path, &disk->index, rebuild_out, error);
+    kv_status_t status = kv_index_rocksdb_open(path, 0, &disk->index, rebuild_out, error);
     if (status != KV_CORRUPT) {
         return status;
     }
     kv_log_warn("store", "%s: made anew from the records", error->text);
     kv_index_rocksdb_set_aside(path, aside);
-    return kv_index_rocksdb_open(path, &disk->index, rebuild_out, error);
+    return kv_index_rocksdb_open(path, 0, &disk->index, rebuild_out, error);
 }
 
 static kv_status_t open_staging(kvist_store_t *store, kv_error_t *error)

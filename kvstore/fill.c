@@ -65,8 +65,7 @@ struct kv_fill {
     uint64_t *generations, scan_bytes, scanned_bytes, told_ns;
     uint32_t next_segment;
 
-    uint32_t given_back;  /* of the numbers that were set apart */
-    uint64_t sync_number; /* of the index write that makes all entries durable; 0: not asked for */
+    uint32_t given_back; /* of the numbers that were set apart */
     uint64_t started_ns, total, loaded;
     kv_taking_t taking;
 };
@@ -582,20 +581,6 @@ static void tell_end(const kv_fill_t *fill)
         kv_table_count(store->table), (double)(now_ns - fill->started_ns) / KV_NS_PER_S);
 }
 
-/* The index may lose a batch and keep later ones until it is synced (index.h): its mark of
- * completeness comes after that. */
-static bool entries_are_durable(kv_fill_t *fill)
-{
-    kv_disk_t *disk = fill->store->disk;
-    if (fill->sync_number == 0) {
-        kv_complete_entry_delete(&disk->filling); /* so that there is something to be written */
-        disk->sync_index = true;
-        fill->sync_number = disk->syncs_begun + 1;
-        kv_store_kick(fill->store);
-    }
-    return disk->index_failed || disk->syncs_done >= fill->sync_number;
-}
-
 static void advance_ending(kv_fill_t *fill)
 {
     kvist_store_t *store = fill->store;
@@ -606,10 +591,7 @@ static void advance_ending(kv_fill_t *fill)
         kv_store_kick(store);
         return;
     }
-    if (fill->rebuild && !fill->unread) {
-        if (!entries_are_durable(fill)) {
-            return; /* the end of that write comes here again */
-        }
+    if (fill->rebuild && !fill->unread) { /* after the entries: the index keeps the order */
         kv_complete_entry_put(&store->disk->filling);
     }
     tell_end(fill);

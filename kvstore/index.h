@@ -2,8 +2,8 @@
  * the start, and until that is done key by key.
  *
  * Two make it: RocksDB, and a table in memory for tests. A batch is applied whole or not at all; a
- * synced one is durable with all before it. Of those after the last synced one a power loss may
- * take any, not only the last: RocksDB starts a new log without a sync of the old one.
+ * synced one is durable with all before it. Of those after the last synced one a power loss takes
+ * the last: never one from before another that it leaves.
  *
  * Owns: its database.
  * Borrows: a batch during the call.
@@ -75,9 +75,10 @@ struct kv_index {
 kv_status_t kv_index_read_all(
     kv_index_t *index, uint8_t first, kv_index_visit_t visit, void *context, kv_error_t *error);
 
-/* *made_out: the database was absent and is new. */
+/* log_bytes: so much is written before the log changes (0: a default); its end is then durable.
+ * *made_out: the database was absent and is new. */
 kv_status_t kv_index_rocksdb_open(
-    const char *path, kv_index_t **index_out, bool *made_out, kv_error_t *error);
+    const char *path, size_t log_bytes, kv_index_t **index_out, bool *made_out, kv_error_t *error);
 
 /* Puts a damaged database where the last one was put, or else removes it. */
 void kv_index_rocksdb_set_aside(const char *path, const char *aside);
@@ -96,9 +97,9 @@ typedef struct {
 } kv_index_watch_t;
 void kv_index_memory_watch(kv_index_kept_t *kept, kv_index_watch_t watch);
 
-/* What a power loss leaves: all that is durable, and of the unsynced batches those that keep[]
- * says. */
+/* What a power loss leaves: all that is durable, and the first batch_count of the unsynced batches.
+ */
 uint32_t kv_index_memory_unsynced(const kv_index_kept_t *kept);
-kv_index_kept_t *kv_index_memory_after_loss(const kv_index_kept_t *kept, const bool *keep);
+kv_index_kept_t *kv_index_memory_after_loss(const kv_index_kept_t *kept, uint32_t batch_count);
 
 #endif

@@ -2,6 +2,7 @@
  * last synced one. A list does: tests keep few objects. */
 #include "kvstore/index.h"
 
+#include "base/check.h"
 #include "base/memory.h"
 
 #include <pthread.h>
@@ -297,13 +298,12 @@ uint32_t kv_index_memory_unsynced(const kv_index_kept_t *kept)
     return kept->unsynced_count;
 }
 
-kv_index_kept_t *kv_index_memory_after_loss(const kv_index_kept_t *kept, const bool *keep)
+kv_index_kept_t *kv_index_memory_after_loss(const kv_index_kept_t *kept, uint32_t batch_count)
 {
+    KV_CHECK(batch_count <= kept->unsynced_count);
     kv_index_kept_t *left = copy_durable(kept);
-    for (uint32_t i = 0; i < kept->unsynced_count; i++) {
-        if (keep[i]) {
-            apply(left, &kept->unsynced[i]);
-        }
+    for (uint32_t i = 0; i < batch_count; i++) {
+        apply(left, &kept->unsynced[i]);
     }
     return left;
 }

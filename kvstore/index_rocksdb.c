@@ -12,6 +12,7 @@
 
 /* A small buffer: after a kill the log is replayed, and that time is bounded by it. */
 #define WRITE_BUFFER_BYTES ((size_t)16 << 20)
+#define LOG_BYTES ((size_t)4 << 20) /* so that no buffer becomes full by itself */
 #define BLOCK_CACHE_BYTES ((size_t)8 << 20)
 #define READAHEAD_BYTES ((size_t)4 << 20)
 enum { OPEN_FILES_MAX = 128, GET_AT_ONCE = 32, FILTER_BITS_PER_KEY = 8 };
@@ -20,6 +21,8 @@ typedef struct {
     kv_index_t index; /* first: the public object */
     rocksdb_t *database;
     rocksdb_writeoptions_t *write_options;
+    rocksdb_flushoptions_t *flush_options;
+    size_t log_bytes_max, log_bytes; /* since the log began */
     rocksdb_readoptions_t *read_options;
     rocksdb_writebatch_t *batch;
 } rocksdb_index_t;
@@ -34,6 +37,18 @@ static kv_status_t fail(kv_error_t *error, char *reason, const char *doing)
         kv_fail(error, corrupt ? KV_CORRUPT : KV_IO, "cannot %s the index: %s", doing, reason);
     rocksdb_free(reason);
     return status;
+}
+
+/* RocksDB begins a new log with a new buffer, and does not sync the old one first: a power loss
+ * could then take the end of the old one and leave the beginning of the new one, batches from
+ * before others. So the log is changed here, while everything in it is durable. */
+static void change_log(rocksdb_index_t *index, char **reason)
+{
+    rocksdb_flush_wal(index->database, 1, reason);
+    if (*reason == NULL) {
+        rocksdb_flush(index->database, index->flush_options, reason);
+    }
+    index->log_bytes = 0;
 }
 
 static kv_status_t rocksdb_index_write(
@@ -52,8 +67,14 @@ static kv_status_t rocksdb_index_write(
         }
     }
     char *reason = NULL;
-    rocksdb_writeoptions_set_sync(index->write_options, sync);
-    rocksdb_write(index->database, index->write_options, index->batch, &reason);
+    if (index->log_bytes > 0 && index->log_bytes + batch->used > index->log_bytes_max) {
+        change_log(index, &reason);
+    }
+    index->log_bytes += batch->used;
+    if (reason == NULL) {
+        rocksdb_writeoptions_set_sync(index->write_options, sync);
+        rocksdb_write(index->database, index->write_options, index->batch, &reason);
+    }
     return reason == NULL ? KV_OK : fail(error, reason, "write");
 }
 
@@ -168,6 +189,7 @@ static void rocksdb_index_close(kv_index_t *base)
     rocksdb_index_t *index = (rocksdb_index_t *)base;
     rocksdb_writebatch_destroy(index->batch);
     rocksdb_writeoptions_destroy(index->write_options);
+    rocksdb_flushoptions_destroy(index->flush_options);
     rocksdb_readoptions_destroy(index->read_options);
     rocksdb_close(index->database);
     free(index);
@@ -207,7 +229,7 @@ static rocksdb_options_t *make_options(void)
 }
 
 kv_status_t kv_index_rocksdb_open(
-    const char *path, kv_index_t **index_out, bool *made_out, kv_error_t *error)
+    const char *path, size_t log_bytes, kv_index_t **index_out, bool *made_out, kv_error_t *error)
 {
     struct stat status;
     bool existed = stat(path, &status) == 0;
@@ -222,6 +244,9 @@ kv_status_t kv_index_rocksdb_open(
     index->index.ops = &ROCKSDB_OPS;
     index->database = database;
     index->write_options = rocksdb_writeoptions_create();
+    index->flush_options = rocksdb_flushoptions_create();
+    rocksdb_flushoptions_set_wait(index->flush_options, 0);
+    index->log_bytes_max = log_bytes > 0 ? log_bytes : LOG_BYTES;
     index->read_options = rocksdb_readoptions_create();
     index->batch = rocksdb_writebatch_create();
     *index_out = &index->index;

@@ -1,6 +1,6 @@
 /* The store's real code on a simulated disk, stopped at every write and every barrier of a seeded
- * workload. What a power loss at that moment leaves (simulated_disk.h; of the index a suffix or a
- * range of its unsynced batches goes, now and then all of it) is opened by a second store, while
+ * workload. What a power loss at that moment leaves (simulated_disk.h; of the index a suffix of
+ * its unsynced batches goes, now and then all of it) is opened by a second store, while
  * the first one waits: a stop costs a copy of the disk, not a run up to it.
  *
  * After each stop:
@@ -535,21 +535,6 @@ static void live_on(world_t *world)
     check_matches(world);
 }
 
-/* Of the unsynced batches a suffix is lost, now and then a range before it too. */
-static kv_index_kept_t *index_after_loss(const kv_index_kept_t *index, world_t *left)
-{
-    uint32_t count = kv_index_memory_unsynced(index);
-    uint32_t end = choose(left, count + 1), hole = choose(left, end + 1);
-    uint32_t hole_end = choose(left, 2) == 0 ? hole + choose(left, end - hole + 1) : hole;
-    bool *keep = calloc(count + 1, sizeof *keep);
-    for (uint32_t i = 0; i < end; i++) {
-        keep[i] = i < hole || i >= hole_end;
-    }
-    kv_index_kept_t *kept = kv_index_memory_after_loss(index, keep);
-    free(keep);
-    return kept;
-}
-
 static void stop(const world_t *world)
 {
     world_t *left = malloc(sizeof *left);
@@ -561,7 +546,8 @@ static void stop(const world_t *world)
     left->stop_at = left->depth == 1 ? choose(left, OPERATIONS_AFTER) : NO_STOP;
     left->disk = simulated_disk_after_loss(world->disk, kv_test_random(&left->random));
     if (world->index != NULL && choose(left, INDEX_LOST_ONE_IN) > 0) {
-        left->index = index_after_loss(world->index, left);
+        uint32_t kept = choose(left, kv_index_memory_unsynced(world->index) + 1);
+        left->index = kv_index_memory_after_loss(world->index, kept);
     }
     live_on(left);
     world_end(left);

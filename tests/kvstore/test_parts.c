@@ -396,7 +396,7 @@ static void rocksdb_and_its_twin_agree(void **state)
     bool made;
     char path[512];
     snprintf(path, sizeof path, "%s/index-alone", kv_test_folder());
-    assert_int_equal(kv_index_rocksdb_open(path, &index, &made, &error), KV_OK);
+    assert_int_equal(kv_index_rocksdb_open(path, 0, &index, &made, &error), KV_OK);
     assert_true(made);
     exercise_index(index);
     kv_index_kept_t *kept = NULL;
