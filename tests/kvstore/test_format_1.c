@@ -166,7 +166,7 @@ static void make_directory(const bench_t *bench, bool complete)
     kv_index_t *index;
     bool made;
     snprintf(path, sizeof path, "%s/index", bench->folder);
-    assert_int_equal(kv_index_rocksdb_open(path, &index, &made, &error), KV_OK);
+    assert_int_equal(kv_index_rocksdb_open(path, 0, &index, &made, &error), KV_OK);
     assert_int_equal(index->ops->write(index, &batch, true, &error), KV_OK);
     index->ops->close(index);
     kv_index_batch_release(&batch);
