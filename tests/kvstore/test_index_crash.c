@@ -502,7 +502,7 @@ static void every_power_loss_leaves_whole_batches(void **state)
     simulated_disk_t *disk = simulated_disk_create(1);
     int handles[DESCRIPTORS_MAX];
     uint32_t begun = 0, acknowledged = 0, points = 0, damaged = 0;
-    uint32_t losses = kv_test_long() ? 20 : 1; /* ways to lose at each point */
+    uint32_t losses = kv_test_long() ? 20 : 3; /* ways to lose at each point */
     for (size_t i = 0; i <= recording.count; i++) {
         const operation_t *operation = &recording.operations[i];
         if (i < recording.count && operation->kind == BEGUN) {
