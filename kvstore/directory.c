@@ -24,7 +24,11 @@
 #include <unistd.h>
 
 enum { DIRECTORY_FORMAT = 2, DIRECTORY_FORMAT_MIN = 1, FORMAT_BYTES_MAX = 256 };
-enum { INDEX_JOBS_MAX = 1 + KV_FILL_TASKS_MAX };
+enum {
+    INDEX_JOBS_MAX = 1 + KV_FILL_TASKS_MAX,
+    SCAN_KNOWN_COUNT = 2,
+    FILL_BYTE = 0xa5, /* no record starts with it; disks may leave out zeros */
+};
 #define SEGMENT_BYTES_DEFAULT ((uint64_t)64 << 20)
 #define SEGMENT_BYTES_MAX ((uint64_t)4 << 30)
 #define RUN_BYTES ((size_t)2 << 20) /* the largest single read or write */
@@ -174,7 +178,7 @@ static void visit_segment(kvist_store_t *store, const kv_segment_entry_t *entry)
     if (entry->generation > segments->generation_last) {
         segments->generation_last = entry->generation; /* its header may be lost */
     }
-    if (entry->number < segments->count_max) {
+    if (entry->number < segments->count) {
         kv_segment_t *segment = &segments->items[entry->number];
         if (segment->state == KV_SEGMENT_FULL && segment->generation == entry->generation &&
             entry->indexed_bytes <= segments->segment_bytes) {
@@ -214,27 +218,13 @@ static kv_status_t read_marks(kvist_store_t *store, bool *rebuild_out, kv_error_
         status = KV_OK;
     }
     *rebuild_out = *rebuild_out || !marks.complete;
-    for (uint32_t i = 0; *rebuild_out && i < disk->segments.count_max; i++) {
+    for (uint32_t i = 0; *rebuild_out && i < disk->segments.count; i++) {
         disk->segments.items[i].indexed_bytes = 0; /* such an index' marks prove nothing */
     }
     return status;
 }
 
 /* ---- the records that the index does not know ---- */
-
-static uint32_t newest_segment(const kv_segments_t *segments, uint64_t below)
-{
-    uint32_t newest = KV_SEGMENT_NONE;
-    for (uint32_t i = 0; i < segments->count_max; i++) {
-        const kv_segment_t *segment = &segments->items[i];
-        if (segment->state == KV_SEGMENT_FULL && segment->generation < below &&
-            (newest == KV_SEGMENT_NONE ||
-                segment->generation > segments->items[newest].generation)) {
-            newest = i;
-        }
-    }
-    return newest;
-}
 
 /* From where the index knows the segment. How many records there are. */
 static uint64_t scan_segment(kvist_store_t *store, kv_scan_t *scan, uint32_t number)
@@ -257,30 +247,86 @@ static uint64_t scan_segment(kvist_store_t *store, kv_scan_t *scan, uint32_t num
     return count;
 }
 
-/* In the two youngest segments, where a crash leaves them; of an index to be made anew the others
- * come later. The youngest is then open again, if all could be read. */
-static kv_status_t scan_tail(kvist_store_t *store, bool rebuild, kv_error_t *error)
+/* Segments of the volume with a life, youngest first. Released with free(). */
+static uint32_t *list_lives(const kv_segments_t *segments, uint32_t volume, uint32_t *count_out)
 {
-    kv_disk_t *disk = store->disk;
-    uint32_t youngest = newest_segment(&disk->segments, UINT64_MAX);
-    if (youngest == KV_SEGMENT_NONE) {
-        return KV_OK;
+    uint32_t *numbers = kv_allocate_array(segments->count + 1, sizeof *numbers), count = 0;
+    for (uint32_t at = segments->volumes[volume]->first_full; at != KV_SEGMENT_NONE;
+         at = segments->items[at].next) {
+        numbers[count++] = at;
     }
+    for (uint32_t i = 0; i < count / 2; i++) {
+        uint32_t other = numbers[count - 1 - i];
+        numbers[count - 1 - i] = numbers[i];
+        numbers[i] = other;
+    }
+    *count_out = count;
+    return numbers;
+}
+
+static bool is_empty(const kv_segment_t *segment)
+{
+    return segment->append_bytes == KV_SEGMENT_HEADER_BYTES;
+}
+
+/* The youngest life goes on where its records end. Those after it, without any, were made ready. */
+static void resume_volume(
+    kv_segments_t *segments, uint32_t volume, const uint32_t *youngest_first, uint32_t count)
+{
+    kv_volume_t *at = segments->volumes[volume];
+    for (uint32_t i = 0; i < count && at->open == KV_SEGMENT_NONE; i++) {
+        uint32_t number = youngest_first[i];
+        kv_segment_t *segment = &segments->items[number];
+        kv_segments_leave_full(segments, number);
+        if (!is_empty(segment)) {
+            segment->state = KV_SEGMENT_OPEN;
+            at->open = number;
+        } else if (at->ready == KV_SEGMENT_NONE) {
+            segment->state = KV_SEGMENT_READY;
+            at->ready = number;
+        } else {
+            kv_segments_add_spare(segments, number);
+        }
+    }
+}
+
+/* What the index lacks is the end of what was written: back from the youngest segment to two that
+ * it knows all of; of an index to be made anew the others come later. The youngest is then open
+ * again, if all could be read. */
+static uint64_t scan_tail(kvist_store_t *store, kv_scan_t *scan, uint32_t volume, bool rebuild)
+{
+    kv_segments_t *segments = &store->disk->segments;
+    uint32_t count, known = 0;
+    uint64_t found = 0;
+    uint32_t *youngest_first = list_lives(segments, volume, &count);
+    for (uint32_t i = 0; i < count && known < SCAN_KNOWN_COUNT; i++) {
+        const kv_segment_t *segment = &segments->items[youngest_first[i]];
+        bool marked = segment->indexed_bytes > 0;
+        uint64_t here = scan_segment(store, scan, youngest_first[i]);
+        known += !is_empty(segment) && (rebuild || (marked && here == 0));
+        found += here;
+    }
+    if (!kv_fill_unread(store)) {
+        resume_volume(segments, volume, youngest_first, count);
+    }
+    free(youngest_first);
+    return found;
+}
+
+static kv_status_t scan_tails(kvist_store_t *store, bool rebuild, kv_error_t *error)
+{
     kv_scan_t scan;
     kv_status_t status = kv_scan_init(store, &scan, error);
     if (status != KV_OK) {
         return status;
     }
-    uint32_t before = newest_segment(&disk->segments, disk->segments.items[youngest].generation);
-    uint64_t count = before != KV_SEGMENT_NONE ? scan_segment(store, &scan, before) : 0;
-    count += scan_segment(store, &scan, youngest);
-    kv_scan_release(&scan);
-    if (!kv_fill_unread(store)) {
-        disk->segments.items[youngest].state = KV_SEGMENT_OPEN;
-        disk->open_segment = youngest;
+    uint64_t found = 0;
+    for (uint32_t i = 0; i < store->disk->segments.volume_count; i++) {
+        found += scan_tail(store, &scan, i, rebuild);
     }
-    if (count > 0 && !rebuild) {
-        kv_log_info("store", "found %ju records that the index did not know", (uintmax_t)count);
+    kv_scan_release(&scan);
+    if (found > 0 && !rebuild) {
+        kv_log_info("store", "found %ju records that the index did not know", (uintmax_t)found);
     }
     return KV_OK;
 }
@@ -316,7 +362,22 @@ static kv_status_t open_staging(kvist_store_t *store, kv_error_t *error)
     for (int i = 0; i < KV_STAGING_COUNT; i++) {
         disk->staging_free[disk->staging_free_count++] = i;
     }
-    return kv_region_map(KV_STAGING_COUNT * disk->staging_bytes, &disk->staging_region, error);
+    size_t buffers_bytes = KV_STAGING_COUNT * disk->staging_bytes;
+    kv_status_t status = kv_region_map(buffers_bytes + KV_FILL_BYTES, &disk->staging_region, error);
+    if (status == KV_OK) {
+        disk->fill_bytes = (char *)disk->staging_region.base + buffers_bytes;
+        memset(disk->fill_bytes, FILL_BYTE, KV_FILL_BYTES);
+    }
+    return status;
+}
+
+static void open_lanes(kvist_store_t *store)
+{
+    for (uint32_t i = 0; i < KV_VOLUMES_MAX; i++) {
+        store->disk->lanes[i].store = store;
+        store->disk->lanes[i].victim.segment = KV_SEGMENT_NONE;
+        store->disk->lanes[i].filling = KV_SEGMENT_NONE;
+    }
 }
 
 static kv_status_t read_directory(
@@ -329,7 +390,7 @@ static kv_status_t read_directory(
     }
     if (status == KV_OK) {
         kv_fill_open(store, rebuild, seams != NULL ? seams->fill_at_once : 0);
-        status = scan_tail(store, rebuild, error);
+        status = scan_tails(store, rebuild, error);
     }
     return status;
 }
@@ -374,7 +435,7 @@ kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *
     store->disk = disk;
     disk->files = files;
     disk->lock_fd = -1;
-    disk->open_segment = KV_SEGMENT_NONE;
+    open_lanes(store);
     snprintf(disk->folder, sizeof disk->folder, "%s", params->directory);
     status = lock_directory(disk, error);
     if (status == KV_OK) {
@@ -384,9 +445,9 @@ kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *
         status = check_sizes(store, segment_bytes, params->disk_bytes, error);
     }
     if (status == KV_OK) {
-        disk->segments_max = (uint32_t)(params->disk_bytes / segment_bytes);
-        status = kv_segments_open(
-            &disk->segments, files, disk->folder, segment_bytes, disk->segments_max, error);
+        kv_segments_init(&disk->segments, files, segment_bytes);
+        status = kv_segments_add_volume(
+            &disk->segments, disk->folder, (uint32_t)(params->disk_bytes / segment_bytes), error);
     }
     if (status == KV_OK) {
         status = open_staging(store, error);
@@ -416,6 +477,9 @@ void kv_directory_close(kvist_store_t *store)
     kv_fill_close(store);
     if (disk->index != NULL) {
         disk->index->ops->close(disk->index);
+    }
+    for (uint32_t i = 0; i < KV_VOLUMES_MAX; i++) {
+        free(disk->lanes[i].victim.objects);
     }
     kv_segments_close(&disk->segments);
     kv_ring_close(disk->ring);

@@ -236,7 +236,7 @@ static bool on_disk_done(kvist_store_t *store, kv_drop_t *drop)
         }
         drop->stage = MARKING;
     }
-    if (!kv_mark_ended(store, drop->mark_number) || disk->preparing) {
+    if (!kv_mark_ended(store, drop->mark_number) || kv_reclaim_between_lives(store)) {
         return false;
     }
     drop->status = kv_mark_failures(store) > drop->failures_before ? KV_IO : KV_OK;

@@ -33,8 +33,11 @@ void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out)
     kv_fill_progress(store, &stats_out->index_loaded, &stats_out->index_total);
     if (store->disk != NULL) {
         stats_out->disk_offline = store->disk->offline;
-        stats_out->tiers[KVIST_TIER_DISK].capacity_bytes =
-            store->disk->segments_max * store->disk->segments.segment_bytes;
+        const kv_segments_t *segments = &store->disk->segments;
+        for (uint32_t i = 0; i < segments->volume_count; i++) {
+            stats_out->tiers[KVIST_TIER_DISK].capacity_bytes +=
+                segments->volumes[i]->segments_max * segments->segment_bytes;
+        }
     }
 }
 
@@ -72,6 +75,8 @@ static const figure_t STORE_FIGURES[] = {
         "has been read.",
         STORE(index_loaded)},
     {GAUGE, "kvist_store_index_objects", "About how many objects there are.", STORE(index_total)},
+    {COUNTER, "kvist_store_moved_objects_total",
+        "Records that were moved on when their segment was reclaimed.", STORE(moved_objects)},
     {COUNTER, "kvist_store_damaged_objects_total", "Stored bytes that proved wrong.",
         STORE(damaged_objects)},
     {COUNTER, "kvist_store_failed_reads_total", "Reads that failed for now.", STORE(failed_reads)},

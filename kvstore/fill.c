@@ -61,7 +61,8 @@ struct kv_fill {
     uint32_t first_number; /* set apart, in order; KV_OBJECT_NONE: none are */
 
     kv_workers_t *scanners;
-    bool *scanned, *to_scan; /* [segments] */
+    uint32_t segment_count;  /* at the opening */
+    bool *scanned, *to_scan; /* [segment_count] */
     uint64_t *generations, scan_bytes, scanned_bytes, told_ns;
     uint32_t next_segment;
 
@@ -438,7 +439,7 @@ static void start_scanning(kv_fill_t *fill)
     kv_error_t error;
     fill->stage = SCANNING;
     fill->loaded = 0;
-    for (uint32_t i = 0; i < segments->count_max; i++) {
+    for (uint32_t i = 0; i < fill->segment_count; i++) {
         fill->scan_bytes += fill->to_scan[i] ? segments->segment_bytes : 0;
     }
     make_batches(fill, SCAN_BATCHES);
@@ -458,7 +459,7 @@ static void start_scanning(kv_fill_t *fill)
 static bool begin_segment(kv_fill_t *fill, batch_t *batch)
 {
     kv_segments_t *segments = &fill->store->disk->segments;
-    while (fill->next_segment < segments->count_max) {
+    while (fill->next_segment < fill->segment_count) {
         uint32_t number = fill->next_segment++;
         const kv_segment_t *segment = &segments->items[number];
         if (fill->to_scan[number] && segment->generation == fill->generations[number] &&
@@ -642,9 +643,10 @@ void kv_fill_open(kvist_store_t *store, bool rebuild, uint32_t at_once)
         .at_once = at_once > 0 ? at_once : ENTRIES_AT_ONCE,
         .first_number = KV_OBJECT_NONE,
         .started_ns = store->clock->monotonic_ns(store->clock),
-        .scanned = kv_allocate_array(disk->segments.count_max, sizeof(bool)),
-        .to_scan = kv_allocate_array(disk->segments.count_max, sizeof(bool)),
-        .generations = kv_allocate_array(disk->segments.count_max, sizeof(uint64_t)),
+        .segment_count = disk->segments.count,
+        .scanned = kv_allocate_array(disk->segments.count + 1, sizeof(bool)),
+        .to_scan = kv_allocate_array(disk->segments.count + 1, sizeof(bool)),
+        .generations = kv_allocate_array(disk->segments.count + 1, sizeof(uint64_t)),
     };
     kv_take_init(store, &fill->taking);
     if (!rebuild) {
@@ -662,7 +664,7 @@ void kv_fill_start(kvist_store_t *store)
 {
     kv_fill_t *fill = store->disk->fill;
     const kv_segments_t *segments = &store->disk->segments;
-    for (uint32_t i = 0; i < segments->count_max; i++) {
+    for (uint32_t i = 0; i < fill->segment_count; i++) {
         fill->to_scan[i] = segments->items[i].state == KV_SEGMENT_FULL && !fill->scanned[i];
         fill->generations[i] = segments->items[i].generation;
     }

@@ -435,7 +435,8 @@ typedef struct {
     uint64_t unsaved_objects; /* sealed, not durable yet */
     uint64_t barriers;        /* of durability, that the disk was asked for */
     uint64_t damaged_objects, failed_reads, failed_writes;
-    uint64_t pinned_bytes; /* of objects with a pin; counted now and then: seconds old */
+    uint64_t moved_objects; /* on disk, out of a segment that was reclaimed */
+    uint64_t pinned_bytes;  /* of objects with a pin; counted now and then: seconds old */
     uint64_t index_loaded, index_total; /* objects known, and about how many there are: equal once
                                             all that is on disk is known */
     bool index_loading; /* since the start; matches find everything that the index has, the list and

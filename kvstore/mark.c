@@ -100,7 +100,9 @@ void kv_mark_queue(kvist_store_t *store, uint16_t segment_number, uint32_t offse
         .sync_number = disk->syncs_begun + 1,
         .holds = erase,
     };
-    segment->in_use += erase;
+    if (erase) {
+        kv_segments_hold(&disk->segments, segment_number);
+    }
     disk->sync_index = disk->sync_index || erase;
     kv_note_entry_put(&disk->filling, &mark.note);
     push(marks_of(store), &mark);
@@ -110,13 +112,14 @@ bool kv_mark_restore(kvist_store_t *store, const kv_note_entry_t *note)
 {
     kv_segments_t *segments = &store->disk->segments;
     uint64_t end = ((uint64_t)note->offset_pages + note->length_pages) * KV_PAGE_BYTES;
-    if (note->offset_pages == 0 || note->length_pages == 0 ||
-        note->segment >= segments->count_max || !holds(&segments->items[note->segment]) ||
-        end > segments->segment_bytes ||
+    if (note->offset_pages == 0 || note->length_pages == 0 || note->segment >= segments->count ||
+        !holds(&segments->items[note->segment]) || end > segments->segment_bytes ||
         segments->items[note->segment].generation != note->generation) {
         return false;
     }
-    segments->items[note->segment].in_use += note->erase;
+    if (note->erase) {
+        kv_segments_hold(segments, note->segment);
+    }
     push(marks_of(store), &(mark_t){.note = *note, .holds = note->erase});
     return true;
 }
@@ -127,8 +130,8 @@ static void end_step(step_t *step)
 {
     kvist_store_t *store = step->store;
     kv_marks_t *marks = store->disk->marks;
-    kv_segment_t *segment = &store->disk->segments.items[step->mark.note.segment];
-    segment->in_use--;
+    kv_segments_t *segments = &store->disk->segments;
+    kv_segments_release(segments, step->mark.note.segment);
     marks->ended_total++;
     if (step->errno_value == 0) {
         kv_note_entry_delete(&store->disk->filling, &step->mark.note);
@@ -265,8 +268,9 @@ static void add_step(kvist_store_t *store, const mark_t *mark, char *at)
     memset(at, 0, step->request.bytes);
     kv_record_write_marker(
         at, mark->note.generation, (uint64_t)mark->note.length_pages * KV_PAGE_BYTES);
-    store->disk->segments.items[mark->note.segment].in_use +=
-        !mark->holds; /* else it is held already */
+    if (!mark->holds) { /* else it is held already */
+        kv_segments_hold(&store->disk->segments, mark->note.segment);
+    }
     pop(marks);
 }
 

@@ -117,6 +117,7 @@ static kvist_miss_t take_block(kvist_store_t *store, kvist_lease_t *lease, const
     lease->objects[block] = number;
     lease->tiers[block] = (uint8_t)kv_object_tier(store, object);
     kv_object_hold(store, number);
+    kv_table_at(store->table, number)->disk_flags |= KV_DISK_ASKED;
     return KVIST_MISS_NONE;
 }
 
@@ -224,6 +225,7 @@ static void hold_others(kvist_lease_t *lease)
             lease->tiers[block] = tier > lease->tiers[block] ? tier : lease->tiers[block];
             lease->others[lease->other_count++] = number;
             kv_object_hold(store, number);
+            kv_table_at(store->table, number)->disk_flags |= KV_DISK_ASKED;
         }
     }
 }

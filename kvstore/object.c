@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "kvstore/entry.h"
 
 #include <stdlib.h>
@@ -48,7 +49,7 @@ void kv_object_release(kvist_store_t *store, uint32_t number)
         return;
     }
     if (store->disk != NULL) {
-        store->disk->stuck = false;
+        kv_reclaim_unblock(store);
     }
     if (is_dead(object)) {
         kv_object_settle(store, number);
@@ -86,17 +87,85 @@ void kv_object_leave_host(kvist_store_t *store, uint32_t number)
     object->host_slot = KV_SLOT_NONE;
 }
 
-static void leave_segment_list(kvist_store_t *store, uint32_t number)
+/* ---- lists of a segment's objects ----
+ *
+ * A list has one direction. Leaving from its front is done at once; from elsewhere an object only
+ * counts as left (its offset_pages then says which segment's list it is on), and its number is not
+ * free. When a quarter of a list has left, all of those are taken out together. */
+
+enum { LEFT_COUNT_MIN = 16 };
+
+static bool has_left(const kv_object_t *object, uint32_t segment)
+{
+    return object->segment != segment;
+}
+
+static void sweep_list(kvist_store_t *store, uint32_t number)
+{
+    kv_segment_t *segment = &store->disk->segments.items[number];
+    for (uint32_t *link = &segment->first_object; *link != KV_OBJECT_NONE;) {
+        uint32_t at = *link;
+        kv_object_t *object = kv_table_at(store->table, at);
+        if (!has_left(object, number)) {
+            link = &object->segment_next;
+            continue;
+        }
+        *link = object->segment_next;
+        object->segment_next = KV_OBJECT_NONE;
+        object->disk_flags &= ~KV_DISK_LISTED;
+        segment->listed_count--;
+        segment->left_count--;
+        kv_object_settle(store, at);
+    }
+}
+
+void kv_object_enter_list(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
-    uint32_t *link = &store->disk->segments.items[object->segment].first_object;
-    while (*link != number) {
-        KV_CHECK(*link != KV_OBJECT_NONE);
-        link = &kv_table_at(store->table, *link)->segment_next;
-    }
-    *link = object->segment_next;
-    object->segment_next = KV_OBJECT_NONE;
+    kv_segment_t *segment = &store->disk->segments.items[object->segment];
+    object->segment_next = segment->first_object;
+    object->disk_flags |= KV_DISK_LISTED;
+    segment->first_object = number;
+    segment->listed_count++;
 }
+
+/* The object's place is still known; it is forgotten after this. */
+static void leave_list(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    uint32_t place = object->segment;
+    object->segment = KV_SEGMENT_NONE;
+    if ((object->disk_flags & KV_DISK_LISTED) == 0) {
+        return; /* its segment is being emptied */
+    }
+    kv_segment_t *segment = &store->disk->segments.items[place];
+    segment->left_count++;
+    object->offset_pages = place;
+    if (segment->first_object == number) {
+        segment->first_object = object->segment_next;
+        object->segment_next = KV_OBJECT_NONE;
+        object->disk_flags &= ~KV_DISK_LISTED;
+        segment->listed_count--;
+        segment->left_count--;
+    } else if (segment->left_count > LEFT_COUNT_MIN + segment->listed_count / 4) {
+        sweep_list(store, place);
+    }
+}
+
+void kv_object_clear_list(kvist_store_t *store, uint32_t number)
+{
+    kv_segment_t *segment = &store->disk->segments.items[number];
+    sweep_list(store, number);
+    while (segment->first_object != KV_OBJECT_NONE) {
+        kv_object_t *object = kv_table_at(store->table, segment->first_object);
+        segment->first_object = object->segment_next;
+        object->segment_next = KV_OBJECT_NONE;
+        object->disk_flags &= ~KV_DISK_LISTED;
+    }
+    segment->listed_count = 0;
+}
+
+/* ---- on disk ---- */
 
 void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
 {
@@ -108,11 +177,13 @@ void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
         kv_terms_entry_delete(&store->disk->filling, &object->key);
         object->flags &= ~KV_OBJECT_RENEWED;
     }
-    leave_segment_list(store, number);
+    if ((object->disk_flags & KV_DISK_STAYS) != 0) {
+        kv_reclaim_erase(store, number);
+    }
+    leave_list(store, number);
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     stats->used_bytes -= (uint64_t)object->length_pages * KV_PAGE_BYTES;
     stats->object_count--;
-    object->segment = KV_SEGMENT_NONE;
     store->stats.unsaved_objects++;
 }
 
@@ -121,16 +192,30 @@ void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segmen
 {
     kv_object_t *object = kv_table_at(store->table, number);
     KV_CHECK(!kv_object_on_disk(object));
-    kv_segment_t *place = &store->disk->segments.items[segment];
+    if ((object->disk_flags & KV_DISK_LISTED) != 0) {
+        sweep_list(store, object->offset_pages);
+    }
     object->segment = segment;
     object->offset_pages = offset_pages;
     object->length_pages = length_pages;
-    object->segment_next = place->first_object;
-    place->first_object = number;
+    object->disk_flags &= ~KV_DISK_ASKED;
+    kv_object_enter_list(store, number);
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     stats->used_bytes += (uint64_t)length_pages * KV_PAGE_BYTES;
     stats->object_count++;
     store->stats.unsaved_objects--;
+}
+
+void kv_object_move_disk(kvist_store_t *store, uint32_t number, uint16_t segment,
+    uint32_t offset_pages, uint16_t length_pages)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    KV_CHECK(kv_object_on_disk(object) && (object->disk_flags & KV_DISK_LISTED) == 0);
+    object->segment = segment;
+    object->offset_pages = offset_pages;
+    object->length_pages = length_pages;
+    object->disk_flags &= ~KV_DISK_ASKED; /* KV_DISK_STAYS: until the old segment's life ends */
+    kv_object_enter_list(store, number);
 }
 
 void kv_object_settle(kvist_store_t *store, uint32_t number)
@@ -155,7 +240,9 @@ void kv_object_settle(kvist_store_t *store, uint32_t number)
     if (kv_object_on_host(object)) {
         kv_object_leave_host(store, number);
     }
-    kv_table_free(store->table, number);
+    if ((object->disk_flags & KV_DISK_LISTED) == 0) {
+        kv_table_free(store->table, number);
+    }
 }
 
 /* One object without children. */

@@ -8,7 +8,7 @@
  *     index' mark of a segment ("all records below are known to me") is true.
  *  3. A batch that fails leaves its place unused for the rest of the segment's life; its objects
  *     are queued again. Failures in a row take the disk tier offline: reading goes on. */
-#include "kvstore/store_internal.h"
+#include "kvstore/persist_internal.h"
 
 #include "base/bytes.h"
 #include "base/check.h"
@@ -21,36 +21,7 @@
 #include <stdlib.h>
 
 enum { QUEUE_MIN = 256 };
-
-typedef struct {
-    uint32_t object;
-    const char *host_bytes;         /* or NULL: */
-    const char *device_bytes;       /* in device memory */
-    const uint64_t *host_checksums; /* of its units: what changed there is not written */
-    bool damaged;
-    const uint32_t *tokens;
-    kv_record_t record;
-    size_t offset; /* in the run */
-} item_t;
-
-typedef enum { ENCODING, WRITING, WRITTEN, SYNCING, INDEXING, FAILED } stage_t;
-
-struct kv_write_batch {
-    kv_task_t task;
-    kv_ring_request_t request, sync;
-    kvist_store_t *store;
-    stage_t stage;
-    item_t *items;
-    uint32_t count;
-    uint64_t queue_first; /* number of its first queue entry */
-    int staging;          /* -1: given back */
-    size_t bytes;
-    uint32_t segment; /* KV_SEGMENT_NONE: no place yet */
-    uint64_t offset;
-    kv_status_t status;
-    kv_write_batch_t *next;         /* under way, or encoding: in order */
-    kv_write_batch_t *next_indexed; /* made durable by the same index batch */
-};
+#define SYNC_BYTES ((uint64_t)16 << 20)
 
 bool kv_persist_usable(const kvist_store_t *store)
 {
@@ -101,37 +72,45 @@ static void drain_queue(kvist_store_t *store)
     }
 }
 
-void kv_persist_failed(kvist_store_t *store, uint32_t object_count, const char *reason)
+/* One failure of a volume; several in a row take it offline. */
+void kv_persist_failed(
+    kvist_store_t *store, uint32_t volume, uint32_t object_count, const char *reason)
 {
     kv_disk_t *disk = store->disk;
+    kv_lane_t *lane = &disk->lanes[volume];
+    const char *folder = disk->segments.volumes[volume]->folder;
     store->stats.failed_writes += object_count > 0 ? object_count : 1;
-    if (++disk->write_failures == KV_WRITE_FAILURES_MAX && !disk->offline) {
-        disk->offline = true;
-        kv_log_error("store",
-            "disk tier offline after %d failures in a row: %s; what is stored can be read, nothing "
-            "more is stored until the node restarts",
-            KV_WRITE_FAILURES_MAX, reason);
-    } else if (!disk->offline) {
-        kv_log_warn("store", "write failed: %s", reason);
+    if (lane->offline) {
+        return;
     }
+    if (++lane->write_failures < KV_WRITE_FAILURES_MAX) {
+        kv_log_warn("store", "write failed: %s folder %s", reason, folder);
+        return;
+    }
+    lane->offline = true;
+    kv_log_error("store",
+        "disk offline after %d failures in a row: %s; what is stored in %s can be read, nothing "
+        "more is stored there until the node restarts",
+        KV_WRITE_FAILURES_MAX, reason, folder);
+    for (uint32_t i = 0; i < disk->segments.volume_count; i++) {
+        if (!disk->lanes[i].offline) {
+            return;
+        }
+    }
+    disk->offline = true;
 }
 
 /* ---- encoding ---- */
-
-static char *staging_bytes(const kv_disk_t *disk, int staging)
-{
-    return (char *)disk->staging_region.base + (size_t)staging * disk->staging_bytes;
-}
 
 static void encode_batch(kv_task_t *task)
 {
     kv_write_batch_t *batch = (kv_write_batch_t *)task;
     kvist_store_t *store = batch->store;
-    char *at = staging_bytes(store->disk, batch->staging);
+    char *at = kv_staging_bytes(store->disk, batch->staging);
     char *scratch = store->codec != KVIST_CODEC_NONE ? kv_allocate(store->object_bytes_max) : NULL;
     batch->bytes = 0;
     for (uint32_t i = 0; i < batch->count; i++) {
-        item_t *item = &batch->items[i];
+        kv_write_item_t *item = &batch->items[i];
         const kv_layout_t *layout = &store->groups[item->record.group].layout;
         const char *object = item->host_bytes;
         item->offset = batch->bytes;
@@ -182,13 +161,13 @@ static void batch_encoded(kv_task_t *task)
         }
     }
     batch->count = kept;
-    batch->stage = WRITING; /* as soon as it has a place */
+    batch->stage = KV_WRITE_WRITING; /* as soon as it has a place */
 }
 
-static void fill_item(kvist_store_t *store, uint32_t number, item_t *item)
+static void fill_item(kvist_store_t *store, uint32_t number, kv_write_item_t *item)
 {
     kv_object_t *object = kv_table_at(store->table, number);
-    *item = (item_t){.object = number};
+    *item = (kv_write_item_t){.object = number};
     if (kv_object_on_device(store, object)) {
         item->device_bytes = kv_store_device_bytes(store, object->device_slot);
         item->tokens = kv_pool_tokens(&store->device_pool, object->device_slot);
@@ -211,16 +190,25 @@ static bool needs_writing(const kvist_store_t *store, const kv_object_t *object)
            (kv_object_on_device(store, object) || kv_object_on_host(object));
 }
 
+kv_write_batch_t *kv_persist_make_batch(kvist_store_t *store)
+{
+    kv_disk_t *disk = store->disk;
+    kv_write_batch_t *batch = kv_allocate(sizeof *batch);
+    batch->store = store;
+    batch->items =
+        kv_allocate_array(disk->staging_bytes / (2 * (size_t)KV_PAGE_BYTES), sizeof *batch->items);
+    batch->queue_first = UINT64_MAX;
+    batch->segment = batch->moved_from = KV_SEGMENT_NONE;
+    batch->staging = disk->staging_free[--disk->staging_free_count];
+    return batch;
+}
+
 static void start_batch(kvist_store_t *store)
 {
     kv_disk_t *disk = store->disk;
     uint32_t count_max = (uint32_t)(disk->staging_bytes / store->record_bytes_max);
-    kv_write_batch_t *batch = kv_allocate(sizeof *batch);
-    batch->store = store;
-    batch->items = kv_allocate_array(count_max, sizeof *batch->items);
+    kv_write_batch_t *batch = kv_persist_make_batch(store);
     batch->queue_first = disk->queued_total - disk->queue_count + 1;
-    batch->segment = KV_SEGMENT_NONE;
-    batch->staging = -1;
     while (disk->queue_count > 0 && batch->count < count_max) {
         uint32_t number = pop_queue(disk);
         kv_object_t *object = kv_table_at(store->table, number);
@@ -233,12 +221,12 @@ static void start_batch(kvist_store_t *store)
         }
     }
     if (batch->count == 0) {
+        kv_persist_give_staging(batch);
         free(batch->items);
         free(batch);
         return;
     }
-    batch->staging = disk->staging_free[--disk->staging_free_count];
-    batch->stage = ENCODING;
+    batch->stage = KV_WRITE_ENCODING;
     batch->task = (kv_task_t){.work = encode_batch, .done = batch_encoded, .store = store};
     kv_write_batch_t **link = &disk->first_encoding;
     while (*link != NULL) {
@@ -250,62 +238,76 @@ static void start_batch(kvist_store_t *store)
 
 /* ---- writing ---- */
 
-static void give_staging(kv_write_batch_t *batch)
+void kv_persist_give_staging(kv_write_batch_t *batch)
 {
     kv_disk_t *disk = batch->store->disk;
     disk->staging_free[disk->staging_free_count++] = batch->staging;
     batch->staging = -1;
 }
 
+static uint32_t volume_of(const kv_write_batch_t *batch)
+{
+    return batch->store->disk->segments.items[batch->segment].volume;
+}
+
+static kv_lane_t *lane_of(const kv_write_batch_t *batch)
+{
+    return &batch->store->disk->lanes[volume_of(batch)];
+}
+
 /* The segment of a failed batch takes nothing more: what follows the hole could not be found by a
  * scan. */
 static void abandon_segment(kv_disk_t *disk, uint32_t number)
 {
-    if (disk->open_segment == number) {
-        disk->segments.items[number].state = KV_SEGMENT_FULL;
-        disk->open_segment = KV_SEGMENT_NONE;
+    kv_volume_t *volume = disk->segments.volumes[disk->segments.items[number].volume];
+    if (volume->open == number) {
+        kv_segments_enter_full(&disk->segments, number);
+        volume->open = KV_SEGMENT_NONE;
     }
 }
 
 static void fail_batch(kv_write_batch_t *batch, kv_status_t status, const char *reason)
 {
-    batch->stage = FAILED;
+    batch->stage = KV_WRITE_FAILED;
     batch->status = status;
     abandon_segment(batch->store->disk, batch->segment);
-    kv_persist_failed(batch->store, batch->count, reason);
+    kv_persist_failed(batch->store, volume_of(batch), batch->count, reason);
 }
 
 /* What one failed sync was to cover: nobody knows what of it reached the disk. One failure. */
-static void fail_syncing(kvist_store_t *store, kv_status_t status, const char *reason)
+static void fail_syncing(
+    kvist_store_t *store, uint32_t volume, kv_status_t status, const char *reason)
 {
     uint32_t object_count = 0;
-    for (kv_write_batch_t *batch = store->disk->first_batch; batch != NULL; batch = batch->next) {
-        if (batch->stage == SYNCING) {
-            batch->stage = FAILED;
+    kv_write_batch_t *batch = store->disk->lanes[volume].first_batch;
+    for (; batch != NULL; batch = batch->next) {
+        if (batch->stage == KV_WRITE_SYNCING) {
+            batch->stage = KV_WRITE_FAILED;
             batch->status = status;
             abandon_segment(store->disk, batch->segment);
             object_count += batch->count;
         }
     }
-    kv_persist_failed(store, object_count, reason);
+    kv_persist_failed(store, volume, object_count, reason);
 }
 
 static void write_done(kv_ring_request_t *request, int errno_value)
 {
     kv_write_batch_t *batch =
         (kv_write_batch_t *)((char *)request - offsetof(kv_write_batch_t, request));
-    give_staging(batch);
+    lane_of(batch)->writing_bytes -= batch->bytes;
+    kv_persist_give_staging(batch);
     if (errno_value != 0) {
         fail_batch(batch, kv_status_from_errno(errno_value), strerror(errno_value));
     } else {
-        batch->stage = WRITTEN;
+        batch->stage = KV_WRITE_WRITTEN;
     }
 }
 
 static void write_batch(kv_write_batch_t *batch)
 {
     kv_disk_t *disk = batch->store->disk;
-    char *bytes = staging_bytes(disk, batch->staging);
+    char *bytes = kv_staging_bytes(disk, batch->staging);
     uint64_t generation = disk->segments.items[batch->segment].generation;
     for (uint32_t i = 0; i < batch->count; i++) {
         kv_record_sign(bytes + batch->items[i].offset, generation);
@@ -322,47 +324,90 @@ static void write_batch(kv_write_batch_t *batch)
     kv_status_t status =
         kv_segments_file(&disk->segments, batch->segment, &batch->request.file, &error);
     if (status != KV_OK) {
-        give_staging(batch);
+        kv_persist_give_staging(batch);
         fail_batch(batch, status, error.text);
         return;
     }
+    lane_of(batch)->writing_bytes += batch->bytes;
     kv_ring_submit(disk->ring, &batch->request);
 }
 
-static void end_batch(kv_write_batch_t *batch, bool durable)
+/* Whatever of the item's record is there is nobody's. */
+static void disown(const kv_write_batch_t *batch, const kv_write_item_t *item, bool erase)
+{
+    if (batch->segment != KV_SEGMENT_NONE) {
+        kv_mark_queue(batch->store, (uint16_t)batch->segment,
+            (uint32_t)((batch->offset + item->offset) / KV_PAGE_BYTES),
+            (uint32_t)(item->record.stored_bytes / KV_PAGE_BYTES), erase);
+    }
+}
+
+/* A survivor: its entry says the new place, unless it lost its old one in the meantime. */
+static void end_moved(kv_write_batch_t *batch, const kv_write_item_t *item, bool durable)
 {
     kvist_store_t *store = batch->store;
-    kv_disk_t *disk = store->disk;
-    if (batch->segment != KV_SEGMENT_NONE) {
-        disk->segments.items[batch->segment].in_use--;
-    }
-    for (uint32_t i = 0; i < batch->count; i++) {
-        const item_t *item = &batch->items[i];
-        kv_object_t *object = kv_table_at(store->table, item->object);
-        object->flags &= ~KV_OBJECT_WRITING;
-        bool dead = (object->flags & KV_OBJECT_DEAD) != 0;
-        if ((dead || !durable) && batch->segment != KV_SEGMENT_NONE) {
-            /* Whatever of the record is there is nobody's; of failed writes nobody else knows. */
-            disk->sync_index = disk->sync_index || !durable;
-            kv_mark_queue(store, (uint16_t)batch->segment,
-                (uint32_t)((batch->offset + item->offset) / KV_PAGE_BYTES),
-                (uint32_t)(item->record.stored_bytes / KV_PAGE_BYTES),
-                (object->flags & KV_OBJECT_ERASE) != 0);
+    kv_object_t *object = kv_table_at(store->table, item->object);
+    if (!durable || object->segment != batch->moved_from) {
+        disown(batch, item, false);
+        if (durable) {
+            kv_entry_delete(&store->disk->filling, &item->record.key);
         }
-        if (dead) {
-            kv_object_settle(store, item->object);
-        } else if (durable) {
-            kv_object_enter_disk(store, item->object, (uint16_t)batch->segment,
-                (uint32_t)((batch->offset + item->offset) / KV_PAGE_BYTES),
-                (uint16_t)(item->record.stored_bytes / KV_PAGE_BYTES));
-            kv_terms_settle(store, item->object, &item->record);
-            store->stats.tiers[KVIST_TIER_DISK].written_bytes += item->record.stored_bytes;
-        } else if (kv_persist_usable(store)) {
+        return;
+    }
+    /* Should its old segment's life not end soon, the old record must not be taken for it. */
+    kv_mark_queue(
+        store, (uint16_t)batch->moved_from, object->offset_pages, object->length_pages, false);
+    kv_object_move_disk(store, item->object, (uint16_t)batch->segment,
+        (uint32_t)((batch->offset + item->offset) / KV_PAGE_BYTES),
+        (uint16_t)(item->record.stored_bytes / KV_PAGE_BYTES));
+    kv_terms_settle(store, item->object, &item->record);
+    store->stats.moved_objects++;
+    store->disk->lanes[volume_of(batch)].victim.moved = true;
+    store->stats.tiers[KVIST_TIER_DISK].written_bytes += item->record.stored_bytes;
+}
+
+static void end_item(kv_write_batch_t *batch, const kv_write_item_t *item, bool durable)
+{
+    kvist_store_t *store = batch->store;
+    kv_object_t *object = kv_table_at(store->table, item->object);
+    object->flags &= ~KV_OBJECT_WRITING;
+    if ((object->flags & KV_OBJECT_DEAD) != 0) {
+        disown(batch, item, (object->flags & KV_OBJECT_ERASE) != 0);
+        kv_object_settle(store, item->object);
+    } else if (kv_write_batch_is_moved(batch)) {
+        end_moved(batch, item, durable);
+    } else if (durable) {
+        kv_object_enter_disk(store, item->object, (uint16_t)batch->segment,
+            (uint32_t)((batch->offset + item->offset) / KV_PAGE_BYTES),
+            (uint16_t)(item->record.stored_bytes / KV_PAGE_BYTES));
+        kv_terms_settle(store, item->object, &item->record);
+        store->stats.tiers[KVIST_TIER_DISK].written_bytes += item->record.stored_bytes;
+    } else {
+        disown(batch, item, false);
+        if (kv_persist_usable(store)) {
             kv_persist_queue(store, item->object);
         }
     }
+}
+
+void kv_persist_end_batch(kv_write_batch_t *batch, bool durable)
+{
+    kv_disk_t *disk = batch->store->disk;
+    if (!durable && batch->segment != KV_SEGMENT_NONE && batch->count > 0) {
+        disk->sync_index = true; /* of failed writes nobody else knows */
+    }
+    for (uint32_t i = 0; i < batch->count; i++) {
+        end_item(batch, &batch->items[i], durable);
+    }
     if (durable) {
-        disk->write_failures = 0;
+        lane_of(batch)->write_failures = 0;
+    }
+    if (batch->segment != KV_SEGMENT_NONE) {
+        kv_segments_release(&disk->segments, batch->segment);
+    }
+    if (kv_write_batch_is_moved(batch)) {
+        kv_segments_release(&disk->segments, batch->moved_from);
+        disk->lanes[disk->segments.items[batch->moved_from].volume].victim.moves_out--;
     }
     for (kv_flush_t *flush = durable ? NULL : disk->first_flush; flush != NULL;
          flush = flush->next) {
@@ -374,48 +419,67 @@ static void end_batch(kv_write_batch_t *batch, bool durable)
     free(batch);
 }
 
+static void append_batch(kv_write_batch_t *batch)
+{
+    kv_lane_t *lane = lane_of(batch);
+    batch->next = NULL;
+    if (lane->last_batch != NULL) {
+        lane->last_batch->next = batch;
+    } else {
+        lane->first_batch = batch;
+    }
+    lane->last_batch = batch;
+}
+
 /* Gives encoded batches their places, in order. */
 static void place_batches(kvist_store_t *store)
 {
     kv_disk_t *disk = store->disk;
-    while (disk->first_encoding != NULL && disk->first_encoding->stage == WRITING) {
+    while (disk->first_encoding != NULL && disk->first_encoding->stage == KV_WRITE_WRITING) {
         kv_write_batch_t *batch = disk->first_encoding;
-        if (batch->count == 0) {
-            disk->first_encoding = batch->next;
-            give_staging(batch);
-            end_batch(batch, false);
-            continue;
+        kv_status_t status = KV_MISSING; /* nothing of it is left to be written */
+        if (batch->count > 0) {
+            status = kv_reclaim_reserve(store, batch->bytes, &batch->segment, &batch->offset);
         }
-        kv_status_t status =
-            kv_reclaim_reserve(store, batch->bytes, &batch->segment, &batch->offset);
         if (status == KV_BUSY) {
             return;
         }
         disk->first_encoding = batch->next;
-        batch->next = NULL;
-        if (disk->last_batch != NULL) {
-            disk->last_batch->next = batch;
-        } else {
-            disk->first_batch = batch;
-        }
-        disk->last_batch = batch;
         if (status == KV_OK) {
+            append_batch(batch);
             write_batch(batch);
         } else {
             /* Offline, or every segment is held: not a failure of the disk. */
-            give_staging(batch);
-            batch->stage = FAILED;
-            batch->status = status;
+            kv_persist_give_staging(batch);
+            batch->status = batch->count > 0 ? status : KV_OK;
+            kv_persist_end_batch(batch, false);
         }
     }
 }
 
-static kv_write_batch_t *pop_batch(kv_disk_t *disk)
+void kv_persist_write_moved(kv_write_batch_t *batch)
 {
-    kv_write_batch_t *batch = disk->first_batch;
-    disk->first_batch = batch->next;
-    if (disk->first_batch == NULL) {
-        disk->last_batch = NULL;
+    uint32_t volume = batch->store->disk->segments.items[batch->moved_from].volume;
+    batch->status = KV_MISSING;
+    if (batch->count > 0) {
+        batch->status = kv_reclaim_reserve_moved(
+            batch->store, volume, batch->bytes, &batch->segment, &batch->offset);
+    }
+    if (batch->status == KV_OK) {
+        append_batch(batch);
+        write_batch(batch);
+    } else {
+        kv_persist_give_staging(batch);
+        kv_persist_end_batch(batch, false);
+    }
+}
+
+static kv_write_batch_t *pop_batch(kv_lane_t *lane)
+{
+    kv_write_batch_t *batch = lane->first_batch;
+    lane->first_batch = batch->next;
+    if (lane->first_batch == NULL) {
+        lane->last_batch = NULL;
     }
     return batch;
 }
@@ -474,15 +538,18 @@ static void index_written(kv_task_t *task)
     }
     if (!good) {
         /* The database must not be written again after an error: it may stop the process. */
-        disk->index_failed = true;
-        disk->write_failures = KV_WRITE_FAILURES_MAX - 1;
-        kv_persist_failed(store, 0, write->error.text);
+        disk->index_failed = disk->offline = true;
+        store->stats.failed_writes++;
+        kv_log_error("store",
+            "disk tier offline: %s; what is stored can be read, nothing more is stored until the "
+            "node restarts",
+            write->error.text);
     }
     while (write->batches != NULL) {
         kv_write_batch_t *batch = write->batches;
         write->batches = batch->next_indexed;
         batch->status = write->status;
-        end_batch(batch, good);
+        kv_persist_end_batch(batch, good);
     }
     while (write->flushes != NULL) {
         kv_flush_t *flush = write->flushes;
@@ -493,16 +560,22 @@ static void index_written(kv_task_t *task)
     free(write);
 }
 
-/* The oldest queue entry that is not settled yet; queued_total + 1: none. */
+static uint64_t older(uint64_t oldest, const kv_write_batch_t *batch)
+{
+    for (; batch != NULL; batch = batch->next) {
+        oldest = batch->queue_first < oldest ? batch->queue_first : oldest;
+    }
+    return oldest;
+}
+
+/* The oldest queue entry that is neither settled nor in the changes that wait for the index;
+ * queued_total + 1: none. */
 static uint64_t oldest_unsettled(const kv_disk_t *disk)
 {
     uint64_t oldest = disk->queued_total - disk->queue_count + 1;
-    const kv_write_batch_t *lists[] = {disk->first_encoding, disk->first_batch, disk->filling_for};
-    for (size_t i = 0; i < 3; i++) {
-        for (const kv_write_batch_t *batch = lists[i]; batch != NULL;
-             batch = i == 2 ? batch->next_indexed : batch->next) {
-            oldest = batch->queue_first < oldest ? batch->queue_first : oldest;
-        }
+    oldest = older(oldest, disk->first_encoding);
+    for (uint32_t i = 0; i < disk->segments.volume_count; i++) {
+        oldest = older(oldest, disk->lanes[i].first_batch);
     }
     return oldest;
 }
@@ -510,11 +583,7 @@ static uint64_t oldest_unsettled(const kv_disk_t *disk)
 /* Flushes whose objects are all on disk (or in this batch of changes), in order. */
 static kv_flush_t *take_flushes(kv_disk_t *disk)
 {
-    /* The batches that wait for this very index write count as settled. */
-    kv_write_batch_t *with_this_write = disk->filling_for;
-    disk->filling_for = NULL;
     uint64_t oldest = oldest_unsettled(disk);
-    disk->filling_for = with_this_write;
     kv_flush_t *taken = NULL, **end = &taken;
     while (disk->first_flush != NULL && disk->first_flush->target < oldest) {
         *end = disk->first_flush;
@@ -534,7 +603,7 @@ static void give_up_index(kvist_store_t *store, kv_flush_t *flushes)
         kv_write_batch_t *batch = disk->filling_for;
         disk->filling_for = batch->next_indexed;
         batch->status = KV_IO;
-        end_batch(batch, false);
+        kv_persist_end_batch(batch, false);
     }
     while (flushes != NULL) {
         kv_flush_t *flush = flushes;
@@ -586,28 +655,36 @@ static void index_batch(kv_write_batch_t *batch)
     kv_disk_t *disk = store->disk;
     kv_segment_t *segment = &disk->segments.items[batch->segment];
     for (uint32_t i = 0; i < batch->count; i++) {
-        const item_t *item = &batch->items[i];
-        if ((kv_table_at(store->table, item->object)->flags & KV_OBJECT_DEAD) == 0) {
-            kv_entry_put(&disk->filling, &(kv_entry_t){item->record, (uint16_t)batch->segment,
-                                             batch->offset + item->offset, false});
+        const kv_write_item_t *item = &batch->items[i];
+        const kv_object_t *object = kv_table_at(store->table, item->object);
+        if ((object->flags & KV_OBJECT_DEAD) != 0) {
+            continue;
+        }
+        kv_entry_put(&disk->filling, &(kv_entry_t){.record = item->record,
+                                         .segment = (uint16_t)batch->segment,
+                                         .offset = batch->offset + item->offset});
+        if (kv_write_batch_is_moved(batch) && object->segment == batch->moved_from) {
+            /* Should its old segment's life not end soon: that record is no place any more. */
+            kv_mark_queue(store, (uint16_t)batch->moved_from, object->offset_pages,
+                object->length_pages, false);
         }
     }
     segment->indexed_bytes = batch->offset + batch->bytes;
     kv_persist_put_segment(store, batch->segment);
-    batch->stage = INDEXING;
+    batch->stage = KV_WRITE_INDEXING;
     batch->next_indexed = disk->filling_for;
     disk->filling_for = batch;
 }
 
 /* What the finished sync covered goes on to the index; what failed is ended; in order. */
-static void collect_synced(kv_disk_t *disk)
+static void collect_synced(kv_lane_t *lane)
 {
-    while (disk->first_batch != NULL) {
-        kv_write_batch_t *batch = disk->first_batch;
-        if (batch->stage == FAILED) {
-            end_batch(pop_batch(disk), false);
-        } else if (batch->stage == SYNCING && !disk->syncing) {
-            index_batch(pop_batch(disk));
+    while (lane->first_batch != NULL) {
+        kv_write_batch_t *batch = lane->first_batch;
+        if (batch->stage == KV_WRITE_FAILED) {
+            kv_persist_end_batch(pop_batch(lane), false);
+        } else if (batch->stage == KV_WRITE_SYNCING && !lane->syncing) {
+            index_batch(pop_batch(lane));
         } else {
             return;
         }
@@ -618,37 +695,58 @@ static void sync_done(kv_ring_request_t *request, int errno_value)
 {
     kv_write_batch_t *leader =
         (kv_write_batch_t *)((char *)request - offsetof(kv_write_batch_t, sync));
-    leader->store->disk->syncing = false;
+    lane_of(leader)->syncing = false;
     leader->store->stats.barriers++;
     if (errno_value != 0) {
-        fail_syncing(leader->store, kv_status_from_errno(errno_value), strerror(errno_value));
+        fail_syncing(leader->store, volume_of(leader), kv_status_from_errno(errno_value),
+            strerror(errno_value));
     }
 }
 
+/* A barrier costs the disk much more than a write: one is made for a large group, or for what there
+ * is when nothing more is coming. */
+static bool worth_a_sync(const kvist_store_t *store, const kv_lane_t *lane)
+{
+    const kv_write_batch_t *batch = lane->first_batch;
+    uint32_t segment = batch->segment;
+    uint64_t bytes = 0;
+    for (; batch != NULL && batch->stage == KV_WRITE_WRITTEN && batch->segment == segment;
+         batch = batch->next) {
+        bytes += batch->bytes;
+    }
+    /* One that is encoded and still there waits for room, perhaps for what this sync brings. */
+    const kv_write_batch_t *encoding = store->disk->first_encoding;
+    bool more_comes = batch != NULL ? batch->segment == segment && batch->stage != KV_WRITE_FAILED
+                                    : encoding != NULL && encoding->stage == KV_WRITE_ENCODING;
+    return bytes >= SYNC_BYTES || !more_comes;
+}
+
 /* One sync for all leading batches that are written and lie in one segment. */
-static void advance_sync(kvist_store_t *store)
+static void advance_sync(kvist_store_t *store, uint32_t volume)
 {
     kv_disk_t *disk = store->disk;
-    collect_synced(disk);
-    kv_write_batch_t *leader = disk->first_batch;
-    if (disk->syncing || leader == NULL || leader->stage != WRITTEN) {
+    kv_lane_t *lane = &disk->lanes[volume];
+    collect_synced(lane);
+    kv_write_batch_t *leader = lane->first_batch;
+    if (lane->syncing || leader == NULL || leader->stage != KV_WRITE_WRITTEN ||
+        !worth_a_sync(store, lane)) {
         return;
     }
     for (kv_write_batch_t *batch = leader;
-         batch != NULL && batch->stage == WRITTEN && batch->segment == leader->segment;
+         batch != NULL && batch->stage == KV_WRITE_WRITTEN && batch->segment == leader->segment;
          batch = batch->next) {
-        batch->stage = SYNCING;
+        batch->stage = KV_WRITE_SYNCING;
     }
     leader->sync = (kv_ring_request_t){.kind = KV_RING_SYNC, .done = sync_done};
     kv_error_t error;
     kv_status_t status =
         kv_segments_file(&disk->segments, leader->segment, &leader->sync.file, &error);
     if (status != KV_OK) {
-        fail_syncing(store, status, error.text);
+        fail_syncing(store, volume, status, error.text);
         kv_store_kick(store);
         return;
     }
-    disk->syncing = true;
+    lane->syncing = true;
     kv_ring_submit(disk->ring, &leader->sync);
 }
 
@@ -660,21 +758,29 @@ void kv_persist_advance(kvist_store_t *store)
     if (!kv_persist_usable(store)) {
         drain_queue(store);
     }
-    kv_mark_advance(store);
     while (disk->queue_count > 0 && disk->staging_free_count > KV_STAGING_FOR_READS) {
         start_batch(store);
     }
     place_batches(store);
-    advance_sync(store);
+    kv_reclaim_advance(store);
+    kv_mark_advance(store); /* of segments that live on */
+    for (uint32_t i = 0; i < disk->segments.volume_count; i++) {
+        advance_sync(store, i);
+    }
     advance_index(store);
 }
 
 bool kv_persist_idle(const kvist_store_t *store)
 {
     const kv_disk_t *disk = store->disk;
-    return disk->queue_count == 0 && disk->first_encoding == NULL && disk->first_batch == NULL &&
-           disk->filling.count == 0 && !disk->indexing && disk->first_flush == NULL &&
-           !disk->preparing && kv_mark_idle(store);
+    for (uint32_t i = 0; i < disk->segments.volume_count; i++) {
+        if (disk->lanes[i].first_batch != NULL) {
+            return false;
+        }
+    }
+    return disk->queue_count == 0 && disk->first_encoding == NULL && disk->filling.count == 0 &&
+           !disk->indexing && disk->first_flush == NULL && kv_reclaim_idle(store) &&
+           kv_mark_idle(store);
 }
 
 /* ---- flush ---- */

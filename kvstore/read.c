@@ -92,7 +92,7 @@ static void give_staging(kv_read_batch_t *batch)
 {
     kv_disk_t *disk = batch->store->disk;
     if (batch->staging >= 0) {
-        disk->segments.items[batch->reads[0]->segment].in_use--;
+        kv_segments_release(&disk->segments, batch->reads[0]->segment);
         disk->staging_free[disk->staging_free_count++] = batch->staging;
         batch->staging = -1;
     }
@@ -333,7 +333,7 @@ static void start_read(kv_read_batch_t *batch)
     }
     KV_CHECK(bytes <= disk->staging_bytes);
     batch->staging = disk->staging_free[--disk->staging_free_count];
-    disk->segments.items[first->segment].in_use++;
+    kv_segments_hold(&disk->segments, first->segment);
     int file;
     kv_error_t error;
     kv_status_t status = kv_segments_file(&disk->segments, first->segment, &file, &error);

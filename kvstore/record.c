@@ -204,6 +204,18 @@ static void read_fields(const char *header, uint32_t version, kv_record_t *recor
     }
 }
 
+void kv_record_renew(void *at, kv_record_t *record)
+{
+    char *header = at;
+    kv_put_u64(header + AT_USED, record->used_unix_ns);
+    if (kv_get_u32(header + AT_VERSION) >= 2) {
+        kv_put_u32(header + AT_EXPIRES, record->expires_s);
+        kv_put_u32(header + AT_PIN, record->pin_until_s);
+    }
+    record->created_unix_ns = kv_get_u64(header + AT_CREATED);
+    record->codec = (kvist_codec_t)kv_get_u32(header + AT_CODEC);
+}
+
 kv_status_t kv_record_read(const void *at, size_t bytes, kv_record_t *record_out)
 {
     const char *header = at;

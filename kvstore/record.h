@@ -61,6 +61,10 @@ void kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint3
 /* Enters the generation and the header's checksum: the last step, when the place is known. */
 void kv_record_sign(void *at, uint64_t generation);
 
+/* Enters what changes in an object's life (last use, expiry, pin) into a record that was proved,
+ * and gives what only the record says (created, codec). kv_record_sign must follow. */
+void kv_record_renew(void *at, kv_record_t *record);
+
 /* Reads a header of any layout out of `bytes` bytes. KV_MISSING: no record starts here; KV_CORRUPT:
  * one did, and it is damaged. */
 kv_status_t kv_record_read(const void *at, size_t bytes, kv_record_t *record_out);

@@ -49,9 +49,9 @@ void kv_scan_begin(
     kv_scan_t *scan, uint32_t segment, uint64_t generation, uint64_t offset, bool whole)
 {
     kv_files_t *files = scan->store->disk->files;
-    char path[KV_FOLDER_BYTES + 64];
+    char path[KV_SEGMENT_PATH_BYTES];
     close_file(scan);
-    kv_segment_path(scan->store->disk->folder, segment, path, sizeof path);
+    kv_segments_path(&scan->store->disk->segments, segment, path);
     scan->file = files->ops->open(files, path, KV_FILES_READ | KV_FILES_DIRECT);
     if (scan->file == -EINVAL) {
         scan->file = files->ops->open(files, path, KV_FILES_READ);

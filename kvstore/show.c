@@ -96,8 +96,8 @@ static uint64_t read_created(const kvist_store_t *store, const kv_object_t *obje
 {
     kv_disk_t *disk = store->disk;
     kv_files_t *files = disk->files;
-    char path[KV_FOLDER_BYTES + 64];
-    kv_segment_path(disk->folder, object->segment, path, sizeof path);
+    char path[KV_SEGMENT_PATH_BYTES];
+    kv_segments_path(&disk->segments, object->segment, path);
     int fd = files->ops->open(files, path, KV_FILES_READ);
     if (fd < 0) {
         return 0;

@@ -446,6 +446,9 @@ void kvist_store_close(kvist_store_t *store)
         if (store->first_drop == NULL) { /* a drop waits for all that descends from its block */
             kv_fill_stop(store);
         }
+        if (flushed && store->disk != NULL) {
+            store->disk->closing = true;
+        }
         struct epoll_event event;
         epoll_wait(store->epoll_fd, &event, 1, CLOSE_WAIT_MS);
         kvist_store_poll(store);

@@ -2,10 +2,11 @@
  *
  *   lease.c    match, prepare, seal, release     persist.c  objects -> records on disk, flush
  *   load.c     host, disk -> device              reclaim.c  room on disk, whole segments
- *   read.c     out of any tier, verified         list.c     what is stored
- *   evict.c    device -> host -> disk            directory.c the directory: lock, index, tail
- *   object.c   where an object is, who holds it  store.c    open, poll, close
- *   drop.c     objects that go for good          mark.c     records that are nobody's
+ *   read.c     out of any tier, verified         survive.c  records moved out of a segment
+ *   evict.c    device -> host -> disk            ready.c    segments made ready ahead of time
+ *   object.c   where an object is, who holds it  mark.c     records that are nobody's
+ *   drop.c     objects that go for good          directory.c the directory: lock, index, scan
+ *   list.c     what is stored                    store.c    open, poll, close
  *   verify.c   reads everything                  show.c     one block
  *   keep.c     terms by key, the sweep           fill.c, take.c  the disk -> the table
  *
@@ -37,6 +38,7 @@ enum {
     KV_STAGING_COUNT = 12,     /* buffers for disk I/O */
     KV_STAGING_FOR_READS = 4,  /* of those, not to be taken by writes */
     KV_WRITE_FAILURES_MAX = 3, /* in a row, then the disk takes nothing more */
+    KV_FILL_BYTES = 1 << 20,   /* of one write into a new segment */
     KV_LEASES_MAX = UINT16_MAX - 1,
     KV_FILL_TASKS_MAX = 8, /* of fill.c, not at the workers */
     KV_FILL_LOOK_UP_MAX = 32,
@@ -70,6 +72,48 @@ struct kv_flush {
     kv_flush_t *next;
 };
 
+/* An object of a segment that is being emptied, and where its record lies there, though it may have
+ * another place by now. */
+typedef struct {
+    uint32_t object, offset_pages;
+    uint16_t length_pages;
+} kv_emptied_t;
+
+/* A segment that is being emptied: its survivors (KV_OBJECT_STAYS) are moved on, then it begins a
+ * new life. Its objects are on this list instead of the segment's. */
+typedef struct {
+    uint32_t segment;        /* KV_SEGMENT_NONE: none */
+    kv_emptied_t *objects;   /* [count] in the order of their places; some are there no more */
+    uint32_t count, next;    /* survivors before `next` are under way or moved */
+    uint64_t reserved_bytes; /* of the open segment, for survivors that have no place there yet */
+    uint32_t moves_out;      /* batches of them under way */
+    uint32_t rounds;         /* of choosing survivors; after the first, only what must survive */
+    bool moved;              /* some survivors' entries were written since the last sync of those */
+    uint64_t sync_number;    /* of the index write that makes them durable; 0: none was asked for */
+    uint32_t failures;       /* batches of survivors that could not be read */
+} kv_victim_t;
+
+/* What is under way at one volume. */
+typedef struct {
+    kvist_store_t *store;
+    kv_write_batch_t *first_batch, *last_batch; /* in order of their places on disk */
+    uint64_t writing_bytes;                     /* handed to the ring */
+    bool syncing;
+    bool offline;
+    uint32_t write_failures; /* in a row */
+    bool wanted;             /* somebody wrote since the store was opened */
+    bool beginning;          /* a worker writes a header */
+    bool blocked; /* leases and pins hold every segment: no victim can be had until one goes */
+    uint32_t blocked_s; /* since when */
+    kv_victim_t victim;
+    uint64_t looked_room_bytes; /* of the open segment, when the oldest was looked at */
+    uint32_t filling;           /* segment; KV_SEGMENT_NONE */
+    uint64_t filled_bytes;
+    bool fill_out;   /* a write into it is under way */
+    bool unfillable; /* one failed */
+    kv_ring_request_t fill;
+} kv_lane_t;
+
 /* The disk tier. */
 typedef struct {
     kv_files_t *files;
@@ -77,14 +121,14 @@ typedef struct {
     int lock_fd;
     kv_ring_t *ring;
     kv_segments_t segments;
-    uint32_t open_segment; /* being appended to; KV_SEGMENT_NONE */
-    uint32_t segments_max; /* the quota, or less where the disk has no room for it */
-    bool preparing, offline;
-    bool stuck; /* leases hold every segment: nothing can be written until one is released */
-    uint32_t write_failures; /* in a row */
+    kv_lane_t lanes[KV_VOLUMES_MAX]; /* of its volumes */
+    bool offline;                    /* every lane is, or the index */
+    bool stuck;   /* nothing can be written until a lease is released or a pin has passed */
+    bool closing; /* nothing is done ahead of time any more */
 
     kv_region_t staging_region;
     size_t staging_bytes; /* of one buffer */
+    char *fill_bytes; /* [KV_FILL_BYTES] behind the buffers: what new segments are filled with */
     int staging_free[KV_STAGING_COUNT];
     int staging_free_count;
 
@@ -102,13 +146,11 @@ typedef struct {
     uint32_t *queue; /* objects to be written: a ring of queue_capacity */
     uint32_t queue_capacity, queue_first, queue_count;
     uint64_t queued_total; /* numbers of queue entries ever made: the last one's number */
-    kv_write_batch_t *first_batch, *last_batch; /* under way, in order of their places on disk */
-    kv_write_batch_t *first_encoding;           /* in order */
-    bool syncing;
-    kv_flush_t *first_flush; /* in order */
-    kv_marks_t *marks;       /* NULL: none were ever queued */
-    bool spare_records;      /* no marks are queued */
-    kv_fill_t *fill;         /* NULL: the table knows all that is on disk */
+    kv_write_batch_t *first_encoding; /* in order */
+    kv_flush_t *first_flush;          /* in order */
+    kv_marks_t *marks;                /* NULL: none were ever queued */
+    bool spare_records;               /* no marks are queued */
+    kv_fill_t *fill;                  /* NULL: the table knows all that is on disk */
 } kv_disk_t;
 
 /* What the store has for each layer group. */
@@ -254,6 +296,14 @@ void kv_object_leave_disk(kvist_store_t *store, uint32_t number);
 void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segment,
     uint32_t offset_pages, uint16_t length_pages);
 
+/* From one place on disk to another (its index entry says the new one already). */
+void kv_object_move_disk(kvist_store_t *store, uint32_t number, uint16_t segment,
+    uint32_t offset_pages, uint16_t length_pages);
+
+/* The segment's objects are on no list from now on: it is being emptied. */
+void kv_object_clear_list(kvist_store_t *store, uint32_t segment);
+void kv_object_enter_list(kvist_store_t *store, uint32_t number);
+
 /* Drops an object and all its descendants from every tier. Those that are held stay as dead numbers
  * until released. */
 void kv_object_drop(kvist_store_t *store, uint32_t number);
@@ -296,7 +346,8 @@ uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out);
 bool kv_persist_usable(const kvist_store_t *store);
 void kv_persist_queue(kvist_store_t *store, uint32_t number);
 void kv_persist_advance(kvist_store_t *store);
-void kv_persist_failed(kvist_store_t *store, uint32_t object_count, const char *reason);
+void kv_persist_failed(
+    kvist_store_t *store, uint32_t volume, uint32_t object_count, const char *reason);
 bool kv_persist_idle(const kvist_store_t *store);
 void kv_persist_put_segment(kvist_store_t *store, uint32_t number);
 
@@ -367,10 +418,41 @@ void kv_verify_run_callbacks(kvist_store_t *store);
 
 /* ---- reclaim.c ---- */
 
-/* Room for a run of `bytes` in the open segment. KV_BUSY: a segment is being prepared or none can
- * be reclaimed now; KV_NO_SPACE: there is no segment to be had. */
+/* Room for a run of `bytes` in an open segment, which is then held. KV_BUSY: a segment is being
+ * made ready or emptied; KV_NO_SPACE: there is no segment to be had. */
 kv_status_t kv_reclaim_reserve(
     kvist_store_t *store, size_t bytes, uint32_t *segment_out, uint64_t *offset_out);
+
+/* The same for survivors, from what is reserved for them. */
+kv_status_t kv_reclaim_reserve_moved(kvist_store_t *store, uint32_t volume, size_t bytes,
+    uint32_t *segment_out, uint64_t *offset_out);
+
+void kv_reclaim_advance(kvist_store_t *store);
+void kv_reclaim_unblock(kvist_store_t *store); /* a lease let go, or a pin */
+bool kv_reclaim_idle(const kvist_store_t *store);
+
+/* The objects whose records lie in the segment now, in the order of their places. Released with
+ * free(). */
+uint32_t *kv_reclaim_list(const kvist_store_t *store, uint32_t segment, uint32_t *count_out);
+
+/* Whether a segment's records are forgotten while its header still speaks for them. */
+bool kv_reclaim_between_lives(const kvist_store_t *store);
+
+/* An object that survived leaves the disk: where it is to be erased, so is what is left of it in
+ * the victim. */
+void kv_reclaim_erase(kvist_store_t *store, uint32_t number);
+
+/* ---- survive.c ---- */
+
+/* Starts moving the victim's next survivors as one run; false: no buffer is free. */
+bool kv_survive_start(kvist_store_t *store, uint32_t volume);
+
+/* ---- ready.c ---- */
+
+void kv_ready_advance(kvist_store_t *store, uint32_t volume);
+
+/* A segment begins a new life (or is made) and is the next to be opened. */
+void kv_ready_begin(kvist_store_t *store, uint32_t volume, uint32_t number);
 
 /* ---- directory.c ---- */
 

@@ -35,6 +35,13 @@ enum {
     KV_OBJECT_FREE = 1024,   /* alone: in the list of free numbers */
 };
 
+/* kv_object_t.disk_flags */
+enum {
+    KV_DISK_ASKED = 1,  /* found by a match since its record was written, or since it was stored */
+    KV_DISK_LISTED = 2, /* on a segment's list, perhaps though it is there no more */
+    KV_DISK_STAYS = 4,  /* of a segment that is being emptied: survives, or did already */
+};
+
 typedef struct {
     kvist_key_t key; /* of the block, marked with the group (kv_identity_group_key) */
     uint32_t used_s; /* last use, unix */
@@ -46,8 +53,9 @@ typedef struct {
     uint32_t device_slot, host_slot;
     uint32_t
         segment_next; /* the next object in its segment's list; also the list of free numbers */
-    uint32_t offset_pages; /* of its record in the segment */
-    uint16_t segment;      /* KV_SEGMENT_NONE: not on disk */
+    uint32_t offset_pages : 20; /* of its record in the segment */
+    uint32_t disk_flags : 12;
+    uint16_t segment; /* KV_SEGMENT_NONE: not on disk */
     uint16_t length_pages;
     uint16_t reference_count;
     uint16_t family; /* number in the store's table of families */

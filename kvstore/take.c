@@ -53,7 +53,7 @@ static uint32_t parent_position(uint32_t position, uint32_t group)
 
 static bool place_is_good(const kv_segments_t *segments, const kv_entry_t *entry)
 {
-    if (entry->segment >= segments->count_max) {
+    if (entry->segment >= segments->count) {
         return false;
     }
     const kv_segment_t *segment = &segments->items[entry->segment];

@@ -148,41 +148,13 @@ static bool lies_in(const kvist_store_t *store, uint32_t number, uint32_t segmen
            object->segment == segment;
 }
 
-typedef struct {
-    uint32_t offset_pages, number;
-} place_t;
-
-static int by_offset(const void *left, const void *right)
-{
-    const place_t *a = left, *b = right;
-    return a->offset_pages < b->offset_pages ? -1 : a->offset_pages > b->offset_pages;
-}
-
-/* The objects whose records lie in the segment now. */
 static void list_segment(kv_verify_t *verify, uint32_t segment)
 {
-    kvist_store_t *store = verify->store;
-    uint32_t count = 0, capacity = 0;
-    place_t *places = NULL;
-    for (uint32_t at = store->disk->segments.items[segment].first_object; at != KV_OBJECT_NONE;
-         at = kv_table_at(store->table, at)->segment_next) {
-        if (count == capacity) {
-            capacity = capacity > 0 ? 2 * capacity : 256;
-            places = kv_reallocate(places, capacity, sizeof *places);
-        }
-        places[count++] = (place_t){kv_table_at(store->table, at)->offset_pages, at};
-    }
-    if (count > 0) {
-        qsort(places, count, sizeof *places, by_offset);
-    }
-    verify->objects = kv_reallocate(verify->objects, count + 1, sizeof *verify->objects);
-    verify->checks = kv_reallocate(verify->checks, count + 1, sizeof *verify->checks);
-    for (uint32_t i = 0; i < count; i++) {
-        verify->objects[i] = places[i].number;
-    }
-    verify->object_count = count;
+    free(verify->objects);
+    verify->objects = kv_reclaim_list(verify->store, segment, &verify->object_count);
+    verify->checks =
+        kv_reallocate(verify->checks, verify->object_count + 1, sizeof *verify->checks);
     verify->object_next = 0;
-    free(places);
 }
 
 /* Records for one buffer, those that still lie there. */
@@ -219,13 +191,13 @@ static bool start_portion(kv_verify_t *verify)
 static bool start_disk(kv_verify_t *verify)
 {
     kvist_store_t *store = verify->store;
-    while (store->disk != NULL && verify->segment < store->disk->segments.count_max) {
+    while (store->disk != NULL && verify->segment < store->disk->segments.count) {
         if (verify->object_next < verify->object_count && start_portion(verify)) {
             return true;
         }
         verify->segment++;
         verify->object_next = verify->object_count = 0;
-        if (verify->segment < store->disk->segments.count_max) {
+        if (verify->segment < store->disk->segments.count) {
             list_segment(verify, verify->segment);
         }
     }
