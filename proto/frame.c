@@ -24,6 +24,9 @@ kv_status_t kv_frame_pack(
 
 void kv_frame_reader_push(kv_frame_reader_t *reader, const void *bytes, size_t count)
 {
+    if (count == 0) {
+        return;
+    }
     if (reader->taken > 0) {
         reader->count -= reader->taken;
         memmove(reader->bytes, reader->bytes + reader->taken, reader->count);

@@ -8,6 +8,34 @@
 static const char MAGIC[][5] = {
     [KV_DATA_OPEN] = "KVO1", [KV_DATA_WELCOME] = "KVW1", [KV_DATA_BLOCKS] = "KVB1"};
 
+static const char FRONT_MAGIC[4] = {'K', 'V', 'U', '1'};
+
+void kv_data_front_encode(void *bytes_out, uint64_t id, uint32_t address_bytes)
+{
+    uint8_t *at = bytes_out;
+    memcpy(at, FRONT_MAGIC, sizeof FRONT_MAGIC);
+    kv_put_u64(at + 4, id);
+    kv_put_u32(at + 12, address_bytes);
+}
+
+size_t kv_data_front_bytes(const void *bytes, size_t count)
+{
+    if (count < KV_DATA_FRONT_BYTES) {
+        return KV_DATA_FRONT_BYTES;
+    }
+    uint32_t address_bytes = kv_get_u32((const uint8_t *)bytes + 12);
+    if (memcmp(bytes, FRONT_MAGIC, sizeof FRONT_MAGIC) != 0 || address_bytes == 0 ||
+        address_bytes > KV_DATA_ADDRESS_BYTES_MAX) {
+        return 0;
+    }
+    return KV_DATA_FRONT_BYTES + address_bytes;
+}
+
+uint64_t kv_data_front_id(const void *bytes)
+{
+    return kv_get_u64((const uint8_t *)bytes + 4);
+}
+
 kv_data_kind_t kv_data_kind(const void *bytes, size_t count)
 {
     for (kv_data_kind_t kind = KV_DATA_OPEN; count >= 4 && kind <= KV_DATA_BLOCKS; kind++) {

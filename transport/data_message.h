@@ -1,5 +1,6 @@
 /* Messages of the data connection, bytes only (docs/formats.md, "On the wire"):
  *
+ *   front    "KVU1" id length address     before it, on a plain socket: a worker's address
  *   open     "KVO1" token[16]             the connecting side's first: which link this is
  *   welcome  "KVW1"                       the accepting side's answer
  *   blocks   "KVB1" header checksums data the same range of block_count blocks of a transfer
@@ -19,7 +20,17 @@ enum {
     KV_DATA_OPEN_BYTES = 4 + KV_DATA_TOKEN_BYTES,
     KV_DATA_WELCOME_BYTES = 4,
     KV_DATA_HEADER_BYTES = 40,
+    KV_DATA_FRONT_BYTES = 16, /* what stands before the address */
+    KV_DATA_ADDRESS_BYTES_MAX = 8192,
 };
+
+/* address_bytes: 1 to KV_DATA_ADDRESS_BYTES_MAX of them follow. */
+void kv_data_front_encode(void *bytes_out, uint64_t id, uint32_t address_bytes);
+
+/* How many bytes the front's message has in all, as far as its first count bytes tell; 0: it is
+ * none. */
+size_t kv_data_front_bytes(const void *bytes, size_t count);
+uint64_t kv_data_front_id(const void *bytes); /* of KV_DATA_FRONT_BYTES */
 
 typedef enum { KV_DATA_UNKNOWN, KV_DATA_OPEN, KV_DATA_WELCOME, KV_DATA_BLOCKS } kv_data_kind_t;
 

@@ -17,11 +17,11 @@
  *
  * Error mode PEER puts every lane on TCP; NONE lets posix shared memory in. */
 #include "base/address.h"
-#include "base/bytes.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "transport/data_message.h"
 #include "transport/wire.h"
 
 #include <errno.h>
@@ -41,14 +41,10 @@ enum {
     MESSAGE_ID = 1,
     PROGRESS_ROUNDS = 16,
     FRONTS_MAX = 64, /* accepted, and their request not read yet */
-    FRONT_HEADER_BYTES = 16,
-    ADDRESS_BYTES_MAX = 8192,
-    FRONT_BYTES_MAX = FRONT_HEADER_BYTES + ADDRESS_BYTES_MAX,
+    FRONT_BYTES_MAX = KV_DATA_FRONT_BYTES + KV_DATA_ADDRESS_BYTES_MAX,
     FRONT_PATIENCE_MS = 2000,
     EVENTS_MAX = 16,
 };
-
-static const char FRONT_MAGIC[4] = {'K', 'V', 'U', '1'};
 
 /* One front: a request that is being read (no pipe), or the companion of a pipe. */
 typedef struct kv_wire_request front_t;
@@ -349,14 +345,12 @@ static kv_status_t front_fill(front_t *front, uint64_t id, kv_error_t *error)
         return fail_ucs(error, status, "cannot ask for a UCX worker's address");
     }
     kv_status_t result = KV_OK;
-    if (bytes > ADDRESS_BYTES_MAX) {
+    if (bytes > KV_DATA_ADDRESS_BYTES_MAX) {
         result = kv_fail(error, KV_NO_SPACE, "a UCX worker's address of %zu bytes", bytes);
     } else {
-        memcpy(front->out, FRONT_MAGIC, sizeof FRONT_MAGIC);
-        kv_put_u64(front->out + 4, id);
-        kv_put_u32(front->out + 12, (uint32_t)bytes);
-        memcpy(front->out + FRONT_HEADER_BYTES, address, bytes);
-        front->out_count = FRONT_HEADER_BYTES + bytes;
+        kv_data_front_encode(front->out, id, (uint32_t)bytes);
+        memcpy(front->out + KV_DATA_FRONT_BYTES, address, bytes);
+        front->out_count = KV_DATA_FRONT_BYTES + bytes;
     }
     ucp_worker_release_address(front->pipe->worker, address);
     return result;
@@ -378,25 +372,11 @@ static bool front_write(front_t *front)
     return true;
 }
 
-/* The bytes that the message has in all, as far as it can be known; 0: it is none. */
-static size_t front_expected(const front_t *front)
-{
-    if (front->in_count < FRONT_HEADER_BYTES) {
-        return FRONT_HEADER_BYTES;
-    }
-    uint32_t bytes = kv_get_u32(front->in + 12);
-    if (memcmp(front->in, FRONT_MAGIC, sizeof FRONT_MAGIC) != 0 || bytes == 0 ||
-        bytes > ADDRESS_BYTES_MAX) {
-        return 0;
-    }
-    return FRONT_HEADER_BYTES + bytes;
-}
-
 /* Reads no further than the message's end. KV_OK: it is whole; KV_BUSY: not yet. */
 static kv_status_t front_read(front_t *front)
 {
     for (;;) {
-        size_t expected = front_expected(front);
+        size_t expected = kv_data_front_bytes(front->in, front->in_count);
         if (expected == 0) {
             return KV_INVALID;
         }
@@ -443,7 +423,7 @@ static void front_advance_pipe(front_t *front)
     kv_status_t status = front_read(front);
     kv_error_t error;
     if (status == KV_OK) {
-        status = endpoint_open(pipe, front->in + FRONT_HEADER_BYTES, &error);
+        status = endpoint_open(pipe, front->in + KV_DATA_FRONT_BYTES, &error);
         if (status == KV_OK) {
             pipe->side->params.upcalls.opened(pipe->owner);
         } else {
@@ -461,7 +441,7 @@ static void front_advance_request(front_t *front)
     kv_status_t status = front_read(front);
     if (status == KV_OK) {
         side->params.upcalls.requested(
-            side->params.upcalls.context, front, kv_get_u64(front->in + 4));
+            side->params.upcalls.context, front, kv_data_front_id(front->in));
     } else if (status != KV_BUSY) {
         kv_log_debug("transport", "a stranger's data connection ends: %s", kv_status_name(status));
         front_close(front);
@@ -565,7 +545,7 @@ static kv_status_t ucx_accept(kv_wire_side_t *side, kv_wire_request_t *front, bo
     side->request_count--;
     front->pipe = pipe;
     pipe->front = front;
-    status = endpoint_open(pipe, front->in + FRONT_HEADER_BYTES, error);
+    status = endpoint_open(pipe, front->in + KV_DATA_FRONT_BYTES, error);
     if (status == KV_OK) {
         status = front_fill(front, 0, error);
     }
