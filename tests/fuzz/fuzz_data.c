@@ -1,0 +1,54 @@
+/* The headers of the data connection: front, open, welcome, blocks. What is accepted encodes to
+ * the same bytes again, and what it describes lies within the message. */
+#include "fuzz.h"
+#include "transport/data_message.h"
+
+static void look_at_front(const uint8_t *bytes, size_t count)
+{
+    size_t expected = kv_data_front_bytes(bytes, count);
+    FUZZ_CHECK(expected == 0 || expected >= KV_DATA_FRONT_BYTES);
+    FUZZ_CHECK(expected <= KV_DATA_FRONT_BYTES + KV_DATA_ADDRESS_BYTES_MAX);
+    if (count < KV_DATA_FRONT_BYTES || expected == 0) {
+        return;
+    }
+    uint8_t again[KV_DATA_FRONT_BYTES];
+    kv_data_front_encode(
+        again, kv_data_front_id(bytes), (uint32_t)(expected - KV_DATA_FRONT_BYTES));
+    FUZZ_CHECK(memcmp(again, bytes, sizeof again) == 0);
+}
+
+static void look_at_blocks(const uint8_t *bytes, size_t count)
+{
+    kv_data_blocks_t blocks;
+    kv_error_t error = {0};
+    if (kv_data_blocks_decode(bytes, count, &blocks, &error) != KV_OK) {
+        FUZZ_CHECK(error.text[0] != '\0');
+        return;
+    }
+    FUZZ_CHECK(blocks.block_count >= 1 && blocks.range_bytes >= 1);
+    FUZZ_CHECK(kv_data_range_at(&blocks, blocks.block_count) == count);
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < blocks.block_count; i++) {
+        sum += kv_get_u64(bytes + kv_data_checksum_at(i));
+        sum += kv_data_checksum(&blocks, i, bytes + kv_data_range_at(&blocks, i));
+    }
+    uint8_t again[KV_DATA_HEADER_BYTES];
+    kv_data_blocks_encode(again, &blocks);
+    FUZZ_CHECK(memcmp(again, bytes, sizeof again) == 0 || sum == 0);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
+{
+    fuzz_input_t input = {bytes, count};
+    size_t held;
+    uint8_t *copy = fuzz_take(&input, count, &held);
+    look_at_front(copy, held);
+    look_at_blocks(copy, held);
+    if (kv_data_kind(copy, held) == KV_DATA_OPEN && held == KV_DATA_OPEN_BYTES) {
+        uint8_t again[KV_DATA_OPEN_BYTES];
+        kv_data_open_encode(again, copy + 4);
+        FUZZ_CHECK(memcmp(again, copy, sizeof again) == 0);
+    }
+    free(copy);
+    return 0;
+}

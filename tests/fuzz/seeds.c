@@ -1,0 +1,299 @@
+/* Writes the first inputs of each fuzzer, made with the real encoders: what a node says when all is
+ * well, from which the fuzzers go on.
+ *
+ * usage: fuzz_seeds FOLDER */
+#include "fuzz.h"
+
+#include "base/check.h"
+#include "proto/admin.pb-c.h"
+#include "proto/frame.h"
+#include "proto/wire.pb-c.h"
+#include "transport/data_message.h"
+
+#include <errno.h>
+#include <sys/stat.h>
+
+typedef struct {
+    uint8_t bytes[16384];
+    size_t count;
+} seed_t;
+
+static void add(seed_t *seed, const void *bytes, size_t count)
+{
+    KV_CHECK(count <= sizeof seed->bytes - seed->count);
+    memcpy(seed->bytes + seed->count, bytes, count);
+    seed->count += count;
+}
+
+static void add_u8(seed_t *seed, uint8_t value)
+{
+    add(seed, &value, 1);
+}
+
+static void add_u16(seed_t *seed, uint16_t value)
+{
+    uint8_t bytes[2];
+    kv_put_u16(bytes, value);
+    add(seed, bytes, sizeof bytes);
+}
+
+static void add_frame(seed_t *seed, const ProtobufCMessage *message)
+{
+    uint8_t *frame;
+    size_t count;
+    KV_CHECK(kv_frame_pack(message, &frame, &count, NULL) == KV_OK);
+    add(seed, frame, count);
+    free(frame);
+}
+
+static void write_seed(const char *folder, const char *fuzzer, const char *name, const seed_t *seed)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", folder, fuzzer);
+    KV_CHECK(mkdir(path, 0755) == 0 || errno == EEXIST);
+    snprintf(path, sizeof path, "%s/%s/%s", folder, fuzzer, name);
+    FILE *file = fopen(path, "wbe");
+    KV_CHECK(file != NULL && fwrite(seed->bytes, 1, seed->count, file) == seed->count);
+    KV_CHECK(fclose(file) == 0);
+}
+
+/* ---- control messages ---- */
+
+static uint32_t tokens[] = {1, 49151, 300};
+static char *arithmetic[] = {(char *)"cpu/bf16/prefill/1", (char *)"cpu/bf16/decode/1"};
+static uint8_t digest[32] = {7};
+
+static void add_generate(seed_t *seed)
+{
+    Kvist__Wire__Sampling sampling = KVIST__WIRE__SAMPLING__INIT;
+    sampling.temperature = 0.5f;
+    sampling.top_p = 1;
+    Kvist__Wire__Generate generate = KVIST__WIRE__GENERATE__INIT;
+    generate.request_id = (char *)"request-1";
+    generate.n_tokens = 3;
+    generate.tokens = tokens;
+    generate.max_tokens = 5;
+    generate.sampling = &sampling;
+    generate.salt = (ProtobufCBinaryData){4, (uint8_t *)"salt"};
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_GENERATE;
+    envelope.generate = &generate;
+    add_frame(seed, &envelope.base);
+}
+
+static void add_prefill(seed_t *seed)
+{
+    Kvist__Wire__Sampling sampling = KVIST__WIRE__SAMPLING__INIT;
+    Kvist__Wire__Prefill prefill = KVIST__WIRE__PREFILL__INIT;
+    prefill.request_id = (char *)"request-1";
+    prefill.transfer_id = UINT64_MAX / 3;
+    prefill.n_tokens = 3;
+    prefill.tokens = tokens;
+    prefill.held_blocks = 1;
+    prefill.sampling = &sampling;
+    prefill.name_space = (ProtobufCBinaryData){sizeof digest, digest};
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILL;
+    envelope.prefill = &prefill;
+    add_frame(seed, &envelope.base);
+}
+
+static void add_prefilled(seed_t *seed)
+{
+    Kvist__Wire__CachedTokens cached = KVIST__WIRE__CACHED_TOKENS__INIT;
+    cached.host = 16;
+    Kvist__Wire__Usage usage = KVIST__WIRE__USAGE__INIT;
+    usage.cached = &cached;
+    usage.miss = (char *)"no such block";
+    Kvist__Wire__Prefilled prefilled = KVIST__WIRE__PREFILLED__INIT;
+    prefilled.request_id = (char *)"request-1";
+    prefilled.transfer_id = 1;
+    prefilled.usage = &usage;
+    prefilled.n_block_arithmetic = 2;
+    prefilled.block_arithmetic = arithmetic;
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILLED;
+    envelope.prefilled = &prefilled;
+    add_frame(seed, &envelope.base);
+}
+
+static void add_small_ones(seed_t *seed)
+{
+    Kvist__Wire__Heartbeat heartbeat = KVIST__WIRE__HEARTBEAT__INIT;
+    heartbeat.sequence = 1;
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_HEARTBEAT;
+    envelope.heartbeat = &heartbeat;
+    add_frame(seed, &envelope.base);
+    Kvist__Wire__Fetch fetch = KVIST__WIRE__FETCH__INIT;
+    fetch.request_id = (char *)"request-1";
+    fetch.block_count = 2;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_FETCH;
+    envelope.fetch = &fetch;
+    add_frame(seed, &envelope.base);
+    Kvist__Wire__Cancel cancel = KVIST__WIRE__CANCEL__INIT;
+    cancel.request_id = (char *)"request-1";
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_CANCEL;
+    envelope.cancel = &cancel;
+    add_frame(seed, &envelope.base);
+}
+
+static void add_hello(seed_t *seed)
+{
+    Kvist__Wire__Hello hello = KVIST__WIRE__HELLO__INIT;
+    hello.version = hello.version_min = 1;
+    hello.name = (char *)"stranger";
+    hello.role = KVIST__WIRE__ROLE__ROLE_DECODE;
+    hello.challenge = hello.host_id = (ProtobufCBinaryData){sizeof digest, digest};
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_HELLO;
+    envelope.hello = &hello;
+    add_frame(seed, &envelope.base);
+}
+
+static void add_proof(seed_t *seed)
+{
+    Kvist__Wire__Proof proof = KVIST__WIRE__PROOF__INIT;
+    proof.mac = (ProtobufCBinaryData){sizeof digest, digest};
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PROOF;
+    envelope.proof = &proof;
+    add_frame(seed, &envelope.base);
+}
+
+static void write_control(const char *folder)
+{
+    static void (*const ADD[])(seed_t *) = {
+        add_generate, add_prefill, add_prefilled, add_small_ones, add_hello};
+    static const char *const NAMES[] = {"generate", "prefill", "prefilled", "small", "hello"};
+    for (size_t i = 0; i < sizeof ADD / sizeof ADD[0]; i++) {
+        seed_t seed = {.count = 0};
+        add_u8(&seed, 15); /* peers: with the key */
+        ADD[i](&seed);
+        add_small_ones(&seed);
+        write_seed(folder, "peers", NAMES[i], &seed);
+        write_seed(folder, "frame", NAMES[i], &seed);
+    }
+    seed_t seed = {.count = 0};
+    add_u8(&seed, 30); /* without */
+    add_hello(&seed);
+    add_proof(&seed);
+    write_seed(folder, "peers", "stranger", &seed);
+}
+
+/* ---- handshake ---- */
+
+static void write_handshake(const char *folder)
+{
+    for (uint8_t opener = 0; opener < 2; opener++) {
+        seed_t frames = {.count = 0}, seed = {.count = 0};
+        add_hello(&frames);
+        size_t hello_bytes = frames.count;
+        add_proof(&frames);
+        add_u8(&seed, 0); /* a stranger */
+        add_u8(&seed, opener);
+        add_u8(&seed, 0);
+        add_u16(&seed, (uint16_t)(hello_bytes - KV_FRAME_HEADER_BYTES));
+        add(&seed, frames.bytes + KV_FRAME_HEADER_BYTES, hello_bytes - KV_FRAME_HEADER_BYTES);
+        size_t proof_bytes = frames.count - hello_bytes - KV_FRAME_HEADER_BYTES;
+        add_u16(&seed, (uint16_t)proof_bytes);
+        add(&seed, frames.bytes + hello_bytes + KV_FRAME_HEADER_BYTES, proof_bytes);
+        write_seed(folder, "handshake", opener ? "stranger-opener" : "stranger-acceptor", &seed);
+    }
+    for (uint8_t message = 0; message < 5; message++) { /* 4: nothing is altered */
+        char name[] = "between-0";
+        name[8] = (char)('0' + message);
+        seed_t seed = {.count = 0};
+        add_u8(&seed, 1);
+        add_u8(&seed, 0x31);
+        add_u8(&seed, 0x32);
+        add_u8(&seed, message < 4);
+        add_u8(&seed, 0);
+        add_u8(&seed, message);
+        add_u8(&seed, 0x10);
+        add_u16(&seed, 20);
+        write_seed(folder, "handshake", name, &seed);
+    }
+}
+
+/* ---- data connection ---- */
+
+static void write_data(const char *folder)
+{
+    seed_t seed = {.count = KV_DATA_FRONT_BYTES + 32};
+    kv_data_front_encode(seed.bytes, 0x0123456789abcdef, 32);
+    write_seed(folder, "data", "front", &seed);
+    seed = (seed_t){.count = KV_DATA_OPEN_BYTES};
+    kv_data_open_encode(seed.bytes, digest);
+    write_seed(folder, "data", "open", &seed);
+    seed = (seed_t){.count = KV_DATA_WELCOME_BYTES};
+    kv_data_welcome_encode(seed.bytes);
+    write_seed(folder, "data", "welcome", &seed);
+    kv_data_blocks_t blocks = {.transfer_id = 1,
+        .first_block = 1,
+        .block_count = 2,
+        .offset_bytes = 32,
+        .range_bytes = 32};
+    seed = (seed_t){.count = kv_data_blocks_bytes(2, 32)};
+    kv_data_blocks_encode(seed.bytes, &blocks);
+    write_seed(folder, "data", "blocks", &seed);
+}
+
+/* The things of fuzz_mover.c: a pipe, the token, blocks, a revoke, the end. */
+static void write_mover(const char *folder)
+{
+    static const uint8_t WHOLE[] = {0, 1, 2, 0, 0, 4, 0, 0, 2, 0, 2, 9, 4, 0, 0, 2, 1, 0, 7};
+    static const uint8_t REVOKED[] = {0, 1, 2, 0, 0, 4, 0, 1, 0, 1, 1, 3, 6, 4, 0, 0, 0, 0, 0, 1};
+    static const uint8_t DAMAGED[] = {0, 1, 2, 0, 0, 4, 32, 0, 2, 0, 2, 9, 44, 0, 1, 7, 0, 8};
+    static const uint8_t CONNECTS[] = {1, 8, 8, 3, 4, 0, 'K', 'V', 'W', '1', 4, 0, 0, 0, 0, 0, 1};
+    static const struct {
+        const char *name;
+        const uint8_t *bytes;
+        size_t count;
+    } SEEDS[] = {{"whole", WHOLE, sizeof WHOLE}, {"revoked", REVOKED, sizeof REVOKED},
+        {"damaged", DAMAGED, sizeof DAMAGED}, {"connects", CONNECTS, sizeof CONNECTS}};
+    for (size_t i = 0; i < sizeof SEEDS / sizeof SEEDS[0]; i++) {
+        seed_t seed = {.count = 0};
+        add(&seed, SEEDS[i].bytes, SEEDS[i].count);
+        write_seed(folder, "mover", SEEDS[i].name, &seed);
+    }
+}
+
+/* ---- admin socket ---- */
+
+static void write_admin(const char *folder)
+{
+    Kvist__Admin__ShowRequest show = KVIST__ADMIN__SHOW_REQUEST__INIT;
+    show.key = (char *)"00112233";
+    Kvist__Admin__ListRequest list = KVIST__ADMIN__LIST_REQUEST__INIT;
+    list.count_max = 10;
+    Kvist__Admin__StopRequest stop = KVIST__ADMIN__STOP_REQUEST__INIT;
+    Kvist__Admin__Request request = KVIST__ADMIN__REQUEST__INIT;
+    seed_t seed = {.count = 0};
+    add_u8(&seed, 1);
+    request.body_case = KVIST__ADMIN__REQUEST__BODY_SHOW;
+    request.show = &show;
+    add_frame(&seed, &request.base);
+    request.body_case = KVIST__ADMIN__REQUEST__BODY_LIST;
+    request.list = &list;
+    add_frame(&seed, &request.base);
+    write_seed(folder, "admin", "show-list", &seed);
+    request.body_case = KVIST__ADMIN__REQUEST__BODY_STOP;
+    request.stop = &stop;
+    add_frame(&seed, &request.base);
+    write_seed(folder, "admin", "show-list-stop", &seed);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 2 || (mkdir(argv[1], 0755) != 0 && errno != EEXIST)) {
+        fprintf(stderr, "usage: fuzz_seeds FOLDER\n");
+        return 2;
+    }
+    write_control(argv[1]);
+    write_handshake(argv[1]);
+    write_data(argv[1]);
+    write_mover(argv[1]);
+    write_admin(argv[1]);
+    return 0;
+}
