@@ -248,7 +248,8 @@ void kv_ready_advance(kvist_store_t *store, uint32_t volume)
     if (!lane->wanted) {
         return;
     }
-    if (at->ready == KV_SEGMENT_NONE && !lane->beginning && !disk->closing) {
+    if (at->ready == KV_SEGMENT_NONE && !lane->beginning && !disk->closing &&
+        lane->victim.segment == KV_SEGMENT_NONE) {
         uint32_t spare = kv_segments_take_spare(&disk->segments, volume);
         if (spare != KV_SEGMENT_NONE) {
             start_begin(store, volume, spare, next_generation(store), true);

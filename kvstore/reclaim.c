@@ -415,7 +415,11 @@ static void advance_victim(kvist_store_t *store, uint32_t volume)
     forget_records(store, victim);
     free(victim->objects);
     *victim = (kv_victim_t){.segment = KV_SEGMENT_NONE};
-    kv_ready_begin(store, volume, number);
+    if (kv_quota_exceeded(store, volume)) {
+        kv_quota_remove(store, volume, number);
+    } else {
+        kv_ready_begin(store, volume, number);
+    }
 }
 
 /* Whether anything of the oldest segment was asked for or is pinned. */
@@ -447,6 +451,9 @@ static bool needs_victim(const kvist_store_t *store, uint32_t volume)
     if (disk->fill != NULL && at->open != KV_SEGMENT_NONE) {
         return false; /* what is to survive is not all known yet */
     }
+    if (kv_quota_exceeded(store, volume)) {
+        return !lane->beginning;
+    }
     if (!lane->wanted || at->ready != KV_SEGMENT_NONE || at->first_spare != KV_SEGMENT_NONE ||
         lane->beginning || at->present_count < at->segments_max) {
         return false;
@@ -471,6 +478,7 @@ void kv_reclaim_advance(kvist_store_t *store)
             continue;
         }
         disk->stuck &= is_blocked(store, lane);
+        kv_quota_advance(store, i);
         kv_ready_advance(store, i);
         if (disk->closing || is_blocked(store, lane)) {
             continue; /* what a victim still holds stays where it is */

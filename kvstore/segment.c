@@ -274,16 +274,26 @@ static void close_file(kv_segments_t *segments, kv_segment_t *segment)
     segment->fd = segment->file = -1;
 }
 
-kv_status_t kv_segments_remove(kv_segments_t *segments, uint32_t number, kv_error_t *error)
+void kv_segments_close_file(kv_segments_t *segments, uint32_t number)
 {
-    kv_segment_t *segment = &segments->items[number];
-    char path[KV_SEGMENT_PATH_BYTES];
-    kv_segments_path(segments, number, path);
-    close_file(segments, segment);
-    int result = segments->files->ops->remove(segments->files, path);
+    close_file(segments, &segments->items[number]);
+}
+
+kv_status_t kv_segment_remove_file(
+    kv_files_t *files, const char *folder, const char *path, kv_error_t *error)
+{
+    int result = files->ops->remove(files, path);
     if (result < 0 && result != -ENOENT) {
         return kv_fail_errno(error, -result, "cannot remove %s", path);
     }
+    /* A removed file that comes back would bring back what was dropped since. */
+    result = files->ops->sync_folder(files, folder);
+    return result == 0 ? KV_OK : kv_fail_errno(error, -result, "cannot sync the folder %s", folder);
+}
+
+void kv_segments_forget(kv_segments_t *segments, uint32_t number)
+{
+    kv_segment_t *segment = &segments->items[number];
     segments->volumes[segment->volume]->present_count--;
     segment->state = KV_SEGMENT_ABSENT;
     segment->generation = 0;
@@ -291,10 +301,19 @@ kv_status_t kv_segments_remove(kv_segments_t *segments, uint32_t number, kv_erro
     if (number < segments->first_absent) {
         segments->first_absent = number;
     }
-    /* A removed file that comes back would bring back what was dropped since. */
-    const char *folder = segments->volumes[segment->volume]->folder;
-    result = segments->files->ops->sync_folder(segments->files, folder);
-    return result == 0 ? KV_OK : kv_fail_errno(error, -result, "cannot sync the folder %s", folder);
+}
+
+kv_status_t kv_segments_remove(kv_segments_t *segments, uint32_t number, kv_error_t *error)
+{
+    char path[KV_SEGMENT_PATH_BYTES];
+    const char *folder = segments->volumes[segments->items[number].volume]->folder;
+    kv_segments_path(segments, number, path);
+    kv_segments_close_file(segments, number);
+    kv_status_t status = kv_segment_remove_file(segments->files, folder, path, error);
+    if (status == KV_OK) {
+        kv_segments_forget(segments, number);
+    }
+    return status;
 }
 
 /* ---- taking in a folder ---- */

@@ -125,8 +125,13 @@ typedef struct {
 kv_status_t kv_segment_begin(
     const kv_segments_t *segments, const kv_segment_begin_t *begin, kv_error_t *error);
 
-/* Gives the file's room back: the segment is absent. */
+/* Gives the file's room back: the segment is absent. Its three steps apart: the middle one blocks
+ * and is any thread's. */
 kv_status_t kv_segments_remove(kv_segments_t *segments, uint32_t number, kv_error_t *error);
+void kv_segments_close_file(kv_segments_t *segments, uint32_t number);
+kv_status_t kv_segment_remove_file(
+    kv_files_t *files, const char *folder, const char *path, kv_error_t *error);
+void kv_segments_forget(kv_segments_t *segments, uint32_t number);
 
 /* path_out: [KV_SEGMENT_PATH_BYTES] */
 void kv_segments_path(const kv_segments_t *segments, uint32_t number, char *path_out);

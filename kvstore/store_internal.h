@@ -447,6 +447,20 @@ void kv_reclaim_erase(kvist_store_t *store, uint32_t number);
 /* Starts moving the victim's next survivors as one run; false: no buffer is free. */
 bool kv_survive_start(kvist_store_t *store, uint32_t volume);
 
+/* ---- quota.c ---- */
+
+static inline bool kv_quota_exceeded(const kvist_store_t *store, uint32_t volume)
+{
+    const kv_volume_t *at = store->disk->segments.volumes[volume];
+    return at->present_count > at->segments_max;
+}
+
+/* Removes spares that are too many. */
+void kv_quota_advance(kvist_store_t *store, uint32_t volume);
+
+/* Removes a segment that holds nothing any more; the lane is beginning until it is gone. */
+void kv_quota_remove(kvist_store_t *store, uint32_t volume, uint32_t number);
+
 /* ---- ready.c ---- */
 
 void kv_ready_advance(kvist_store_t *store, uint32_t volume);
