@@ -69,6 +69,7 @@ static const figure_t STORE_FIGURES[] = {
     {GAUGE, "kvist_store_leases", "Leases held.", STORE(leases)},
     {GAUGE, "kvist_store_slots_free", "Free device slots.", STORE(slots_free)},
     {GAUGE, "kvist_store_slots_private", "Device slots being computed into.", STORE(slots_private)},
+    {GAUGE, "kvist_store_pinned_bytes", "Bytes of pinned objects.", STORE(pinned_bytes)},
     {GAUGE, "kvist_store_unsaved_objects", "Objects that are not durable.", STORE(unsaved_objects)},
     {GAUGE, "kvist_store_index_loaded_objects",
         "Objects that are known: all of them once the index "

@@ -313,6 +313,34 @@ static void on_verify(void *context, const Kvist__Admin__Request *request, kv_ad
     reply_verification(verification, call);
 }
 
+/* ---- quota ---- */
+
+static void on_quota(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
+{
+    kvist_store_t *store = store_of(context);
+    if (request->quota->disk_bytes != 0) {
+        kv_error_t error;
+        kv_status_t status = kvist_store_set_disk_bytes(store, request->quota->disk_bytes, &error);
+        if (status != KV_OK) {
+            kv_admin_fail(call, status, error.text);
+            return;
+        }
+    }
+    kvist_stats_t stats;
+    kvist_store_stats(store, &stats);
+    const kvist_tier_stats_t *disk = &stats.tiers[KVIST_TIER_DISK];
+    Kvist__Admin__Quota body = KVIST__ADMIN__QUOTA__INIT;
+    body.capacity_bytes = disk->capacity_bytes;
+    body.used_bytes = disk->used_bytes;
+    body.object_count = disk->object_count;
+    body.pinned_bytes = stats.pinned_bytes;
+    body.written_bytes = disk->written_bytes;
+    Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
+    reply.body_case = KVIST__ADMIN__REPLY__BODY_QUOTA;
+    reply.quota = &body;
+    kv_admin_reply(call, &reply);
+}
+
 kv_admin_handlers_t kv_store_admin_handlers(void)
 {
     return (kv_admin_handlers_t){
@@ -322,5 +350,6 @@ kv_admin_handlers_t kv_store_admin_handlers(void)
         .drop = on_drop,
         .pin = on_pin,
         .verify = on_verify,
+        .quota = on_quota,
     };
 }

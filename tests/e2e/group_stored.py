@@ -3,7 +3,7 @@ import json
 import os
 import time
 
-from cluster import prose
+from cluster import prose, wait_until
 
 # No host tier: what is stored is on disk.
 OPTIONS = ("--store.host_bytes=0",)
@@ -67,7 +67,7 @@ def test_what_is_asked_wrongly_is_refused_with_a_remedy(cluster):
         refused(cluster, 1, "hexadecimal digits", command, "1234")
         refused(cluster, 1, "hexadecimal digits", command, "not-a-key!")
         refused(cluster, 1, "prefill-0", command, "0123456789", "--node", "nobody")
-    for command in ("show", "pin", "drop", "verify"):
+    for command in ("show", "pin", "drop", "verify", "quota"):
         run = cluster.kvist(command, "--help")
         assert run.returncode == 0 and run.stdout.startswith(f"usage: kvist {command}"), run.stdout
 
@@ -145,6 +145,29 @@ def test_pins_are_refused_clearly(cluster):
     refused(cluster, 2, "no duration", "pin", leaf, "--for", "soon")
     refused(cluster, 2, "no time", "pin", leaf, "--until", "tomorrow")
     refused(cluster, 1, "has passed already", "pin", leaf, "--until", "2020-01-01")
+
+
+def test_the_quota_can_be_changed(cluster):
+    cluster.chat(QUESTION)
+    cluster.flush()
+    nodes = {node["node"]: node for node in run_json(cluster, "quota")}
+    assert nodes["prefill-0"]["used_bytes"] > 0, nodes
+    text = cluster.kvist("quota", "--dir", cluster.folder)
+    assert text.returncode == 0 and "prefill-0" in text.stdout and "PINNED" in text.stdout, text
+    refused(cluster, 2, "whose quota", "quota", "1GiB")
+    refused(cluster, 2, "no size", "quota", "much", "--node", "prefill-0")
+    refused(cluster, 1, "2 segments", "quota", "1MiB", "--node", "prefill-0")
+    refused(cluster, 1, "what fits", "quota", "4000TiB", "--node", "prefill-0")
+    for size, size_bytes in (("1GiB", 1 << 30), ("256MiB", 256 << 20)):
+        node = run_json(cluster, "quota", size, "--node", "prefill-0")[0]
+        assert node["capacity_bytes"] == size_bytes, node
+    folder = os.path.join(cluster.folder, "store", "prefill-0")
+    wait_until(lambda: sum(name.startswith("segment-") for name in os.listdir(folder)) <= 4, 20,
+               "the files to be removed")
+    answer = cluster.chat(QUESTION)
+    assert answer.cached > 10 * BLOCK, answer.usage
+    other = {node["node"]: node for node in run_json(cluster, "quota")}["decode-0"]
+    assert other["capacity_bytes"] == nodes["decode-0"]["capacity_bytes"], other
 
 
 def test_verify_drops_what_is_damaged(cluster):
