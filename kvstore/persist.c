@@ -114,18 +114,17 @@ static void encode_batch(kv_task_t *task)
         const kv_layout_t *layout = &store->groups[item->record.group].layout;
         const char *object = item->host_bytes;
         item->offset = batch->bytes;
-        item->damaged =
-            object != NULL && !kv_layout_units_agree(layout, object, item->host_checksums);
-        if (item->damaged) {
-            continue;
-        }
         if (object == NULL) {
             char *to = scratch != NULL ? scratch : at + kv_record_header_bytes(layout);
             store->device->ops->copy_out(
                 store->device, to, item->device_bytes, layout->object_bytes);
             object = to;
         }
-        kv_record_write(layout, &item->record, item->tokens, object, at);
+        item->damaged =
+            !kv_record_write(layout, &item->record, item->tokens, object, item->host_checksums, at);
+        if (item->damaged) {
+            continue;
+        }
         batch->bytes += item->record.stored_bytes;
         at += item->record.stored_bytes;
     }

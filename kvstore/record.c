@@ -97,8 +97,28 @@ static size_t encode_units(const kv_layout_t *layout, kvist_codec_t codec, const
     return saves ? used : 0;
 }
 
-void kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *tokens,
-    const void *object, void *at)
+/* Copies the object's units and gives their checksums, in one pass. */
+static void copy_units(
+    const kv_layout_t *layout, const char *object, char *payload, uint64_t *checksums_out)
+{
+    for (uint32_t i = 0; i < layout->unit_count; i++) {
+        size_t bytes, offset = kv_layout_unit(layout, i, &bytes);
+        checksums_out[i] = kv_checksum_copy(payload + offset, object + offset, bytes);
+    }
+    kv_checksum_copy_fence();
+}
+
+static void put_plain_lengths(const kv_layout_t *layout, char *lengths)
+{
+    for (uint32_t i = 0; i < layout->unit_count; i++) {
+        size_t bytes;
+        kv_layout_unit(layout, i, &bytes);
+        kv_put_u32(lengths + (size_t)4 * i, (uint32_t)bytes);
+    }
+}
+
+bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *tokens,
+    const void *object, const uint64_t *expected, void *at)
 {
     size_t header_bytes = kv_record_header_bytes(layout);
     uint32_t token_count = layout->block_tokens, unit_count = layout->unit_count;
@@ -108,25 +128,29 @@ void kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint3
     memset(header, 0, header_bytes);
 
     uint64_t *unit_checksums = (uint64_t *)(void *)checksums; /* 8-aligned: at is page-aligned */
-    kv_layout_unit_checksums(layout, object, unit_checksums);
+    bool plain = record->codec == KVIST_CODEC_NONE, in_place = (const char *)object == payload;
+    if (plain && !in_place) {
+        copy_units(layout, object, payload, unit_checksums);
+    } else {
+        kv_layout_unit_checksums(layout, object, unit_checksums);
+    }
+    if (expected != NULL && memcmp(unit_checksums, expected, (size_t)8 * unit_count) != 0) {
+        return false;
+    }
     uint64_t object_checksum = kv_layout_object_checksum(layout, &record->key, unit_checksums);
 
-    size_t payload_bytes = 0;
-    if (record->codec != KVIST_CODEC_NONE) {
-        KV_CHECK((const char *)object != payload);
+    size_t payload_bytes = layout->object_bytes;
+    if (!plain) {
+        KV_CHECK(!in_place);
         payload_bytes = encode_units(layout, record->codec, object, payload, lengths);
-    }
-    if (payload_bytes == 0) {
-        record->codec = KVIST_CODEC_NONE;
-        payload_bytes = layout->object_bytes;
-        if ((const char *)object != payload) {
+        if (payload_bytes == 0) {
+            record->codec = KVIST_CODEC_NONE;
+            payload_bytes = layout->object_bytes;
             memcpy(payload, object, payload_bytes);
         }
-        for (uint32_t i = 0; i < unit_count; i++) {
-            size_t bytes;
-            kv_layout_unit(layout, i, &bytes);
-            kv_put_u32(lengths + (size_t)4 * i, (uint32_t)bytes);
-        }
+    }
+    if (record->codec == KVIST_CODEC_NONE) {
+        put_plain_lengths(layout, lengths);
     }
     size_t padded = kv_round_up(payload_bytes, KV_PAGE_BYTES);
     memset(payload + payload_bytes, 0, padded - payload_bytes);
@@ -157,6 +181,7 @@ void kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint3
     header[AT_GROUP] = (char)record->group;
     memcpy(header + AT_TENANT, record->tenant, KV_TENANT_BYTES);
     memcpy(header + AT_TOKENS, tokens, (size_t)4 * token_count);
+    return true;
 }
 
 void kv_record_sign(void *at, uint64_t generation)

@@ -54,9 +54,10 @@ size_t kv_record_bytes_max(const kv_layout_t *layout);
 /* Writes a record to `at` (kv_record_bytes_max bytes, any of which may change). object: the block's
  * bytes, [object_bytes]; may be at + kv_record_header_bytes(), where they stay if codec is none.
  * record->codec is a wish: codec none is used where encoding saves no page. Fills
- * record->stored_bytes and codec. The record is not valid before kv_record_sign. */
-void kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *tokens,
-    const void *object, void *at);
+ * record->stored_bytes and codec. The record is not valid before kv_record_sign. expected: the units'
+ * checksums, [unit_count], or NULL; false: the object's differ, and there is no record. */
+bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *tokens,
+    const void *object, const uint64_t *expected, void *at);
 
 /* Enters the generation and the header's checksum: the last step, when the place is known. */
 void kv_record_sign(void *at, uint64_t generation);

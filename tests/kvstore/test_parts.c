@@ -265,7 +265,8 @@ static void make_sample(sample_t *sample, kvist_codec_t codec, bool compressible
     record->position = 9;
     record->codec = codec;
     snprintf(record->origin, sizeof record->origin, "here");
-    kv_record_write(&sample->layout, record, sample->tokens, sample->object, sample->at);
+    assert_true(
+        kv_record_write(&sample->layout, record, sample->tokens, sample->object, NULL, sample->at));
     kv_record_sign(sample->at, 7);
 }
 
