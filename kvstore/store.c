@@ -4,8 +4,8 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "kvstore/disk/read.h"
 #include "kvstore/figures.h"
-#include "kvstore/read.h"
 #include "kvstore/unverified.h"
 
 #include <stdlib.h>

@@ -12,7 +12,7 @@
 #ifndef KV_KVSTORE_TERMS_H
 #define KV_KVSTORE_TERMS_H
 
-#include "kvstore/entry.h"
+#include "kvstore/index/entry.h"
 
 /* Whole seconds: a limit is not exceeded, a promise is kept. 0 stays 0. */
 uint32_t kv_terms_expiry_s(uint64_t unix_ns);

@@ -8,7 +8,7 @@
 #include "kvstore/store_internal.h"
 
 #include "base/memory.h"
-#include "kvstore/read.h"
+#include "kvstore/disk/read.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -2,7 +2,7 @@
 
 #include "base/check.h"
 #include "base/memory.h"
-#include "kvstore/ring_internal.h"
+#include "kvstore/disk/ring_internal.h"
 #include "testing/testing.h"
 
 #include <errno.h>

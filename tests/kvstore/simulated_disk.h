@@ -20,7 +20,7 @@
 #ifndef KV_TESTS_KVSTORE_SIMULATED_DISK_H
 #define KV_TESTS_KVSTORE_SIMULATED_DISK_H
 
-#include "kvstore/files.h"
+#include "kvstore/disk/files.h"
 
 typedef enum {
     SIMULATED_OPEN,

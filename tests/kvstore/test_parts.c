@@ -1,7 +1,7 @@
 /* The store's parts alone: table, names, pool, codec, records, index. */
 #include "harness.h"
 
-#include "kvstore/codec.h"
+#include "kvstore/disk/codec.h"
 
 static kvist_key_t key_of(uint64_t number)
 {
