@@ -82,6 +82,12 @@ static void start_move(kvist_store_t *store, uint32_t number, uint32_t host_slot
     kv_store_submit(store, &move->task);
 }
 
+/* The next slot to look at; a drop may have freed the one that was next. */
+static uint32_t go_on(const kv_pool_t *pool, uint32_t next)
+{
+    return next == KV_SLOT_NONE || pool->slots[next].listed ? next : kv_pool_first(pool);
+}
+
 uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out)
 {
     kv_pool_t *pool = &store->groups[group].host_pool;
@@ -108,7 +114,7 @@ uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out)
             kv_object_list(store, number); /* a promise: out of the way of the next search */
         }
         slot = kv_pool_take(pool);
-        at = slot == KV_SLOT_NONE ? next : KV_SLOT_NONE;
+        at = slot == KV_SLOT_NONE ? go_on(pool, next) : KV_SLOT_NONE;
     }
     return slot;
 }
@@ -130,12 +136,15 @@ static outcome_t evict_one(kvist_store_t *store, uint32_t number)
     if (device_group(store)->host_pool.slot_count > 0) {
         bool coming;
         uint32_t host_slot = kv_evict_host(store, 0, &coming);
-        /* Making room may have dropped this very object's subtree, or let go other copies. */
+        /* Making room may have dropped this very object with its ancestors. */
+        bool gone = (object->flags & (KV_OBJECT_USED | KV_OBJECT_DEAD)) != KV_OBJECT_USED;
+        if (gone && host_slot != KV_SLOT_NONE) {
+            kv_pool_give(&device_group(store)->host_pool, host_slot);
+        }
+        if (gone) {
+            return FREED;
+        }
         if (host_slot != KV_SLOT_NONE) {
-            if ((object->flags & KV_OBJECT_DEAD) != 0) {
-                kv_pool_give(&device_group(store)->host_pool, host_slot);
-                return FREED;
-            }
             start_move(store, number, host_slot);
             return COMING;
         }
@@ -167,7 +176,7 @@ bool kv_evict_device(kvist_store_t *store, uint32_t wanted)
         if (outcome == STUCK) {
             break;
         }
-        at = next;
+        at = go_on(pool, next);
     }
     return coming > 0;
 }
