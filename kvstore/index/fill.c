@@ -491,12 +491,12 @@ static void tell_progress(kv_fill_t *fill)
 {
     kvist_store_t *store = fill->store;
     uint64_t now_ns = store->clock->monotonic_ns(store->clock);
-    if (now_ns - fill->told_ns < KV_NS_PER_S) {
+    if (fill->scan_bytes == 0 || now_ns - fill->told_ns < KV_NS_PER_S) {
         return;
     }
     fill->told_ns = now_ns;
     double seconds = (double)(now_ns - fill->started_ns) / KV_NS_PER_S;
-    double done = fill->scan_bytes > 0 ? (double)fill->scanned_bytes / (double)fill->scan_bytes : 1;
+    double done = (double)fill->scanned_bytes / (double)fill->scan_bytes;
     kv_log_info("store",
         "making the index anew percent %.0f segment_bytes %ju of %ju objects %ju MB_per_s %.0f",
         100 * done, (uintmax_t)fill->scanned_bytes, (uintmax_t)fill->scan_bytes,
@@ -576,6 +576,9 @@ static void tell_end(const kv_fill_t *fill)
     if (fill->taking.discarded > 0) {
         kv_log_info("store", "dropped %ju index entries that point nowhere or have no parent",
             (uintmax_t)fill->taking.discarded);
+    }
+    if (fill->rebuild && fill->scan_bytes == 0) {
+        return; /* a new directory */
     }
     kv_log_info("store", "%s objects %u seconds %.2f",
         fill->rebuild ? "made the index anew from the records" : "read the index",
