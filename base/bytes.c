@@ -26,6 +26,17 @@ static int digit_value(char digit)
     return digit >= 'A' && digit <= 'F' ? digit - 'A' + 10 : -1;
 }
 
+bool kv_text_is_plain(const char *text, char least, size_t bytes_max)
+{
+    size_t length = strlen(text);
+    for (size_t i = 0; i < length; i++) {
+        if (text[i] < least || text[i] > '~') {
+            return false;
+        }
+    }
+    return length > 0 && length <= bytes_max;
+}
+
 kv_status_t kv_hex_decode(const char *text, void *bytes_out, size_t count)
 {
     if (strlen(text) != 2 * count) {

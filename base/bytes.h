@@ -53,6 +53,9 @@ static inline uint64_t kv_round_up(uint64_t value, uint64_t multiple)
 /* Lower-case hexadecimal of count bytes; text_out holds 2 x count + 1. */
 void kv_hex_encode(const void *bytes, size_t count, char *text_out);
 
+/* 1 to bytes_max characters of ASCII, all of them from least (' ' or '!') to '~'. */
+bool kv_text_is_plain(const char *text, char least, size_t bytes_max);
+
 /* Exactly 2 x count digits, or KV_INVALID. */
 kv_status_t kv_hex_decode(const char *text, void *bytes_out, size_t count);
 

@@ -40,6 +40,12 @@ void kv_log_write(kv_log_level_t level, const char *module, const char *format, 
     if (used > sizeof line - 2) {
         used = sizeof line - 2;
     }
+    /* What others said is in it: no line break to forge a line with, no escape for a terminal. */
+    for (size_t i = 0; i < used; i++) {
+        if ((unsigned char)line[i] < ' ' || line[i] == 0x7f) {
+            line[i] = '?';
+        }
+    }
     line[used++] = '\n';
     ssize_t written = write(STDERR_FILENO, line, used);
     (void)written; /* a log that cannot be written is nobody's error */

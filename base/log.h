@@ -6,7 +6,8 @@
  * logged once, where it is named. Nothing is logged per block above trace. Secrets and prompts are
  * never logged.
  *
- * Threads: any; a line is written whole. Lines over KV_LOG_LINE_BYTES are cut. */
+ * Threads: any; a line is written whole. Lines over KV_LOG_LINE_BYTES are cut; control characters
+ * become "?". */
 #ifndef KV_BASE_LOG_H
 #define KV_BASE_LOG_H
 

@@ -31,6 +31,9 @@ void kv_frame_reader_push(kv_frame_reader_t *reader, const void *bytes, size_t c
         reader->count -= reader->taken;
         memmove(reader->bytes, reader->bytes + reader->taken, reader->count);
         reader->taken = 0;
+        if (reader->count == 0 && reader->capacity > KV_FRAME_KEPT_BYTES) {
+            kv_frame_reader_clear(reader);
+        }
     }
     if (reader->count + count > reader->capacity) {
         reader->capacity = 2 * (reader->count + count);

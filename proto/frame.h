@@ -14,7 +14,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KV_FRAME_HEADER_BYTES = 4, KV_FRAME_BYTES_MAX = 8 << 20 };
+enum {
+    KV_FRAME_HEADER_BYTES = 4,
+    KV_FRAME_BYTES_MAX = 8 << 20,
+    KV_FRAME_KEPT_BYTES = 1 << 20, /* memory that a reader keeps when it holds nothing */
+};
 
 /* The message in one frame; release with free(). KV_INVALID when it is too long. */
 kv_status_t kv_frame_pack(

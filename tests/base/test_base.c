@@ -1,5 +1,6 @@
 #include "base/bytes.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "base/metrics.h"
 #include "base/queue.h"
@@ -13,6 +14,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static void error_says_status_and_cause(void **state)
 {
@@ -182,6 +184,24 @@ static void region_is_aligned_and_zeroed(void **state)
     assert_int_equal(kv_region_map(0, &region, NULL), KV_INVALID);
 }
 
+/* What a peer said is part of many lines: it can neither end one and begin another, nor speak to a
+ * terminal. */
+static void a_log_line_is_one_line_of_text(void **state)
+{
+    (void)state;
+    int ends[2], kept = dup(STDERR_FILENO);
+    assert_int_equal(pipe(ends), 0);
+    dup2(ends[1], STDERR_FILENO);
+    kv_log_warn("test", "request %s ended", "a\n2026 info forged\x1b[2J\x7f\xc3\xa9");
+    dup2(kept, STDERR_FILENO);
+    close(kept);
+    char line[KV_LOG_LINE_BYTES + 1] = "";
+    assert_true(read(ends[0], line, sizeof line - 1) > 0);
+    assert_non_null(strstr(line, "request a?2026 info forged?[2J?\xc3\xa9 ended\n"));
+    close(ends[0]);
+    close(ends[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -195,6 +215,7 @@ int main(void)
         cmocka_unit_test(metrics_render_as_prometheus_reads_them),
         cmocka_unit_test(virtual_clock_moves_when_told),
         cmocka_unit_test(region_is_aligned_and_zeroed),
+        cmocka_unit_test(a_log_line_is_one_line_of_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
