@@ -131,9 +131,13 @@ static size_t pack_proof(const kv_handshake_t *handshake, uint8_t *bytes_out)
 
 /* ---- theirs ---- */
 
-static kv_status_t check_digest(
-    const char *field, const uint8_t *ours, const ProtobufCBinaryData *theirs, kv_error_t *error)
+/* needed: the peer computes, and so must say with what. */
+static kv_status_t check_digest(const char *field, bool needed, const uint8_t *ours,
+    const ProtobufCBinaryData *theirs, kv_error_t *error)
 {
+    if (needed && ours != NULL && theirs->len == 0) {
+        return kv_fail(error, KV_REFUSED, "it computes, and does not say its %s", field);
+    }
     if (theirs->len != 0 && theirs->len != KV_PEER_DIGEST_BYTES) {
         return kv_fail(error, KV_REFUSED, "its %s digest has %zu bytes, not %d", field, theirs->len,
             KV_PEER_DIGEST_BYTES);
@@ -148,25 +152,13 @@ static kv_status_t check_digest(
         our_text, their_text);
 }
 
-/* At most length_max characters of ASCII, from least on. */
-static bool is_plain(const char *text, char least, size_t length_max)
-{
-    size_t length = strlen(text);
-    for (size_t i = 0; i < length; i++) {
-        if (text[i] < least || text[i] > '~') {
-            return false;
-        }
-    }
-    return length > 0 && length <= length_max;
-}
-
 /* A layout is of options, so that words tell more than a digest. */
 static kv_status_t check_layout(
-    const kv_identity_t *self, const Kvist__Wire__Hello *hello, kv_error_t *error)
+    const kv_identity_t *self, bool needed, const Kvist__Wire__Hello *hello, kv_error_t *error)
 {
-    kv_status_t status = check_digest("layout", self->layout, &hello->layout, error);
+    kv_status_t status = check_digest("layout", needed, self->layout, &hello->layout, error);
     if (status != KV_OK && self->layout_text != NULL &&
-        is_plain(hello->layout_text, ' ', KV_LAYOUT_TEXT_BYTES - 1)) {
+        kv_text_is_plain(hello->layout_text, ' ', KV_LAYOUT_TEXT_BYTES - 1)) {
         return kv_fail(error, KV_REFUSED,
             "the layout differs: %s here, %s there: model.block_tokens and model.f32 are equal in "
             "a cluster",
@@ -186,7 +178,7 @@ static kv_status_t check_hello(
             "versions do not meet: this node speaks %u to %u, the peer %u to %u: upgrade the older",
             self->version_min, self->version, hello->version_min, hello->version);
     }
-    if (!is_plain(hello->name, '!', KV_PEER_NAME_BYTES - 1)) {
+    if (!kv_text_is_plain(hello->name, '!', KV_PEER_NAME_BYTES - 1)) {
         return kv_fail(error, KV_REFUSED, "its name is not 1 to %d printable characters",
             KV_PEER_NAME_BYTES - 1);
     }
@@ -205,9 +197,11 @@ static kv_status_t check_hello(
     if (hello->data_port > UINT16_MAX) {
         return kv_fail(error, KV_REFUSED, "its data port is %u", hello->data_port);
     }
-    kv_status_t status = check_digest("model", self->model, &hello->model, error);
+    bool computes = hello->role == KVIST__WIRE__ROLE__ROLE_PREFILL ||
+                    hello->role == KVIST__WIRE__ROLE__ROLE_DECODE;
+    kv_status_t status = check_digest("model", computes, self->model, &hello->model, error);
     if (status == KV_OK) {
-        status = check_layout(self, hello, error);
+        status = check_layout(self, computes, hello, error);
     }
     if (status != KV_OK) {
         return status;

@@ -96,7 +96,8 @@ struct kv_peers {
     uint16_t port;
     kv_peer_t *peers;
     target_t *targets;
-    uint32_t count, pending;
+    uint32_t count;
+    uint32_t stranger_count; /* accepted, and not proved themselves */
     uint64_t next_id, last_tick_ns;
     uint32_t queued_requests, running_requests;
     uint8_t read_buffer[READ_BYTES]; /* one read at a time, consumed before the next */
@@ -201,7 +202,7 @@ static void peer_end(kv_peer_t *peer, kv_status_t status, const char *reason)
     peer->end_status = status;
     snprintf(peer->end_reason, sizeof peer->end_reason, "%s", reason);
     if (peer->state != PEER_UP) {
-        peer->peers->pending--;
+        peer->peers->stranger_count -= peer->target == NULL;
         if (!peer->peers->destroyed) {
             report_refusal(peer);
         }
@@ -362,7 +363,7 @@ static void come_up(kv_peer_t *peer, const uint8_t *proof, size_t proof_bytes)
     peer->handshake = NULL;
     peer->state = PEER_UP;
     peer->owes_down = true;
-    peers->pending--;
+    peers->stranger_count -= peer->target == NULL;
     if (peer->target != NULL) {
         peer->target->backoff_ms = BACKOFF_MS_MIN;
         peer->target->last_reason[0] = '\0';
@@ -497,7 +498,7 @@ static kv_peer_t *peer_create(kv_peers_t *peers, target_t *target)
     peer->socket.data = peer;
     peers->handles++;
     peers->count++;
-    peers->pending++;
+    peers->stranger_count += target == NULL;
     peer->next = peers->peers;
     peers->peers = peer;
     return peer;
@@ -530,21 +531,35 @@ static void begin_handshake(kv_peer_t *peer)
     }
 }
 
+/* Who is in its handshake for longest; there is one. */
+static kv_peer_t *oldest_stranger(kv_peers_t *peers)
+{
+    kv_peer_t *oldest = NULL;
+    for (kv_peer_t *peer = peers->peers; peer != NULL; peer = peer->next) { /* newest first */
+        oldest = peer->target == NULL && peer->state == PEER_HANDSHAKE ? peer : oldest;
+    }
+    return oldest;
+}
+
 static void on_connection(uv_stream_t *listener, int result)
 {
     kv_peers_t *peers = listener->data;
     if (result < 0 || peers->destroyed) {
         return;
     }
-    bool full = peers->count >= KV_PEERS_MAX || peers->pending >= KV_PEERS_PENDING_MAX;
+    bool full = peers->count >= KV_PEERS_MAX;
+    if (!full && peers->stranger_count >= KV_PEERS_PENDING_MAX) {
+        /* Whoever has the key needs its place for a moment only: the newcomer may be one. */
+        peer_fail(oldest_stranger(peers), KV_BUSY, "silent, and %d others have come since",
+            KV_PEERS_PENDING_MAX);
+    }
     kv_peer_t *peer = peer_create(peers, NULL);
     snprintf(peer->address, sizeof peer->address, "?");
     result = uv_accept(listener, (uv_stream_t *)&peer->socket);
     if (result < 0) {
         peer_fail(peer, KV_PEER_LOST, "cannot accept: %s", uv_strerror(result));
     } else if (full) {
-        peer_fail(peer, KV_BUSY, "%u connections, %u in their handshake: no more are taken",
-            peers->count - 1, peers->pending - 1);
+        peer_fail(peer, KV_BUSY, "%u connections: no more are taken", peers->count - 1);
     } else {
         begin_handshake(peer);
     }

@@ -14,7 +14,8 @@
  * Errors: KV_INVALID for addresses and parameters, KV_BUSY for a full send queue, KV_IO where the
  * listener cannot be opened. Whoever does not pass the handshake is closed, logged with the reason
  * and counted (kvist_peers_refused_total).
- * Limits: KV_PEERS_MAX connections, of which KV_PEERS_PENDING_MAX may be in their handshake;
+ * Limits: KV_PEERS_MAX connections; of those that were accepted, KV_PEERS_PENDING_MAX may be in
+ * their handshake: one more ends the oldest of them;
  * KV_PEER_QUEUE_BYTES_MAX of queued frames a peer. */
 #ifndef KV_TRANSPORT_PEERS_H
 #define KV_TRANSPORT_PEERS_H

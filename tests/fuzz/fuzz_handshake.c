@@ -107,6 +107,16 @@ static kv_status_t carry(road_t *road, uint8_t which, kv_handshake_t *to, uint8_
     return feed(to, message, count, reply, reply_bytes);
 }
 
+/* Whether one lets the other in, where nobody alters anything. */
+static bool accepts(const kv_identity_t *one, const kv_identity_t *other)
+{
+    bool computes = other->role != KVIST__WIRE__ROLE__ROLE_GATEWAY;
+    bool model = one->model == NULL || (other->model == NULL ? !computes : true);
+    bool layout =
+        one->layout == NULL || (other->layout == NULL ? !computes : one->layout == other->layout);
+    return other->version >= one->version_min && model && layout;
+}
+
 static void be_between(fuzz_input_t *input)
 {
     static kv_handshake_t opener, acceptor;
@@ -136,8 +146,7 @@ static void be_between(fuzz_input_t *input)
         FUZZ_CHECK(acceptor.state == KV_HANDSHAKE_DONE && answer_bytes > 0);
         carry(&road, ACCEPTOR_PROOF, &opener, answer, answer_bytes, proof, &proof_bytes);
     }
-    bool alike = self.version >= other.version_min && other.version >= self.version_min &&
-                 (self.layout == NULL || other.layout == NULL || self.layout == other.layout);
+    bool alike = accepts(&self, &other) && accepts(&other, &self);
     bool hello_altered = road.altered[OPENER_HELLO] || road.altered[ACCEPTOR_HELLO];
     bool proof_altered = road.altered[OPENER_PROOF] || road.altered[ACCEPTOR_PROOF];
     bool both = opener.state == KV_HANDSHAKE_DONE && acceptor.state == KV_HANDSHAKE_DONE;

@@ -350,17 +350,22 @@ static void only_the_expected_peer_gets_a_link(void **state)
     toy_close(&node);
 }
 
-/* The TCP ports on which this process listens, UCX's own ones included. */
-static size_t listening_ports(uint16_t *ports_out, size_t count_max)
+typedef struct {
+    uint32_t address; /* as in the packet: the first byte is the lowest */
+    uint16_t port;
+} listening_t;
+
+/* Where this process listens on TCP, UCX's own ports included. */
+static size_t listening(listening_t *places_out, size_t count_max)
 {
     size_t count = 0;
     FILE *table = fopen("/proc/net/tcp", "re");
     char line[512];
     while (table != NULL && fgets(line, sizeof line, table) != NULL) {
-        unsigned port, status;
+        unsigned address, port, status;
         unsigned long inode;
-        if (sscanf(line, " %*d: %*8s:%4x %*8s:%*4x %2x %*s %*s %*s %*s %*s %lu", &port, &status,
-                &inode) != 3 ||
+        if (sscanf(line, " %*d: %8x:%4x %*8s:%*4x %2x %*s %*s %*s %*s %*s %lu", &address, &port,
+                &status, &inode) != 4 ||
             status != 0x0a) {
             continue;
         }
@@ -370,7 +375,7 @@ static size_t listening_ports(uint16_t *ports_out, size_t count_max)
             snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
             ssize_t length = readlink(path, target, sizeof target - 1);
             if (length > 0 && (target[length] = '\0', strcmp(target, wanted) == 0)) {
-                ports_out[count++] = (uint16_t)port;
+                places_out[count++] = (listening_t){address, (uint16_t)port};
             }
         }
     }
@@ -421,11 +426,11 @@ static void garbage_on_the_data_port_does_no_harm(void **state)
     kv_link_t link = toy_link(&node, 0, false, 0x5a);
     put(fd, &port, sizeof port);
     assert_string_equal(toy_expect_event(&node, KV_MOVED_LINK_UP).text, wire->name);
-    uint16_t ports[16];
-    size_t port_count = listening_ports(ports, 16);
-    assert_true(port_count >= 2); /* the front and UCX's */
-    for (size_t i = 0; i < port_count; i++) {
-        int stranger = knock(ports[i]);
+    listening_t places[16];
+    size_t place_count = listening(places, 16);
+    assert_true(place_count >= 2); /* the front and UCX's */
+    for (size_t i = 0; i < place_count; i++) {
+        int stranger = knock(places[i].port);
         assert_true(stranger < 0 || send(stranger, bytes, sizeof bytes, MSG_NOSIGNAL) > 0);
         close(stranger);
     }
@@ -439,6 +444,87 @@ static void garbage_on_the_data_port_does_no_harm(void **state)
     }
     end_child(pid, fd, false);
     toy_close(&node);
+}
+
+static void strangers_at_the_data_port_keep_nobody_out(void **state)
+{
+    const wire_case_t *wire = *state;
+    enum { STRANGERS = 70 }; /* more than there are places */
+    int fd, fds[STRANGERS];
+    pid_t pid = start_child(child_sends, wire->wire, &fd);
+    toy_node_t node;
+    assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
+    uint16_t port = kv_mover_port(node.mover);
+    for (int i = 0; i < STRANGERS; i++) {
+        fds[i] = knock(port);
+        assert_true(fds[i] >= 0);
+    }
+    usleep(100000);
+    toy_link(&node, 0, false, 0x5a);
+    put(fd, &port, sizeof port);
+    assert_string_equal(toy_expect_event(&node, KV_MOVED_LINK_UP).text, wire->name);
+    for (int i = 0; i < STRANGERS; i++) {
+        close(fds[i]);
+    }
+    end_child(pid, fd, false);
+    toy_close(&node);
+}
+
+/* How many ports of a mover that is bound to this loopback address are elsewhere. */
+static int listens_elsewhere(const char *host)
+{
+    toy_node_t node = {NULL, calloc(1, UNIT_BYTES), 1, UNIT_BYTES, UNIT_BYTES};
+    kv_mover_params_t params = {
+        .device = &toy_device,
+        .arena = node.arena,
+        .slot_count = 1,
+        .slot_bytes = UNIT_BYTES,
+        .unit_bytes = UNIT_BYTES,
+        .host = host,
+        .wire = KV_WIRE_TCP,
+    };
+    kv_error_t error;
+    if (kv_mover_create(&params, &node.mover, &error) != KV_OK) {
+        print_message("%s: %s\n", host, error.text);
+        return -1;
+    }
+    for (int connects = 0; connects < 2; connects++) { /* a link to itself */
+        kv_link_params_t link = {
+            .name = "self", .host = host, .port = kv_mover_port(node.mover), .connects = connects};
+        kv_link_t id;
+        kv_mover_link_open(node.mover, &link, &id, &error);
+    }
+    kv_mover_event_t event;
+    if (!toy_wait(&node, &event, 5000) || event.kind != KV_MOVED_LINK_UP) {
+        return -2;
+    }
+    listening_t places[16];
+    size_t count = listening(places, 16);
+    int elsewhere = count < 2; /* the front and UCX's */
+    for (size_t i = 0; i < count; i++) {
+        elsewhere += (places[i].address & 0xff) != 127;
+    }
+    toy_close(&node);
+    return elsewhere;
+}
+
+/* UCX's own ports are on the network that the data listener is on, however its address is written.
+ * (Where a machine has nothing but loopback this shows nothing.) */
+static void ucx_listens_where_it_was_told(void **state)
+{
+    (void)state;
+    static const char *const HOSTS[] = {"127.0.0.1", "localhost", "127.0.0.2"};
+    for (size_t i = 0; i < sizeof HOSTS / sizeof HOSTS[0]; i++) {
+        pid_t pid = fork(); /* a context that was made for one host stays as it was */
+        if (pid == 0) {
+            _exit(listens_elsewhere(HOSTS[i]));
+        }
+        int status;
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+            fail_msg("%s: ports elsewhere than on loopback: status %d", HOSTS[i], status);
+        }
+    }
 }
 
 static void nobody_comes(void **state)
@@ -503,6 +589,9 @@ int main(void)
         ON(tcp, only_the_expected_peer_gets_a_link),
         ON(shm, garbage_on_the_data_port_does_no_harm),
         ON(tcp, garbage_on_the_data_port_does_no_harm),
+        ON(shm, strangers_at_the_data_port_keep_nobody_out),
+        ON(tcp, strangers_at_the_data_port_keep_nobody_out),
+        cmocka_unit_test(ucx_listens_where_it_was_told),
         ON(shm, an_idle_mover_uses_no_cpu),
         ON(tcp, an_idle_mover_uses_no_cpu),
         cmocka_unit_test(nobody_comes),

@@ -18,7 +18,6 @@
  * Error mode PEER puts every lane on TCP; NONE lets posix shared memory in. */
 #include "base/address.h"
 #include "base/check.h"
-#include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "transport/data_message.h"
@@ -42,7 +41,6 @@ enum {
     PROGRESS_ROUNDS = 16,
     FRONTS_MAX = 64, /* accepted, and their request not read yet */
     FRONT_BYTES_MAX = KV_DATA_FRONT_BYTES + KV_DATA_ADDRESS_BYTES_MAX,
-    FRONT_PATIENCE_MS = 2000,
     EVENTS_MAX = 16,
 };
 
@@ -53,7 +51,6 @@ struct kv_wire_request {
     kv_wire_side_t *side;
     kv_wire_pipe_t *pipe;
     int fd;
-    uint64_t since_ns;
     uint8_t *in, *out; /* [FRONT_BYTES_MAX], until both were exchanged */
     size_t in_count, out_count, out_done;
     bool closed;
@@ -254,7 +251,6 @@ static kv_status_t front_open(
         .side = side,
         .pipe = pipe,
         .fd = fd,
-        .since_ns = kv_clock_now_ns(),
         .in = kv_allocate(FRONT_BYTES_MAX),
         .out = kv_allocate(FRONT_BYTES_MAX),
     };
@@ -453,14 +449,10 @@ static void accept_fronts(kv_wire_side_t *side)
     int fd;
     while ((fd = accept4(side->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
         if (side->request_count >= FRONTS_MAX) {
-            /* The oldest has been silent for too long, or there is no place. */
+            /* Who knows an id needs its place for a moment only: the oldest makes room. */
             front_t *oldest = NULL;
             for (front_t *front = side->fronts; front != NULL; front = front->next) {
                 oldest = front->pipe == NULL ? front : oldest;
-            }
-            if (kv_clock_now_ns() - oldest->since_ns < (uint64_t)FRONT_PATIENCE_MS * KV_NS_PER_MS) {
-                close(fd);
-                continue;
             }
             front_close(oldest);
         }
@@ -693,31 +685,63 @@ static bool ucx_arm(kv_wire_side_t *side)
     return true;
 }
 
-/* The network interface that has the address; "all" where it is nobody's or the wildcard. */
-static void device_of(const char *host, char *name_out, size_t name_bytes)
+static bool is_wildcard(const struct sockaddr_storage *address)
 {
-    snprintf(name_out, name_bytes, "all");
+    return address->ss_family == AF_INET6
+               ? IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)address)->sin6_addr)
+               : ((const struct sockaddr_in *)address)->sin_addr.s_addr == htonl(INADDR_ANY);
+}
+
+/* All of 127.0.0.0/8 is loopback's, and only one address of it is listed. */
+static bool is_loopback(const struct sockaddr_storage *address)
+{
+    return address->ss_family == AF_INET &&
+           ntohl(((const struct sockaddr_in *)address)->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+}
+
+static bool has_address(const struct ifaddrs *interface, const struct sockaddr_storage *wanted)
+{
+    const struct sockaddr *held = interface->ifa_addr;
+    if (held == NULL || held->sa_family != wanted->ss_family) {
+        return false;
+    }
+    if (held->sa_family == AF_INET6) {
+        return memcmp(&((const struct sockaddr_in6 *)held)->sin6_addr,
+                   &((const struct sockaddr_in6 *)wanted)->sin6_addr, sizeof(struct in6_addr)) == 0;
+    }
+    return ((const struct sockaddr_in *)held)->sin_addr.s_addr ==
+               ((const struct sockaddr_in *)wanted)->sin_addr.s_addr ||
+           (is_loopback(wanted) && (interface->ifa_flags & IFF_LOOPBACK) != 0);
+}
+
+/* The network interface that has the address; "all" for the wildcard alone: UCX listens on what it
+ * is given. */
+static kv_status_t device_of(const char *host, char *name_out, size_t name_bytes, kv_error_t *error)
+{
+    struct sockaddr_storage wanted;
+    kv_status_t status = kv_address_from_parts(host, 0, &wanted, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    if (is_wildcard(&wanted)) {
+        snprintf(name_out, name_bytes, "all");
+        return KV_OK;
+    }
     struct ifaddrs *all;
     if (getifaddrs(&all) != 0) {
-        return;
+        return kv_fail_errno(error, errno, "cannot list the network interfaces");
     }
-    for (struct ifaddrs *at = all; at != NULL; at = at->ifa_next) {
-        if (at->ifa_addr == NULL ||
-            (at->ifa_addr->sa_family != AF_INET && at->ifa_addr->sa_family != AF_INET6)) {
-            continue;
-        }
-        struct sockaddr_storage address = {0};
-        memcpy(&address, at->ifa_addr,
-            at->ifa_addr->sa_family == AF_INET ? sizeof(struct sockaddr_in)
-                                               : sizeof(struct sockaddr_in6));
-        char text[KV_ADDRESS_TEXT_BYTES];
-        kv_address_host(&address, text);
-        if (strcmp(text, host) == 0) {
-            snprintf(name_out, name_bytes, "%s", at->ifa_name);
-            break;
-        }
+    struct ifaddrs *at = all;
+    while (at != NULL && !has_address(at, &wanted)) {
+        at = at->ifa_next;
+    }
+    if (at != NULL) {
+        snprintf(name_out, name_bytes, "%s", at->ifa_name);
+    } else {
+        status = kv_fail(error, KV_INVALID, "no network interface has the address %s", host);
     }
     freeifaddrs(all);
+    return status;
 }
 
 /* What UCX shall use, whatever its environment says: the network that the listener is on, and large
@@ -727,7 +751,10 @@ static kv_status_t context_open(
     bool shm, const char *host, ucp_context_h *context_out, kv_error_t *error)
 {
     char device[IF_NAMESIZE + 1];
-    device_of(host, device, sizeof device);
+    kv_status_t known = device_of(host, device, sizeof device, error);
+    if (known != KV_OK) {
+        return known;
+    }
     const char *const settings[][2] = {
         {"TLS", shm ? "posix,cma,tcp" : "tcp"},
         {"NET_DEVICES", device},
