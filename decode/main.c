@@ -9,8 +9,8 @@ static kv_status_t validate(
     kv_core_t *core, const Kvist__Wire__Generate *message, kv_error_t *error)
 {
     uint32_t context_tokens_max = core->info->context_tokens_max;
-    kv_message_prompt_t prompt = {
-        message->tokens, message->n_tokens, message->sampling, message->cache_mode};
+    kv_message_prompt_t prompt = {message->request_id, message->salt.len, message->tokens,
+        message->n_tokens, message->sampling, message->cache_mode};
     kv_status_t status =
         kv_message_check_room(core, core->options->decode.queue_max, "decode.queue_max", error);
     if (status == KV_OK) {

@@ -1,5 +1,6 @@
 #include "runtime/core.h"
 
+#include "base/bytes.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -101,7 +102,7 @@ char **kv_core_copy_arithmetic(char *const *ids, size_t count, uint32_t wanted)
 {
     bool valid = count == wanted;
     for (size_t i = 0; valid && i < count; i++) {
-        valid = strlen(ids[i]) <= KVIST_ARITHMETIC_BYTES_MAX;
+        valid = ids[i][0] == '\0' || kv_text_is_plain(ids[i], ' ', KVIST_ARITHMETIC_BYTES_MAX);
     }
     if (!valid) {
         return NULL;

@@ -88,7 +88,8 @@ void kv_core_seal(const kv_core_t *core, kvist_lease_t *lease, const uint32_t *t
     uint32_t computed_count, const char *arithmetic);
 
 /* A peer's list of arithmetic ids, one for each of `wanted` blocks, copied; NULL where it is none:
- * another count, or an id longer than a store keeps. Release with kv_core_free_arithmetic. */
+ * another count, or an id that is not printable or longer than a store keeps. Release with
+ * kv_core_free_arithmetic. */
 char **kv_core_copy_arithmetic(char *const *ids, size_t count, uint32_t wanted);
 void kv_core_free_arithmetic(char **ids, uint32_t count);
 

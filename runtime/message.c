@@ -1,5 +1,7 @@
 #include "runtime/message.h"
 
+#include "base/bytes.h"
+
 kv_status_t kv_message_check_room(
     const kv_core_t *core, uint32_t queue_max, const char *option, kv_error_t *error)
 {
@@ -27,6 +29,14 @@ kv_status_t kv_message_check_prompt(
     const kv_core_t *core, const kv_message_prompt_t *prompt, kv_error_t *error)
 {
     const kv_engine_info_t *info = core->info;
+    if (!kv_text_is_plain(prompt->request_id, '!', KV_MESSAGE_ID_BYTES_MAX)) {
+        return kv_fail(error, KV_INVALID, "request_id is not 1 to %d printable characters",
+            KV_MESSAGE_ID_BYTES_MAX);
+    }
+    if (prompt->salt_bytes > KV_MESSAGE_SALT_BYTES_MAX) {
+        return kv_fail(error, KV_INVALID, "salt: %zu bytes (at most %d)", prompt->salt_bytes,
+            KV_MESSAGE_SALT_BYTES_MAX);
+    }
     if (prompt->token_count == 0 || prompt->token_count >= info->context_tokens_max) {
         return kv_fail(error, KV_INVALID, "tokens: %zu of them (1 to %u)", prompt->token_count,
             info->context_tokens_max - 1);

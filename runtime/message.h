@@ -7,8 +7,12 @@
 
 #include "runtime/core.h"
 
+enum { KV_MESSAGE_ID_BYTES_MAX = 127, KV_MESSAGE_SALT_BYTES_MAX = 256 };
+
 /* The fields that Generate and Prefill share. */
 typedef struct {
+    const char *request_id; /* printable, without blanks: it is in logs */
+    size_t salt_bytes;
     const uint32_t *tokens; /* [token_count] */
     size_t token_count;
     const Kvist__Wire__Sampling *sampling;
