@@ -318,6 +318,26 @@ static kv_status_t bind_socket(int fd, const struct sockaddr_un *address, kv_err
     return code == 0 ? KV_OK : kv_fail_errno(error, code, "node.admin: %s", path);
 }
 
+/* Whoever may rename things in the folder could put a socket of theirs in the place of ours. */
+static kv_status_t check_folder(int folder, const char *path, kv_error_t *error)
+{
+    struct stat info;
+    if (fstat(folder, &info) != 0) {
+        return kv_fail_errno(error, errno, "node.admin: %s", path);
+    }
+    if (info.st_uid != geteuid() && info.st_uid != 0) {
+        return kv_fail(error, KV_REFUSED,
+            "node.admin: %s: its folder belongs to user %u: name a path of your own", path,
+            (unsigned)info.st_uid);
+    }
+    if ((info.st_mode & S_IWOTH) != 0 && (info.st_mode & S_ISVTX) == 0) {
+        return kv_fail(error, KV_REFUSED,
+            "node.admin: %s: everybody may write in its folder (mode %03o): chmod 700", path,
+            (unsigned)info.st_mode & 0777);
+    }
+    return KV_OK;
+}
+
 /* A socket that listens at the path. The folder is locked meanwhile, so that two starting nodes
  * cannot both take a dead one's path. */
 static kv_status_t open_socket(const char *path, int *fd_out, kv_error_t *error)
@@ -342,10 +362,15 @@ static kv_status_t open_socket(const char *path, int *fd_out, kv_error_t *error)
     if (lock < 0) {
         return kv_fail_errno(error, errno, "node.admin: %s", path);
     }
+    kv_status_t status = check_folder(lock, path, error);
+    if (status != KV_OK) {
+        close(lock);
+        return status;
+    }
     flock(lock, LOCK_EX);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    kv_status_t status = fd < 0 ? kv_fail_errno(error, errno, "node.admin: %s", path)
-                                : bind_socket(fd, &address, error);
+    status = fd < 0 ? kv_fail_errno(error, errno, "node.admin: %s", path)
+                    : bind_socket(fd, &address, error);
     if (status == KV_OK && listen(fd, KV_ADMIN_CONNECTIONS_MAX) != 0) {
         status = kv_fail_errno(error, errno, "node.admin: %s", path);
     }

@@ -4,7 +4,8 @@
  * Borrows: the reactor, the handlers.
  * Threads: the reactor's.
  * Errors: open is KV_BUSY, with pid and path, where a living process has the socket; one that a
- * dead process left is replaced. A broken frame or an unknown request is answered and closes the
+ * dead process left is replaced. KV_REFUSED for a folder of another user, or one in which everybody
+ * may write. A broken frame or an unknown request is answered and closes the
  * connection.
  * Limits: KV_ADMIN_CONNECTIONS_MAX connections, one request at a time on each. */
 #ifndef KV_NODE_ADMIN_H

@@ -80,6 +80,22 @@ static kv_status_t receive(int fd, kv_frame_reader_t *reader, uint64_t deadline_
     return KV_OK;
 }
 
+/* The one who listens there is this user or root, or we are root: at a path in /tmp it could be
+ * anybody. */
+static kv_status_t check_server(int fd, const char *path, kv_error_t *error)
+{
+    struct ucred server;
+    socklen_t bytes = sizeof server;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &server, &bytes) != 0) {
+        return kv_fail_errno(error, errno, "admin socket");
+    }
+    if (geteuid() != 0 && server.uid != 0 && server.uid != geteuid()) {
+        return kv_fail(error, KV_REFUSED, "admin socket: %s belongs to a process of user %u", path,
+            (unsigned)server.uid);
+    }
+    return KV_OK;
+}
+
 kv_status_t kv_admin_ask(const char *path, const Kvist__Admin__Request *request, uint64_t limit_ms,
     Kvist__Admin__Reply **reply_out, kv_error_t *error)
 {
@@ -104,6 +120,9 @@ kv_status_t kv_admin_ask(const char *path, const Kvist__Admin__Request *request,
         status =
             kv_fail(error, KV_MISSING, "admin socket: no node at %s: %s", path, strerror(errno));
     } else {
+        status = check_server(fd, path, error);
+    }
+    if (status == KV_OK) {
         status = send_all(fd, frame, bytes, deadline_ns, error);
     }
     if (status == KV_OK) {

@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 typedef struct {
@@ -282,6 +283,19 @@ static void test_socket_file(void **state)
     assert_int_equal(stat(path, &info), 0);
     assert_int_equal(
         kv_admin_open(other, "/nowhere/at/all.sock", &HANDLERS, NULL, &admin, &error), KV_MISSING);
+
+    /* A folder in which others could put a socket of theirs in its place. */
+    snprintf(path, sizeof path, "%s/open", kv_test_folder());
+    assert_int_equal(mkdir(path, 0700), 0);
+    assert_int_equal(chmod(path, 0777), 0);
+    snprintf(path, sizeof path, "%s/open/a.sock", kv_test_folder());
+    assert_int_equal(kv_admin_open(other, path, &HANDLERS, NULL, &admin, &error), KV_REFUSED);
+    assert_non_null(strstr(error.text, "777"));
+    snprintf(path, sizeof path, "%s/open", kv_test_folder());
+    assert_int_equal(chmod(path, 01777), 0); /* as /tmp is */
+    snprintf(path, sizeof path, "%s/open/a.sock", kv_test_folder());
+    assert_int_equal(kv_admin_open(other, path, &HANDLERS, NULL, &admin, &error), KV_OK);
+    kv_admin_close(admin);
     kv_reactor_destroy(other);
 
     Kvist__Admin__Reply *reply;
@@ -299,6 +313,65 @@ static void test_signal_stops(void **state)
     node->ended = true;
 }
 
+/* Listens at the path as another user, until it is killed. */
+static pid_t start_impostor(const char *path, uid_t user)
+{
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct sockaddr_un address = {.sun_family = AF_UNIX};
+        snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+        int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+        bool good = setuid(user) == 0 &&
+                    bind(fd, (struct sockaddr *)&address, sizeof address) == 0 &&
+                    chmod(path, 0666) == 0 && listen(fd, 4) == 0;
+        if (write(ends[1], good ? "g" : "b", 1) == 1) {
+            pause();
+        }
+        _exit(1);
+    }
+    char told = 0;
+    assert_true(read(ends[0], &told, 1) == 1 && told == 'g');
+    close(ends[0]);
+    close(ends[1]);
+    return pid;
+}
+
+static void test_impostor(void **state)
+{
+    (void)state;
+    enum { IMPOSTOR = 65533, VICTIM = 65534 };
+    if (geteuid() != 0) {
+        print_message("skipped: only root can be two users\n");
+        skip();
+    }
+    char folder[96], path[108];
+    assert_int_equal(chmod(kv_test_folder(), 0711), 0);
+    snprintf(folder, sizeof folder, "%s/shared", kv_test_folder());
+    assert_int_equal(mkdir(folder, 0700), 0);
+    assert_int_equal(chmod(folder, 01777), 0);
+    snprintf(path, sizeof path, "%s/a.sock", folder);
+    pid_t impostor = start_impostor(path, IMPOSTOR), victim = fork();
+    if (victim == 0) {
+        Kvist__Admin__StatusRequest status = KVIST__ADMIN__STATUS_REQUEST__INIT;
+        Kvist__Admin__Request request = KVIST__ADMIN__REQUEST__INIT;
+        request.body_case = KVIST__ADMIN__REQUEST__BODY_STATUS;
+        request.status = &status;
+        Kvist__Admin__Reply *reply;
+        kv_error_t error;
+        bool refused = setuid(VICTIM) == 0 &&
+                       kv_admin_ask(path, &request, 200, &reply, &error) == KV_REFUSED &&
+                       strstr(error.text, "65533") != NULL;
+        _exit(refused ? 0 : 1);
+    }
+    int code;
+    assert_int_equal(waitpid(victim, &code, 0), victim);
+    kill(impostor, SIGKILL);
+    waitpid(impostor, NULL, 0);
+    assert_int_equal(code, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -307,6 +380,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_broken_frames, start, stop),
         cmocka_unit_test_setup_teardown(test_two_requests_in_one_write, start, stop),
         cmocka_unit_test_setup_teardown(test_socket_file, start, stop),
+        cmocka_unit_test(test_impostor),
         cmocka_unit_test_setup_teardown(test_signal_stops, start, stop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
