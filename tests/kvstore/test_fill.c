@@ -154,8 +154,9 @@ static void a_drop_waits_for_all_that_descends_from_the_block(void **state)
         if (closing == 1) {
             bench_close(&bench);
         } else {
-            for (int turn = 0; dropped == 0; turn++) {
-                assert_true(turn < 10000);
+            int turn = 0;
+            while (dropped == 0) {
+                assert_true(turn++ < 10000);
                 bench_turn(&bench);
             }
             assert_false(kv_fill_busy(bench.store));
