@@ -586,6 +586,11 @@ static void take_fetch(kv_decode_request_t *request, const Kvist__Wire__Fetch *f
                       .block_count = fetch->block_count});
 }
 
+static bool is_from(const void *context, const kv_peer_t *peer)
+{
+    return ((const kv_decode_request_t *)context)->gateway == peer;
+}
+
 static bool receive(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     kv_decode_request_t *request = context;
@@ -695,4 +700,4 @@ static void stop(void *context)
 }
 
 const kv_request_ops_t KV_DECODE_REQUEST_OPS = {
-    receive, moved, computed, peer_down, tick, stop, is_running, is_done, destroy};
+    is_from, receive, moved, computed, peer_down, tick, stop, is_running, is_done, destroy};

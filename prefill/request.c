@@ -400,6 +400,11 @@ static void take_fetched(kv_prefill_request_t *request, const Kvist__Wire__Fetch
                       .status = status});
 }
 
+static bool is_from(const void *context, const kv_peer_t *peer)
+{
+    return ((const kv_prefill_request_t *)context)->peer == peer;
+}
+
 static bool receive(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     kv_prefill_request_t *request = context;
@@ -497,4 +502,4 @@ static void tick(void *context, uint64_t now_ns)
 }
 
 const kv_request_ops_t KV_PREFILL_REQUEST_OPS = {
-    receive, moved, computed, peer_down, tick, stop, is_running, is_done, destroy};
+    is_from, receive, moved, computed, peer_down, tick, stop, is_running, is_done, destroy};

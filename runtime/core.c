@@ -224,10 +224,25 @@ static void keep_ticking(core_t *core)
     }
 }
 
+typedef struct {
+    Kvist__Wire__Role role;
+    uint32_t count;
+} role_count_t;
+
+static void count_role(void *context, kv_peer_t *peer)
+{
+    role_count_t *wanted = context;
+    wanted->count += kv_peer_role(peer) == wanted->role;
+}
+
 static void peer_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     core_t *core = context;
+    role_count_t askers = {kv_peer_role(peer), 0};
+    kv_peers_visit(core->public.peers, count_role, &askers);
     core->public.request_count = core->requests.count;
+    core->public.asker_request_count = kv_requests_from(&core->requests, peer);
+    core->public.asker_count = askers.count;
     void *request = core->params->accept(&core->public, core->last_request_id + 1, peer, message);
     if (request != NULL) {
         core->last_request_id++;

@@ -45,7 +45,9 @@ typedef struct {
     kv_mover_t *mover;
     kv_peers_t *peers;
     uint32_t request_count; /* living ones */
-    bool stopping;          /* no new ones */
+    /* Of the peer whose message is being accepted: its requests, and the peers of its role. */
+    uint32_t asker_request_count, asker_count;
+    bool stopping; /* no new ones */
     kv_verification_t verification;
 } kv_core_t;
 

@@ -8,9 +8,17 @@ kv_status_t kv_message_check_room(
     if (core->stopping) {
         return kv_fail(error, KV_BUSY, "the node is stopping");
     }
-    if (core->request_count >= (queue_max < KV_REQUESTS_MAX ? queue_max : KV_REQUESTS_MAX)) {
+    uint32_t room = queue_max < KV_REQUESTS_MAX ? queue_max : KV_REQUESTS_MAX;
+    if (core->request_count >= room) {
         return kv_fail(
             error, KV_BUSY, "%u requests wait already (%s)", core->request_count, option);
+    }
+    uint32_t share = core->asker_count > 1 ? room / core->asker_count : room;
+    if (core->request_count >= room / 2 && core->asker_request_count > 0 &&
+        core->asker_request_count >= share) {
+        return kv_fail(error, KV_BUSY,
+            "%u requests wait already, %u of them this peer's, whose share is %u (%s)",
+            core->request_count, core->asker_request_count, share, option);
     }
     return KV_OK;
 }

@@ -19,7 +19,9 @@ typedef struct {
     Kvist__Wire__CacheMode cache_mode;
 } kv_message_prompt_t;
 
-/* Whether the node takes another request. option: the name of the option that limits it. */
+/* Whether the node takes another request of the peer that asks. One peer may fill half of the
+ * queue; beyond that each has its share, so that a busy one does not shut the others out. option:
+ * the name of the option that limits the queue. */
 kv_status_t kv_message_check_room(
     const kv_core_t *core, uint32_t queue_max, const char *option, kv_error_t *error);
 

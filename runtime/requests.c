@@ -76,6 +76,15 @@ void kv_requests_stop(kv_requests_t *requests)
     destroy_done(requests);
 }
 
+uint32_t kv_requests_from(const kv_requests_t *requests, const kv_peer_t *peer)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < requests->count; i++) {
+        count += requests->ops->is_from(requests->items[i], peer);
+    }
+    return count;
+}
+
 uint32_t kv_requests_running(const kv_requests_t *requests)
 {
     uint32_t running = 0;

@@ -19,8 +19,9 @@
 
 enum { KV_REQUESTS_MAX = KV_COMPUTE_SEQUENCES_MAX };
 
-/* Each of the first three says whether it was for this request. */
+/* message, moved and computed say whether it was for this request. */
 typedef struct {
+    bool (*is_from)(const void *request, const kv_peer_t *peer); /* who asked for it */
     bool (*message)(void *request, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
     bool (*moved)(void *request, const kv_mover_event_t *event); /* but for LINK_UP and LINK_DOWN */
     bool (*computed)(void *request, const kv_compute_event_t *event);
@@ -48,6 +49,7 @@ void kv_requests_computed(kv_requests_t *requests, const kv_compute_event_t *eve
 void kv_requests_peer_down(kv_requests_t *requests, kv_peer_t *peer);
 void kv_requests_tick(kv_requests_t *requests, uint64_t now_ns);
 void kv_requests_stop(kv_requests_t *requests);
+uint32_t kv_requests_from(const kv_requests_t *requests, const kv_peer_t *peer);
 uint32_t kv_requests_running(const kv_requests_t *requests);
 
 #endif

@@ -87,12 +87,40 @@ static void arithmetic_ids_are_short_and_plain(void **state)
     }
 }
 
+static kv_status_t ask_room(uint32_t all, uint32_t own, uint32_t askers, const char *word)
+{
+    kv_core_t core = CORE;
+    core.request_count = all;
+    core.asker_request_count = own;
+    core.asker_count = askers;
+    kv_error_t error = {.text = ""};
+    kv_status_t status = kv_message_check_room(&core, 64, "prefill.queue_max", &error);
+    if (strstr(error.text, word) == NULL) {
+        fail_msg("'%s' does not say %s", error.text, word);
+    }
+    return status;
+}
+
+static void one_peer_leaves_room_for_the_others(void **state)
+{
+    (void)state;
+    assert_int_equal(ask_room(63, 63, 1, ""), KV_OK); /* alone: all of it */
+    assert_int_equal(ask_room(64, 64, 1, "prefill.queue_max"), KV_BUSY);
+    assert_int_equal(ask_room(31, 31, 4, ""), KV_OK); /* half of it is anybody's */
+    assert_int_equal(ask_room(32, 32, 4, "prefill.queue_max"), KV_BUSY);
+    assert_int_equal(ask_room(47, 15, 4, ""), KV_OK); /* the rest is shared */
+    assert_int_equal(ask_room(48, 16, 4, "16 of them"), KV_BUSY);
+    assert_int_equal(ask_room(64, 0, 4, "64 requests"), KV_BUSY);
+    assert_int_equal(ask_room(40, 0, 200, ""), KV_OK); /* never less than one */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_field_has_its_bounds),
         cmocka_unit_test(a_request_id_is_short_and_plain),
         cmocka_unit_test(arithmetic_ids_are_short_and_plain),
+        cmocka_unit_test(one_peer_leaves_room_for_the_others),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
