@@ -567,11 +567,14 @@ kv_status_t kv_options_cluster_key(
     while (bytes > 0 && strchr(" \t\r\n", start[bytes - 1]) != NULL) {
         bytes--;
     }
+    kv_status_t status = KV_OK;
     if (bytes < KV_OPTION_KEY_BYTES_MIN || bytes > KV_CLUSTER_KEY_BYTES_MAX) {
-        return kv_fail(error, KV_INVALID, "%s: %zu bytes, must be %d to %d", field, bytes,
+        status = kv_fail(error, KV_INVALID, "%s: %zu bytes, must be %d to %d", field, bytes,
             KV_OPTION_KEY_BYTES_MIN, KV_CLUSTER_KEY_BYTES_MAX);
+    } else {
+        memcpy(key_out, start, bytes);
+        *bytes_out = bytes;
     }
-    memcpy(key_out, start, bytes);
-    *bytes_out = bytes;
-    return KV_OK;
+    explicit_bzero(text, sizeof text);
+    return status;
 }
