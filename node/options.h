@@ -56,9 +56,10 @@ typedef struct {
         char *directory; /* empty after kv_options_load: no disk tier */
         uint64_t disk_bytes;
         uint64_t segment_bytes;
-        int persist; /* kvist_persist_t */
-        int codec;   /* kvist_codec_t */
-        int io;      /* kvist_io_t */
+        uint64_t write_bytes_per_day; /* 0: any */
+        int persist;                  /* kvist_persist_t */
+        int codec;                    /* kvist_codec_t */
+        int io;                       /* kvist_io_t */
     } store;
     struct {
         uint32_t queue_max;
