@@ -133,7 +133,6 @@ static void survey(kvist_store_t *store, kv_drop_t *drop, uint32_t root, bool er
     for (uint32_t at = root; at != KV_OBJECT_NONE; at = next_in_subtree(store, root, at)) {
         kv_object_t *object = kv_table_at(store->table, at);
         drop->object_count++;
-        object->disk_flags &= ~KV_DISK_REFUSED; /* that is not why it will be gone */
         if (erase) {
             object->flags |= KV_OBJECT_ERASE;
         }
@@ -175,6 +174,9 @@ kv_status_t kvist_store_drop(
     uint32_t root = kv_fill_find(store, key);
     if (root == KV_OBJECT_NONE) {
         return KV_MISSING;
+    }
+    if (store->disk != NULL && store->disk->missing != 0) {
+        return KV_BUSY; /* what lies there could come back */
     }
     if (erase && any_held(store, root)) {
         return KV_BUSY;

@@ -143,12 +143,11 @@ const char *kvist_tier_name(kvist_tier_t tier); /* "device", "host", "disk", "re
 
 /* Why a match ended where it did: the one list, docs/ARCHITECTURE.md. */
 typedef enum {
-    KVIST_MISS_NONE,         /* everything that was asked for was found */
-    KVIST_MISS_NEW,          /* the next block was never stored */
-    KVIST_MISS_SHORT,        /* what is left is less than a block */
-    KVIST_MISS_EXPIRED,      /* held until its limit, which has passed */
-    KVIST_MISS_NOT_ADMITTED, /* stored, kept off the disk by its write budget, and gone by now */
-    KVIST_MISS_PENDING,      /* another lease is storing the next block now: ask again */
+    KVIST_MISS_NONE,     /* everything that was asked for was found */
+    KVIST_MISS_NEW,      /* the next block was never stored */
+    KVIST_MISS_SHORT,    /* what is left is less than a block */
+    KVIST_MISS_EXPIRED,  /* held until its limit, which has passed */
+    KVIST_MISS_PENDING,  /* another lease is storing the next block now: ask again */
     KVIST_MISS_DAMAGED,  /* held, but the bytes are not what was stored; it and its descendants were
                             dropped */
     KVIST_MISS_FAILED,   /* could not be read now; it stays */
@@ -162,6 +161,14 @@ typedef enum { KVIST_PERSIST_EAGER, KVIST_PERSIST_SPILL } kvist_persist_t;
 typedef enum { KVIST_CODEC_NONE, KVIST_CODEC_LZ4 } kvist_codec_t;
 typedef enum { KVIST_IO_AUTO, KVIST_IO_URING, KVIST_IO_THREADS } kvist_io_t;
 
+enum { KVIST_DISKS_MAX = 7 };
+
+/* A further disk of the disk tier. */
+typedef struct {
+    const char *folder; /* made when absent, copied; of this store alone */
+    uint64_t bytes;     /* quota: at least two segments */
+} kvist_disk_params_t;
+
 typedef struct {
     const kvist_layout_t *layout; /* of every object; copied */
     kv_device_t *device;          /* borrowed; NULL: no device tier */
@@ -170,21 +177,13 @@ typedef struct {
     uint64_t host_bytes; /* of the host tier; 0: none. Groups share it by their objects' sizes */
     const char
         *directory;      /* of the disk tier; made when absent; NULL: none. One process at a time */
-    uint64_t disk_bytes; /* quota of the disk tier, segments and all */
+    uint64_t disk_bytes; /* quota of the disk tier, segments and all; of `directory` alone */
+    /* Further disks: [disk_count], at most KVIST_DISKS_MAX, in the same order at every opening; new
+     * ones at the end. Blocks are spread over all. A disk that is not there is no error: what it
+     * holds, and what goes on from that, are misses until an opening that finds it. */
+    const kvist_disk_params_t *disks;
+    uint32_t disk_count;
     uint64_t segment_bytes; /* 0: 64 MiB */
-
-    /* Of the disk tier, for the drive's endurance; 0: no bound. It comes back evenly, and what is
-     * not used is kept up to one day's: in the long run no more than this a day, after a quiet day
-     * at most twice this within one. All that is written to segment files counts: records, those
-     * moved on when a segment is reclaimed, markers, headers. The index does not (about 300 bytes a
-     * block, several times as its files are merged), and new files are not filled ahead.
-     * What nobody looked for again is admitted while more than a quarter of a day's is left, what a
-     * second request asked for or stored while there is any. That is decided where a chain's new
-     * part begins, and what follows goes with it; pinned blocks are always admitted. What is not
-     * admitted is kept in memory, is judged again when it is asked for, flushed or must go, and is
-     * dropped when nothing takes it. What is left outlives a restart; what was spent between the
-     * last flush and a power loss is forgotten. */
-    uint64_t write_bytes_per_day;
     kvist_persist_t
         persist; /* eager: written behind as sealed; spill: written when evicted from host memory */
     kvist_codec_t codec; /* of records on disk */
@@ -197,20 +196,20 @@ typedef struct kvist_store kvist_store_t;
 
 /* Opens the directory. Everything durable is found from the first match on, while polls go on to
  * read the index (kvist_stats_t.index_loading); where it must be made anew from the records,
- * matches find what is read so far. KV_BUSY: another process has the directory. */
+ * matches find what is read so far. KV_BUSY: another process has the directory. KV_REFUSED: a
+ * disk's folder is another store's, or another disk's. */
 kv_status_t kvist_store_open(
     const kvist_store_params_t *params, kvist_store_t **store_out, kv_error_t *error);
 
-/* Makes everything sealed durable (persist eager and spill alike) that the write budget admits,
- * then closes. Leases must have been released. */
+/* Makes everything sealed durable (persist eager and spill alike), then closes. Leases must have
+ * been released. */
 void kvist_store_close(kvist_store_t *store);
 
 int kvist_store_fd(const kvist_store_t *store);
 void kvist_store_poll(kvist_store_t *store); /* never blocks */
 
 /* The callback runs when all that was sealed before the call is durable, or could not be made so
- * (its status). Under a write budget KV_OK says so of what is admitted; what is not stays as it is,
- * among kvist_stats_t.unsaved_objects. */
+ * (its status). */
 void kvist_store_flush(
     kvist_store_t *store, void (*done)(void *context, kv_status_t status), void *context);
 
@@ -411,7 +410,7 @@ typedef void (*kvist_dropped_t)(void *context, kv_status_t status, uint64_t obje
  * being read, as soon as that has ended. Leases that hold some keep
  * their bytes until released; nobody finds them any more. erase: their bytes are overwritten, in
  * memory and on disk, before the callback; KV_BUSY at once where a lease holds one. KV_MISSING: not
- * stored. */
+ * stored; KV_BUSY: a disk is missing, and could bring it back. */
 kv_status_t kvist_store_drop(
     kvist_store_t *store, const kvist_key_t *key, bool erase, kvist_dropped_t done, void *context);
 
@@ -430,7 +429,8 @@ kv_status_t kvist_store_verify(kvist_store_t *store,
     void (*done)(void *context, kv_status_t status, const kvist_verify_t *state), void *context);
 
 /* The disk tier's quota, from now on: more makes room, less reclaims the oldest segments, as soon
- * as nobody reads them. KV_INVALID: less than two segments, or more than fits. */
+ * as nobody reads them. Several disks share it as they shared what the store was opened with.
+ * KV_INVALID: less than two segments for a disk, or more than fits. */
 kv_status_t kvist_store_set_disk_bytes(
     kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error);
 
@@ -451,16 +451,13 @@ typedef struct {
     uint64_t barriers;        /* of durability, that the disk was asked for */
     uint64_t damaged_objects, failed_reads, failed_writes;
     uint64_t moved_objects; /* on disk, out of a segment that was reclaimed */
-    uint64_t write_budget_bytes, write_left_bytes; /* a day's; of it, now. 0 and 0: there is none */
-    uint64_t segment_written_bytes; /* all that the budget counts, since the store was opened */
-    uint64_t not_admitted_objects;  /* that the budget had no room for */
-    uint64_t pinned_bytes;          /* of objects with a pin; counted now and then: seconds old */
+    uint64_t pinned_bytes;  /* of objects with a pin; counted now and then: seconds old */
     uint64_t index_loaded, index_total; /* objects known, and about how many there are: equal once
                                             all that is on disk is known */
     bool index_loading; /* since the start; matches find everything that the index has, the list and
                             the tiers' figures say what is known */
     bool disk_offline;  /* repeated write failures: the disk tier takes nothing more until the node
-                          restarts */
+                          restarts; of several disks each goes on its own: all have */
     const char *io;     /* "io_uring" or "threads"; "none" without a disk tier */
 } kvist_stats_t;
 

@@ -77,18 +77,27 @@ void kv_quota_advance(kvist_store_t *store, uint32_t volume)
     kv_quota_remove(store, volume, spare);
 }
 
-/* What the file system has for the disk tier: what is free, and what the tier has already. */
-static uint64_t available_bytes(const kv_disk_t *disk)
+/* What the volume's file system has for it: what is free, and what it has already. */
+static uint64_t room_of(const kv_disk_t *disk, uint32_t volume)
 {
-    const kv_segments_t *segments = &disk->segments;
+    int file = volume == 0 ? disk->lock_fd : disk->disk_files[volume];
     uint64_t total_bytes, free_bytes;
-    if (disk->files->ops->space(disk->files, disk->lock_fd, &total_bytes, &free_bytes) != 0) {
+    if (disk->files->ops->space(disk->files, file, &total_bytes, &free_bytes) != 0) {
         return UINT64_MAX; /* making a file will tell */
     }
+    return free_bytes +
+           disk->segments.volumes[volume]->present_count * disk->segments.segment_bytes;
+}
+
+/* Segments that the volume has of `all`: as of those that the store was opened with. */
+static uint64_t share_of(const kv_segments_t *segments, uint32_t volume, uint64_t all)
+{
+    uint64_t asked = 0;
     for (uint32_t i = 0; i < segments->volume_count; i++) {
-        free_bytes += segments->volumes[i]->present_count * segments->segment_bytes;
+        asked += segments->volumes[i]->segments_asked;
     }
-    return free_bytes;
+    double share = (double)segments->volumes[volume]->segments_asked / (double)asked;
+    return share < 1 ? (uint64_t)((double)all * share) : all;
 }
 
 kv_status_t kvist_store_set_disk_bytes(kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error)
@@ -98,18 +107,25 @@ kv_status_t kvist_store_set_disk_bytes(kvist_store_t *store, uint64_t disk_bytes
         return kv_fail(error, KV_INVALID, "this store has no disk tier");
     }
     const kv_segments_t *segments = &disk->segments;
-    uint64_t least_bytes = 2 * segments->segment_bytes * segments->volume_count;
-    uint64_t most_bytes = segments->segment_bytes * KV_SEGMENTS_MAX;
-    uint64_t room_bytes = available_bytes(disk);
-    most_bytes = room_bytes < most_bytes ? room_bytes : most_bytes;
-    if (disk_bytes < least_bytes || disk_bytes > most_bytes) {
-        return kv_fail(error, KV_INVALID,
-            "disk_bytes is %ju: it must be %ju (2 segments) to %ju (what fits)",
-            (uintmax_t)disk_bytes, (uintmax_t)least_bytes, (uintmax_t)most_bytes);
+    uint64_t all = disk_bytes / segments->segment_bytes;
+    for (uint32_t i = 0; i < segments->volume_count; i++) {
+        uint64_t numbers =
+            segments->known_count == 1 ? KV_SEGMENTS_MAX
+            : i > 0                    ? KV_VOLUME_SEGMENTS_MAX
+                    : (KV_VOLUMES_MAX + 1 - segments->known_count) * KV_VOLUME_SEGMENTS_MAX;
+        uint64_t most = room_of(disk, i) / segments->segment_bytes;
+        uint64_t share = share_of(segments, i, all);
+        most = most < numbers ? most : numbers;
+        if ((disk->missing & 1u << i) == 0 && (share < 2 || share > most)) {
+            return kv_fail(error, KV_INVALID,
+                "disk_bytes is %ju, which gives %s %ju segments of %ju bytes: they must be 2 to "
+                "%ju (what fits)",
+                (uintmax_t)disk_bytes, segments->volumes[i]->folder, (uintmax_t)share,
+                (uintmax_t)segments->segment_bytes, (uintmax_t)most);
+        }
     }
     for (uint32_t i = 0; i < segments->volume_count; i++) {
-        segments->volumes[i]->segments_max =
-            (uint32_t)(disk_bytes / segments->volume_count / segments->segment_bytes);
+        segments->volumes[i]->segments_max = (uint32_t)share_of(segments, i, all);
     }
     kv_reclaim_unblock(store);
     kv_store_kick(store);

@@ -8,8 +8,8 @@
  *   drop.c     objects that go for good          directory.c the directory: lock, index, scan
  *   list.c     what is stored                    store.c    open, poll, close
  *   verify.c   reads everything                  show.c     one block
+ *   disks.c    further folders of segments
  *   keep.c     terms by key, the sweep           fill.c, take.c  the disk -> the table
- *   budget.c   bytes written in a day
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
@@ -43,6 +43,7 @@ enum {
     KV_LEASES_MAX = UINT16_MAX - 1,
     KV_FILL_TASKS_MAX = 8, /* of fill.c, not at the workers */
     KV_FILL_LOOK_UP_MAX = 32,
+    KV_STORE_ID_BYTES = 33,
 };
 
 /* Work for a worker thread; done() runs on the store's thread, inside a poll. */
@@ -63,7 +64,6 @@ typedef struct kv_marks kv_marks_t;
 typedef struct kv_drop kv_drop_t;
 typedef struct kv_verify kv_verify_t;
 typedef struct kv_fill kv_fill_t;
-typedef struct kv_budget kv_budget_t;
 
 typedef struct kv_flush kv_flush_t;
 struct kv_flush {
@@ -100,6 +100,7 @@ typedef struct {
     kvist_store_t *store;
     kv_write_batch_t *first_batch, *last_batch; /* in order of their places on disk */
     uint64_t writing_bytes;                     /* handed to the ring */
+    uint64_t placed_bytes;                      /* ever, since the start */
     bool syncing;
     bool offline;
     uint32_t write_failures; /* in a row */
@@ -124,6 +125,10 @@ typedef struct {
     kv_ring_t *ring;
     kv_segments_t segments;
     kv_lane_t lanes[KV_VOLUMES_MAX]; /* of its volumes */
+    char id[KV_STORE_ID_BYTES];      /* of the store, hexadecimal; "": it never had several disks */
+    uint32_t known_count;            /* disks that it ever had, the first one included */
+    unsigned missing;                /* bit n: disk n has been there, and is not now */
+    int disk_files[KV_VOLUMES_MAX];  /* by which further disks are known, locked; -1: none */
     bool offline;                    /* every lane is, or the index */
     bool stuck;   /* nothing can be written until a lease is released or a pin has passed */
     bool closing; /* nothing is done ahead of time any more */
@@ -153,7 +158,6 @@ typedef struct {
     kv_marks_t *marks;                /* NULL: none were ever queued */
     bool spare_records;               /* no marks are queued */
     kv_fill_t *fill;                  /* NULL: the table knows all that is on disk */
-    kv_budget_t *budget;              /* NULL: what is written has no bound */
 } kv_disk_t;
 
 /* What the store has for each layer group. */
@@ -347,9 +351,7 @@ uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out);
 /* ---- persist.c ---- */
 
 bool kv_persist_usable(const kvist_store_t *store);
-
-/* false: the write budget has no room for it. Else it is on its way to the disk, or there. */
-bool kv_persist_queue(kvist_store_t *store, uint32_t number);
+void kv_persist_queue(kvist_store_t *store, uint32_t number);
 void kv_persist_advance(kvist_store_t *store);
 void kv_persist_failed(
     kvist_store_t *store, uint32_t volume, uint32_t object_count, const char *reason);
@@ -478,6 +480,22 @@ void kv_ready_begin(kvist_store_t *store, uint32_t volume, uint32_t number);
 kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *params,
     const kv_store_seams_t *seams, kv_error_t *error);
 void kv_directory_close(kvist_store_t *store);
+
+/* Made where it is absent, its name durable. */
+kv_status_t kv_directory_make(kv_files_t *files, const char *path, kv_error_t *error);
+kv_status_t kv_directory_write_format(
+    const kv_disk_t *disk, uint64_t segment_bytes, kv_error_t *error);
+
+/* ---- disks.c ---- */
+
+kv_status_t kv_disks_check(
+    const kvist_store_params_t *params, uint64_t segment_bytes, kv_error_t *error);
+kv_status_t kv_disks_open(
+    kvist_store_t *store, const kvist_store_params_t *params, kv_error_t *error);
+void kv_disks_close(kv_disk_t *disk);
+
+/* Whether the segment lies on a disk that is missing. */
+bool kv_disks_away(const kv_disk_t *disk, uint32_t segment);
 
 /* ---- lease_store.c ---- */
 

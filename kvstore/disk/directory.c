@@ -1,7 +1,7 @@
 /* The disk tier's directory: its lock, its format, and reading in what is there.
  *
  *   lock            who has the directory (the process id, for people)
- *   format          "kvist-store 1", and what cannot change once records are there
+ *   format          "kvist-store 2", and what cannot change once records are there
  *   index/          RocksDB
  *   segment-NNNNN   records
  *
@@ -15,7 +15,6 @@
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/log.h"
-#include "kvstore/disk/budget.h"
 #include "kvstore/index/entry.h"
 
 #include <errno.h>
@@ -24,16 +23,19 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { DIRECTORY_FORMAT = 2, DIRECTORY_FORMAT_MIN = 1, FORMAT_BYTES_MAX = 256 };
+enum {
+    FORMAT_ONE_DISK = 2,
+    FORMAT_DISKS = 3,
+    FORMAT_MIN = 1,
+    FORMAT_BYTES_MAX = 256,
+};
 enum {
     INDEX_JOBS_MAX = 1 + KV_FILL_TASKS_MAX,
     SCAN_KNOWN_COUNT = 2,
-    BUDGET_RECORDS_MIN = 8, /* a quarter of them is kept for what is asked for again */
-    FILL_BYTE = 0xa5,       /* no record starts with it; disks may leave out zeros */
+    FILL_BYTE = 0xa5, /* no record starts with it; disks may leave out zeros */
 };
 #define SEGMENT_BYTES_DEFAULT ((uint64_t)64 << 20)
 #define SEGMENT_BYTES_MAX ((uint64_t)4 << 30)
-#define BUDGET_BYTES_MAX ((uint64_t)1 << 50)
 #define RUN_BYTES ((size_t)2 << 20) /* the largest single read or write */
 
 /* ---- lock and format ---- */
@@ -66,17 +68,24 @@ static kv_status_t lock_directory(kv_disk_t *disk, kv_error_t *error)
     return KV_OK;
 }
 
-static kv_status_t write_format(
-    kv_files_t *files, const char *path, uint64_t segment_bytes, kv_error_t *error)
+kv_status_t kv_directory_write_format(
+    const kv_disk_t *disk, uint64_t segment_bytes, kv_error_t *error)
 {
-    char text[FORMAT_BYTES_MAX];
+    kv_files_t *files = disk->files;
+    char path[KV_FOLDER_BYTES + 16], text[FORMAT_BYTES_MAX];
+    snprintf(path, sizeof path, "%s/format", disk->folder);
+    bool disks = disk->id[0] != '\0';
     int length = snprintf(text, sizeof text, "kvist-store %d\nsegment_bytes %ju\n",
-        DIRECTORY_FORMAT, (uintmax_t)segment_bytes);
+        disks ? FORMAT_DISKS : FORMAT_ONE_DISK, (uintmax_t)segment_bytes);
+    if (disks) {
+        length += snprintf(text + length, sizeof text - (size_t)length, "id %s\ndisks %u\n",
+            disk->id, disk->known_count);
+    }
     int fd = files->ops->open(files, path, KV_FILES_WRITE | KV_FILES_CREATE);
     if (fd < 0) {
         return kv_fail_errno(error, -fd, "cannot make %s", path);
     }
-    /* In place, since another version's text has the same length: no crash leaves half of it. */
+    /* In place: what changes keeps its length, or is added, and all is in one sector. */
     int64_t result = files->ops->write(files, fd, text, (size_t)length, 0);
     if (result >= 0) {
         result = files->ops->sync(files, fd);
@@ -117,50 +126,42 @@ static kv_status_t read_format(kv_disk_t *disk, uint64_t *segment_bytes, kv_erro
     if (status != KV_OK) {
         return status;
     }
-    unsigned version = 0;
+    unsigned version = 0, known_count = 0;
     uintmax_t stored_bytes = 0;
-    int fields = sscanf(text, "kvist-store %u\nsegment_bytes %ju\n", &version, &stored_bytes);
-    if (fields >= 1 && version > DIRECTORY_FORMAT && version < 1000) {
+    char id[KV_STORE_ID_BYTES];
+    int fields = sscanf(text, "kvist-store %u\nsegment_bytes %ju\nid %32[0-9a-f]\ndisks %u\n",
+        &version, &stored_bytes, id, &known_count);
+    if (fields >= 1 && version > FORMAT_DISKS && version < 1000) {
         return kv_fail(error, KV_REFUSED,
-            "%s has format %u, this program reads %d and %d: use another directory or the program "
+            "%s has format %u, this program reads %d to %d: use another directory or the program "
             "that wrote it",
-            disk->folder, version, DIRECTORY_FORMAT_MIN, DIRECTORY_FORMAT);
+            disk->folder, version, FORMAT_MIN, FORMAT_DISKS);
     }
-    bool usable = fields == 2 && version >= DIRECTORY_FORMAT_MIN &&
-                  stored_bytes % KV_PAGE_BYTES == 0 && stored_bytes > 0 &&
-                  stored_bytes <= SEGMENT_BYTES_MAX;
+    if (fields == 4 && strlen(id) == sizeof id - 1 && known_count >= 1 &&
+        known_count <= KV_VOLUMES_MAX) {
+        memcpy(disk->id, id, sizeof id);
+        disk->known_count = known_count;
+    }
+    bool usable = fields >= 2 && version >= FORMAT_MIN && stored_bytes % KV_PAGE_BYTES == 0 &&
+                  stored_bytes > 0 && stored_bytes <= SEGMENT_BYTES_MAX;
     if (usable) {
         if (stored_bytes != *segment_bytes) {
             kv_log_info("store", "keeping the directory's segment_bytes %ju", stored_bytes);
         }
         *segment_bytes = stored_bytes;
-        if (version == DIRECTORY_FORMAT) {
+        if (version >= FORMAT_ONE_DISK) {
             return KV_OK;
         }
-        kv_log_info("store", "%s: from now on in format %d", disk->folder, DIRECTORY_FORMAT);
-        return write_format(disk->files, path, *segment_bytes, error);
+        kv_log_info("store", "%s: from now on in format %d", disk->folder, FORMAT_ONE_DISK);
+        return kv_directory_write_format(disk, *segment_bytes, error);
     }
     if (text[0] != '\0') {
         kv_log_warn("store", "%s is damaged: written anew", path);
     }
-    return write_format(disk->files, path, *segment_bytes, error);
+    return kv_directory_write_format(disk, *segment_bytes, error);
 }
 
 /* ---- bounds ---- */
-
-static kv_status_t check_budget(
-    const kvist_store_t *store, uint64_t bytes_per_day, kv_error_t *error)
-{
-    uint64_t least_bytes = BUDGET_RECORDS_MIN * store->record_bytes_max;
-    if (bytes_per_day != 0 && (bytes_per_day < least_bytes || bytes_per_day > BUDGET_BYTES_MAX)) {
-        return kv_fail(error, KV_INVALID,
-            "write_bytes_per_day is %ju: it must be 0 (no bound), or %ju (%d records of this "
-            "model) to %ju",
-            (uintmax_t)bytes_per_day, (uintmax_t)least_bytes, BUDGET_RECORDS_MIN,
-            (uintmax_t)BUDGET_BYTES_MAX);
-    }
-    return KV_OK;
-}
 
 static kv_status_t check_sizes(
     const kvist_store_t *store, uint64_t segment_bytes, uint64_t disk_bytes, kv_error_t *error)
@@ -210,15 +211,13 @@ static void visit_mark(
     marks_t *marks = context;
     kv_segment_entry_t segment;
     kv_note_entry_t note;
-    kv_budget_entry_t budget;
     if (kv_segment_entry_read(key, key_bytes, value, value_bytes, &segment)) {
         visit_segment(marks->store, &segment);
     } else if (kv_complete_entry_is(key, key_bytes)) {
         marks->complete = true;
-    } else if (kv_budget_entry_read(key, key_bytes, value, value_bytes, &budget)) {
-        kv_budget_restore(marks->store, &budget);
     } else if (kv_note_entry_read(key, key_bytes, value, value_bytes, &note) &&
-               !kv_mark_restore(marks->store, &note)) {
+               !kv_mark_restore(marks->store, &note) &&
+               !kv_disks_away(marks->store->disk, note.segment)) {
         kv_index_batch_delete(&marks->store->disk->filling, key, key_bytes);
     }
 }
@@ -397,6 +396,7 @@ static void open_lanes(kvist_store_t *store)
         store->disk->lanes[i].store = store;
         store->disk->lanes[i].victim.segment = KV_SEGMENT_NONE;
         store->disk->lanes[i].filling = KV_SEGMENT_NONE;
+        store->disk->disk_files[i] = -1;
     }
 }
 
@@ -412,11 +412,15 @@ static kv_status_t read_directory(
         kv_fill_open(store, rebuild, seams != NULL ? seams->fill_at_once : 0);
         status = scan_tails(store, rebuild, error);
     }
+    if (status == KV_OK && store->disk->missing != 0) {
+        kv_complete_entry_delete(&store->disk->filling); /* until all are there again */
+        kv_fill_spare(store);
+    }
     return status;
 }
 
 /* Its name is durable before anything in it is said to be. */
-static kv_status_t make_directory(kv_files_t *files, const char *path, kv_error_t *error)
+kv_status_t kv_directory_make(kv_files_t *files, const char *path, kv_error_t *error)
 {
     int made = files->ops->make_folder(files, path);
     if (made == -EEXIST) {
@@ -444,13 +448,13 @@ kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *
         params->segment_bytes != 0 ? params->segment_bytes : SEGMENT_BYTES_DEFAULT;
     kv_status_t status = check_sizes(store, segment_bytes, params->disk_bytes, error);
     if (status == KV_OK) {
-        status = check_budget(store, params->write_bytes_per_day, error);
+        status = kv_disks_check(params, segment_bytes, error);
     }
     if (status != KV_OK) {
         return status;
     }
     kv_files_t *files = seams != NULL && seams->files != NULL ? seams->files : kv_files_posix();
-    status = make_directory(files, params->directory, error);
+    status = kv_directory_make(files, params->directory, error);
     if (status != KV_OK) {
         return status;
     }
@@ -458,8 +462,8 @@ kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *
     store->disk = disk;
     disk->files = files;
     disk->lock_fd = -1;
+    disk->known_count = 1;
     open_lanes(store);
-    kv_budget_open(store, params->write_bytes_per_day);
     snprintf(disk->folder, sizeof disk->folder, "%s", params->directory);
     status = lock_directory(disk, error);
     if (status == KV_OK) {
@@ -469,9 +473,15 @@ kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *
         status = check_sizes(store, segment_bytes, params->disk_bytes, error);
     }
     if (status == KV_OK) {
+        status = kv_disks_check(params, segment_bytes, error); /* the directory's segment_bytes */
+    }
+    if (status == KV_OK) {
         kv_segments_init(&disk->segments, files, segment_bytes);
         status = kv_segments_add_volume(
             &disk->segments, disk->folder, (uint32_t)(params->disk_bytes / segment_bytes), error);
+    }
+    if (status == KV_OK) {
+        status = kv_disks_open(store, params, error);
     }
     if (status == KV_OK) {
         status = open_staging(store, error);
@@ -510,8 +520,8 @@ void kv_directory_close(kvist_store_t *store)
     kv_region_unmap(&disk->staging_region);
     kv_index_batch_release(&disk->filling);
     kv_mark_close(store);
-    kv_budget_close(store);
     free(disk->queue);
+    kv_disks_close(disk);
     if (disk->lock_fd >= 0) {
         disk->files->ops->close(disk->files, disk->lock_fd);
     }

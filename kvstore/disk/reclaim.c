@@ -550,6 +550,7 @@ static void take_room(kvist_store_t *store, uint32_t number, size_t bytes, uint3
     *segment_out = number;
     *offset_out = segments->items[number].append_bytes;
     segments->items[number].append_bytes += bytes;
+    store->disk->lanes[segments->items[number].volume].placed_bytes += bytes;
     kv_segments_hold(segments, number);
 }
 
@@ -603,14 +604,24 @@ static kv_status_t reserve_in(kvist_store_t *store, uint32_t volume, size_t byte
     return is_blocked(store, lane) && !lane->beginning ? KV_NO_SPACE : KV_BUSY;
 }
 
-/* The volume that has least to write goes first, so that their rates add up. */
+/* The volume that got least for its size goes first, so that they fill alike; but for one that is
+ * behind with half of what can be under way, so that their rates add up. */
+static bool goes_first(const kv_disk_t *disk, uint32_t volume, uint32_t other)
+{
+    const kv_lane_t *a = &disk->lanes[volume], *b = &disk->lanes[other];
+    uint64_t much = (KV_STAGING_COUNT - KV_STAGING_FOR_READS) / 2 * disk->staging_bytes;
+    if ((a->writing_bytes >= much) != (b->writing_bytes >= much)) {
+        return a->writing_bytes < much;
+    }
+    return (double)a->placed_bytes * disk->segments.volumes[other]->segments_max <
+           (double)b->placed_bytes * disk->segments.volumes[volume]->segments_max;
+}
+
 static uint32_t next_volume(const kv_disk_t *disk, uint32_t tried)
 {
     uint32_t best = KV_VOLUMES_MAX;
     for (uint32_t i = 0; i < disk->segments.volume_count; i++) {
-        if ((tried & 1u << i) == 0 &&
-            (best == KV_VOLUMES_MAX ||
-                disk->lanes[i].writing_bytes < disk->lanes[best].writing_bytes)) {
+        if ((tried & 1u << i) == 0 && (best == KV_VOLUMES_MAX || goes_first(disk, i, best))) {
             best = i;
         }
     }

@@ -70,7 +70,7 @@ static bool decode_header(
 
 void kv_segments_init(kv_segments_t *segments, kv_files_t *files, uint64_t segment_bytes)
 {
-    *segments = (kv_segments_t){.files = files, .segment_bytes = segment_bytes};
+    *segments = (kv_segments_t){.files = files, .segment_bytes = segment_bytes, .known_count = 1};
 }
 
 /* Numbers up to this one exist from now on. */
@@ -88,17 +88,31 @@ static void extend(kv_segments_t *segments, uint32_t number)
     }
 }
 
-uint32_t kv_segments_absent(kv_segments_t *segments)
+uint32_t kv_segments_owner(const kv_segments_t *segments, uint32_t number)
 {
-    while (segments->first_absent < segments->count &&
-           segments->items[segments->first_absent].state != KV_SEGMENT_ABSENT) {
+    uint32_t owner = number % KV_VOLUMES_MAX;
+    return owner < segments->known_count ? owner : 0;
+}
+
+static bool is_absent(const kv_segments_t *segments, uint32_t number)
+{
+    return number >= segments->count || segments->items[number].state == KV_SEGMENT_ABSENT;
+}
+
+uint32_t kv_segments_absent(kv_segments_t *segments, uint32_t volume)
+{
+    while (!is_absent(segments, segments->first_absent)) {
         segments->first_absent++;
     }
-    if (segments->first_absent >= KV_SEGMENTS_MAX) {
+    uint32_t number = segments->first_absent;
+    while (!is_absent(segments, number) || kv_segments_owner(segments, number) != volume) {
+        number++;
+    }
+    if (number >= KV_SEGMENTS_MAX) {
         return KV_SEGMENT_NONE;
     }
-    extend(segments, segments->first_absent);
-    return segments->first_absent;
+    extend(segments, number);
+    return number;
 }
 
 void kv_segments_enter_full(kv_segments_t *segments, uint32_t number)
@@ -458,8 +472,7 @@ static kv_status_t keep_quota(kv_segments_t *segments, uint32_t number, kv_error
     return status;
 }
 
-kv_status_t kv_segments_add_volume(
-    kv_segments_t *segments, const char *folder, uint32_t segments_max, kv_error_t *error)
+static uint32_t add_volume(kv_segments_t *segments, const char *folder, uint32_t segments_max)
 {
     KV_CHECK(segments->volume_count < KV_VOLUMES_MAX);
     uint32_t number = segments->volume_count++;
@@ -467,6 +480,7 @@ kv_status_t kv_segments_add_volume(
     segments->volumes[number] = volume;
     *volume = (kv_volume_t){
         .segments_max = segments_max,
+        .segments_asked = segments_max,
         .open = KV_SEGMENT_NONE,
         .ready = KV_SEGMENT_NONE,
         .first_spare = KV_SEGMENT_NONE,
@@ -474,6 +488,18 @@ kv_status_t kv_segments_add_volume(
         .last_full = KV_SEGMENT_NONE,
     };
     snprintf(volume->folder, sizeof volume->folder, "%s", folder);
+    return number;
+}
+
+void kv_segments_add_missing(kv_segments_t *segments, const char *folder)
+{
+    add_volume(segments, folder, 0);
+}
+
+kv_status_t kv_segments_add_volume(
+    kv_segments_t *segments, const char *folder, uint32_t segments_max, kv_error_t *error)
+{
+    uint32_t number = add_volume(segments, folder, segments_max);
     taking_t taking = {.segments = segments, .volume = number, .error = error};
     int listed = segments->files->ops->list(segments->files, folder, visit_file, &taking);
     if (listed < 0) {

@@ -1,5 +1,6 @@
 /* Segments: preallocated files of records, written once from front to back in each of their lives.
- * A volume is one disk's folder of them; segments are numbered over all volumes.
+ * A volume is one disk's folder of them; segments are numbered over all volumes: of volume v (not
+ * the first) are the numbers n with n % 8 == v, of the first all that no other has.
  *
  *   absent --make--> spare --begin--> ready --> open --(full)--> full --begin--> ready ...
  *              \______________________/                            |
@@ -34,6 +35,7 @@ enum {
     KV_FOLDER_BYTES = 3072,
     KV_SEGMENT_PATH_BYTES = KV_FOLDER_BYTES + 64,
     KV_VOLUMES_MAX = 8,
+    KV_VOLUME_SEGMENTS_MAX = KV_SEGMENTS_MAX / KV_VOLUMES_MAX, /* but for the first */
 };
 
 typedef enum {
@@ -63,6 +65,7 @@ typedef struct {
 typedef struct {
     char folder[KV_FOLDER_BYTES];
     uint32_t segments_max;          /* the quota, or less where the disk has no room for it */
+    uint32_t segments_asked;        /* the quota that it was opened with */
     uint32_t present_count;         /* files */
     uint32_t open, ready;           /* KV_SEGMENT_NONE: none */
     uint32_t first_spare;           /* filled ones first */
@@ -75,6 +78,7 @@ typedef struct {
     uint64_t segment_bytes;
     kv_volume_t *volumes[KV_VOLUMES_MAX];
     uint32_t volume_count;
+    uint32_t known_count; /* volumes that have numbers of their own: also those that are missing */
     kv_segment_t *items;
     uint32_t count, capacity;                  /* of items; numbers are below it */
     uint32_t first_absent;                     /* no number below this is absent */
@@ -90,10 +94,16 @@ void kv_segments_init(kv_segments_t *segments, kv_files_t *files, uint64_t segme
  * the quota is removed, the oldest first. */
 kv_status_t kv_segments_add_volume(
     kv_segments_t *segments, const char *folder, uint32_t segments_max, kv_error_t *error);
+
+/* One whose folder is not there: it has no segments, and its numbers are nobody else's. */
+void kv_segments_add_missing(kv_segments_t *segments, const char *folder);
 void kv_segments_close(kv_segments_t *segments);
 
-/* The number of an absent segment, or KV_SEGMENT_NONE. */
-uint32_t kv_segments_absent(kv_segments_t *segments);
+/* Whose a number is, unless its file lies in the first volume from before there were others. */
+uint32_t kv_segments_owner(const kv_segments_t *segments, uint32_t number);
+
+/* The number of an absent segment of the volume's, or KV_SEGMENT_NONE. */
+uint32_t kv_segments_absent(kv_segments_t *segments, uint32_t volume);
 
 /* The ring's number of the segment's file, opened if need be. */
 kv_status_t kv_segments_file(

@@ -103,6 +103,11 @@ void kv_fill_end_scan(kvist_store_t *store, const kv_scan_t *scan)
     }
 }
 
+void kv_fill_spare(kvist_store_t *store)
+{
+    store->disk->fill->unread = true;
+}
+
 bool kv_fill_unread(const kvist_store_t *store)
 {
     return store->disk->fill->unread;

@@ -39,6 +39,8 @@ void kv_fill_mark_torn(kvist_store_t *store, const kv_entry_t *entry);
 
 /* A segment was scanned from where the index knew it to its end. */
 void kv_fill_end_scan(kvist_store_t *store, const kv_scan_t *scan);
+/* Records of what has no parent are left alone: it may be there again. */
+void kv_fill_spare(kvist_store_t *store);
 bool kv_fill_unread(const kvist_store_t *store); /* something could not be read now */
 
 /* From here on the segments in their present state are what is to be read. */

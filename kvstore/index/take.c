@@ -239,7 +239,8 @@ static void discard(kv_taking_t *taking, const kv_entry_t *entry, outcome_t outc
 void kv_take_entry(kv_taking_t *taking, const kv_entry_t *entry, uint32_t wanted)
 {
     outcome_t outcome = take(taking, entry, wanted);
-    if (outcome != TAKEN && outcome != PUT_OFF) {
+    bool away = outcome == STALE && kv_disks_away(taking->store->disk, entry->segment);
+    if (outcome != TAKEN && outcome != PUT_OFF && !away) {
         discard(taking, entry, outcome);
     }
 }

@@ -42,18 +42,21 @@ typedef struct {
     bool complete;    /* the disk holds all contexts: nothing may be forgotten */
     uint32_t failing; /* one in so many writes and syncs fails; 0: none */
     uint32_t groups;
+    uint32_t second_segments; /* of a second disk; 0: none */
 } setting_t;
 
 static const setting_t SETTINGS[] = {
-    {16, 0, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 1},
-    {14, 6, 8, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, true, 0, 1},
-    {16, 8, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_LZ4, true, 0, 1},
-    {16, 0, 2, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 0, 1},
-    {14, 6, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 0, 1},
-    {16, 6, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 8, 1},
-    {14, 0, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 20, 1},
-    {1, 48, 16, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 2},
-    {1, 48, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_LZ4, false, 0, 2},
+    {16, 0, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 1, 0},
+    {14, 6, 8, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, true, 0, 1, 0},
+    {16, 8, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_LZ4, true, 0, 1, 0},
+    {16, 0, 2, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 0, 1, 0},
+    {14, 6, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 0, 1, 0},
+    {16, 6, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 8, 1, 0},
+    {14, 0, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 20, 1, 0},
+    {1, 48, 16, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 2, 0},
+    {1, 48, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_LZ4, false, 0, 2, 0},
+    {16, 0, 6, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 1, 6},
+    {14, 6, 2, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 20, 1, 2},
 };
 
 typedef struct world world_t;
@@ -270,6 +273,11 @@ static void world_init(world_t *world, const setting_t *setting, uint64_t seed)
     world->bench.params.directory = "/disk/store";
     world->bench.params.segment_bytes = 128 << 10;
     world->bench.params.disk_bytes = setting->segments * world->bench.params.segment_bytes;
+    static kvist_disk_params_t second;
+    second = (kvist_disk_params_t){
+        "/disk/second", setting->second_segments * world->bench.params.segment_bytes};
+    world->bench.params.disks = &second;
+    world->bench.params.disk_count = setting->second_segments > 0 ? 1 : 0;
     world->bench.params.persist = setting->persist;
     world->bench.params.codec = setting->codec;
     world->bench.seams.memory_index = &world->index;
