@@ -97,6 +97,10 @@ static void describe_bounds(const kv_option_t *option, char *text_out, size_t by
     case KV_OPTION_ENUM:
         snprintf(text_out, bytes, "one of %s", option->names);
         break;
+    case KV_OPTION_DISKS:
+        snprintf(
+            text_out, bytes, "at most %s of FOLDER=SIZE, without commas, of 1MiB or more", most);
+        break;
     case KV_OPTION_ADDRESSES:
         snprintf(text_out, bytes, "at most %s of host:port with a numeric host", most);
         break;
@@ -207,16 +211,38 @@ static void clear_list(kv_string_list_t *list)
     *list = (kv_string_list_t){0};
 }
 
+kv_status_t kv_options_disk(const char *item, char **folder_out, uint64_t *bytes_out)
+{
+    const char *size = strrchr(item, '=');
+    if (size == NULL || size == item || kv_size_parse(size + 1, bytes_out) != KV_OK ||
+        *bytes_out < 1 << 20 || !kv_utf8_valid(item, strlen(item))) {
+        return KV_INVALID;
+    }
+    *folder_out = kv_duplicate_string(item);
+    (*folder_out)[size - item] = '\0';
+    return KV_OK;
+}
+
+static bool item_is_good(const kv_option_t *option, const char *item)
+{
+    struct sockaddr_storage address;
+    uint64_t bytes;
+    char *folder = NULL;
+    bool good = option->type == KV_OPTION_DISKS ? kv_options_disk(item, &folder, &bytes) == KV_OK
+                                                : kv_address_parse(item, &address, NULL) == KV_OK;
+    free(folder);
+    return good;
+}
+
 /* Sets one option. place: "command line", "FILE:12"; values of a list are its items. */
 static kv_status_t store_value(kv_options_t *options, const kv_option_t *option,
     const kv_string_list_t *values, const char *place, kv_error_t *error)
 {
     char bounds[TEXT_BYTES];
-    struct sockaddr_storage address;
     const char *wrong = NULL;
-    if (option->type == KV_OPTION_ADDRESSES) {
+    if (kv_option_is_list(option)) {
         for (uint32_t i = 0; i < values->count && wrong == NULL; i++) {
-            if (kv_address_parse(values->items[i], &address, NULL) != KV_OK || i >= option->max) {
+            if (!item_is_good(option, values->items[i]) || i >= option->max) {
                 wrong = values->items[i];
             }
         }
@@ -248,7 +274,7 @@ static kv_status_t store_text(kv_options_t *options, const kv_option_t *option, 
     char *copy = kv_duplicate_string(text);
     char *items[KV_OPTION_LIST_MAX + 1] = {copy};
     kv_string_list_t values = {.items = items, .count = 1};
-    if (option->type == KV_OPTION_ADDRESSES) {
+    if (kv_option_is_list(option)) {
         values.count = 0;
         char *rest = copy, *item;
         while (values.count <= KV_OPTION_LIST_MAX && (item = strsep(&rest, ",")) != NULL) {
@@ -276,9 +302,8 @@ static kv_status_t take_file(kv_options_t *options, const char *path, kv_error_t
         if (status != KV_OK) {
             uint32_t item = 0;
             char place[PLACE_BYTES];
-            struct sockaddr_storage address;
-            while (KV_OPTIONS[i].type == KV_OPTION_ADDRESSES && item + 1 < file.values[i].count &&
-                   kv_address_parse(file.values[i].items[item], &address, NULL) == KV_OK) {
+            while (kv_option_is_list(&KV_OPTIONS[i]) && item + 1 < file.values[i].count &&
+                   item_is_good(&KV_OPTIONS[i], file.values[i].items[item])) {
                 item++;
             }
             snprintf(place, sizeof place, "%s:%u", path, kv_options_file_line(path, i, item));
@@ -465,7 +490,7 @@ static bool is_text(const kv_option_t *option)
 void kv_options_clear(kv_options_t *options)
 {
     for (uint32_t i = 0; i < KV_OPTION_COUNT; i++) {
-        if (KV_OPTIONS[i].type == KV_OPTION_ADDRESSES) {
+        if (kv_option_is_list(&KV_OPTIONS[i])) {
             clear_list(member_of(options, &KV_OPTIONS[i]));
         } else if (is_text(&KV_OPTIONS[i])) {
             replace(member_of(options, &KV_OPTIONS[i]), NULL);

@@ -19,7 +19,12 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum { KV_OPTION_LIST_MAX = 64, KV_OPTION_KEY_BYTES_MIN = 16, KV_CLUSTER_KEY_BYTES_MAX = 1024 };
+enum {
+    KV_OPTION_LIST_MAX = 64,
+    KV_OPTION_DISKS_MAX = 7,
+    KV_OPTION_KEY_BYTES_MIN = 16,
+    KV_CLUSTER_KEY_BYTES_MAX = 1024,
+};
 
 typedef struct {
     char **items;
@@ -55,11 +60,11 @@ typedef struct {
         uint64_t host_bytes;
         char *directory; /* empty after kv_options_load: no disk tier */
         uint64_t disk_bytes;
+        kv_string_list_t disks; /* "FOLDER=SIZE": kv_options_disk */
         uint64_t segment_bytes;
-        uint64_t write_bytes_per_day; /* 0: any */
-        int persist;                  /* kvist_persist_t */
-        int codec;                    /* kvist_codec_t */
-        int io;                       /* kvist_io_t */
+        int persist; /* kvist_persist_t */
+        int codec;   /* kvist_codec_t */
+        int io;      /* kvist_io_t */
     } store;
     struct {
         uint32_t queue_max;
@@ -115,6 +120,9 @@ typedef enum { KV_OPTIONS_RUN, KV_OPTIONS_HELP, KV_OPTIONS_VERSION } kv_options_
 kv_status_t kv_options_load(const kv_options_program_t *program, int argc, char **argv,
     kv_options_t *options_out, kv_options_action_t *action_out, kv_error_t *error);
 void kv_options_clear(kv_options_t *options);
+
+/* An item of store.disks; folder_out is released with free(). */
+kv_status_t kv_options_disk(const char *item, char **folder_out, uint64_t *bytes_out);
 
 /* Every option of the program's sections with default, bounds and meaning. */
 void kv_options_print_help(const kv_options_program_t *program, FILE *stream);

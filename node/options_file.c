@@ -104,7 +104,7 @@ static cyaml_schema_field_t make_field(const kv_option_t *option, unsigned slot)
 {
     size_t offset = offsetof(section_t, slots) + slot * sizeof(slot_t);
     cyaml_schema_field_t field = make_scalar(option->name, offset, 0);
-    if (option->type == KV_OPTION_ADDRESSES) {
+    if (kv_option_is_list(option)) {
         field.count_offset = (uint32_t)(offset + offsetof(slot_t, count));
         field.count_size = sizeof(unsigned);
         field.value = (cyaml_schema_value_t){.type = CYAML_SEQUENCE,
@@ -235,11 +235,11 @@ static void take_slot(const kv_option_t *option, const slot_t *slot, kv_string_l
     if (slot->text == NULL) {
         return;
     }
-    list->count = option->type == KV_OPTION_ADDRESSES ? slot->count : 1;
+    list->count = kv_option_is_list(option) ? slot->count : 1;
     list->items = kv_allocate_array(list->count + 1, sizeof *list->items);
     for (uint32_t i = 0; i < list->count; i++) {
         list->items[i] =
-            kv_duplicate_string(option->type == KV_OPTION_ADDRESSES ? slot->items[i] : slot->text);
+            kv_duplicate_string(kv_option_is_list(option) ? slot->items[i] : slot->text);
     }
 }
 

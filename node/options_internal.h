@@ -14,6 +14,7 @@ typedef enum {
     KV_OPTION_BOOL,
     KV_OPTION_ENUM,
     KV_OPTION_ADDRESSES, /* list of "host:port" */
+    KV_OPTION_DISKS,     /* list of "FOLDER=SIZE" */
 } kv_option_type_t;
 
 typedef struct {
@@ -25,6 +26,11 @@ typedef struct {
     kv_option_type_t type;
     bool power_of_two;
 } kv_option_t;
+
+static inline bool kv_option_is_list(const kv_option_t *option)
+{
+    return option->type == KV_OPTION_ADDRESSES || option->type == KV_OPTION_DISKS;
+}
 
 extern const kv_option_t KV_OPTIONS[];
 extern const uint32_t KV_OPTION_COUNT;

@@ -111,12 +111,17 @@ const kv_option_t KV_OPTIONS[] = {
     TEXT(STORE, store, directory, KV_OPTION_PATH, "", 0, 4096,
         "folder of the disk tier, one process at a time; empty: kvist/NAME in $XDG_DATA_HOME or "
         "~/.local/share; none: no disk tier"),
-    SIZE(STORE, store, disk_bytes, "8GiB", 1 << 20, 1024 * TIB, "quota of the disk tier"),
+    SIZE(STORE, store, disk_bytes, "8GiB", 1 << 20, 1024 * TIB,
+        "quota of the disk tier, in that folder"),
+    {.section = KV_SECTION_STORE,
+        .name = "disks",
+        .type = KV_OPTION_DISKS,
+        .offset = AT(store, disks),
+        .initial = "",
+        .max = KV_OPTION_DISKS_MAX,
+        .help = "further disks as FOLDER=SIZE, each with its quota; always in the same order, new "
+                "ones at the end"},
     SIZE(STORE, store, segment_bytes, "64MiB", 1 << 20, 4 * GIB, "size of one segment file"),
-    SIZE(STORE, store, write_bytes_per_day, "0", 0, 1024 * TIB,
-        "most that is written to the disk tier in a day, for the drive's endurance: when it is "
-        "low, "
-        "what was asked for again goes first; 0: any"),
     CHOICE(STORE, store, persist, "eager", "eager|spill",
         "eager: written to disk in the background as it is made; spill: when it leaves host "
         "memory"),

@@ -465,6 +465,14 @@ static kv_status_t open_store(core_t *core, kv_error_t *error)
 {
     const kv_options_t *options = core->public.options;
     kvist_layout_t layout = kvist_layout_plain(&core->public.info->shape);
+    char *folders[KV_OPTION_DISKS_MAX] = {0};
+    kvist_disk_params_t disks[KV_OPTION_DISKS_MAX];
+    uint32_t disk_count = options->store.directory[0] != '\0' ? options->store.disks.count : 0;
+    for (uint32_t i = 0; i < disk_count; i++) { /* which the options have checked */
+        KV_CHECK(
+            kv_options_disk(options->store.disks.items[i], &folders[i], &disks[i].bytes) == KV_OK);
+        disks[i].folder = folders[i];
+    }
     kvist_store_params_t params = {
         .layout = &layout,
         .device = core->device,
@@ -473,14 +481,19 @@ static kv_status_t open_store(core_t *core, kv_error_t *error)
         .host_bytes = options->store.host_bytes,
         .directory = options->store.directory[0] != '\0' ? options->store.directory : NULL,
         .disk_bytes = options->store.disk_bytes,
+        .disks = disks,
+        .disk_count = disk_count,
         .segment_bytes = options->store.segment_bytes,
-        .write_bytes_per_day = options->store.write_bytes_per_day,
         .persist = (kvist_persist_t)options->store.persist,
         .codec = (kvist_codec_t)options->store.codec,
         .io = (kvist_io_t)options->store.io,
         .origin = options->node.name,
     };
-    return kvist_store_open(&params, &core->public.store, error);
+    kv_status_t status = kvist_store_open(&params, &core->public.store, error);
+    for (uint32_t i = 0; i < disk_count; i++) {
+        free(folders[i]);
+    }
+    return status;
 }
 
 static kv_status_t open_transport(core_t *core, kv_error_t *error)

@@ -96,7 +96,7 @@ static void test_precedence(void **state)
     kv_options_t options;
     kv_error_t error;
     const char *const more[] = {"--store.disk_bytes=3GiB", "--decode.prefill_nodes",
-        "127.0.0.1:1,[::1]:2", "--store.directory=none", NULL};
+        "127.0.0.1:1,[::1]:2", "--store.directory=none", "--store.disks=/a=2GiB,/b=c=1MiB", NULL};
     const char *text =
         "store:\n  disk_bytes: 5GiB\n  host_bytes: 1.5 GiB\n  persist: spill\n"
         "decode:\n  prefill_nodes: ['10.0.0.1:9', 'localhost:10']\n  transfer_limit: 250ms\n"
@@ -109,6 +109,13 @@ static void test_precedence(void **state)
     assert_string_equal(options.store.directory, "");
     assert_int_equal(options.decode.prefill_nodes.count, 2);
     assert_string_equal(options.decode.prefill_nodes.items[1], "[::1]:2");
+    assert_int_equal(options.store.disks.count, 2);
+    char *folder;
+    uint64_t bytes;
+    assert_int_equal(kv_options_disk(options.store.disks.items[1], &folder, &bytes), KV_OK);
+    assert_string_equal(folder, "/b=c");
+    assert_int_equal(bytes, 1 << 20);
+    free(folder);
     assert_int_equal(options.decode.transfer_limit_ns, 250000000);
     assert_string_equal(options.gateway.decode_nodes.items[0], "10.0.0.2:1");
     assert_true(options.model.f32);
@@ -141,6 +148,10 @@ static void test_file_errors(void **state)
     expect_file_error("store:\n  host_bytes: 2XB\n", ":2: store.host_bytes: \"2XB\"");
     expect_file_error("store:\n  disk_bytes: 1\n",
         ":2: store.disk_bytes: \"1\" is wrong: must be a size such as 2GiB, 1MiB to 1024TiB");
+    expect_file_error("store:\n  disks:\n    - /a=1GiB\n    - /b\n",
+        ":4: store.disks: \"/b\" is wrong: must be at most 7 of FOLDER=SIZE, without commas, of "
+        "1MiB or more");
+    expect_file_error("store:\n  disks: ['/a=1KiB']\n", ":2: store.disks: \"/a=1KiB\"");
     expect_file_error("decode:\n  reserve_limit: 5\n", ":2: decode.reserve_limit: \"5\" is wrong: "
                                                        "must be a duration");
     expect_file_error("decode:\n  reserve_limit: 2h\n", ":2: decode.reserve_limit: \"2h\"");
