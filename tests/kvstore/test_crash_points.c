@@ -102,6 +102,13 @@ static struct {
     bool good;
 } trying;
 
+/* Sanitizers look for other things than this test does, and take ten times as long. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { RUNS = 10, RUNS_LONG = 200 };
+#else
+enum { RUNS = 50, RUNS_LONG = 1000 };
+#endif
+
 #define EVERY_STOP UINT64_MAX
 #define NO_STOP (UINT64_MAX - 1)
 
@@ -666,7 +673,7 @@ static void every_stop_leaves_a_store_that_is_right(void **state)
     kv_log_setup("crash-points", (kv_log_level_t)(KV_LOG_ERROR + 1));
     const char *only = getenv("KVIST_STOP");
     uint64_t stop_at = only != NULL ? strtoull(only, NULL, 10) : EVERY_STOP;
-    uint32_t runs = only != NULL ? 1 : kv_test_long() ? 1000 : 50;
+    uint32_t runs = only != NULL ? 1 : kv_test_long() ? RUNS_LONG : RUNS;
     trying.good = false;
     for (uint32_t i = 0; i < runs; i++) {
         uint64_t seed = kv_test_seed() + i;
