@@ -133,6 +133,7 @@ static void survey(kvist_store_t *store, kv_drop_t *drop, uint32_t root, bool er
     for (uint32_t at = root; at != KV_OBJECT_NONE; at = next_in_subtree(store, root, at)) {
         kv_object_t *object = kv_table_at(store->table, at);
         drop->object_count++;
+        object->disk_flags &= ~KV_DISK_REFUSED; /* that is not why it will be gone */
         if (erase) {
             object->flags |= KV_OBJECT_ERASE;
         }

@@ -1,6 +1,7 @@
 #include "kvstore/figures.h"
 
 #include "base/memory.h"
+#include "kvstore/disk/budget.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +34,7 @@ void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out)
     kv_fill_progress(store, &stats_out->index_loaded, &stats_out->index_total);
     if (store->disk != NULL) {
         stats_out->disk_offline = store->disk->offline;
+        kv_budget_stats(store, stats_out);
         const kv_segments_t *segments = &store->disk->segments;
         for (uint32_t i = 0; i < segments->volume_count; i++) {
             stats_out->tiers[KVIST_TIER_DISK].capacity_bytes +=
@@ -78,6 +80,15 @@ static const figure_t STORE_FIGURES[] = {
     {GAUGE, "kvist_store_index_objects", "About how many objects there are.", STORE(index_total)},
     {COUNTER, "kvist_store_moved_objects_total",
         "Records that were moved on when their segment was reclaimed.", STORE(moved_objects)},
+    {GAUGE, "kvist_store_write_budget_bytes", "Bytes that may be written to disk in a day; 0: any.",
+        STORE(write_budget_bytes)},
+    {GAUGE, "kvist_store_write_left_bytes", "What is left of the write budget.",
+        STORE(write_left_bytes)},
+    {COUNTER, "kvist_store_segment_written_bytes_total",
+        "Bytes written to segment files: records, moved ones, markers, headers.",
+        STORE(segment_written_bytes)},
+    {COUNTER, "kvist_store_not_admitted_objects_total",
+        "Objects that the write budget kept off the disk.", STORE(not_admitted_objects)},
     {COUNTER, "kvist_store_damaged_objects_total", "Stored bytes that proved wrong.",
         STORE(damaged_objects)},
     {COUNTER, "kvist_store_failed_reads_total", "Reads that failed for now.", STORE(failed_reads)},

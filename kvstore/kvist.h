@@ -143,11 +143,12 @@ const char *kvist_tier_name(kvist_tier_t tier); /* "device", "host", "disk", "re
 
 /* Why a match ended where it did: the one list, docs/ARCHITECTURE.md. */
 typedef enum {
-    KVIST_MISS_NONE,     /* everything that was asked for was found */
-    KVIST_MISS_NEW,      /* the next block was never stored */
-    KVIST_MISS_SHORT,    /* what is left is less than a block */
-    KVIST_MISS_EXPIRED,  /* held until its limit, which has passed */
-    KVIST_MISS_PENDING,  /* another lease is storing the next block now: ask again */
+    KVIST_MISS_NONE,         /* everything that was asked for was found */
+    KVIST_MISS_NEW,          /* the next block was never stored */
+    KVIST_MISS_SHORT,        /* what is left is less than a block */
+    KVIST_MISS_EXPIRED,      /* held until its limit, which has passed */
+    KVIST_MISS_NOT_ADMITTED, /* stored, kept off the disk by its write budget, and gone by now */
+    KVIST_MISS_PENDING,      /* another lease is storing the next block now: ask again */
     KVIST_MISS_DAMAGED,  /* held, but the bytes are not what was stored; it and its descendants were
                             dropped */
     KVIST_MISS_FAILED,   /* could not be read now; it stays */
@@ -184,6 +185,19 @@ typedef struct {
     const kvist_disk_params_t *disks;
     uint32_t disk_count;
     uint64_t segment_bytes; /* 0: 64 MiB */
+
+    /* Of the disk tier, for the drive's endurance; 0: no bound. It comes back evenly, and what is
+     * not used is kept up to one day's: in the long run no more than this a day, after a quiet day
+     * at most twice this within one. All that is written to segment files counts: records, those
+     * moved on when a segment is reclaimed, markers, headers. The index does not (about 300 bytes a
+     * block, several times as its files are merged), and new files are not filled ahead.
+     * What nobody looked for again is admitted while more than a quarter of a day's is left, what a
+     * second request asked for or stored while there is any. That is decided where a chain's new
+     * part begins, and what follows goes with it; pinned blocks are always admitted. What is not
+     * admitted is kept in memory, is judged again when it is asked for, flushed or must go, and is
+     * dropped when nothing takes it. What is left outlives a restart; what was spent between the
+     * last flush and a power loss is forgotten. */
+    uint64_t write_bytes_per_day;
     kvist_persist_t
         persist; /* eager: written behind as sealed; spill: written when evicted from host memory */
     kvist_codec_t codec; /* of records on disk */
@@ -201,15 +215,16 @@ typedef struct kvist_store kvist_store_t;
 kv_status_t kvist_store_open(
     const kvist_store_params_t *params, kvist_store_t **store_out, kv_error_t *error);
 
-/* Makes everything sealed durable (persist eager and spill alike), then closes. Leases must have
- * been released. */
+/* Makes everything sealed durable (persist eager and spill alike) that the write budget admits,
+ * then closes. Leases must have been released. */
 void kvist_store_close(kvist_store_t *store);
 
 int kvist_store_fd(const kvist_store_t *store);
 void kvist_store_poll(kvist_store_t *store); /* never blocks */
 
 /* The callback runs when all that was sealed before the call is durable, or could not be made so
- * (its status). */
+ * (its status). Under a write budget KV_OK says so of what is admitted; what is not stays as it is,
+ * among kvist_stats_t.unsaved_objects. */
 void kvist_store_flush(
     kvist_store_t *store, void (*done)(void *context, kv_status_t status), void *context);
 
@@ -451,7 +466,10 @@ typedef struct {
     uint64_t barriers;        /* of durability, that the disk was asked for */
     uint64_t damaged_objects, failed_reads, failed_writes;
     uint64_t moved_objects; /* on disk, out of a segment that was reclaimed */
-    uint64_t pinned_bytes;  /* of objects with a pin; counted now and then: seconds old */
+    uint64_t write_budget_bytes, write_left_bytes; /* a day's; of it, now. 0 and 0: there is none */
+    uint64_t segment_written_bytes; /* all that the budget counts, since the store was opened */
+    uint64_t not_admitted_objects;  /* that the budget had no room for */
+    uint64_t pinned_bytes;          /* of objects with a pin; counted now and then: seconds old */
     uint64_t index_loaded, index_total; /* objects known, and about how many there are: equal once
                                             all that is on disk is known */
     bool index_loading; /* since the start; matches find everything that the index has, the list and

@@ -32,8 +32,8 @@ const char *kvist_tier_name(kvist_tier_t tier)
 
 const char *kvist_miss_name(kvist_miss_t miss)
 {
-    static const char *const NAMES[KVIST_MISS_COUNT] = {
-        "none", "new", "short", "expired", "pending", "damaged", "failed", "bypassed"};
+    static const char *const NAMES[KVIST_MISS_COUNT] = {"none", "new", "short", "expired",
+        "not-admitted", "pending", "damaged", "failed", "bypassed"};
     return (unsigned)miss < KVIST_MISS_COUNT ? NAMES[miss] : "unknown";
 }
 

@@ -10,6 +10,7 @@
  *   verify.c   reads everything                  show.c     one block
  *   disks.c    further folders of segments
  *   keep.c     terms by key, the sweep           fill.c, take.c  the disk -> the table
+ *   budget.c   bytes written in a day
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
@@ -64,6 +65,7 @@ typedef struct kv_marks kv_marks_t;
 typedef struct kv_drop kv_drop_t;
 typedef struct kv_verify kv_verify_t;
 typedef struct kv_fill kv_fill_t;
+typedef struct kv_budget kv_budget_t;
 
 typedef struct kv_flush kv_flush_t;
 struct kv_flush {
@@ -158,6 +160,7 @@ typedef struct {
     kv_marks_t *marks;                /* NULL: none were ever queued */
     bool spare_records;               /* no marks are queued */
     kv_fill_t *fill;                  /* NULL: the table knows all that is on disk */
+    kv_budget_t *budget;              /* NULL: what is written has no bound */
 } kv_disk_t;
 
 /* What the store has for each layer group. */
@@ -351,7 +354,9 @@ uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out);
 /* ---- persist.c ---- */
 
 bool kv_persist_usable(const kvist_store_t *store);
-void kv_persist_queue(kvist_store_t *store, uint32_t number);
+
+/* false: the write budget has no room for it. Else it is on its way to the disk, or there. */
+bool kv_persist_queue(kvist_store_t *store, uint32_t number);
 void kv_persist_advance(kvist_store_t *store);
 void kv_persist_failed(
     kvist_store_t *store, uint32_t volume, uint32_t object_count, const char *reason);

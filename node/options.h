@@ -62,9 +62,10 @@ typedef struct {
         uint64_t disk_bytes;
         kv_string_list_t disks; /* "FOLDER=SIZE": kv_options_disk */
         uint64_t segment_bytes;
-        int persist; /* kvist_persist_t */
-        int codec;   /* kvist_codec_t */
-        int io;      /* kvist_io_t */
+        uint64_t write_bytes_per_day; /* 0: any */
+        int persist;                  /* kvist_persist_t */
+        int codec;                    /* kvist_codec_t */
+        int io;                       /* kvist_io_t */
     } store;
     struct {
         uint32_t queue_max;

@@ -122,6 +122,10 @@ const kv_option_t KV_OPTIONS[] = {
         .help = "further disks as FOLDER=SIZE, each with its quota; always in the same order, new "
                 "ones at the end"},
     SIZE(STORE, store, segment_bytes, "64MiB", 1 << 20, 4 * GIB, "size of one segment file"),
+    SIZE(STORE, store, write_bytes_per_day, "0", 0, 1024 * TIB,
+        "most that is written to the disk tier in a day, for the drive's endurance: when it is "
+        "low, "
+        "what was asked for again goes first; 0: any"),
     CHOICE(STORE, store, persist, "eager", "eager|spill",
         "eager: written to disk in the background as it is made; spill: when it leaves host "
         "memory"),

@@ -484,6 +484,7 @@ static kv_status_t open_store(core_t *core, kv_error_t *error)
         .disks = disks,
         .disk_count = disk_count,
         .segment_bytes = options->store.segment_bytes,
+        .write_bytes_per_day = options->store.write_bytes_per_day,
         .persist = (kvist_persist_t)options->store.persist,
         .codec = (kvist_codec_t)options->store.codec,
         .io = (kvist_io_t)options->store.io,

@@ -335,6 +335,10 @@ static void on_quota(void *context, const Kvist__Admin__Request *request, kv_adm
     body.object_count = disk->object_count;
     body.pinned_bytes = stats.pinned_bytes;
     body.written_bytes = disk->written_bytes;
+    body.write_budget_bytes = stats.write_budget_bytes;
+    body.write_left_bytes = stats.write_left_bytes;
+    body.segment_written_bytes = stats.segment_written_bytes;
+    body.not_admitted_objects = stats.not_admitted_objects;
     Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
     reply.body_case = KVIST__ADMIN__REPLY__BODY_QUOTA;
     reply.quota = &body;

@@ -15,6 +15,7 @@
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/log.h"
+#include "kvstore/disk/budget.h"
 #include "kvstore/index/entry.h"
 
 #include <errno.h>
@@ -32,10 +33,12 @@ enum {
 enum {
     INDEX_JOBS_MAX = 1 + KV_FILL_TASKS_MAX,
     SCAN_KNOWN_COUNT = 2,
-    FILL_BYTE = 0xa5, /* no record starts with it; disks may leave out zeros */
+    BUDGET_RECORDS_MIN = 8, /* a quarter of them is kept for what is asked for again */
+    FILL_BYTE = 0xa5,       /* no record starts with it; disks may leave out zeros */
 };
 #define SEGMENT_BYTES_DEFAULT ((uint64_t)64 << 20)
 #define SEGMENT_BYTES_MAX ((uint64_t)4 << 30)
+#define BUDGET_BYTES_MAX ((uint64_t)1 << 50)
 #define RUN_BYTES ((size_t)2 << 20) /* the largest single read or write */
 
 /* ---- lock and format ---- */
@@ -163,6 +166,20 @@ static kv_status_t read_format(kv_disk_t *disk, uint64_t *segment_bytes, kv_erro
 
 /* ---- bounds ---- */
 
+static kv_status_t check_budget(
+    const kvist_store_t *store, uint64_t bytes_per_day, kv_error_t *error)
+{
+    uint64_t least_bytes = BUDGET_RECORDS_MIN * store->record_bytes_max;
+    if (bytes_per_day != 0 && (bytes_per_day < least_bytes || bytes_per_day > BUDGET_BYTES_MAX)) {
+        return kv_fail(error, KV_INVALID,
+            "write_bytes_per_day is %ju: it must be 0 (no bound), or %ju (%d records of this "
+            "model) to %ju",
+            (uintmax_t)bytes_per_day, (uintmax_t)least_bytes, BUDGET_RECORDS_MIN,
+            (uintmax_t)BUDGET_BYTES_MAX);
+    }
+    return KV_OK;
+}
+
 static kv_status_t check_sizes(
     const kvist_store_t *store, uint64_t segment_bytes, uint64_t disk_bytes, kv_error_t *error)
 {
@@ -211,10 +228,13 @@ static void visit_mark(
     marks_t *marks = context;
     kv_segment_entry_t segment;
     kv_note_entry_t note;
+    kv_budget_entry_t budget;
     if (kv_segment_entry_read(key, key_bytes, value, value_bytes, &segment)) {
         visit_segment(marks->store, &segment);
     } else if (kv_complete_entry_is(key, key_bytes)) {
         marks->complete = true;
+    } else if (kv_budget_entry_read(key, key_bytes, value, value_bytes, &budget)) {
+        kv_budget_restore(marks->store, &budget);
     } else if (kv_note_entry_read(key, key_bytes, value, value_bytes, &note) &&
                !kv_mark_restore(marks->store, &note) &&
                !kv_disks_away(marks->store->disk, note.segment)) {
@@ -450,6 +470,9 @@ kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *
     if (status == KV_OK) {
         status = kv_disks_check(params, segment_bytes, error);
     }
+    if (status == KV_OK) {
+        status = check_budget(store, params->write_bytes_per_day, error);
+    }
     if (status != KV_OK) {
         return status;
     }
@@ -464,6 +487,7 @@ kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *
     disk->lock_fd = -1;
     disk->known_count = 1;
     open_lanes(store);
+    kv_budget_open(store, params->write_bytes_per_day);
     snprintf(disk->folder, sizeof disk->folder, "%s", params->directory);
     status = lock_directory(disk, error);
     if (status == KV_OK) {
@@ -520,6 +544,7 @@ void kv_directory_close(kvist_store_t *store)
     kv_region_unmap(&disk->staging_region);
     kv_index_batch_release(&disk->filling);
     kv_mark_close(store);
+    kv_budget_close(store);
     free(disk->queue);
     kv_disks_close(disk);
     if (disk->lock_fd >= 0) {

@@ -23,6 +23,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "kvstore/disk/budget.h"
 #include "kvstore/index/entry.h"
 
 #include <errno.h>
@@ -271,6 +272,7 @@ static void add_step(kvist_store_t *store, const mark_t *mark, char *at)
     if (!mark->holds) { /* else it is held already */
         kv_segments_hold(&store->disk->segments, mark->note.segment);
     }
+    kv_budget_spend(store, step->request.bytes);
     pop(marks);
 }
 

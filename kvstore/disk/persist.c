@@ -15,6 +15,7 @@
 #include "base/checksum.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "kvstore/disk/budget.h"
 #include "kvstore/index/entry.h"
 #include "kvstore/terms.h"
 
@@ -30,14 +31,8 @@ bool kv_persist_usable(const kvist_store_t *store)
 
 /* ---- the queue ---- */
 
-void kv_persist_queue(kvist_store_t *store, uint32_t number)
+static void push_queue(kv_disk_t *disk, uint32_t number)
 {
-    kv_disk_t *disk = store->disk;
-    kv_object_t *object = kv_table_at(store->table, number);
-    if ((object->flags & (KV_OBJECT_QUEUED | KV_OBJECT_WRITING | KV_OBJECT_DEAD)) != 0 ||
-        kv_object_on_disk(object)) {
-        return;
-    }
     if (disk->queue_count == disk->queue_capacity) {
         uint32_t capacity = disk->queue_capacity > 0 ? 2 * disk->queue_capacity : QUEUE_MIN;
         uint32_t *queue = kv_allocate_array(capacity, sizeof *queue);
@@ -51,8 +46,22 @@ void kv_persist_queue(kvist_store_t *store, uint32_t number)
     }
     disk->queue[(disk->queue_first + disk->queue_count++) % disk->queue_capacity] = number;
     disk->queued_total++;
+}
+
+bool kv_persist_queue(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    if ((object->flags & (KV_OBJECT_QUEUED | KV_OBJECT_WRITING | KV_OBJECT_DEAD)) != 0 ||
+        kv_object_on_disk(object)) {
+        return true;
+    }
+    if (!kv_budget_admits(store, number)) {
+        return false;
+    }
+    push_queue(store->disk, number);
     object->flags |= KV_OBJECT_QUEUED;
     kv_store_kick(store);
+    return true;
 }
 
 static uint32_t pop_queue(kv_disk_t *disk)
@@ -328,6 +337,7 @@ static void write_batch(kv_write_batch_t *batch)
         return;
     }
     lane_of(batch)->writing_bytes += batch->bytes;
+    kv_budget_spend(batch->store, batch->bytes);
     kv_ring_submit(disk->ring, &batch->request);
 }
 
@@ -628,6 +638,7 @@ static void advance_index(kvist_store_t *store)
     if (flushes != NULL) {
         kv_flush_entry_put(&disk->filling, store->clock->unix_ns(store->clock));
     }
+    kv_budget_note(store);
     index_write_t *write = kv_allocate(sizeof *write);
     *write = (index_write_t){
         .task = {.done = index_written, .store = store},
@@ -798,8 +809,8 @@ static void queue_chain(kvist_store_t *store, uint32_t number, uint32_t *path)
          at = kv_table_at(store->table, at)->parent) {
         path[count++] = at;
     }
-    while (count > 0) {
-        kv_persist_queue(store, path[--count]);
+    while (count > 0 && kv_persist_queue(store, path[count - 1])) {
+        count--; /* behind one that is not admitted none is */
     }
 }
 

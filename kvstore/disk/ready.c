@@ -12,12 +12,14 @@
  *     time: what a user asks for waits for one such write at most.
  *  3. The writer does not wait for a segment to be filled: what is not, is used as it is. It waits
  *     for the one write that may be under way there.
- *  4. Bytes that fill are no record: none of them has a header's magic at its start. */
+ *  4. Under a write budget nothing is filled: every byte would be written twice.
+ *  5. Bytes that fill are no record: none of them has a header's magic at its start. */
 #include "kvstore/store_internal.h"
 
 #include "base/check.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "kvstore/disk/budget.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -108,6 +110,7 @@ static void start_begin(
     };
     disk->segments.items[number].state = KV_SEGMENT_BEGINNING;
     disk->lanes[volume].beginning = true;
+    kv_budget_spend(store, KV_SEGMENT_HEADER_BYTES);
     kv_store_submit(store, &begin->task);
 }
 
@@ -224,7 +227,8 @@ static void advance_filling(kvist_store_t *store, uint32_t volume)
 {
     kv_disk_t *disk = store->disk;
     kv_lane_t *lane = &disk->lanes[volume];
-    if (lane->fill_out || lane->unfillable || disk->closing || !quiet(store)) {
+    if (lane->fill_out || lane->unfillable || disk->closing || disk->budget != NULL ||
+        !quiet(store)) {
         return;
     }
     if (lane->filling == KV_SEGMENT_NONE) {

@@ -9,6 +9,7 @@ enum {
     NOTE_NAME_BYTES = 7,
     NOTE_VALUE_BYTES = 13,
     TERMS_VALUE_BYTES = 12,
+    BUDGET_VALUE_BYTES = 16,
 };
 
 /* Offsets in an object's value. */
@@ -262,4 +263,25 @@ void kv_complete_entry_delete(kv_index_batch_t *batch)
 bool kv_complete_entry_is(const uint8_t *key, size_t key_bytes)
 {
     return key_bytes == sizeof COMPLETE_NAME && memcmp(key, COMPLETE_NAME, key_bytes) == 0;
+}
+
+static const uint8_t BUDGET_NAME[] = {'m', 'b'};
+
+void kv_budget_entry_put(kv_index_batch_t *batch, const kv_budget_entry_t *entry)
+{
+    uint8_t value[BUDGET_VALUE_BYTES];
+    kv_put_u64(value, (uint64_t)entry->left_bytes);
+    kv_put_u64(value + 8, entry->unix_ns);
+    kv_index_batch_put(batch, BUDGET_NAME, sizeof BUDGET_NAME, value, sizeof value);
+}
+
+bool kv_budget_entry_read(const uint8_t *key, size_t key_bytes, const uint8_t *value,
+    size_t value_bytes, kv_budget_entry_t *entry_out)
+{
+    if (key_bytes != sizeof BUDGET_NAME || memcmp(key, BUDGET_NAME, key_bytes) != 0 ||
+        value_bytes != BUDGET_VALUE_BYTES) {
+        return false;
+    }
+    *entry_out = (kv_budget_entry_t){(int64_t)kv_get_u64(value), kv_get_u64(value + 8)};
+    return true;
 }

@@ -7,6 +7,7 @@
  *   m, f        when the last flush was
  *   m, d        when the last drop was
  *   m, c        the index knows every record
+ *   m, b        what is left of the write budget
  *
  * The byte layout is in docs/formats.md.
  * Threads: any; free of state. */
@@ -85,6 +86,17 @@ void kv_drop_entry_put(kv_index_batch_t *batch, uint64_t unix_ns);
 void kv_complete_entry_put(kv_index_batch_t *batch);
 void kv_complete_entry_delete(kv_index_batch_t *batch);
 bool kv_complete_entry_is(const uint8_t *key, size_t key_bytes);
+
+typedef struct {
+    int64_t left_bytes; /* less than 0: overdrawn */
+    uint64_t unix_ns;   /* when that was so */
+} kv_budget_entry_t;
+
+void kv_budget_entry_put(kv_index_batch_t *batch, const kv_budget_entry_t *entry);
+
+/* false: the key is not the budget's, or the value is none. */
+bool kv_budget_entry_read(const uint8_t *key, size_t key_bytes, const uint8_t *value,
+    size_t value_bytes, kv_budget_entry_t *entry_out);
 
 void kv_flush_entry_put(kv_index_batch_t *batch, uint64_t unix_ns);
 

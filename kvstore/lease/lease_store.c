@@ -242,6 +242,7 @@ static bool publish(kv_put_t *put, uint32_t block)
         } else { /* stored by another sequence while the bytes were copied */
             kv_pool_give(&group_of(put)->host_pool, of->slot);
             kv_terms_renew(store, number, &lease->like);
+            kv_table_at(store->table, number)->disk_flags |= KV_DISK_ASKED;
         }
     }
     if (number == KV_OBJECT_NONE) {
@@ -320,6 +321,7 @@ static bool take_present(kv_put_t *put, block_t *block, uint32_t index)
     block->state = PRESENT;
     kv_object_hold(store, block->object);
     kv_terms_renew(store, block->object, &lease->like);
+    kv_table_at(store->table, block->object)->disk_flags |= KV_DISK_ASKED;
     return true;
 }
 

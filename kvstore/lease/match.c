@@ -5,6 +5,7 @@
 #include "kvstore/lease/lease_internal.h"
 
 #include "base/memory.h"
+#include "kvstore/disk/budget.h"
 #include "kvstore/terms.h"
 
 #include <stdlib.h>
@@ -97,6 +98,16 @@ static uint32_t find_blocks(kvist_store_t *store, search_t *search, uint32_t par
     return found;
 }
 
+/* What the write budget refused may be let in now. */
+static void note_asked(kvist_store_t *store, uint32_t number)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    object->disk_flags |= KV_DISK_ASKED;
+    if ((object->disk_flags & KV_DISK_REFUSED) != 0) {
+        kv_seal_queue(store, number);
+    }
+}
+
 /* Takes a block that was found into the lease; or says why it cannot be used. */
 static kvist_miss_t take_block(kvist_store_t *store, kvist_lease_t *lease, const kvist_key_t *key,
     uint32_t number, const uint32_t *tokens)
@@ -117,7 +128,7 @@ static kvist_miss_t take_block(kvist_store_t *store, kvist_lease_t *lease, const
     lease->objects[block] = number;
     lease->tiers[block] = (uint8_t)kv_object_tier(store, object);
     kv_object_hold(store, number);
-    kv_table_at(store->table, number)->disk_flags |= KV_DISK_ASKED;
+    note_asked(store, number);
     return KVIST_MISS_NONE;
 }
 
@@ -130,7 +141,7 @@ static kvist_miss_t why_absent(const kvist_store_t *store, const kvist_key_t *ke
             return KVIST_MISS_PENDING;
         }
     }
-    return KVIST_MISS_NEW;
+    return kv_budget_remembers(store, key) ? KVIST_MISS_NOT_ADMITTED : KVIST_MISS_NEW;
 }
 
 static kvist_miss_t find_spine(kvist_lease_t *lease, uint32_t block_count)
@@ -225,7 +236,7 @@ static void hold_others(kvist_lease_t *lease)
             lease->tiers[block] = tier > lease->tiers[block] ? tier : lease->tiers[block];
             lease->others[lease->other_count++] = number;
             kv_object_hold(store, number);
-            kv_table_at(store->table, number)->disk_flags |= KV_DISK_ASKED;
+            note_asked(store, number);
         }
     }
 }

@@ -2,6 +2,7 @@
 #include "kvstore/lease/lease_internal.h"
 
 #include "base/check.h"
+#include "kvstore/disk/budget.h"
 #include "kvstore/terms.h"
 
 #include <string.h>
@@ -35,6 +36,7 @@ uint32_t kv_seal_new(kvist_lease_t *lease, const kvist_key_t *key, uint32_t pare
     object->pin_until_s = lease->like.pin_until_s;
     kv_sweep_note(store, object->expires_s, object->pin_until_s);
     store->stats.unsaved_objects++;
+    kv_budget_object_new(store, object);
     kv_terms_inherit(store, number);
     return number;
 }
@@ -129,6 +131,7 @@ static uint32_t seal_object(
         }
         meet_object(store, number, (uint32_t)family, slot, tokens);
         kv_terms_renew(store, number, &lease->like);
+        kv_table_at(store->table, number)->disk_flags |= KV_DISK_ASKED;
         return number;
     }
     number = kv_seal_new(lease, key, parent, block, (uint32_t)family);

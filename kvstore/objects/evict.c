@@ -104,8 +104,7 @@ uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out)
         } else if (kv_object_on_device(store, object) || kv_object_on_disk(object)) {
             kv_object_leave_host(store, number);
             store->stats.tiers[KVIST_TIER_HOST].evicted_objects++;
-        } else if (kv_persist_usable(store)) {
-            kv_persist_queue(store, number);
+        } else if (kv_persist_usable(store) && kv_persist_queue(store, number)) {
             *coming_out = true;
         } else if (object->pin_until_s <= now_s) {
             kv_object_drop(store, number);
@@ -152,8 +151,7 @@ static outcome_t evict_one(kvist_store_t *store, uint32_t number)
             return STUCK;
         }
     }
-    if (kv_persist_usable(store)) {
-        kv_persist_queue(store, number);
+    if (kv_persist_usable(store) && kv_persist_queue(store, number)) {
         return COMING;
     }
     if (object->pin_until_s > kv_store_now_s(store)) {

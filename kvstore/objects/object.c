@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "kvstore/disk/budget.h"
 #include "kvstore/index/entry.h"
 
 #include <stdlib.h>
@@ -184,6 +185,7 @@ void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     stats->used_bytes -= (uint64_t)object->length_pages * KV_PAGE_BYTES;
     stats->object_count--;
+    object->disk_flags &= ~KV_DISK_ADMITTED;
     store->stats.unsaved_objects++;
 }
 
@@ -203,6 +205,9 @@ void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segmen
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     stats->used_bytes += (uint64_t)length_pages * KV_PAGE_BYTES;
     stats->object_count++;
+    kv_budget_settle(store, object);
+    object->disk_flags |= KV_DISK_ADMITTED;
+    object->disk_flags &= ~KV_DISK_REFUSED;
     store->stats.unsaved_objects--;
 }
 
@@ -255,6 +260,8 @@ static void drop_leaf(kvist_store_t *store, uint32_t number)
         /* One may be on its way to the index. */
         kv_entry_delete(&store->disk->filling, &object->key);
     }
+    kv_budget_settle(store, object);
+    kv_budget_object_gone(store, object);
     store->stats.unsaved_objects--; /* it was unsaved, or has just become so */
     if (kv_object_on_device(store, object)) {
         kv_pool_unlist(&store->device_pool, object->device_slot);

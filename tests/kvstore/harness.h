@@ -190,9 +190,10 @@ static inline void wait_for(bench_t *bench, const outcome_t *outcome)
 static inline outcome_t prepare(bench_t *bench, kvist_lease_t *lease, uint32_t slots)
 {
     outcome_t outcome = {0};
-    assert_int_equal(kvist_lease_prepare(lease, slots, kv_clock_now_ns() + 20ull * KV_NS_PER_S,
-                         note_prepared, &outcome),
-        KV_OK);
+    const kv_clock_t *clock = bench->store->clock;
+    uint64_t deadline_ns = clock->monotonic_ns(clock) + 20ull * KV_NS_PER_S;
+    assert_int_equal(
+        kvist_lease_prepare(lease, slots, deadline_ns, note_prepared, &outcome), KV_OK);
     assert_false(outcome.ended); /* never before the call returns */
     wait_for(bench, &outcome);
     return outcome;

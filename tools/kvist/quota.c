@@ -12,20 +12,30 @@
 static void print_quota(const kv_member_t *member, const Kvist__Admin__Quota *quota)
 {
     char capacity[KV_TEXT_BYTES], used[KV_TEXT_BYTES], percent[KV_TEXT_BYTES],
-        pinned[KV_TEXT_BYTES], blocks[KV_TEXT_BYTES], written[KV_TEXT_BYTES];
-    printf("%-10s %10s  %10s %7s  %10s  %9s  %10s\n", member->name,
+        pinned[KV_TEXT_BYTES], blocks[KV_TEXT_BYTES], written[KV_TEXT_BYTES], a_day[KV_TEXT_BYTES],
+        left[KV_TEXT_BYTES], refused[KV_TEXT_BYTES];
+    bool bounded = quota->write_budget_bytes > 0;
+    printf("%-10s %10s  %10s %7s  %10s  %9s  %10s  %10s  %10s  %9s\n", member->name,
         kv_text_size(quota->capacity_bytes, capacity), kv_text_size(quota->used_bytes, used),
         kv_text_percent(quota->used_bytes, quota->capacity_bytes, percent),
         kv_text_size(quota->pinned_bytes, pinned), kv_text_count(quota->object_count, blocks),
-        kv_text_size(quota->written_bytes, written));
+        kv_text_size(quota->segment_written_bytes, written),
+        bounded ? kv_text_size(quota->write_budget_bytes, a_day) : "-",
+        bounded ? kv_text_size(quota->write_left_bytes, left) : "-",
+        kv_text_count(quota->not_admitted_objects, refused));
 }
 
 static json_t *pack_quota(const kv_member_t *member, const Kvist__Admin__Quota *quota)
 {
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I}", "node", member->name, "capacity_bytes",
-        (json_int_t)quota->capacity_bytes, "used_bytes", (json_int_t)quota->used_bytes,
-        "pinned_bytes", (json_int_t)quota->pinned_bytes, "object_count",
-        (json_int_t)quota->object_count, "written_bytes", (json_int_t)quota->written_bytes);
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "node", member->name,
+        "capacity_bytes", (json_int_t)quota->capacity_bytes, "used_bytes",
+        (json_int_t)quota->used_bytes, "pinned_bytes", (json_int_t)quota->pinned_bytes,
+        "object_count", (json_int_t)quota->object_count, "written_bytes",
+        (json_int_t)quota->written_bytes, "write_budget_bytes",
+        (json_int_t)quota->write_budget_bytes, "write_left_bytes",
+        (json_int_t)quota->write_left_bytes, "segment_written_bytes",
+        (json_int_t)quota->segment_written_bytes, "not_admitted_objects",
+        (json_int_t)quota->not_admitted_objects);
 }
 
 /* Asks every store, and sets its quota first where disk_bytes is not 0. */
@@ -34,8 +44,8 @@ static int visit(const kv_stores_t *stores, uint64_t disk_bytes, bool json)
     kv_stores_tally_t tally = {0};
     json_t *all = json_array();
     if (!json) {
-        printf("%-10s %10s  %10s %7s  %10s  %9s  %10s\n", "NODE", "QUOTA", "USED", "", "PINNED",
-            "BLOCKS", "WRITTEN");
+        printf("%-10s %10s  %10s %7s  %10s  %9s  %10s  %10s  %10s  %9s\n", "NODE", "QUOTA", "USED",
+            "", "PINNED", "BLOCKS", "WRITTEN", "A DAY", "LEFT", "REFUSED");
     }
     for (size_t i = 0; i < stores->count; i++) {
         Kvist__Admin__Reply *reply;
@@ -71,8 +81,10 @@ int kv_command_quota(int argc, char **argv)
     const kv_arguments_t arguments = {
         .usage = "kvist quota [SIZE] [OPTIONS]",
         .summary =
-            "How much each node's disk tier may take, and how much it does. WRITTEN counts from "
-            "the node's start.\nSIZE (such as 20GiB) is the quota from now on, until the node "
+            "How much each node's disk tier may take, and how much it does. WRITTEN (to the disk) "
+            "and REFUSED (blocks)\ncount from the node's start; A DAY is what may be written in "
+            "one (option store.write_bytes_per_day), LEFT what\nof it is there now.\nSIZE (such as "
+            "20GiB) is the quota from now on, until the node "
             "restarts: its option store.disk_bytes says\nwhat holds then. A smaller one drops what "
             "was stored longest ago.",
         .rows = rows,
