@@ -465,13 +465,15 @@ static kv_status_t open_store(core_t *core, kv_error_t *error)
 {
     const kv_options_t *options = core->public.options;
     kvist_layout_t layout = kvist_layout_plain(&core->public.info->shape);
-    char *folders[KV_OPTION_DISKS_MAX] = {0};
+    char folders[KV_OPTION_DISKS_MAX][4096];
     kvist_disk_params_t disks[KV_OPTION_DISKS_MAX];
     uint32_t disk_count = options->store.directory[0] != '\0' ? options->store.disks.count : 0;
     for (uint32_t i = 0; i < disk_count; i++) { /* which the options have checked */
-        KV_CHECK(
-            kv_options_disk(options->store.disks.items[i], &folders[i], &disks[i].bytes) == KV_OK);
-        disks[i].folder = folders[i];
+        char *folder = NULL;
+        KV_CHECK(kv_options_disk(options->store.disks.items[i], &folder, &disks[i].bytes) == KV_OK);
+        snprintf(folders[i], sizeof folders[i], "%s/%s", folder, options->node.name);
+        disks[i].folder = folders[i]; /* nodes of one file share the disk */
+        free(folder);
     }
     kvist_store_params_t params = {
         .layout = &layout,
@@ -490,11 +492,7 @@ static kv_status_t open_store(core_t *core, kv_error_t *error)
         .io = (kvist_io_t)options->store.io,
         .origin = options->node.name,
     };
-    kv_status_t status = kvist_store_open(&params, &core->public.store, error);
-    for (uint32_t i = 0; i < disk_count; i++) {
-        free(folders[i]);
-    }
-    return status;
+    return kvist_store_open(&params, &core->public.store, error);
 }
 
 static kv_status_t open_transport(core_t *core, kv_error_t *error)
