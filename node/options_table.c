@@ -119,8 +119,9 @@ const kv_option_t KV_OPTIONS[] = {
         .offset = AT(store, disks),
         .initial = "",
         .max = KV_OPTION_DISKS_MAX,
-        .help = "further disks as FOLDER=SIZE, each with its quota; the store makes a folder NAME in "
-                "FOLDER; always in the same order, new ones at the end"},
+        .help =
+            "further disks as FOLDER=SIZE, each with its quota; the store makes a folder NAME in "
+            "FOLDER; always in the same order, new ones at the end"},
     SIZE(STORE, store, segment_bytes, "64MiB", 1 << 20, 4 * GIB, "size of one segment file"),
     SIZE(STORE, store, write_bytes_per_day, "0", 0, 1024 * TIB,
         "most that is written to the disk tier in a day, for the drive's endurance: when it is "
