@@ -56,6 +56,12 @@ static uint64_t count_pinned(const kvist_store_t *store)
     return bytes;
 }
 
+uint64_t kv_keep_disk_bytes_min(kvist_store_t *store)
+{
+    store->stats.pinned_bytes = count_pinned(store);
+    return (store->stats.pinned_bytes + PIN_SHARE_TENTHS - 1) / PIN_SHARE_TENTHS * 10;
+}
+
 /* ---- keep ---- */
 
 /* What is to hold for one block of the chain, and what was asked for. */

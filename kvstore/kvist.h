@@ -422,8 +422,9 @@ kv_status_t kvist_store_keep(
 typedef void (*kvist_dropped_t)(void *context, kv_status_t status, uint64_t object_count);
 
 /* Drops a block and all its descendants, of all groups, pinned or not; while the index is still
- * being read, as soon as that has ended. Leases that hold some keep
- * their bytes until released; nobody finds them any more. erase: their bytes are overwritten, in
+ * being read, as soon as that has ended. Slots that leases
+ * prepared keep their bytes until released; nobody finds the blocks any more, and loads of leases
+ * that hold them end before them (damaged). erase: their bytes are overwritten, in
  * memory and on disk, before the callback; KV_BUSY at once where a lease holds one. KV_MISSING: not
  * stored; KV_BUSY: a disk is missing, and could bring it back. */
 kv_status_t kvist_store_drop(
@@ -445,7 +446,7 @@ kv_status_t kvist_store_verify(kvist_store_t *store,
 
 /* The disk tier's quota, from now on: more makes room, less reclaims the oldest segments, as soon
  * as nobody reads them. Several disks share it as they shared what the store was opened with.
- * KV_INVALID: less than two segments for a disk, or more than fits. */
+ * KV_INVALID: less than two segments for a disk, more than fits, or less than pins need. */
 kv_status_t kvist_store_set_disk_bytes(
     kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error);
 

@@ -108,7 +108,9 @@ kv_status_t kvist_store_set_disk_bytes(kvist_store_t *store, uint64_t disk_bytes
     }
     const kv_segments_t *segments = &disk->segments;
     uint64_t all = disk_bytes / segments->segment_bytes;
+    uint64_t before = 0;
     for (uint32_t i = 0; i < segments->volume_count; i++) {
+        before += segments->volumes[i]->segments_max;
         uint64_t numbers =
             segments->known_count == 1 ? KV_SEGMENTS_MAX
             : i > 0                    ? KV_VOLUME_SEGMENTS_MAX
@@ -123,6 +125,12 @@ kv_status_t kvist_store_set_disk_bytes(kvist_store_t *store, uint64_t disk_bytes
                 (uintmax_t)disk_bytes, segments->volumes[i]->folder, (uintmax_t)share,
                 (uintmax_t)segments->segment_bytes, (uintmax_t)most);
         }
+    }
+    if (all < before && disk_bytes < kv_keep_disk_bytes_min(store)) {
+        return kv_fail(error, KV_INVALID,
+            "disk_bytes is %ju: %ju bytes are pinned, and pins may take nine tenths; take pins "
+            "away first",
+            (uintmax_t)disk_bytes, (uintmax_t)store->stats.pinned_bytes);
     }
     for (uint32_t i = 0; i < segments->volume_count; i++) {
         segments->volumes[i]->segments_max = (uint32_t)share_of(segments, i, all);

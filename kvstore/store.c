@@ -288,11 +288,13 @@ static kv_status_t open_host(
     kv_status_t status = KV_OK;
     for (uint32_t i = 0; status == KV_OK && i < store->group_count; i++) {
         kv_store_group_t *group = &store->groups[i];
-        kv_pool_init(
-            &group->host_pool, (uint32_t)slot_count, store->block_tokens, group->layout.unit_count);
         if (slot_count > 0) {
             status =
                 kv_region_map(slot_count * group->layout.object_bytes, &group->host_region, error);
+        }
+        if (status == KV_OK) { /* last: it stops the process where memory is out */
+            kv_pool_init(&group->host_pool, (uint32_t)slot_count, store->block_tokens,
+                group->layout.unit_count);
         }
     }
     return status;

@@ -422,6 +422,9 @@ void kv_sweep_note(kvist_store_t *store, uint32_t expires_s, uint32_t pin_until_
 void kv_sweep_advance(kvist_store_t *store);
 uint64_t kv_sweep_due(const kvist_store_t *store); /* monotonic; UINT64_MAX: never */
 
+/* The least quota of the disk tier that what is pinned now leaves room in. */
+uint64_t kv_keep_disk_bytes_min(kvist_store_t *store);
+
 /* ---- verify.c ---- */
 
 void kv_verify_advance(kvist_store_t *store);

@@ -13,7 +13,7 @@ uint32_t kv_terms_expiry_s(uint64_t unix_ns)
 
 uint32_t kv_terms_pin_s(uint64_t unix_ns)
 {
-    uint64_t seconds = (unix_ns + KV_NS_PER_S - 1) / KV_NS_PER_S;
+    uint64_t seconds = unix_ns / KV_NS_PER_S + (unix_ns % KV_NS_PER_S > 0);
     return seconds < UINT32_MAX ? (uint32_t)seconds : UINT32_MAX;
 }
 

@@ -34,7 +34,8 @@ enum {
     INDEX_JOBS_MAX = 1 + KV_FILL_TASKS_MAX,
     SCAN_KNOWN_COUNT = 2,
     BUDGET_RECORDS_MIN = 8, /* a quarter of them is kept for what is asked for again */
-    FILL_BYTE = 0xa5,       /* no record starts with it; disks may leave out zeros */
+    INDEX_ROOM_BYTES = 4 << 20,
+    FILL_BYTE = 0xa5, /* no record starts with it; disks may leave out zeros */
 };
 #define SEGMENT_BYTES_DEFAULT ((uint64_t)64 << 20)
 #define SEGMENT_BYTES_MAX ((uint64_t)4 << 30)
@@ -372,6 +373,19 @@ static kv_status_t scan_tails(kvist_store_t *store, bool rebuild, kv_error_t *er
 
 /* ---- open and close ---- */
 
+/* RocksDB may stop the process where it cannot write what it must when it opens. */
+static kv_status_t check_index_room(const kv_disk_t *disk, kv_error_t *error)
+{
+    uint64_t total_bytes, free_bytes;
+    if (disk->files->ops->space(disk->files, disk->lock_fd, &total_bytes, &free_bytes) == 0 &&
+        free_bytes < INDEX_ROOM_BYTES) {
+        return kv_fail(error, KV_NO_SPACE,
+            "%s has %ju bytes free: opening the index needs %d; make room there", disk->folder,
+            (uintmax_t)free_bytes, INDEX_ROOM_BYTES);
+    }
+    return KV_OK;
+}
+
 static kv_status_t open_index(
     kv_disk_t *disk, const kv_store_seams_t *seams, bool *rebuild_out, kv_error_t *error)
 {
@@ -382,7 +396,10 @@ static kv_status_t open_index(
     char path[KV_FOLDER_BYTES + 16], aside[KV_FOLDER_BYTES + 32];
     snprintf(path, sizeof path, "%s/index", disk->folder);
     snprintf(aside, sizeof aside, "%s/index.damaged", disk->folder);
-    kv_status_t status = kv_index_rocksdb_open(path, 0, &disk->index, rebuild_out, error);
+    kv_status_t status = check_index_room(disk, error);
+    if (status == KV_OK) {
+        status = kv_index_rocksdb_open(path, 0, &disk->index, rebuild_out, error);
+    }
     if (status != KV_CORRUPT) {
         return status;
     }

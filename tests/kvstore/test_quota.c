@@ -170,6 +170,31 @@ static void bounds_are_named(void **state)
     bench_end(&bench);
 }
 
+static void a_quota_below_the_pins_is_refused(void **state)
+{
+    (void)state;
+    bench_t bench;
+    kvist_key_t keys[BLOCKS];
+    kv_error_t error;
+    open_filled(&bench, "pins", 8);
+    kvist_terms_t forever = {.pin_until_unix_ns = UINT64_MAX};
+    uint32_t pinned = 0;
+    for (uint32_t context = 0; context < MANY; context++) {
+        uint32_t tokens[BLOCKS * BLOCK_TOKENS];
+        make_tokens(context, 0, tokens, BLOCKS * BLOCK_TOKENS);
+        kvist_keys(&bench.name_space, tokens, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+        pinned += kvist_store_keep(bench.store, &keys[BLOCKS - 1], &forever) == KV_OK;
+    }
+    assert_true(pinned > 0 && pinned < MANY); /* as many as may be */
+    uint64_t segment_bytes = bench.params.segment_bytes;
+    assert_int_equal(
+        kvist_store_set_disk_bytes(bench.store, 2 * segment_bytes, &error), KV_INVALID);
+    assert_non_null(strstr(error.text, "pinned"));
+    assert_int_equal(bench_stats(&bench).tiers[KVIST_TIER_DISK].capacity_bytes, 8 * segment_bytes);
+    assert_int_equal(kvist_store_set_disk_bytes(bench.store, 9 * segment_bytes, &error), KV_OK);
+    bench_end(&bench);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -178,6 +203,7 @@ int main(void)
         cmocka_unit_test(what_a_lease_holds_stays),
         cmocka_unit_test(the_quota_may_change_at_any_time),
         cmocka_unit_test(bounds_are_named),
+        cmocka_unit_test(a_quota_below_the_pins_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -503,6 +503,60 @@ static void a_directory_has_one_process_at_a_time(void **state)
     bench_end(&bench);
 }
 
+/* More host memory than there is: an answer, not the end of the process. */
+static void too_much_host_memory_is_refused(void **state)
+{
+    (void)state;
+    bench_t bench;
+    kv_error_t error = {0};
+    bench_init(&bench, "much", 4);
+    kvist_layout_t layout = bench.layout;
+    layout.groups[0].parts[0].dims = layout.groups[0].parts[1].dims = 8192;
+    bench.params.layout = &layout;
+    bench.params.device = NULL;
+    void *arena = bench.params.device_arena;
+    bench.params.device_arena = NULL;
+    bench.params.device_slot_count = 0;
+    bench.params.host_bytes = INT32_MAX * (uint64_t)kvist_layout_object_bytes(&layout, 0);
+    kvist_store_t *store;
+    assert_int_equal(kvist_store_open(&bench.params, &store, &error), KV_NO_SPACE);
+    assert_non_null(strstr(error.text, "of memory"));
+    free(arena);
+}
+
+static int no_space(
+    kv_files_t *files, int file, uint64_t *total_bytes_out, uint64_t *free_bytes_out)
+{
+    (void)files;
+    (void)file;
+    *total_bytes_out = (uint64_t)1 << 30;
+    *free_bytes_out = 0;
+    return 0;
+}
+
+/* The index would stop the process where it finds no room. */
+static void a_full_file_system_is_refused(void **state)
+{
+    (void)state;
+    bench_t bench;
+    kv_error_t error = {0};
+    kv_files_t files = *kv_files_posix();
+    kv_files_ops_t ops = *files.ops;
+    bench_init(&bench, "full", 4);
+    bench_with_disk(&bench, 4);
+    bench_open(&bench);
+    bench_close(&bench);
+    files.ops = &ops;
+    ops.space = no_space;
+    bench.seams.files = &files;
+    kvist_store_t *store;
+    assert_int_equal(kv_store_open_with(&bench.params, &bench.seams, &store, &error), KV_NO_SPACE);
+    assert_non_null(strstr(error.text, "0 bytes free"));
+    bench.seams.files = NULL;
+    bench_open(&bench);
+    bench_end(&bench);
+}
+
 static void expect_refusal(const kvist_store_params_t *params, const char *field)
 {
     kvist_store_t *store;
@@ -588,6 +642,8 @@ int main(void)
         cmocka_unit_test(the_list_shows_contexts_newest_first),
         cmocka_unit_test(a_directory_has_one_process_at_a_time),
         cmocka_unit_test(wrong_parameters_are_refused_by_name),
+        cmocka_unit_test(too_much_host_memory_is_refused),
+        cmocka_unit_test(a_full_file_system_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -38,8 +38,8 @@ static void test_durations_and_times(void **state)
     assert_string_equal(kv_text_time(local_ns, text), "2026-12-24 18:30:00");
     assert_int_equal(kv_time_parse("2026-12-24", &ns), KV_OK);
     assert_string_equal(kv_text_time(ns, text), "2026-12-24 00:00:00");
-    static const char *const NO_TIMES[] = {
-        "", "tomorrow", "2026-13-01", "2026-12-24T25:00", "2026-12-24 18:30", "1960-01-01", "2026"};
+    static const char *const NO_TIMES[] = {"", "tomorrow", "2026-13-01", "2026-12-24T25:00",
+        "2026-12-24 18:30", "1960-01-01", "2026", "2026-02-31", "2026-04-31T12:00Z"};
     for (size_t i = 0; i < sizeof NO_TIMES / sizeof *NO_TIMES; i++) {
         assert_int_equal(kv_time_parse(NO_TIMES[i], &ns), KV_INVALID);
     }

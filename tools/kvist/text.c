@@ -120,6 +120,10 @@ kv_status_t kv_time_parse(const char *text, uint64_t *unix_ns_out)
         if (end == NULL || (end[0] != '\0' && strcmp(end, "Z") != 0)) {
             continue;
         }
+        struct tm day = parts; /* in UTC, which has no gaps: the 31st of February becomes another */
+        if (timegm(&day) < 0 || day.tm_mday != parts.tm_mday) {
+            return KV_INVALID;
+        }
         time_t seconds = end[0] == 'Z' ? timegm(&parts) : mktime(&parts);
         if (seconds <= 0) {
             return KV_INVALID;
