@@ -13,7 +13,7 @@
 
 #include "kvstore/terms.h"
 
-enum { SWEEP_OBJECTS = 1 << 16, SWEEP_MS = 1000, PIN_SHARE_TENTHS = 9 };
+enum { SWEEP_OBJECTS = 1 << 16, SWEEP_MS = 1000, PIN_SHARE_TENTHS = 9, FREE_SEGMENTS = 2 };
 
 /* ---- the bound on pins ---- */
 
@@ -56,10 +56,18 @@ static uint64_t count_pinned(const kvist_store_t *store)
     return bytes;
 }
 
+/* Of a small disk a tenth is less than what writing needs: a segment to write to, and one to empty. */
+static uint64_t segments_kept_free(const kvist_store_t *store)
+{
+    return store->disk != NULL ? FREE_SEGMENTS * store->disk->segments.segment_bytes : 0;
+}
+
 uint64_t kv_keep_disk_bytes_min(kvist_store_t *store)
 {
     store->stats.pinned_bytes = count_pinned(store);
-    return (store->stats.pinned_bytes + PIN_SHARE_TENTHS - 1) / PIN_SHARE_TENTHS * 10;
+    uint64_t share = (store->stats.pinned_bytes + PIN_SHARE_TENTHS - 1) / PIN_SHARE_TENTHS * 10;
+    uint64_t whole = store->stats.pinned_bytes + segments_kept_free(store);
+    return store->stats.pinned_bytes > 0 && whole > share ? whole : share;
 }
 
 /* ---- keep ---- */
@@ -143,7 +151,9 @@ static uint64_t newly_pinned(
  * have passed since it was counted. */
 static bool pins_fit(kvist_store_t *store, uint64_t more_bytes)
 {
-    uint64_t bound = last_tier_bytes(store) / 10 * PIN_SHARE_TENTHS;
+    uint64_t tier = last_tier_bytes(store), bound = tier / 10 * PIN_SHARE_TENTHS;
+    uint64_t whole = tier > segments_kept_free(store) ? tier - segments_kept_free(store) : 0;
+    bound = whole < bound ? whole : bound;
     if (store->stats.pinned_bytes + more_bytes > bound) {
         store->stats.pinned_bytes = count_pinned(store);
     }

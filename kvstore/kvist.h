@@ -413,7 +413,8 @@ void kvist_lease_release(kvist_lease_t *lease);
  * that other contexts share keep an expiry or a pin of their own that is later.
  * KV_MISSING: not stored; KV_INVALID: a pin in the past, or beyond the expiry (of this block, or of
  * one that goes on from it); KV_NO_SPACE: pins would take more than nine tenths of the last tier
- * (the disk; without one, host memory; without that, device memory); KV_BUSY: the index is still
+ * (the disk, of which two segments stay free too; without one, host memory; without that, device
+ * memory); KV_BUSY: the index is still
  * being read after the start. Survives a restart once a later flush is done. */
 kv_status_t kvist_store_keep(
     kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms);

@@ -377,13 +377,16 @@ static kv_status_t scan_tails(kvist_store_t *store, bool rebuild, kv_error_t *er
 static kv_status_t check_index_room(const kv_disk_t *disk, kv_error_t *error)
 {
     uint64_t total_bytes, free_bytes;
-    if (disk->files->ops->space(disk->files, disk->lock_fd, &total_bytes, &free_bytes) == 0 &&
-        free_bytes < INDEX_ROOM_BYTES) {
-        return kv_fail(error, KV_NO_SPACE,
-            "%s has %ju bytes free: opening the index needs %d; make room there", disk->folder,
-            (uintmax_t)free_bytes, INDEX_ROOM_BYTES);
+    if (disk->files->ops->space(disk->files, disk->lock_fd, &total_bytes, &free_bytes) != 0) {
+        return KV_OK; /* the opening itself will tell */
     }
-    return KV_OK;
+    uint64_t needed = total_bytes / 16 < INDEX_ROOM_BYTES ? total_bytes / 16 : INDEX_ROOM_BYTES;
+    if (free_bytes >= needed) {
+        return KV_OK;
+    }
+    return kv_fail(error, KV_NO_SPACE,
+        "%s has %ju bytes free: opening the index needs %ju; make room there", disk->folder,
+        (uintmax_t)free_bytes, (uintmax_t)needed);
 }
 
 static kv_status_t open_index(

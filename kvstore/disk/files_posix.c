@@ -19,6 +19,10 @@ static int negative_errno(int result)
 static int posix_open(kv_files_t *files, const char *path, unsigned how)
 {
     (void)files;
+    struct stat status;
+    if (stat(path, &status) == 0 && !S_ISREG(status.st_mode)) {
+        return S_ISDIR(status.st_mode) ? -EISDIR : -ENOTSUP; /* opening a pipe would wait */
+    }
     int flags = O_CLOEXEC | ((how & KV_FILES_WRITE) != 0 ? O_RDWR : O_RDONLY);
     flags |= (how & KV_FILES_CREATE) != 0 ? O_CREAT : 0;
     flags |= (how & KV_FILES_DIRECT) != 0 ? O_DIRECT : 0;

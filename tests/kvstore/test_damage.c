@@ -443,6 +443,26 @@ static void another_format_is_refused_with_both_versions_named(void **state)
     bench_end(&bench);
 }
 
+static void a_pipe_in_the_place_of_a_segment_is_refused(void **state)
+{
+    (void)state;
+    bench_t bench;
+    kv_error_t error;
+    char path[KV_FOLDER_BYTES];
+    open_with_context_on_disk(&bench, "pipe");
+    bench_close(&bench);
+    kv_segment_path(bench.folder, 7, path, sizeof path);
+    unlink(path);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    assert_int_not_equal(kvist_store_open(&bench.params, &bench.store, &error), KV_OK);
+    assert_non_null(strstr(error.text, "segment-00007"));
+    bench.store = NULL;
+    assert_int_equal(unlink(path), 0);
+    bench_open(&bench);
+    assert_int_equal(request_context(&bench, 1, BLOCKS).block_count, BLOCKS);
+    bench_end(&bench);
+}
+
 /* ---- a full disk ---- */
 
 static void a_full_disk_works_with_the_segments_there_are(void **state)
@@ -494,6 +514,7 @@ int main(void)
         cmocka_unit_test(two_token_blocks_with_one_key_are_told_apart),
         cmocka_unit_test(a_damaged_or_lost_index_is_made_anew),
         cmocka_unit_test(another_format_is_refused_with_both_versions_named),
+        cmocka_unit_test(a_pipe_in_the_place_of_a_segment_is_refused),
         cmocka_unit_test(a_full_disk_works_with_the_segments_there_are),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
