@@ -73,7 +73,8 @@ int kv_command_quota(int argc, char **argv)
     const char *folder = kv_cluster_default_folder(), *node = NULL, *size = NULL;
     bool json = false;
     const kv_argument_t rows[] = {
-        {"--node", KV_ARGUMENT_TEXT, "NAME", "this node only (default: all)", &node, 0, 0},
+        {"--node", KV_ARGUMENT_TEXT, "NAME", "this node only (default: all; SIZE is one node's)",
+            &node, 0, 0},
         {"--dir", KV_ARGUMENT_TEXT, "FOLDER",
             "the cluster's state (default: ~/.local/state/kvist/default)", &folder, 0, 0},
         {"--json", KV_ARGUMENT_FLAG, NULL, "as JSON", &json, 0, 0},
