@@ -56,7 +56,7 @@ static uint64_t count_pinned(const kvist_store_t *store)
     return bytes;
 }
 
-/* Of a small disk a tenth is less than what writing needs: a segment to write to, and one to empty. */
+/* A tenth of a small disk is less than writing needs: a segment to fill, and one to empty. */
 static uint64_t segments_kept_free(const kvist_store_t *store)
 {
     return store->disk != NULL ? FREE_SEGMENTS * store->disk->segments.segment_bytes : 0;
