@@ -156,7 +156,7 @@ def test_the_quota_can_be_changed(cluster):
     assert text.returncode == 0 and "prefill-0" in text.stdout and "PINNED" in text.stdout, text
     refused(cluster, 2, "whose quota", "quota", "1GiB")
     refused(cluster, 2, "no size", "quota", "much", "--node", "prefill-0")
-    refused(cluster, 1, "2 segments", "quota", "1MiB", "--node", "prefill-0")
+    refused(cluster, 1, "they must be 2 to", "quota", "1MiB", "--node", "prefill-0")
     refused(cluster, 1, "what fits", "quota", "4000TiB", "--node", "prefill-0")
     for size, size_bytes in (("1GiB", 1 << 30), ("256MiB", 256 << 20)):
         node = run_json(cluster, "quota", size, "--node", "prefill-0")[0]
