@@ -430,10 +430,11 @@ static void note_end(void *context, kv_status_t status)
 
 static bool idle(const kvist_store_t *store)
 {
-    return store->tasks_out == 0 && store->first_task == NULL && store->first_ready == NULL &&
-           store->first_transfer == NULL && store->first_flushed == NULL &&
-           store->first_drop == NULL && store->first_dropped == NULL && store->verify == NULL &&
-           !kv_fill_busy(store) && (store->disk == NULL || kv_persist_idle(store));
+    return store->leases_ending == 0 && store->tasks_out == 0 && store->first_task == NULL &&
+           store->first_ready == NULL && store->first_transfer == NULL &&
+           store->first_flushed == NULL && store->first_drop == NULL &&
+           store->first_dropped == NULL && store->verify == NULL && !kv_fill_busy(store) &&
+           (store->disk == NULL || kv_persist_idle(store));
 }
 
 void kvist_store_close(kvist_store_t *store)

@@ -208,8 +208,8 @@ struct kvist_store {
     kv_drop_t *first_drop, *first_dropped;   /* under way; likewise */
     kv_verify_t *verify;                     /* NULL: none is under way */
     kv_sweep_t sweep;
-    uint32_t lease_count;
-    kvist_lease_t *newest_announced;               /* leases that say what they store next */
+    uint32_t lease_count, leases_ending; /* ending: released, and something is under way still */
+    kvist_lease_t *newest_announced;     /* leases that say what they store next */
     kv_transfer_t *first_transfer, *last_transfer; /* ended; callbacks to be run */
     kv_put_t *first_put_waiting;                   /* stores that wait for host slots */
     uint32_t moves_out; /* device slots that copies under way will free */

@@ -220,6 +220,7 @@ static void free_lease(kvist_lease_t *lease)
 {
     kv_match_withdraw(lease);
     lease->store->lease_count--;
+    lease->store->leases_ending -= lease->released;
     free(lease->tokens);
     free(lease->objects);
     free(lease->tiers);
@@ -474,6 +475,7 @@ void kvist_lease_release(kvist_lease_t *lease)
     kvist_store_t *store = lease->store;
     KV_CHECK(!lease->released);
     lease->released = true;
+    store->leases_ending++;
     kv_match_withdraw(lease);
     if (lease->state == KV_LEASE_WAITING) {
         dequeue(lease);

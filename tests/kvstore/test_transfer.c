@@ -476,6 +476,49 @@ static void a_release_cancels_what_is_under_way(void **state)
     bench_end(&bench);
 }
 
+/* The first reads have to be asked for again, many times. */
+static int64_t put_off(void *context, bool after, kv_ring_request_t *request, int64_t result)
+{
+    uint32_t *left = context;
+    return after && request->kind == KV_RING_READ && *left > 0 && (*left)-- > 0 ? -EAGAIN : result;
+}
+
+static void a_close_waits_for_what_a_released_lease_has_under_way(void **state)
+{
+    (void)state;
+    bench_t bench;
+    bench_init(&bench, "close", 4);
+    without_device(&bench);
+    bench_with_host(&bench, 4);
+    bench_with_disk(&bench, 8);
+    bench_open(&bench);
+    context_t context;
+    make_context(&bench, 1, 32, 0, &context);
+    store_context(&bench, &context, 32);
+    char *back = malloc(context.count);
+    uint32_t left = 0;
+    bench.seams.faults = (kv_ring_faults_t){put_off, &left};
+    for (int turn = 0; turn < 5; turn++) {
+        bench_close(&bench);
+        bench_open(&bench);
+        left = 1000;
+        kvist_match_t match;
+        kvist_lease_t *lease = match_context(&bench, &context, 32, &match);
+        kvist_selection_t selection = {.block_count = 32};
+        kvist_piece_t out = {back, context.count};
+        transfer_t loaded = {0};
+        assert_int_equal(kvist_lease_load(lease, &selection, &out, 1, note_loaded, &loaded), KV_OK);
+        kvist_lease_release(lease);
+        bench_close(&bench);
+        assert_true(loaded.ended);
+        assert_int_equal(loaded.status, KV_CANCELLED);
+        bench_open(&bench);
+    }
+    free(back);
+    free(context.bytes);
+    bench_end(&bench);
+}
+
 static int64_t fail_third_read(
     void *context, bool after, kv_ring_request_t *request, int64_t result)
 {
@@ -830,6 +873,7 @@ int main(void)
         cmocka_unit_test(what_another_lease_stores_is_pending),
         cmocka_unit_test(two_leases_may_store_the_same_blocks),
         cmocka_unit_test(a_release_cancels_what_is_under_way),
+        cmocka_unit_test(a_close_waits_for_what_a_released_lease_has_under_way),
         cmocka_unit_test(a_load_that_fails_half_way_keeps_its_good_prefix),
         cmocka_unit_test(what_is_read_again_comes_up_to_host_memory),
         cmocka_unit_test(a_hit_is_what_all_groups_can_serve),
