@@ -72,6 +72,7 @@ struct kv_peer {
     uint64_t id, deadline_ns, heard_ns, heartbeat_at_ns;
     uint64_t sequence, peer_sequence;
     uint32_t queued_requests, running_requests;
+    bool draining;
     size_t queued_bytes;
     bool corked; /* frames wait in line: the Proof goes first */
     outgoing_t *line, **line_tail;
@@ -100,6 +101,7 @@ struct kv_peers {
     uint32_t stranger_count; /* accepted, and not proved themselves */
     uint64_t next_id, last_tick_ns;
     uint32_t queued_requests, running_requests;
+    bool draining;
     uint8_t read_buffer[READ_BYTES]; /* one read at a time, consumed before the next */
 };
 
@@ -322,6 +324,7 @@ static void send_heartbeat(kv_peer_t *peer, uint64_t now_ns)
     heartbeat.echo = peer->peer_sequence;
     heartbeat.queued_requests = peer->peers->queued_requests;
     heartbeat.running_requests = peer->peers->running_requests;
+    heartbeat.draining = peer->peers->draining;
     Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_HEARTBEAT;
     envelope.heartbeat = &heartbeat;
@@ -412,6 +415,7 @@ static void take_message(kv_peer_t *peer, const uint8_t *message, size_t bytes)
         peer->peer_sequence = envelope->heartbeat->sequence;
         peer->queued_requests = envelope->heartbeat->queued_requests;
         peer->running_requests = envelope->heartbeat->running_requests;
+        peer->draining = envelope->heartbeat->draining;
         break;
     case KVIST__WIRE__ENVELOPE__BODY__NOT_SET:
         break; /* of a newer version */
@@ -811,6 +815,16 @@ uint64_t kv_peer_id(const kv_peer_t *peer)
     return peer->id;
 }
 
+uint32_t kv_peer_version(const kv_peer_t *peer)
+{
+    return peer->facts.version;
+}
+
+bool kv_peer_draining(const kv_peer_t *peer)
+{
+    return peer->draining;
+}
+
 uint32_t kv_peer_queued_requests(const kv_peer_t *peer)
 {
     return peer->queued_requests;
@@ -825,6 +839,17 @@ void kv_peers_set_load(kv_peers_t *peers, uint32_t queued_requests, uint32_t run
 {
     peers->queued_requests = queued_requests;
     peers->running_requests = running_requests;
+}
+
+void kv_peers_set_draining(kv_peers_t *peers, bool draining)
+{
+    peers->draining = draining;
+    uint64_t now_ns = kv_clock_now_ns();
+    for (kv_peer_t *peer = peers->peers; peer != NULL; peer = peer->next) {
+        if (peer->state == PEER_UP) {
+            send_heartbeat(peer, now_ns);
+        }
+    }
 }
 
 bool kv_peer_link_params(const kv_peer_t *peer, kv_link_params_t *params_out)

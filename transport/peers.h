@@ -30,7 +30,7 @@
 #include <uv.h>
 
 enum {
-    KV_WIRE_VERSION = 1,     /* the newest that this program speaks */
+    KV_WIRE_VERSION = 2,     /* the newest that this program speaks */
     KV_WIRE_VERSION_MIN = 1, /* the oldest */
     KV_PEERS_MAX = 256,
     KV_PEERS_PENDING_MAX = 64,
@@ -109,12 +109,17 @@ Kvist__Wire__Role kv_peer_role(const kv_peer_t *peer);
 const char *kv_peer_address(const kv_peer_t *peer); /* of the control socket's other end */
 uint64_t kv_peer_id(const kv_peer_t *peer);         /* never reused in this process */
 
-/* What the peer's last heartbeat said. */
+/* The version that both sides speak: what wire.proto marks [2] goes to no older one. */
+uint32_t kv_peer_version(const kv_peer_t *peer);
+
+/* What the peer's last heartbeat said. draining: it takes nothing new. */
 uint32_t kv_peer_queued_requests(const kv_peer_t *peer);
 uint32_t kv_peer_running_requests(const kv_peer_t *peer);
+bool kv_peer_draining(const kv_peer_t *peer);
 
-/* What this node's heartbeats say from now on. */
+/* What this node's heartbeats say from now on; draining is told to all peers at once. */
 void kv_peers_set_load(kv_peers_t *peers, uint32_t queued_requests, uint32_t running_requests);
+void kv_peers_set_draining(kv_peers_t *peers, bool draining);
 
 /* What kv_mover_link_open needs to move KV to and from this peer; the strings belong to the peer.
  * false: one of the two sides moves no KV. */

@@ -19,19 +19,21 @@ from concurrent.futures import ThreadPoolExecutor
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 # Who may include whom: the table of docs/ARCHITECTURE.md. Every folder may include itself.
-ENGINE_SIDE = ["base", "proto", "kernels", "kvstore", "transport", "engine", "node", "runtime"]
+ENGINE_SIDE = ["base", "proto", "kernels", "kvstore", "transport", "cluster", "engine", "node",
+               "runtime"]
 MAY_INCLUDE = {
     "base": [],
     "proto": ["base"],
     "kernels": ["base"],
     "kvstore": ["base", "proto", "kernels"],
     "transport": ["base", "proto", "kernels"],
+    "cluster": ["base", "proto", "node", "transport"],
     "engine": ["base", "kernels"],
     "node": ["base", "proto"],
-    "runtime": ["base", "proto", "kernels", "kvstore", "transport", "engine", "node"],
+    "runtime": ["base", "proto", "kernels", "kvstore", "transport", "cluster", "engine", "node"],
     "prefill": ENGINE_SIDE,
     "decode": ENGINE_SIDE,
-    "gateway": ["base", "proto", "transport", "engine", "kvstore", "node"],
+    "gateway": ["base", "proto", "transport", "cluster", "engine", "kvstore", "node"],
     "tools": ["base", "proto", "kernels", "node", "engine", "kvstore"],
     "docs": ["kvstore"],
 }

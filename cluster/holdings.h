@@ -1,0 +1,48 @@
+/* Holdings: which nodes are thought to hold which blocks; the map behind the remote tier.
+ *
+ * Kept from the nodes' KV events (proto/events.proto), so it is always a little late: what it says
+ * is worth asking for, never true. Only the lease that the asked node takes makes it exact.
+ *
+ * Owns: its table.
+ * Threads: as its caller.
+ * Errors: none: a holder that says wrong things is asked in vain.
+ * Limits: KV_HOLDERS_MAX holders; capacity entries (a key at one holder): the oldest leave
+ * first. */
+#ifndef KV_CLUSTER_HOLDINGS_H
+#define KV_CLUSTER_HOLDINGS_H
+
+#include "proto/events.pb-c.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { KV_HOLDERS_MAX = 256, KV_HOLDINGS_KEY_BYTES = 32 };
+
+typedef struct kv_holdings kv_holdings_t;
+
+kv_holdings_t *kv_holdings_create(size_t capacity);
+void kv_holdings_destroy(kv_holdings_t *holdings);
+
+/* holder: any number but 0 that the caller gives a node (kv_peer_id). Blocks of another layer group
+ * than 0 are not kept. */
+void kv_holdings_stored(kv_holdings_t *holdings, uint64_t holder, const uint8_t *keys, size_t count,
+    Kvist__Events__Tier tier);
+void kv_holdings_removed(kv_holdings_t *holdings, uint64_t holder, const uint8_t *keys,
+    size_t count, Kvist__Events__Tier tier);
+void kv_holdings_forget(kv_holdings_t *holdings, uint64_t holder);
+
+/* One candidate to fetch from. */
+typedef struct {
+    uint64_t holder;
+    uint32_t block_count;    /* leading blocks of those asked for, held in whatever tier */
+    uint32_t tier_blocks[3]; /* of those, by their fastest tier (Kvist__Events__Tier) */
+} kv_holding_t;
+
+/* Who holds how much of a context's next blocks: keys[0] is the first block that is missing here.
+ * Writes at most count_max holders that hold at least keys[0], the longest first (at equal length
+ * the one with more in fast tiers); returns how many. */
+size_t kv_holdings_find(const kv_holdings_t *holdings, const uint8_t *keys, uint32_t key_count,
+    kv_holding_t *holders_out, size_t count_max);
+
+#endif
