@@ -151,7 +151,11 @@ typedef struct {
     uint64_t transfer_id;
     uint64_t tag;   /* SENT */
     uint64_t bytes; /* SENT: of the piece; LANDED: of the transfer */
-    char text[96];  /* LINK_UP: the wire; FAILED and LINK_DOWN: the reason */
+    /* LANDED, FAILED, REVOKED: so many leading blocks of the expectation are whole and verified.
+     * After FAILED nothing more is written, so REVOKED says the same; where a LANDED came first, or
+     * nothing was expected, REVOKED says 0. */
+    uint32_t landed_blocks;
+    char text[96]; /* LINK_UP: the wire; FAILED and LINK_DOWN: the reason */
 } kv_mover_event_t;
 
 /* Readable when kv_mover_poll has something. */

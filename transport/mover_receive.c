@@ -29,6 +29,22 @@ void receive_free(expectation_t *expectation)
     free(expectation);
 }
 
+static bool unit_received(const expectation_t *expectation, uint64_t unit)
+{
+    return (expectation->received[unit / 64] >> (unit % 64) & 1) != 0;
+}
+
+/* A unit's bit is set only after its bytes were verified and written, so whole blocks are known
+ * exactly, whatever order their pieces came in. */
+static uint32_t landed_blocks(const kv_mover_t *mover, const expectation_t *expectation)
+{
+    uint64_t unit = 0, end = (uint64_t)expectation->block_count * mover->units_per_block;
+    while (unit < end && unit_received(expectation, unit)) {
+        unit++;
+    }
+    return (uint32_t)(unit / mover->units_per_block);
+}
+
 static void fail(
     kv_mover_t *mover, expectation_t *expectation, kv_status_t status, const char *reason)
 {
@@ -41,6 +57,7 @@ static void fail(
         .status = status,
         .link = expectation->link,
         .transfer_id = expectation->transfer_id,
+        .landed_blocks = landed_blocks(mover, expectation),
     };
     snprintf(event.text, sizeof event.text, "%s", reason);
     mover_emit(mover, &event);
@@ -71,6 +88,7 @@ void receive_revoke(kv_mover_t *mover, uint64_t transfer_id)
     expectation_t **at = find(mover, transfer_id);
     if (*at != NULL) {
         event.link = (*at)->link;
+        event.landed_blocks = landed_blocks(mover, *at);
         remove_at(mover, at);
     }
     mover_emit(mover, &event);
@@ -85,11 +103,6 @@ void receive_fail_link(kv_mover_t *mover, kv_link_t id, const char *reason)
             }
         }
     }
-}
-
-static bool unit_received(const expectation_t *expectation, uint64_t unit)
-{
-    return (expectation->received[unit / 64] >> (unit % 64) & 1) != 0;
 }
 
 /* The first reason why this message may not be written, or KV_OK. */
@@ -182,6 +195,7 @@ void receive_blocks(link_t *link, const uint8_t *bytes, size_t count)
             .link = link->id,
             .transfer_id = expectation->transfer_id,
             .bytes = (uint64_t)expectation->block_count * mover->slot_bytes,
+            .landed_blocks = expectation->block_count,
         };
         remove_at(mover, at);
         mover_emit(mover, &event);

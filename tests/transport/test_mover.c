@@ -78,6 +78,17 @@ static void rude_prove(rude_t *rude, toy_node_t *node)
     toy_expect_event(node, KV_MOVED_LINK_UP);
 }
 
+/* Until the node has looked at so many messages of blocks. */
+static void await_messages(toy_node_t *node, uint64_t count)
+{
+    kv_mover_stats_t stats = {0};
+    for (int i = 0; i < 10000 && stats.received_messages < count; i++) {
+        usleep(1000);
+        kv_mover_stats(node->mover, &stats);
+    }
+    assert_int_equal(stats.received_messages, count);
+}
+
 static void rude_close(rude_t *rude, toy_node_t *node)
 {
     kv_wire_loopback.close(rude->side);
@@ -192,6 +203,69 @@ static void what_does_not_fit_is_not_written(void **state)
     message = blocks_message(id, 0, 2, 0, 2 * UNIT);
     rude_say(&rude, message.bytes, message.count);
     assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_INVALID);
+    rude_close(&rude, &node);
+}
+
+/* What had landed whole before the end is known to the block, and nothing else is promised. */
+static void the_good_prefix_is_told(void **state)
+{
+    (void)state;
+    rude_t rude;
+    toy_node_t node;
+    kv_link_t link = rude_open(&rude, &node);
+    rude_prove(&rude, &node);
+    /* Blocks 0 and 1 whole in two parts, 3 whole, 2 without its last unit. */
+    uint64_t id = expect_four(&node, link);
+    wire_message_t message = blocks_message(id, 0, 2, UNIT, SLOT - UNIT);
+    rude_say(&rude, message.bytes, message.count);
+    message = blocks_message(id, 3, 1, 0, SLOT);
+    rude_say(&rude, message.bytes, message.count);
+    message = blocks_message(id, 0, 3, 0, UNIT);
+    rude_say(&rude, message.bytes, message.count);
+    message = blocks_message(id, 2, 1, UNIT, SLOT - 2 * UNIT);
+    rude_say(&rude, message.bytes, message.count);
+    message = blocks_message(id, 2, 1, SLOT - UNIT, UNIT);
+    message.bytes[message.count - 1] ^= 1;
+    rude_say(&rude, message.bytes, message.count);
+    kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_FAILED);
+    assert_int_equal(event.status, KV_CORRUPT);
+    assert_int_equal(event.landed_blocks, 2);
+    /* What comes between FAILED and REVOKED changes neither the slots nor the number. */
+    message = blocks_message(id, 2, 1, SLOT - UNIT, UNIT);
+    rude_say(&rude, message.bytes, message.count);
+    await_messages(&node, 6);
+    kv_mover_revoke(node.mover, id);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_REVOKED).landed_blocks, 2);
+    for (size_t i = 0; i < SLOT; i++) {
+        assert_int_equal(node.arena[FOUR[0] * SLOT + i], 1);
+        assert_int_equal(node.arena[FOUR[1] * SLOT + i], 2);
+    }
+    kv_mover_revoke(node.mover, id); /* nothing is expected any more */
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_REVOKED).landed_blocks, 0);
+
+    id = expect_four(&node, link); /* revoked in good health */
+    message = blocks_message(id, 0, 3, 0, SLOT);
+    rude_say(&rude, message.bytes, message.count);
+    await_messages(&node, 7);
+    kv_mover_revoke(node.mover, id);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_REVOKED).landed_blocks, 3);
+
+    id = expect_four(&node, link);
+    message = blocks_message(id, 0, 4, 0, SLOT);
+    rude_say(&rude, message.bytes, message.count);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_LANDED).landed_blocks, 4);
+
+    id = expect_four(&node, link); /* the sender dies */
+    message = blocks_message(id, 0, 1, 0, SLOT);
+    rude_say(&rude, message.bytes, message.count);
+    await_messages(&node, 9);
+    kv_mover_link_close(node.mover, link);
+    event = toy_expect_event(&node, KV_MOVED_FAILED);
+    assert_int_equal(event.status, KV_PEER_LOST);
+    assert_int_equal(event.landed_blocks, 1);
+    kv_mover_revoke(node.mover, id);
+    toy_expect_event(&node, KV_MOVED_LINK_DOWN);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_REVOKED).landed_blocks, 1);
     rude_close(&rude, &node);
 }
 
@@ -390,6 +464,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pieces_land_in_any_order_exactly_once),
         cmocka_unit_test(what_does_not_fit_is_not_written),
+        cmocka_unit_test(the_good_prefix_is_told),
         cmocka_unit_test(every_flipped_bit_is_noticed),
         cmocka_unit_test(a_malformed_message_ends_the_link),
         cmocka_unit_test(nothing_is_taken_before_the_token),
