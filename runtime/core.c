@@ -383,6 +383,18 @@ static void fill_tiers(
     }
 }
 
+static void fill_moved(kv_mover_t *mover, Kvist__Admin__Status *status)
+{
+    kv_mover_stats_t moved;
+    kv_mover_stats(mover, &moved);
+    status->links = moved.links;
+    status->expectations = moved.expectations;
+    status->pieces = moved.pieces;
+    status->sent_bytes = moved.sent_bytes;
+    status->received_bytes = moved.received_bytes;
+    status->dropped_messages = moved.dropped_messages;
+}
+
 static void admin_status(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
     (void)request;
@@ -425,6 +437,7 @@ static void admin_status(void *context, const Kvist__Admin__Request *request, kv
     status.slots_private = stats.slots_private;
     status.disk_offline = stats.disk_offline;
     status.damaged_objects = stats.damaged_objects;
+    fill_moved(core->public.mover, &status);
     kv_admin_reply_status(call, &status);
     free(listing.peers);
     free(listing.pointers);

@@ -369,5 +369,8 @@ void kv_mover_stats(kv_mover_t *mover, kv_mover_stats_t *stats_out)
         .corrupt_fragments = mover->corrupt_fragments,
         .rendezvous_messages = mover->rendezvous_messages,
         .links_up = mover->links_up,
+        .links = mover->link_count,
+        .expectations = mover->expectation_count,
+        .pieces = mover->piece_count,
     };
 }

@@ -173,6 +173,9 @@ typedef struct {
     uint64_t corrupt_fragments;
     uint64_t rendezvous_messages; /* that did not come eagerly: no Kvist node sends such */
     uint32_t links_up;
+    uint32_t links;        /* opened and not ended: up or not */
+    uint32_t expectations; /* neither landed nor revoked */
+    uint32_t pieces;       /* whose SENT was not polled */
 } kv_mover_stats_t;
 
 void kv_mover_stats(kv_mover_t *mover, kv_mover_stats_t *stats_out);

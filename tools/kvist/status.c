@@ -62,6 +62,12 @@ static void print_node(const kv_member_t *member, const Kvist__Admin__Status *st
             (unsigned long long)status->unsaved_objects, status->io,
             status->disk_offline ? " (OFFLINE: repeated write errors; see the log)" : "");
     }
+    if (status->links > 0 || status->sent_bytes + status->received_bytes > 0) {
+        char sent[KV_TEXT_BYTES], received[KV_TEXT_BYTES];
+        printf("    KV sent %s, received %s; %u pieces to send, %u transfers awaited\n",
+            kv_text_size(status->sent_bytes, sent), kv_text_size(status->received_bytes, received),
+            status->pieces, status->expectations);
+    }
     if (status->damaged_objects > 0) {
         printf("    damaged blocks found and dropped: %llu\n",
             (unsigned long long)status->damaged_objects);
@@ -138,6 +144,12 @@ static json_t *pack_node(const kv_member_t *member, const Kvist__Admin__Status *
         {"slots_free", status->slots_free},
         {"slots_private", status->slots_private},
         {"damaged_objects", status->damaged_objects},
+        {"links", status->links},
+        {"expectations", status->expectations},
+        {"pieces", status->pieces},
+        {"sent_bytes", status->sent_bytes},
+        {"received_bytes", status->received_bytes},
+        {"dropped_messages", status->dropped_messages},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         json_object_set_new(node, numbers[i].name, json_integer((json_int_t)numbers[i].value));
