@@ -81,26 +81,33 @@ static void wait_for_work(kv_mover_t *mover, uint64_t deadline_ns, uint64_t now_
     }
 }
 
+unsigned mover_turn(kv_mover_t *mover, uint64_t now_ns, uint64_t *deadline_ns_out)
+{
+    mover_drain_commands(mover);
+    if (mover->stopping) {
+        return 0;
+    }
+    unsigned happened = mover->driver->progress(mover->side);
+    atomic_store(&mover->rendezvous_messages, mover->driver->rendezvous_count(mover->side));
+    *deadline_ns_out = links_advance(mover, now_ns);
+    for (link_t *link = mover->links; link != NULL; link = link->next) {
+        happened += send_pump(link);
+        happened += link->state == LINK_FAILED; /* to be ended before this thread sleeps */
+    }
+    return happened;
+}
+
 static void *run(void *argument)
 {
     kv_mover_t *mover = argument;
-    for (;;) {
-        mover_drain_commands(mover);
-        if (mover->stopping) {
-            return NULL;
-        }
-        unsigned happened = mover->driver->progress(mover->side);
-        atomic_store(&mover->rendezvous_messages, mover->driver->rendezvous_count(mover->side));
-        uint64_t now_ns = kv_clock_now_ns();
-        uint64_t deadline_ns = links_advance(mover, now_ns);
-        for (link_t *link = mover->links; link != NULL; link = link->next) {
-            happened += send_pump(link);
-            happened += link->state == LINK_FAILED; /* to be ended before this thread sleeps */
-        }
-        if (happened == 0 && mover->driver->arm(mover->side)) {
+    while (!mover->stopping) {
+        uint64_t now_ns = kv_clock_now_ns(), deadline_ns = UINT64_MAX;
+        unsigned happened = mover_turn(mover, now_ns, &deadline_ns);
+        if (happened == 0 && !mover->stopping && mover->driver->arm(mover->side)) {
             wait_for_work(mover, deadline_ns, now_ns);
         }
     }
+    return NULL;
 }
 
 /* ---- life ---- */
@@ -120,7 +127,7 @@ static kv_status_t check_params(const kv_mover_params_t *params, kv_error_t *err
     return KV_OK;
 }
 
-kv_status_t kv_mover_create(
+kv_status_t mover_create_threadless(
     const kv_mover_params_t *params, kv_mover_t **mover_out, kv_error_t *error)
 {
     kv_status_t status = check_params(params, error);
@@ -159,10 +166,21 @@ kv_status_t kv_mover_create(
     }
     kv_mailbox_init(&mover->commands);
     kv_mailbox_init(&mover->events);
-    KV_CHECK(pthread_create(&mover->thread, NULL, run, mover) == 0);
-    pthread_setname_np(mover->thread, "mover");
     *mover_out = mover;
     return KV_OK;
+}
+
+kv_status_t kv_mover_create(
+    const kv_mover_params_t *params, kv_mover_t **mover_out, kv_error_t *error)
+{
+    kv_status_t status = mover_create_threadless(params, mover_out, error);
+    if (status == KV_OK) {
+        kv_mover_t *mover = *mover_out;
+        mover->threaded = true;
+        KV_CHECK(pthread_create(&mover->thread, NULL, run, mover) == 0);
+        pthread_setname_np(mover->thread, "mover");
+    }
+    return status;
 }
 
 static void post(kv_mover_t *mover, command_t command)
@@ -178,7 +196,9 @@ void kv_mover_destroy(kv_mover_t *mover)
         return;
     }
     post(mover, (command_t){.kind = COMMAND_STOP});
-    pthread_join(mover->thread, NULL);
+    if (mover->threaded) {
+        pthread_join(mover->thread, NULL);
+    }
     /* This thread is the mover's now: the rest of its work is done here. */
     mover_drain_commands(mover);
     for (link_t *link = mover->links; link != NULL; link = link->next) {

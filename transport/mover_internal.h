@@ -111,7 +111,7 @@ struct kv_mover {
     const kv_wire_driver_t *driver;
     kv_wire_side_t *side;
     pthread_t thread;
-    bool stopping;
+    bool threaded, stopping;
     kv_mailbox_t commands, events;
     link_t *links;
     expectation_t *expectations[EXPECTATION_BUCKETS];
@@ -124,6 +124,15 @@ struct kv_mover {
 };
 
 /* mover.c */
+
+/* A mover without its thread: whoever makes it takes its turns. For simulations. */
+kv_status_t mover_create_threadless(
+    const kv_mover_params_t *params, kv_mover_t **mover_out, kv_error_t *error);
+
+/* One turn of the mover's thread: does what can be done now. The number of things that happened;
+ * *deadline_ns_out: when the next turn is due though nothing wakes it (UINT64_MAX: never). */
+unsigned mover_turn(kv_mover_t *mover, uint64_t now_ns, uint64_t *deadline_ns_out);
+
 void mover_emit(kv_mover_t *mover, const kv_mover_event_t *event);
 void mover_drain_commands(kv_mover_t *mover);
 
