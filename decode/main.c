@@ -1,5 +1,5 @@
-/* kvist-decode: generates. This file checks what a gateway sent, chooses a prefill node for it and
- * makes a request of it (request.c). */
+/* kvist-decode: generates. This file checks what a gateway sent and makes a request of it
+ * (request.c). */
 #include "decode/request.h"
 #include "node/process.h"
 #include "runtime/message.h"
@@ -31,19 +31,6 @@ static kv_status_t validate(
     return KV_OK;
 }
 
-/* The prefill node with the fewest requests. */
-static void choose(void *context, kv_peer_t *peer)
-{
-    kv_peer_t **best = context;
-    if (kv_peer_role(peer) != KVIST__WIRE__ROLE__ROLE_PREFILL) {
-        return;
-    }
-    uint32_t load = kv_peer_queued_requests(peer) + kv_peer_running_requests(peer);
-    if (*best == NULL || load < kv_peer_queued_requests(*best) + kv_peer_running_requests(*best)) {
-        *best = peer;
-    }
-}
-
 static void *accept_generate(
     kv_core_t *core, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
@@ -56,9 +43,7 @@ static void *accept_generate(
         kv_decode_refuse(peer, message->generate, status, error.text);
         return NULL;
     }
-    kv_peer_t *prefill = NULL;
-    kv_peers_visit(core->peers, choose, &prefill);
-    return kv_decode_request_create(core, id, peer, prefill, message->generate);
+    return kv_decode_request_create(core, id, peer, message->generate);
 }
 
 int main(int argc, char **argv)

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "decode/choose.h"
 #include "runtime/message.h"
 #include "transport/pd.h"
 
@@ -17,7 +18,9 @@ enum { EVENTS_MAX = 16 };
 struct kv_decode_request {
     kv_core_t *core;
     uint64_t id;
-    kv_peer_t *gateway, *prefill; /* NULL once gone */
+    kv_peer_t *gateway, *prefill;       /* NULL once gone; prefill: the one chosen last */
+    uint64_t tried[KV_PD_ATTEMPTS_MAX]; /* kv_peer_id of the prefill nodes that were chosen */
+    uint32_t tried_count;
     char *request_id;
     uint32_t *tokens; /* prompt, then what was generated; room for max_tokens more */
     uint32_t prompt_count, token_count, max_tokens;
@@ -30,9 +33,10 @@ struct kv_decode_request {
     uint64_t deadline_ns; /* of the prompt's stage */
 
     kvist_lease_t *lease;
-    uint64_t transfer_id;
-    char **streamed_arithmetic; /* of the whole blocks that were streamed */
+    char **streamed_arithmetic; /* of the whole blocks that this attempt streams; NULL: not known */
     uint32_t streamed_count;
+    uint32_t found_count;               /* of those: the leading ones that the prefill node found */
+    uint32_t kept_found, kept_computed; /* blocks kept of attempts that failed */
     uint32_t first_token; /* drawn by the prefill node; held back until all of its KV has landed */
     float first_logprob;
     uint32_t fetch_first, fetch_count; /* blocks that the prefill node asked for */
@@ -166,20 +170,20 @@ static void submit(kv_decode_request_t *request, uint32_t computed_count, bool g
     request->computing = true;
 }
 
-/* What the prefill node streamed becomes objects here too, made by whom it said. */
-static void seal_streamed(kv_decode_request_t *request)
+/* The first block_count blocks that the prefill node streamed become objects here too, made by whom
+ * it said. */
+static void seal_streamed(kv_decode_request_t *request, uint32_t first_block, uint32_t block_count)
 {
-    uint32_t held = request->machine.held_blocks;
-    for (uint32_t i = 0; i < request->streamed_count; i++) {
+    for (uint32_t i = 0; i < block_count; i++) {
         kv_core_seal(request->core, request->lease, request->tokens,
-            (held + i + 1) * block_tokens(request), request->streamed_arithmetic[i]);
+            (first_block + i + 1) * block_tokens(request), request->streamed_arithmetic[i]);
     }
 }
 
 /* The prompt's KV is here and the first token is known. */
 static void begin_generating(kv_decode_request_t *request)
 {
-    seal_streamed(request);
+    seal_streamed(request, request->machine.held_blocks, request->streamed_count);
     send_token(request, request->first_token, request->first_logprob);
     if (request->first_token == request->core->info->end_token && !request->ignore_end) {
         finish(request, KVIST__WIRE__FINISH_REASON__FINISH_STOP, KV_OK);
@@ -213,12 +217,11 @@ static void prepared(
     }
     kv_core_usage_from_match(request->core, match, &request->usage);
     request->usage.load_ns = kv_clock_now_ns() - request->arrived_ns - request->usage.match_ns;
-    request->transfer_id = kv_mover_transfer_id(request->core->mover);
-    post(request,
-        (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_RESERVED,
-            .transfer_id = request->transfer_id,
-            .held_blocks = match->block_count,
-            .block_count = blocks_for(request, request->prompt_count) - match->block_count});
+    uint32_t held = match->block_count;
+    post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_RESERVED,
+                      .held_blocks = held,
+                      .block_count = blocks_for(request, request->prompt_count) - held,
+                      .whole_blocks = (request->prompt_count - 1) / block_tokens(request) - held});
 }
 
 static void do_reserve(kv_decode_request_t *request)
@@ -253,22 +256,60 @@ static void do_reserve(kv_decode_request_t *request)
     }
 }
 
-/* false: refused, and nothing that was to follow makes sense any more. */
-static bool do_expect(kv_decode_request_t *request)
+static void forget_streamed(kv_decode_request_t *request)
+{
+    kv_core_free_arithmetic(request->streamed_arithmetic, request->streamed_count);
+    request->streamed_arithmetic = NULL;
+    request->streamed_count = request->found_count = 0;
+}
+
+static void do_choose(kv_decode_request_t *request)
 {
     const kv_pd_decode_t *machine = &request->machine;
+    if (request->tried_count > 0) {
+        kv_log_warn("decode", "request %s: the KV of a prefill node did not come (%s)",
+            request->request_id, kv_status_name(machine->reason));
+    }
+    forget_streamed(request);
+    request->deadline_ns = UINT64_MAX;
+    request->prefill = kv_decode_choose(request->core, request->tried, request->tried_count);
+    kv_pd_decode_event_t event = {.kind = KV_PD_DECODE_EV_CHOSEN};
+    if (request->prefill != NULL) {
+        request->tried[request->tried_count++] = kv_peer_id(request->prefill);
+        event.peer_up = true;
+        event.transfer_id = kv_mover_transfer_id(request->core->mover);
+    }
+    post(request, event);
+}
+
+/* false: refused, and nothing that was to follow makes sense any more. */
+static bool do_expect(kv_decode_request_t *request, const kv_pd_decode_action_t *action)
+{
     kv_error_t error;
     kv_status_t status = KV_PEER_LOST;
     if (request->prefill != NULL) {
         status = kv_mover_expect(request->core->mover, kv_core_link(request->prefill),
-            request->transfer_id, kvist_lease_slots(request->lease) + machine->held_blocks,
-            blocks_for(request, request->prompt_count) - machine->held_blocks, &error);
+            action->transfer_id, kvist_lease_slots(request->lease) + action->first_block,
+            action->block_count, &error);
     }
     if (status != KV_OK) {
         post(request,
             (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_EXPECT_FAILED, .status = status});
     }
     return status == KV_OK;
+}
+
+/* What landed before a prefill node was lost is this node's own from now on. */
+static void do_keep(kv_decode_request_t *request, const kv_pd_decode_action_t *action)
+{
+    KV_CHECK(action->block_count <= request->streamed_count);
+    seal_streamed(request, action->first_block, action->block_count);
+    uint32_t found =
+        request->found_count < action->block_count ? request->found_count : action->block_count;
+    request->kept_found += found;
+    request->kept_computed += action->block_count - found;
+    kv_log_info("decode", "request %s: %u blocks had landed whole", request->request_id,
+        action->block_count);
 }
 
 static void do_send_prefill(kv_decode_request_t *request)
@@ -284,7 +325,7 @@ static void do_send_prefill(kv_decode_request_t *request)
     sampling.top_p = request->sampling.top_p;
     sampling.seed = request->sampling.seed;
     prefill.request_id = request->request_id;
-    prefill.transfer_id = request->transfer_id;
+    prefill.transfer_id = request->machine.transfer_id;
     prefill.n_tokens = request->prompt_count;
     prefill.tokens = request->tokens;
     prefill.held_blocks = request->machine.held_blocks;
@@ -358,11 +399,11 @@ static void do_send_fetched(kv_decode_request_t *request, const kv_pd_decode_act
 static void fall_back(kv_decode_request_t *request, kv_status_t why)
 {
     if (why != KV_OK) {
-        kv_log_warn("decode",
-            "request %s: the prefill node's KV did not come (%s): computing the prompt here",
+        kv_log_warn("decode", "request %s: no prefill node's KV came (%s): computing it here",
             request->request_id, kv_status_name(why));
     }
     uint32_t held = kvist_lease_sealed_count(request->lease);
+    request->cached.remote += request->kept_found * block_tokens(request);
     request->usage.decode_kv_reused = kv_core_has_decode_blocks(request->lease, held);
     snprintf(request->prefilled_by, sizeof request->prefilled_by, "%s",
         request->core->options->node.name);
@@ -376,8 +417,11 @@ static bool carry_out(kv_decode_request_t *request, const kv_pd_decode_action_t 
     case KV_PD_DECODE_DO_RESERVE:
         do_reserve(request);
         break;
+    case KV_PD_DECODE_DO_CHOOSE:
+        do_choose(request);
+        break;
     case KV_PD_DECODE_DO_EXPECT:
-        return do_expect(request);
+        return do_expect(request, action);
     case KV_PD_DECODE_DO_SEND_PREFILL:
         do_send_prefill(request);
         break;
@@ -386,6 +430,9 @@ static bool carry_out(kv_decode_request_t *request, const kv_pd_decode_action_t 
         break;
     case KV_PD_DECODE_DO_REVOKE:
         kv_mover_revoke(request->core->mover, action->transfer_id);
+        break;
+    case KV_PD_DECODE_DO_KEEP:
+        do_keep(request, action);
         break;
     case KV_PD_DECODE_DO_SEND_PIECES:
         do_send_pieces(request, action);
@@ -440,14 +487,13 @@ static void post(kv_decode_request_t *request, kv_pd_decode_event_t event)
 
 /* ---- life ---- */
 
-kv_decode_request_t *kv_decode_request_create(kv_core_t *core, uint64_t id, kv_peer_t *gateway,
-    kv_peer_t *prefill, const Kvist__Wire__Generate *message)
+kv_decode_request_t *kv_decode_request_create(
+    kv_core_t *core, uint64_t id, kv_peer_t *gateway, const Kvist__Wire__Generate *message)
 {
     kv_decode_request_t *request = kv_allocate(sizeof *request);
     request->core = core;
     request->id = id;
     request->gateway = gateway;
-    request->prefill = prefill;
     request->request_id = kv_duplicate_string(message->request_id);
     request->prompt_count = request->token_count = (uint32_t)message->n_tokens;
     request->max_tokens = message->max_tokens;
@@ -470,8 +516,7 @@ kv_decode_request_t *kv_decode_request_create(kv_core_t *core, uint64_t id, kv_p
     request->usage.cached = &request->cached;
     request->usage.prompt_tokens = request->prompt_count;
     request->usage.prefilled_by = request->prefilled_by;
-    post(
-        request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_START, .peer_up = prefill != NULL});
+    post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_START});
     return request;
 }
 
@@ -485,7 +530,7 @@ static bool is_done(const void *context)
 static void destroy(void *context)
 {
     kv_decode_request_t *request = context;
-    kv_core_free_arithmetic(request->streamed_arithmetic, request->streamed_count);
+    forget_streamed(request);
     free(request->request_id);
     free(request->tokens);
     free(request->salt);
@@ -508,7 +553,11 @@ static void take_usage(kv_decode_request_t *request, const Kvist__Wire__Usage *f
         request->cached.device = from->cached->device;
         request->cached.host = from->cached->host;
         request->cached.disk = from->cached->disk;
-        request->cached.remote = from->cached->remote;
+        /* What another prefill node computed for this request is not cached because this one
+         * fetched it. */
+        uint32_t computed = request->kept_computed * block_tokens(request);
+        uint32_t remote = from->cached->remote;
+        request->cached.remote = remote > computed ? remote - computed : 0;
     }
     snprintf(request->miss, sizeof request->miss, "%s", from->miss);
     snprintf(request->prefilled_by, sizeof request->prefilled_by, "%s", from->prefilled_by);
@@ -521,14 +570,55 @@ static void take_usage(kv_decode_request_t *request, const Kvist__Wire__Usage *f
     usage->decode_kv_reused = from->decode_kv_reused;
 }
 
+/* Whole blocks of the prompt that this attempt streams. */
+static uint32_t streamed_whole(const kv_decode_request_t *request)
+{
+    return request->prompt_count / block_tokens(request) - request->machine.held_blocks;
+}
+
+static void take_prefilling(kv_decode_request_t *request, const Kvist__Wire__Prefilling *prefilling)
+{
+    const kv_pd_decode_t *machine = &request->machine;
+    bool waits = machine->state == KV_PD_DECODE_STREAMING || machine->state == KV_PD_DECODE_ENDING;
+    if (!waits || prefilling->transfer_id != machine->transfer_id ||
+        request->streamed_arithmetic != NULL) {
+        return;
+    }
+    uint32_t whole = streamed_whole(request);
+    size_t found = prefilling->n_block_arithmetic;
+    if (found > whole) {
+        kv_log_warn("decode",
+            "request %s: prefilling has %zu arithmetic ids for %u blocks: not used",
+            request->request_id, found, whole);
+        return;
+    }
+    char **ids = kv_allocate_array(whole, sizeof *ids);
+    for (uint32_t i = 0; i < whole; i++) {
+        ids[i] = i < found ? prefilling->block_arithmetic[i] : prefilling->computed_arithmetic;
+    }
+    request->streamed_arithmetic = kv_core_copy_arithmetic(ids, whole, whole);
+    free(ids);
+    if (request->streamed_arithmetic == NULL) {
+        kv_log_warn("decode",
+            "request %s: prefilling has an arithmetic id that is too long or not "
+            "printable: not used",
+            request->request_id);
+        return;
+    }
+    request->streamed_count = whole;
+    request->found_count = (uint32_t)found;
+    post(request, (kv_pd_decode_event_t){
+                      .kind = KV_PD_DECODE_EV_PREFILLING, .transfer_id = prefilling->transfer_id});
+}
+
 static void take_prefilled(kv_decode_request_t *request, const Kvist__Wire__Prefilled *prefilled)
 {
     kv_status_t status = (kv_status_t)prefilled->status;
-    if (prefilled->transfer_id != request->transfer_id || request->streamed_arithmetic != NULL ||
-        request->machine.state != KV_PD_DECODE_STREAMING) {
+    if (request->machine.state != KV_PD_DECODE_STREAMING || request->machine.prefilled ||
+        prefilled->transfer_id != request->machine.transfer_id) {
         return;
     }
-    uint32_t whole = request->prompt_count / block_tokens(request) - request->machine.held_blocks;
+    uint32_t whole = streamed_whole(request);
     if (status == KV_OK && (prefilled->usage == NULL ||
                                prefilled->first_token >= request->core->info->vocabulary_count)) {
         kv_log_warn("decode", "request %s: prefilled has no usage, or token %u of %u: not used",
@@ -536,15 +626,20 @@ static void take_prefilled(kv_decode_request_t *request, const Kvist__Wire__Pref
         status = KV_INVALID;
     }
     if (status == KV_OK) {
-        request->streamed_arithmetic = kv_core_copy_arithmetic(
+        char **arithmetic = kv_core_copy_arithmetic(
             prefilled->block_arithmetic, prefilled->n_block_arithmetic, whole);
-        request->streamed_count = whole;
-        if (request->streamed_arithmetic == NULL) {
+        if (arithmetic == NULL) {
             kv_log_warn("decode",
                 "request %s: prefilled has %zu arithmetic ids for %u blocks, or too long ones: not "
                 "used",
                 request->request_id, prefilled->n_block_arithmetic, whole);
             status = KV_INVALID;
+        } else {
+            uint32_t found = request->found_count;
+            forget_streamed(request);
+            request->streamed_arithmetic = arithmetic;
+            request->streamed_count = whole;
+            request->found_count = found;
         }
     }
     if (status == KV_OK) {
@@ -602,6 +697,11 @@ static bool receive(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope 
     if (peer != request->prefill) {
         return false;
     }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_PREFILLING &&
+        strcmp(message->prefilling->request_id, request->request_id) == 0) {
+        take_prefilling(request, message->prefilling);
+        return true;
+    }
     if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_PREFILLED &&
         strcmp(message->prefilled->request_id, request->request_id) == 0) {
         take_prefilled(request, message->prefilled);
@@ -618,13 +718,15 @@ static bool receive(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope 
 static bool moved(void *context, const kv_mover_event_t *event)
 {
     kv_decode_request_t *request = context;
-    kv_pd_decode_event_t step = {.status = event->status, .transfer_id = event->transfer_id};
+    kv_pd_decode_event_t step = {.status = event->status,
+        .transfer_id = event->transfer_id,
+        .landed_blocks = event->landed_blocks};
     if (event->kind == KV_MOVED_SENT) {
         if (event->tag != request->id) {
             return false;
         }
         step.kind = KV_PD_DECODE_EV_FETCH_SENT;
-    } else if (event->transfer_id != request->transfer_id) {
+    } else if (event->transfer_id != request->machine.transfer_id) {
         return false;
     } else {
         step.kind = event->kind == KV_MOVED_LANDED   ? KV_PD_DECODE_EV_LANDED

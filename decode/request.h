@@ -8,7 +8,7 @@
  * Borrows: the core, and both peers until peer_down.
  * Threads: the reactor's.
  * Errors: whatever goes wrong ends in exactly one Finished that says so; a lost prefill node is
- * made good by computing here. */
+ * made good by another one, or by computing here, from the blocks on that had landed whole. */
 #ifndef KV_DECODE_REQUEST_H
 #define KV_DECODE_REQUEST_H
 
@@ -19,10 +19,9 @@
 
 typedef struct kv_decode_request kv_decode_request_t;
 
-/* id: the node's, for compute sequences and piece tags; never reused. gateway: who asked. prefill:
- * the node to ask, or NULL: the prompt is computed here. */
-kv_decode_request_t *kv_decode_request_create(kv_core_t *core, uint64_t id, kv_peer_t *gateway,
-    kv_peer_t *prefill, const Kvist__Wire__Generate *message);
+/* id: the node's, for compute sequences and piece tags; never reused. gateway: who asked. */
+kv_decode_request_t *kv_decode_request_create(
+    kv_core_t *core, uint64_t id, kv_peer_t *gateway, const Kvist__Wire__Generate *message);
 
 /* Its life from then on (runtime/requests.h). */
 extern const kv_request_ops_t KV_DECODE_REQUEST_OPS;

@@ -215,26 +215,48 @@ static void stream(kv_prefill_request_t *request, uint32_t first, uint32_t last,
 }
 
 /* What a fetch brought becomes objects here too, made by whom the decode node said. */
-static void seal_fetched(kv_prefill_request_t *request, uint32_t first_block)
+static void do_seal(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
 {
-    for (uint32_t block = request->matched_blocks; block < first_block; block++) {
-        const char *arithmetic = request->fetched_arithmetic[block - request->matched_blocks];
+    KV_CHECK(action->block_count <= request->fetched_count);
+    for (uint32_t i = 0; i < action->block_count; i++) {
         kv_core_seal(request->core, request->lease, request->tokens,
-            (block + 1) * block_tokens(request), arithmetic);
+            (action->first_block + i + 1) * block_tokens(request), request->fetched_arithmetic[i]);
     }
-    uint32_t fetched = first_block - request->matched_blocks;
-    request->usage.cached->remote += fetched * block_tokens(request);
-    request->usage.loaded_bytes += (uint64_t)fetched * kv_block_bytes(&request->core->info->shape);
-    if (fetched > 0) {
-        request->usage.miss = (char *)kvist_miss_name(KVIST_MISS_NONE);
-        request->usage.load_ns = kv_clock_now_ns() - request->arrived_ns - request->usage.match_ns;
+    request->usage.cached->remote += action->block_count * block_tokens(request);
+    request->usage.loaded_bytes +=
+        (uint64_t)action->block_count * kv_block_bytes(&request->core->info->shape);
+    request->usage.miss = (char *)kvist_miss_name(KVIST_MISS_NONE);
+    request->usage.load_ns = kv_clock_now_ns() - request->arrived_ns - request->usage.match_ns;
+}
+
+/* Who made what was found, and who makes the rest: so that what lands whole serves even if this
+ * node dies on the way. */
+static void do_send_prefilling(kv_prefill_request_t *request)
+{
+    if (request->peer == NULL || kv_peer_version(request->peer) < 2) {
+        return;
     }
+    uint32_t held = request->machine.decode_held, found = request->machine.held_blocks;
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    Kvist__Wire__Prefilling prefilling = KVIST__WIRE__PREFILLING__INIT;
+    char **arithmetic = kv_allocate_array(found, sizeof *arithmetic);
+    for (uint32_t block = held; block < found; block++) {
+        arithmetic[prefilling.n_block_arithmetic++] =
+            (char *)kvist_lease_arithmetic(request->lease, block);
+    }
+    prefilling.request_id = request->request_id;
+    prefilling.transfer_id = request->machine.transfer_id;
+    prefilling.block_arithmetic = arithmetic;
+    prefilling.computed_arithmetic = (char *)request->core->info->prefill_arithmetic;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILLING;
+    envelope.prefilling = &prefilling;
+    kv_core_send(request->peer, &envelope);
+    free(arithmetic);
 }
 
 static void do_compute(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
 {
     const kv_block_shape_t *shape = &request->core->info->shape;
-    seal_fetched(request, action->first_block);
     request->usage.decode_kv_reused =
         kv_core_has_decode_blocks(request->lease, action->first_block);
     stream(request, 0, action->first_block, 0, kv_block_bytes(shape));
@@ -271,6 +293,12 @@ static bool carry_out(kv_prefill_request_t *request, const kv_pd_prefill_action_
         break;
     case KV_PD_PREFILL_DO_REVOKE:
         kv_mover_revoke(request->core->mover, action->transfer_id);
+        break;
+    case KV_PD_PREFILL_DO_SEAL:
+        do_seal(request, action);
+        break;
+    case KV_PD_PREFILL_DO_SEND_PREFILLING:
+        do_send_prefilling(request);
         break;
     case KV_PD_PREFILL_DO_COMPUTE:
         request->fetch_deadline_ns = 0;

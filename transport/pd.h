@@ -21,32 +21,39 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { KV_PD_ACTIONS_MAX = 8 };
+enum {
+    KV_PD_ACTIONS_MAX = 8,
+    KV_PD_ATTEMPTS_MAX = 3, /* prefill nodes that one request is sent to, one after the other */
+};
 
 /* ---- decode side ---- */
 
 typedef enum {
     KV_PD_DECODE_IDLE,
     KV_PD_DECODE_RESERVING, /* the store was asked for slots */
+    KV_PD_DECODE_CHOOSING,  /* the node was asked for a prefill node */
     KV_PD_DECODE_STREAMING, /* Prefill was sent; {Prefilled, landed} in any order */
-    KV_PD_DECODE_ENDING,    /* an end was decided; revoke or fetch sends are still out */
+    KV_PD_DECODE_ENDING,    /* this attempt is given up; revoke or fetch sends are still out */
     KV_PD_DECODE_DONE,      /* the outcome was given */
 } kv_pd_decode_state_t;
 
 typedef enum {
-    KV_PD_DECODE_EV_START,    /* peer_up: is there a prefill node to ask */
-    KV_PD_DECODE_EV_RESERVED, /* the lease is prepared: transfer_id, held_blocks, block_count */
+    KV_PD_DECODE_EV_START,
+    KV_PD_DECODE_EV_RESERVED, /* the lease is prepared: held_blocks, block_count, whole_blocks */
     KV_PD_DECODE_EV_RESERVE_FAILED, /* status: KV_BUSY, KV_INVALID, ... */
+    KV_PD_DECODE_EV_CHOSEN,         /* peer_up: there is a prefill node to ask; transfer_id: a new
+                                      one for it */
     KV_PD_DECODE_EV_EXPECT_FAILED,  /* the mover refused DO_EXPECT (status): skip what is left of
                                       the actions. Where SEND_PREFILL fails: PEER_DOWN */
     KV_PD_DECODE_EV_LANDED,         /* transfer_id */
     KV_PD_DECODE_EV_RECEIVE_FAILED, /* transfer_id, status */
-    KV_PD_DECODE_EV_REVOKED,        /* transfer_id */
-    KV_PD_DECODE_EV_PREFILLED,      /* transfer_id, status */
+    KV_PD_DECODE_EV_REVOKED,        /* transfer_id; landed_blocks: leading ones that are whole */
+    KV_PD_DECODE_EV_PREFILLING,     /* transfer_id: who makes the blocks is known from now on */
+    KV_PD_DECODE_EV_PREFILLED,      /* transfer_id, status; KV_OK says the same */
     KV_PD_DECODE_EV_FETCH,      /* transfer_id of the prefill node's, first_block, block_count */
     KV_PD_DECODE_EV_FETCH_SENT, /* every piece of the fetch had its SENT; status: the worst */
-    KV_PD_DECODE_EV_PEER_DOWN,  /* control or data connection of the prefill node */
-    KV_PD_DECODE_EV_TIMEOUT,    /* the whole stage took too long */
+    KV_PD_DECODE_EV_PEER_DOWN,  /* control or data connection of the chosen prefill node */
+    KV_PD_DECODE_EV_TIMEOUT,    /* the store, or the chosen prefill node, took too long */
     KV_PD_DECODE_EV_CANCEL,     /* the outcome is not wanted any more */
 } kv_pd_decode_event_kind_t;
 
@@ -55,23 +62,29 @@ typedef struct {
     kv_status_t status;
     bool peer_up;
     uint64_t transfer_id;
-    uint32_t held_blocks; /* RESERVED: leading blocks that this node holds */
-    uint32_t first_block; /* FETCH */
-    uint32_t block_count; /* RESERVED: blocks that will be streamed, after the held ones; FETCH */
+    uint32_t held_blocks;   /* RESERVED: leading blocks that this node holds */
+    uint32_t first_block;   /* FETCH */
+    uint32_t block_count;   /* RESERVED: blocks that will be streamed, after the held ones; FETCH */
+    uint32_t whole_blocks;  /* RESERVED: of those, the leading ones before the last token's */
+    uint32_t landed_blocks; /* REVOKED */
 } kv_pd_decode_event_t;
 
 typedef enum {
     KV_PD_DECODE_DO_RESERVE,      /* ask the store for slots, with a bounded wait */
-    KV_PD_DECODE_DO_EXPECT,       /* kv_mover_expect(transfer_id, slots of blocks held_blocks ..) */
+    KV_PD_DECODE_DO_CHOOSE,       /* a prefill node that this request was not sent to: CHOSEN */
+    KV_PD_DECODE_DO_EXPECT,       /* kv_mover_expect(transfer_id, slots first_block ..) */
     KV_PD_DECODE_DO_SEND_PREFILL, /* the request; then watch its deadline */
     KV_PD_DECODE_DO_SEND_CANCEL,  /* tell the prefill node; it may be gone */
     KV_PD_DECODE_DO_REVOKE,       /* kv_mover_revoke(transfer_id) */
-    KV_PD_DECODE_DO_SEND_PIECES,  /* send held blocks first_block .. + block_count as transfer_id;
+    KV_PD_DECODE_DO_KEEP, /* blocks first_block .. + block_count landed whole before it ended:
+                                     seal them. They are held from now on */
+    KV_PD_DECODE_DO_SEND_PIECES,   /* send held blocks first_block .. + block_count as transfer_id;
                                      then  event FETCH_SENT once (also where the mover refuses) */
     KV_PD_DECODE_DO_CANCEL_PIECES, /* kv_mover_cancel(transfer_id) */
     KV_PD_DECODE_DO_SEND_FETCHED,  /* transfer_id, status */
     KV_PD_DECODE_DO_READY,         /* outcome: the KV is here; decode */
-    KV_PD_DECODE_DO_FALL_BACK,     /* outcome: the lease stands, compute in it here. status: why */
+    KV_PD_DECODE_DO_FALL_BACK,     /* outcome: the lease stands, compute in it here what is not
+                                      held. status: why */
     KV_PD_DECODE_DO_FAIL,          /* outcome: no slots; status: why. The lease is released */
     KV_PD_DECODE_DO_CANCELLED,     /* outcome: as asked */
     KV_PD_DECODE_DO_RELEASE,       /* release the lease (comes before FAIL and CANCELLED) */
@@ -92,17 +105,24 @@ typedef struct {
 /* Zero-initialise to begin. */
 typedef struct {
     kv_pd_decode_state_t state;
-    uint64_t transfer_id; /* of the reservation */
-    uint64_t fetch_id;    /* of the prefill node's reservation */
-    uint32_t held_blocks;
+    uint64_t fetch_id;      /* of the prefill node's reservation */
+    uint32_t held_blocks;   /* what was kept included */
+    uint32_t block_count;   /* to be streamed after them */
+    uint32_t whole_blocks;  /* of those: may be kept */
+    uint32_t landed_blocks; /* of those, whole in their slots; known when the attempt has ended */
+    uint32_t attempts;      /* prefill nodes that were asked */
+    bool cancelled;         /* the outcome will be CANCELLED */
+    kv_status_t reason;     /* why the last attempt ended without the peer's KV */
+
+    /* This attempt: */
+    uint64_t transfer_id;   /* of the reservation; 0: none yet */
+    bool told;              /* who makes the blocks is known */
     bool prefilled, landed; /* streaming */
     bool fetching;          /* our pieces for the prefill node are out */
     bool expecting;         /* the mover may still write into our slots */
     bool revoking;
-    bool peer_ended;    /* it has answered: nothing to cancel there */
-    bool cancelled;     /* the outcome will be CANCELLED */
-    bool peer_lost;     /* say nothing more to it */
-    kv_status_t reason; /* why it ends without the peer's KV */
+    bool peer_ended; /* it has answered: nothing to cancel there */
+    bool peer_lost;  /* say nothing more to it */
 } kv_pd_decode_t;
 
 void kv_pd_decode_step(kv_pd_decode_t *machine, const kv_pd_decode_event_t *event,
@@ -155,9 +175,11 @@ typedef enum {
     KV_PD_PREFILL_DO_SEND_FETCH, /* transfer_id, first_block, block_count; then watch its deadline
                                   */
     KV_PD_PREFILL_DO_REVOKE,     /* kv_mover_revoke(transfer_id) */
-    KV_PD_PREFILL_DO_COMPUTE,    /* compute from block first_block (what is before it is here) and
+    KV_PD_PREFILL_DO_SEAL,       /* blocks first_block .. + block_count were fetched: seal them */
+    KV_PD_PREFILL_DO_SEND_PREFILLING, /* transfer_id; before the first piece */
+    KV_PD_PREFILL_DO_COMPUTE, /* compute from block first_block (what is before it is here) and
                                     stream, as transfer_id, from the decode node's held_blocks on */
-    KV_PD_PREFILL_DO_STOP,       /* compute: stop soon; COMPUTED follows */
+    KV_PD_PREFILL_DO_STOP,    /* compute: stop soon; COMPUTED follows */
     KV_PD_PREFILL_DO_CANCEL_PIECES,  /* kv_mover_cancel(transfer_id) */
     KV_PD_PREFILL_DO_SEND_PREFILLED, /* status; comes after the last SENT */
     KV_PD_PREFILL_DO_RELEASE,        /* the outcome: release the lease, forget the request */

@@ -1,23 +1,26 @@
 /* The decode node's side of one request (pd.h).
  *
- *   IDLE --START--> RESERVING --RESERVED: EXPECT, SEND_PREFILL--> STREAMING
- *    |                  |  \                                       |      |
- *    | CANCEL           |   \ RESERVED, no peer                    |      | PREFILLED and LANDED,
- *    |                  |    \                                     |      | no fetch sends out
- *    |  RESERVE_FAILED  |     +------> DONE(FALL_BACK)             |      v
- *    |  TIMEOUT, CANCEL |                                          |     DONE(READY)
- *    v                  v                                          |
- *   DONE(CANCELLED)    DONE(FAIL or CANCELLED)                     | PREFILLED with an error,
- *                                                                  | RECEIVE_FAILED, PEER_DOWN,
- *                                                                  | TIMEOUT, CANCEL:
- *                                                                  | REVOKE, CANCEL_PIECES
- *                                                                  v
- *                    DONE(FALL_BACK or CANCELLED) <------------ ENDING
- *                                            REVOKED and FETCH_SENT, whatever is out
+ *   IDLE --START: RESERVE--> RESERVING --RESERVED: CHOOSE--> CHOOSING --CHOSEN, none--> DONE
+ *    |                           |                            ^    |               (FALL_BACK)
+ *    | CANCEL                    | RESERVE_FAILED,            |    | CHOSEN:
+ *    |                           | TIMEOUT, CANCEL            |    | EXPECT, SEND_PREFILL
+ *    v                           v                            |    v
+ *   DONE(CANCELLED)       DONE(FAIL or CANCELLED)             |  STREAMING ----------> DONE(READY)
+ *                                                             |    |     PREFILLED and LANDED,
+ *                              attempts, and blocks to ask    |    |     no fetch sends out
+ *                              for, are left: KEEP, CHOOSE    |    |
+ *                                                             |    | PREFILLED with an error,
+ *                                                             |    | RECEIVE_FAILED, PEER_DOWN,
+ *                                                             |    | TIMEOUT, CANCEL:
+ *                                                             |    v REVOKE, CANCEL_PIECES
+ *   DONE(FALL_BACK after KEEP, or CANCELLED) <--------------- ENDING
+ *                                   REVOKED and FETCH_SENT, whatever is out
  *
- * Invariants: 1. EXPECT is answered by LANDED or by REVOKE's REVOKED before any outcome. 2. So is
- * SEND_PIECES by FETCH_SENT: a released slot is not being read. 3. One outcome, on entering DONE.
- * 4. Every Fetch is answered once, unless the peer is lost. */
+ * Invariants: 1. EXPECT is answered by LANDED or by REVOKE's REVOKED before any outcome, and before
+ * another EXPECT. 2. So is SEND_PIECES by FETCH_SENT: a released slot is not being read. 3. One
+ * outcome, on entering DONE. 4. Every Fetch is answered once, unless the peer is lost. 5. KEEP
+ * names only blocks that the mover verified whole, whose makers the peer named, and that hold no
+ * token that is still to be computed. */
 #include "base/check.h"
 #include "transport/pd.h"
 
@@ -53,6 +56,30 @@ static void answer_fetch(step_t *step, uint64_t transfer_id, kv_status_t status)
     }
 }
 
+/* What landed whole is this node's own from now on. */
+static void keep_landed(step_t *step)
+{
+    kv_pd_decode_t *machine = step->machine;
+    uint32_t landed = machine->told ? machine->landed_blocks : 0;
+    uint32_t kept = landed < machine->whole_blocks ? landed : machine->whole_blocks;
+    if (kept == 0) {
+        return;
+    }
+    kv_pd_decode_action_t *action = act(step, KV_PD_DECODE_DO_KEEP);
+    action->first_block = machine->held_blocks;
+    action->block_count = kept;
+    machine->held_blocks += kept;
+    machine->block_count -= kept;
+    machine->whole_blocks -= kept;
+}
+
+static void choose(step_t *step)
+{
+    step->machine->state = KV_PD_DECODE_CHOOSING;
+    act(step, KV_PD_DECODE_DO_CHOOSE);
+}
+
+/* The end of an attempt: another one, where that is worth it. */
 static void finish_when_quiet(step_t *step)
 {
     kv_pd_decode_t *machine = step->machine;
@@ -61,6 +88,11 @@ static void finish_when_quiet(step_t *step)
     }
     if (machine->cancelled) {
         outcome(step, KV_PD_DECODE_DO_CANCELLED, KV_CANCELLED);
+        return;
+    }
+    keep_landed(step);
+    if (machine->attempts < KV_PD_ATTEMPTS_MAX && machine->whole_blocks > 0) {
+        choose(step);
     } else {
         outcome(step, KV_PD_DECODE_DO_FALL_BACK, machine->reason);
     }
@@ -101,7 +133,6 @@ static void in_idle(step_t *step)
 {
     kv_pd_decode_t *machine = step->machine;
     if (step->event->kind == KV_PD_DECODE_EV_START) {
-        machine->peer_lost = !step->event->peer_up;
         machine->state = KV_PD_DECODE_RESERVING;
         act(step, KV_PD_DECODE_DO_RESERVE);
     } else if (step->event->kind == KV_PD_DECODE_EV_CANCEL) {
@@ -115,19 +146,15 @@ static void in_reserving(step_t *step)
     const kv_pd_decode_event_t *event = step->event;
     switch (event->kind) {
     case KV_PD_DECODE_EV_RESERVED:
-        machine->transfer_id = event->transfer_id;
         machine->held_blocks = event->held_blocks;
-        if (machine->peer_lost || event->block_count == 0) {
-            outcome(step, KV_PD_DECODE_DO_FALL_BACK, machine->peer_lost ? KV_PEER_LOST : KV_OK);
-            return;
+        machine->block_count = event->block_count;
+        machine->whole_blocks = event->whole_blocks;
+        machine->reason = KV_PEER_LOST; /* where nobody can be asked at all */
+        if (event->block_count == 0) {
+            outcome(step, KV_PD_DECODE_DO_FALL_BACK, KV_OK);
+        } else {
+            choose(step);
         }
-        machine->state = KV_PD_DECODE_STREAMING;
-        machine->expecting = true;
-        kv_pd_decode_action_t *expect = act(step, KV_PD_DECODE_DO_EXPECT);
-        expect->transfer_id = event->transfer_id;
-        expect->first_block = event->held_blocks;
-        expect->block_count = event->block_count;
-        act(step, KV_PD_DECODE_DO_SEND_PREFILL)->transfer_id = event->transfer_id;
         return;
     case KV_PD_DECODE_EV_RESERVE_FAILED:
         outcome(step, KV_PD_DECODE_DO_FAIL, event->status == KV_OK ? KV_FATAL : event->status);
@@ -138,14 +165,38 @@ static void in_reserving(step_t *step)
     case KV_PD_DECODE_EV_CANCEL:
         outcome(step, KV_PD_DECODE_DO_CANCELLED, KV_CANCELLED);
         return;
-    case KV_PD_DECODE_EV_PEER_DOWN:
-        machine->peer_lost = true;
-        return;
-    case KV_PD_DECODE_EV_FETCH:
-        answer_fetch(step, event->transfer_id, KV_INVALID);
-        return;
     default:
         return;
+    }
+}
+
+static void take_choice(step_t *step)
+{
+    kv_pd_decode_t *machine = step->machine;
+    if (!step->event->peer_up) {
+        outcome(step, KV_PD_DECODE_DO_FALL_BACK, machine->reason);
+        return;
+    }
+    machine->state = KV_PD_DECODE_STREAMING;
+    machine->attempts++;
+    machine->transfer_id = step->event->transfer_id;
+    machine->landed_blocks = 0;
+    machine->told = machine->prefilled = machine->landed = false;
+    machine->peer_ended = machine->peer_lost = false;
+    machine->expecting = true;
+    kv_pd_decode_action_t *expect = act(step, KV_PD_DECODE_DO_EXPECT);
+    expect->transfer_id = machine->transfer_id;
+    expect->first_block = machine->held_blocks;
+    expect->block_count = machine->block_count;
+    act(step, KV_PD_DECODE_DO_SEND_PREFILL)->transfer_id = machine->transfer_id;
+}
+
+static void in_choosing(step_t *step)
+{
+    if (step->event->kind == KV_PD_DECODE_EV_CHOSEN) {
+        take_choice(step);
+    } else if (step->event->kind == KV_PD_DECODE_EV_CANCEL) {
+        outcome(step, KV_PD_DECODE_DO_CANCELLED, KV_CANCELLED);
     }
 }
 
@@ -198,8 +249,12 @@ static void in_streaming(step_t *step)
         if (ours && machine->expecting) {
             machine->expecting = false;
             machine->landed = true;
+            machine->landed_blocks = machine->block_count;
             ready_when_complete(step);
         }
+        return;
+    case KV_PD_DECODE_EV_PREFILLING:
+        machine->told = machine->told || ours;
         return;
     case KV_PD_DECODE_EV_PREFILLED:
         if (!ours || machine->prefilled) {
@@ -210,7 +265,7 @@ static void in_streaming(step_t *step)
             begin_ending(step, event->status);
             return;
         }
-        machine->prefilled = true;
+        machine->prefilled = machine->told = true;
         cancel_pieces(step); /* it computed without waiting for them */
         ready_when_complete(step);
         return;
@@ -254,12 +309,21 @@ static void in_ending(step_t *step)
     const kv_pd_decode_event_t *event = step->event;
     switch (event->kind) {
     case KV_PD_DECODE_EV_LANDED: /* crossed our revoke; REVOKED still follows */
+        if (machine->revoking && event->transfer_id == machine->transfer_id) {
+            machine->landed_blocks = machine->block_count;
+        }
         return;
     case KV_PD_DECODE_EV_REVOKED:
         if (machine->revoking && event->transfer_id == machine->transfer_id) {
             machine->revoking = machine->expecting = false;
+            if (event->landed_blocks > machine->landed_blocks) {
+                machine->landed_blocks = event->landed_blocks;
+            }
             finish_when_quiet(step);
         }
+        return;
+    case KV_PD_DECODE_EV_PREFILLING: /* in time for what has landed */
+        machine->told = machine->told || event->transfer_id == machine->transfer_id;
         return;
     case KV_PD_DECODE_EV_FETCH_SENT:
         take_fetch_sent(step);
@@ -299,6 +363,9 @@ void kv_pd_decode_step(
         return;
     case KV_PD_DECODE_RESERVING:
         in_reserving(&step);
+        return;
+    case KV_PD_DECODE_CHOOSING:
+        in_choosing(&step);
         return;
     case KV_PD_DECODE_STREAMING:
         in_streaming(&step);

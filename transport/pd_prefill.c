@@ -84,6 +84,7 @@ static void compute(step_t *step)
     kv_pd_prefill_t *machine = step->machine;
     machine->state = KV_PD_PREFILL_COMPUTING;
     machine->computing = true;
+    act(step, KV_PD_PREFILL_DO_SEND_PREFILLING)->transfer_id = machine->transfer_id;
     kv_pd_prefill_action_t *action = act(step, KV_PD_PREFILL_DO_COMPUTE);
     action->transfer_id = machine->transfer_id;
     action->first_block = machine->held_blocks;
@@ -147,6 +148,9 @@ static void compute_when_fetched(step_t *step)
 {
     kv_pd_prefill_t *machine = step->machine;
     if (machine->fetched && machine->landed && !machine->revoking) {
+        kv_pd_prefill_action_t *action = act(step, KV_PD_PREFILL_DO_SEAL);
+        action->first_block = machine->held_blocks;
+        action->block_count = machine->decode_held - machine->held_blocks;
         machine->held_blocks = machine->decode_held;
         compute(step);
     }

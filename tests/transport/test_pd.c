@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STATES_MAX = 200000, OURS = 77, STRANGE = 78, FETCH_ID = 99, HELD = 4 };
+enum { STATES_MAX = 200000, OURS = 77, STRANGE = 78, FETCH_ID = 99, HELD = 4, STREAMED = 3 };
 
 /* ---- decode ---- */
 
@@ -16,7 +16,10 @@ typedef struct {
     bool expecting; /* the mover has our slots */
     bool landed;    /* LANDED was given */
     bool revoking, pieces, released;
-    int outcomes;
+    bool told;              /* who makes the blocks was said */
+    uint32_t landed_blocks; /* by the mover's word */
+    uint32_t held;
+    int outcomes, attempts;
 } decode_world_t;
 
 typedef struct {
@@ -48,9 +51,26 @@ static void decode_apply(decode_world_t *world, const kv_pd_decode_event_t *even
             assert_int_equal(action->kind, KV_PD_DECODE_DO_SEND_FETCHED);
         }
         switch (action->kind) {
+        case KV_PD_DECODE_DO_CHOOSE: /* a new attempt: nothing of the last one is out */
+            assert_false(world->expecting || world->revoking || world->pieces);
+            world->landed = world->told = false;
+            world->landed_blocks = 0;
+            break;
         case KV_PD_DECODE_DO_EXPECT:
             assert_false(world->expecting || world->landed);
+            assert_int_equal(action->first_block, world->held);
+            assert_int_equal(action->first_block + action->block_count, HELD + STREAMED);
+            assert_true(++world->attempts <= KV_PD_ATTEMPTS_MAX);
             world->expecting = true;
+            break;
+        case KV_PD_DECODE_DO_KEEP: /* verified, made by somebody known, not the last token's */
+            assert_false(world->expecting || world->revoking || world->pieces);
+            assert_true(world->told && action->block_count > 0);
+            assert_true(action->block_count <= world->landed_blocks);
+            assert_int_equal(action->first_block, world->held);
+            world->held += action->block_count;
+            assert_true(world->held < HELD + STREAMED);
+            world->landed_blocks = 0;
             break;
         case KV_PD_DECODE_DO_REVOKE:
             assert_true(world->expecting && !world->revoking);
@@ -59,15 +79,15 @@ static void decode_apply(decode_world_t *world, const kv_pd_decode_event_t *even
             break;
         case KV_PD_DECODE_DO_SEND_PIECES:
             assert_false(world->pieces);
-            assert_true(
-                action->block_count > 0 && action->first_block + action->block_count <= HELD);
+            assert_true(action->block_count > 0 &&
+                        action->first_block + action->block_count <= world->held);
             world->pieces = true;
             break;
         case KV_PD_DECODE_DO_CANCEL_PIECES:
             assert_true(world->pieces);
             break;
         case KV_PD_DECODE_DO_READY:
-            assert_true(world->landed);
+            assert_true(world->landed && world->told);
             /* fall through */
         case KV_PD_DECODE_DO_FALL_BACK:
         case KV_PD_DECODE_DO_FAIL:
@@ -97,6 +117,8 @@ static bool decode_possible(const decode_world_t *world, const kv_pd_decode_even
         return ours && world->expecting && !world->landed;
     case KV_PD_DECODE_EV_REVOKED:
         return ours && world->revoking;
+    case KV_PD_DECODE_EV_CHOSEN:
+        return world->machine.state == KV_PD_DECODE_CHOOSING;
     case KV_PD_DECODE_EV_FETCH_SENT:
         return world->pieces;
     case KV_PD_DECODE_EV_EXPECT_FAILED:
@@ -110,11 +132,23 @@ static bool decode_possible(const decode_world_t *world, const kv_pd_decode_even
 
 static void decode_account(decode_world_t *world, const kv_pd_decode_event_t *event)
 {
+    bool ours = event->transfer_id == OURS;
+    bool attempt = world->machine.state == KV_PD_DECODE_STREAMING ||
+                   world->machine.state == KV_PD_DECODE_ENDING;
     if (event->kind == KV_PD_DECODE_EV_LANDED) {
         world->landed = true;
+        world->landed_blocks = HELD + STREAMED - world->held;
         world->expecting = world->revoking; /* one crossing a revoke: REVOKED still comes */
     } else if (event->kind == KV_PD_DECODE_EV_REVOKED) {
         world->expecting = world->revoking = false;
+        if (!world->landed) {
+            world->landed_blocks = event->landed_blocks;
+        }
+    } else if (event->kind == KV_PD_DECODE_EV_PREFILLING && ours && attempt) {
+        world->told = true;
+    } else if (event->kind == KV_PD_DECODE_EV_PREFILLED && ours && event->status == KV_OK &&
+               world->machine.state == KV_PD_DECODE_STREAMING) {
+        world->told = true;
     } else if (event->kind == KV_PD_DECODE_EV_FETCH_SENT) {
         world->pieces = false;
     } else if (event->kind == KV_PD_DECODE_EV_EXPECT_FAILED) {
@@ -135,8 +169,12 @@ static size_t decode_events(kv_pd_decode_event_t *events)
                 .first_block = variant & 4 ? HELD - 1 : 0,
                 .block_count = variant & 2 ? 2 : 1};
             if (kind == KV_PD_DECODE_EV_RESERVED) {
-                event.transfer_id = OURS;
-                event.block_count = variant & 2 ? 0 : 3;
+                event.block_count = variant & 2 ? 0 : STREAMED;
+                event.whole_blocks = variant & 2 ? 0 : STREAMED - 1;
+            } else if (kind == KV_PD_DECODE_EV_CHOSEN) {
+                event.transfer_id = OURS; /* of every attempt: the ledger tells them apart */
+            } else if (kind == KV_PD_DECODE_EV_REVOKED) {
+                event.landed_blocks = variant & 4 ? 1 : variant & 1 ? STREAMED : 0;
             }
             events[count++] = event;
         }
@@ -150,9 +188,12 @@ static void decode_comes_to_an_end(decode_world_t world)
     if (world.machine.state == KV_PD_DECODE_IDLE) {
         return;
     }
-    for (int turn = 0; turn < 8 && world.machine.state != KV_PD_DECODE_DONE; turn++) {
+    for (int turn = 0; turn < 24 && world.machine.state != KV_PD_DECODE_DONE; turn++) {
         kv_pd_decode_event_t event = {.transfer_id = OURS, .kind = KV_PD_DECODE_EV_TIMEOUT};
-        if (world.revoking) {
+        if (world.machine.state == KV_PD_DECODE_CHOOSING) {
+            event.kind = KV_PD_DECODE_EV_CHOSEN;
+            event.peer_up = true;
+        } else if (world.revoking) {
             event.kind = KV_PD_DECODE_EV_REVOKED;
         } else if (world.pieces) {
             event.kind = KV_PD_DECODE_EV_FETCH_SENT;
@@ -172,6 +213,7 @@ static void decode_takes_every_event_in_every_state(void **state)
     decode_worlds_t known = {malloc(STATES_MAX * sizeof(decode_world_t)), 0};
     decode_world_t start;
     memset(&start, 0, sizeof start);
+    start.held = HELD;
     decode_add(&known, &start);
     for (size_t at = 0; at < known.count; at++) {
         for (size_t i = 0; i < event_count; i++) {
