@@ -78,7 +78,8 @@ static void begin_connecting(link_t *link)
 {
     kv_mover_t *mover = link->mover;
     if (mover->wire == KV_WIRE_SHM && !link->same_host) {
-        link_fail(link, KV_INVALID, "wire is shm, and %s is on another host", link->name);
+        link_fail(link, KV_INVALID, "wire is shm, and %s is on another host or in other namespaces",
+            link->name);
         return;
     }
     link->shm = mover->wire != KV_WIRE_TCP && link->same_host;
