@@ -288,9 +288,13 @@ static bool do_expect(kv_decode_request_t *request, const kv_pd_decode_action_t 
     kv_error_t error;
     kv_status_t status = KV_PEER_LOST;
     if (request->prefill != NULL) {
-        status = kv_mover_expect(request->core->mover, kv_core_link(request->prefill),
-            action->transfer_id, kvist_lease_slots(request->lease) + action->first_block,
-            action->block_count, &error);
+        kv_expectation_t expectation = {
+            .transfer_id = action->transfer_id,
+            .block_count = action->block_count,
+            .slots = kvist_lease_slots(request->lease) + action->first_block,
+        };
+        status = kv_mover_expect(
+            request->core->mover, kv_core_link(request->prefill), &expectation, &error);
     }
     if (status != KV_OK) {
         post(request,
@@ -354,13 +358,14 @@ static void do_send_cancel(kv_decode_request_t *request)
 
 static void do_send_pieces(kv_decode_request_t *request, const kv_pd_decode_action_t *action)
 {
+    kv_range_t range = kv_range_alike(0, kv_block_bytes(&request->core->info->shape));
     kv_piece_t piece = {
         .transfer_id = action->transfer_id,
         .tag = request->id,
         .first_block = 0,
         .block_count = action->block_count,
-        .offset_bytes = 0,
-        .range_bytes = kv_block_bytes(&request->core->info->shape),
+        .ranges = &range,
+        .range_count = 1,
         .slots = kvist_lease_slots(request->lease) + action->first_block,
     };
     if (request->prefill == NULL || !kv_core_send_piece(request->core, request->prefill, &piece)) {

@@ -161,9 +161,13 @@ static void do_match(kv_prefill_request_t *request)
 static bool do_expect(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
 {
     kv_error_t error;
+    kv_expectation_t expectation = {
+        .transfer_id = action->transfer_id,
+        .block_count = action->block_count,
+        .slots = kvist_lease_slots(request->lease) + action->first_block,
+    };
     kv_status_t status =
-        kv_mover_expect(request->core->mover, kv_core_link(request->peer), action->transfer_id,
-            kvist_lease_slots(request->lease) + action->first_block, action->block_count, &error);
+        kv_mover_expect(request->core->mover, kv_core_link(request->peer), &expectation, &error);
     if (status != KV_OK) {
         kv_log_warn("prefill", "request %s cannot fetch: %s", request->request_id, error.text);
         post(request,
@@ -199,13 +203,14 @@ static void stream(kv_prefill_request_t *request, uint32_t first, uint32_t last,
     if (first >= last || request->peer == NULL) {
         return;
     }
+    kv_range_t range = kv_range_alike(offset_bytes, range_bytes);
     kv_piece_t piece = {
         .transfer_id = request->machine.transfer_id,
         .tag = request->id,
         .first_block = first - held,
         .block_count = last - first,
-        .offset_bytes = offset_bytes,
-        .range_bytes = range_bytes,
+        .ranges = &range,
+        .range_count = 1,
         .slots = kvist_lease_slots(request->lease) + first,
     };
     if (kv_core_send_piece(request->core, request->peer, &piece)) {

@@ -143,7 +143,7 @@ kv_status_t mover_create_threadless(
     mover->units_per_block = (uint32_t)(params->slot_bytes / params->unit_bytes);
     mover->wire = params->wire;
     mover->driver = params->driver != NULL ? params->driver : &kv_wire_ucx;
-    size_t unit_message_bytes = kv_data_blocks_bytes(1, params->unit_bytes);
+    size_t unit_message_bytes = kv_data_head_bytes(1) + sizeof(uint64_t) + params->unit_bytes;
     mover->message_bytes =
         unit_message_bytes > KV_MOVER_MESSAGE_BYTES ? unit_message_bytes : KV_MOVER_MESSAGE_BYTES;
     mover->next_link = 1;
@@ -283,33 +283,78 @@ static kv_status_t check_slots(
     return KV_OK;
 }
 
+/* The side that is this node's own must lie in a slot; of a piece's targets only the peer knows
+ * where its slots end. */
+static kv_status_t check_ranges(const kv_mover_t *mover, const kv_range_t *ranges, uint32_t count,
+    bool sends, kv_error_t *error)
+{
+    if (count == 0 || count > KV_MOVER_RANGES_MAX) {
+        return kv_fail(
+            error, KV_INVALID, "range count %u is not in 1 to %d", count, KV_MOVER_RANGES_MAX);
+    }
+    size_t unit_bytes = mover->unit_bytes, slot_bytes = mover->slot_bytes, end = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        size_t target = ranges[i].target_offset_bytes, bytes = ranges[i].bytes;
+        size_t own = sends ? ranges[i].source_offset_bytes : target;
+        if (bytes == 0 || bytes % unit_bytes != 0 || own % unit_bytes != 0 ||
+            target % unit_bytes != 0) {
+            return kv_fail(error, KV_INVALID,
+                "range %u of %zu bytes from %zu to %zu is not made of units of %zu bytes", i, bytes,
+                ranges[i].source_offset_bytes, target, unit_bytes);
+        }
+        if (bytes > slot_bytes || own > slot_bytes - bytes || target > SIZE_MAX - bytes) {
+            return kv_fail(error, KV_INVALID,
+                "range %u of %zu bytes at %zu is not in a slot of %zu bytes", i, bytes, own,
+                slot_bytes);
+        }
+        if (target < end) {
+            return kv_fail(error, KV_INVALID,
+                "range %u to %zu does not follow the one before it, which ends at %zu", i, target,
+                end);
+        }
+        end = target + bytes;
+    }
+    return KV_OK;
+}
+
+static piece_t *piece_make(const kv_piece_t *from)
+{
+    size_t ranges_bytes = from->range_count * sizeof from->ranges[0];
+    size_t slots_bytes = from->block_count * sizeof from->slots[0];
+    piece_t *piece = kv_allocate(sizeof *piece + ranges_bytes + slots_bytes);
+    piece->transfer_id = from->transfer_id;
+    piece->tag = from->tag;
+    piece->first_block = from->first_block;
+    piece->block_count = from->block_count;
+    piece->range_count = from->range_count;
+    for (uint32_t i = 0; i < from->range_count; i++) {
+        piece->block_bytes += from->ranges[i].bytes;
+    }
+    memcpy(piece->ranges, from->ranges, ranges_bytes);
+    uint32_t *slots = (uint32_t *)&piece->ranges[from->range_count];
+    memcpy(slots, from->slots, slots_bytes);
+    piece->slots = slots;
+    return piece;
+}
+
 kv_status_t kv_mover_send(
     kv_mover_t *mover, kv_link_t link, const kv_piece_t *piece, kv_error_t *error)
 {
     kv_status_t status = check_slots(mover, piece->slots, piece->block_count, error);
+    if (status == KV_OK && piece->first_block > KV_MOVER_BLOCKS_MAX) {
+        status = kv_fail(error, KV_INVALID, "first block %u is above %d", piece->first_block,
+            KV_MOVER_BLOCKS_MAX);
+    }
+    if (status == KV_OK) {
+        status = check_ranges(mover, piece->ranges, piece->range_count, true, error);
+    }
     if (status != KV_OK) {
         return status;
-    }
-    if (piece->range_bytes == 0 || piece->range_bytes % mover->unit_bytes != 0 ||
-        piece->offset_bytes % mover->unit_bytes != 0 || piece->range_bytes > mover->slot_bytes ||
-        piece->offset_bytes > mover->slot_bytes - piece->range_bytes ||
-        piece->first_block > KV_MOVER_BLOCKS_MAX) {
-        return kv_fail(error, KV_INVALID,
-            "range of %zu bytes at %zu is not made of whole units of a slot of %zu bytes",
-            piece->range_bytes, piece->offset_bytes, mover->slot_bytes);
     }
     if (!take(&mover->piece_count, KV_MOVER_PIECES_MAX)) {
         return kv_fail(error, KV_BUSY, "%d pieces wait for their SENT", KV_MOVER_PIECES_MAX);
     }
-    piece_t *copy = kv_allocate(sizeof *copy + piece->block_count * sizeof copy->slots[0]);
-    copy->transfer_id = piece->transfer_id;
-    copy->tag = piece->tag;
-    copy->first_block = piece->first_block;
-    copy->block_count = piece->block_count;
-    copy->offset_bytes = piece->offset_bytes;
-    copy->range_bytes = piece->range_bytes;
-    memcpy(copy->slots, piece->slots, piece->block_count * sizeof copy->slots[0]);
-    post(mover, (command_t){.kind = COMMAND_SEND, .link = link, .object = copy});
+    post(mover, (command_t){.kind = COMMAND_SEND, .link = link, .object = piece_make(piece)});
     return KV_OK;
 }
 
@@ -327,10 +372,19 @@ uint64_t kv_mover_transfer_id(kv_mover_t *mover)
     return id;
 }
 
-kv_status_t kv_mover_expect(kv_mover_t *mover, kv_link_t link, uint64_t transfer_id,
-    const uint32_t *slots, uint32_t block_count, kv_error_t *error)
+kv_status_t kv_mover_expect(
+    kv_mover_t *mover, kv_link_t link, const kv_expectation_t *expectation, kv_error_t *error)
 {
-    kv_status_t status = check_slots(mover, slots, block_count, error);
+    kv_status_t status = check_slots(mover, expectation->slots, expectation->block_count, error);
+    kv_expectation_t wanted = *expectation;
+    kv_range_t all = kv_range_alike(0, mover->slot_bytes);
+    if (wanted.range_count == 0) {
+        wanted.ranges = &all;
+        wanted.range_count = 1;
+    }
+    if (status == KV_OK) {
+        status = check_ranges(mover, wanted.ranges, wanted.range_count, false, error);
+    }
     if (status != KV_OK) {
         return status;
     }
@@ -338,16 +392,7 @@ kv_status_t kv_mover_expect(kv_mover_t *mover, kv_link_t link, uint64_t transfer
         return kv_fail(
             error, KV_BUSY, "%d transfers are expected already", KV_MOVER_EXPECTATIONS_MAX);
     }
-    expectation_t *expectation =
-        kv_allocate(sizeof *expectation + block_count * sizeof expectation->slots[0]);
-    expectation->link = link;
-    expectation->transfer_id = transfer_id;
-    expectation->block_count = block_count;
-    expectation->units_left = (uint64_t)block_count * mover->units_per_block;
-    expectation->received =
-        kv_allocate_array((expectation->units_left + 63) / 64, sizeof *expectation->received);
-    memcpy(expectation->slots, slots, block_count * sizeof expectation->slots[0]);
-    post(mover, (command_t){.kind = COMMAND_EXPECT, .object = expectation});
+    post(mover, (command_t){.kind = COMMAND_EXPECT, .object = receive_make(mover, link, &wanted)});
     return KV_OK;
 }
 

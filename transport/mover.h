@@ -2,10 +2,14 @@
  *
  * A *link* is the data connection that belongs to one control connection (peers.h). A *transfer* is
  * one reservation of slots on the receiving side, named by an id that is never used again; the
- * other side sends *pieces* of it: the same byte range of a run of blocks, as soon as they are
+ * other side sends *pieces* of it: the same byte ranges of a run of blocks, as soon as they are
  * computed, in any order. The receiver accepts what fits its reservation, verifies a checksum for
- * each block's fragment, writes it into its slot, and says LANDED when every byte of every block
+ * each block's fragment, writes it into its slot, and says LANDED when every byte that it expects
  * is there, exactly once each.
+ *
+ * A range may lie elsewhere in the receiver's block than in the sender's, and an expectation may
+ * cover a part of its slots only: shards of different tensor-parallel degrees (relayout.h) fill one
+ * another's slots by one expectation for each source link.
  *
  *                 expect               last byte verified
  *     (nothing) ---------> expecting ---------------------> landed    LANDED: slots are whole
@@ -42,6 +46,7 @@ enum {
     KV_MOVER_PIECES_MAX = 16384,        /* accepted by kv_mover_send and not polled as SENT yet */
     KV_MOVER_EXPECTATIONS_MAX = 4096,   /* accepted and not ended */
     KV_MOVER_BLOCKS_MAX = 1 << 20,      /* of one transfer */
+    KV_MOVER_RANGES_MAX = 16384,        /* of one piece, of one expectation */
     KV_MOVER_MESSAGE_BYTES = 512 << 10, /* the largest message, checksums and all */
     KV_MOVER_IN_FLIGHT = 6,             /* messages a link */
 };
@@ -59,9 +64,11 @@ typedef struct {
     void *arena; /* slot_count slots of slot_bytes */
     uint32_t slot_count;
     size_t slot_bytes; /* of one block */
-    size_t unit_bytes; /* pieces are whole units: one layer's bytes. slot_bytes is a multiple */
-    const char *host;  /* numeric address of the data listener; copied */
-    uint16_t port;     /* 0: any; see kv_mover_port */
+    /* Ranges are whole units, which is the same on both sides of a link: one layer's bytes, or one
+     * head's where degrees may differ. slot_bytes is a multiple. */
+    size_t unit_bytes;
+    const char *host; /* numeric address of the data listener; copied */
+    uint16_t port;    /* 0: any; see kv_mover_port */
     kv_wire_t wire;
     const kv_wire_driver_t *driver; /* NULL: UCX */
 } kv_mover_params_t;
@@ -97,6 +104,20 @@ kv_status_t kv_mover_link_open(
 /* Call it from down(): force-closes the data connection, fails what depends on it. */
 void kv_mover_link_close(kv_mover_t *mover, kv_link_t link);
 
+/* ---- ranges ---- */
+
+/* Bytes of a block, in whole units: where the sender has them, and where the receiver wants them.
+ */
+typedef struct {
+    size_t source_offset_bytes, target_offset_bytes, bytes;
+} kv_range_t;
+
+/* Both sides hold the block alike. */
+static inline kv_range_t kv_range_alike(size_t offset_bytes, size_t bytes)
+{
+    return (kv_range_t){offset_bytes, offset_bytes, bytes};
+}
+
 /* ---- sending ---- */
 
 typedef struct {
@@ -104,8 +125,9 @@ typedef struct {
     uint64_t tag;         /* comes back in the event */
     uint32_t first_block; /* index in the transfer's blocks */
     uint32_t block_count;
-    size_t offset_bytes; /* of the range inside each block; whole units */
-    size_t range_bytes;
+    const kv_range_t *ranges; /* [range_count] of each block, ascending and disjoint in the target;
+                                 the array is copied */
+    uint32_t range_count;
     const uint32_t *slots; /* [block_count] source slots in this arena; the array is copied */
 } kv_piece_t;
 
@@ -122,10 +144,20 @@ void kv_mover_cancel(kv_mover_t *mover, kv_link_t link, uint64_t transfer_id);
 /* A new id for a transfer to this node; from any thread. */
 uint64_t kv_mover_transfer_id(kv_mover_t *mover);
 
-/* Reserves: in force when the call returns, so that the peer may be told afterwards. slots:
- * [block_count], distinct, copied. */
-kv_status_t kv_mover_expect(kv_mover_t *mover, kv_link_t link, uint64_t transfer_id,
-    const uint32_t *slots, uint32_t block_count, kv_error_t *error);
+typedef struct {
+    uint64_t transfer_id;
+    uint32_t block_count;
+    const uint32_t *slots; /* [block_count], distinct; the array is copied */
+    /* [range_count] What comes of each slot by this link, by its target's place (the source's is
+     * not looked at); ascending and disjoint; the array is copied. 0 of them: all of it. Where
+     * several expectations share slots, their ranges are disjoint too: their caller sees to it. */
+    const kv_range_t *ranges;
+    uint32_t range_count;
+} kv_expectation_t;
+
+/* Reserves: in force when the call returns, so that the peer may be told afterwards. */
+kv_status_t kv_mover_expect(
+    kv_mover_t *mover, kv_link_t link, const kv_expectation_t *expectation, kv_error_t *error);
 
 /* Gives the reservation up. Exactly one REVOKED follows, also where the transfer has already ended
  * (a LANDED that was on its way comes before it). Call it once, for each expectation that FAILED
@@ -139,7 +171,7 @@ typedef enum {
     KV_MOVED_LINK_DOWN, /* the last event of the link; status and text say why */
     KV_MOVED_SENT,   /* the source slots are free. status KV_OK: handed to the wire (not: landed);
                         else why not: KV_PEER_LOST, KV_CANCELLED */
-    KV_MOVED_LANDED, /* all of it, verified */
+    KV_MOVED_LANDED, /* all that was expected, verified */
     KV_MOVED_FAILED, /* KV_CORRUPT, KV_INVALID, KV_PEER_LOST; revoke next */
     KV_MOVED_REVOKED,
 } kv_moved_t;
@@ -150,8 +182,9 @@ typedef struct {
     kv_link_t link;
     uint64_t transfer_id;
     uint64_t tag;   /* SENT */
-    uint64_t bytes; /* SENT: of the piece; LANDED: of the transfer */
-    /* LANDED, FAILED, REVOKED: so many leading blocks of the expectation are whole and verified.
+    uint64_t bytes; /* SENT: of the piece; LANDED: of the expectation */
+    /* LANDED, FAILED, REVOKED: so many leading blocks are whole and verified, as far as the
+     * expectation covers them.
      * After FAILED nothing more is written, so REVOKED says the same; where a LANDED came first, or
      * nothing was expected, REVOKED says 0. */
     uint32_t landed_blocks;

@@ -43,14 +43,16 @@ typedef struct piece piece_t;
 struct piece {
     piece_t *next; /* in the link's queue */
     uint64_t transfer_id, tag;
-    uint32_t first_block, block_count;
-    size_t offset_bytes, range_bytes;
-    uint32_t next_block;      /* cursor: what is before it was handed to the wire */
-    size_t next_offset_bytes; /* inside next_block, from offset_bytes */
+    uint32_t first_block, block_count, range_count;
+    size_t block_bytes; /* all ranges of one block */
+    /* The cursor: what is before it was handed to the wire. */
+    uint32_t next_block, next_range;
+    size_t next_offset_bytes; /* inside next_range */
     uint32_t messages;        /* in flight */
     bool queued;              /* not all handed to the wire */
     kv_status_t status;
-    uint32_t slots[];
+    const uint32_t *slots; /* behind the ranges */
+    kv_range_t ranges[];
 };
 
 typedef struct {
@@ -97,8 +99,9 @@ struct expectation {
     uint64_t transfer_id;
     uint32_t block_count;
     uint64_t units_left;
+    uint64_t bytes; /* that it covers */
     bool failed;
-    uint64_t *received; /* one bit a unit, [block][unit] */
+    uint64_t *closed; /* one bit a unit, [block][unit]: received, or not covered */
     uint32_t slots[];
 };
 
@@ -161,6 +164,8 @@ void receive_adopt(kv_mover_t *mover, expectation_t *expectation);
 void receive_blocks(link_t *link, const uint8_t *bytes, size_t count);
 void receive_revoke(kv_mover_t *mover, uint64_t transfer_id);
 void receive_fail_link(kv_mover_t *mover, kv_link_t id, const char *reason);
+expectation_t *receive_make(
+    const kv_mover_t *mover, kv_link_t link, const kv_expectation_t *wanted);
 void receive_free(expectation_t *expectation);
 
 #endif

@@ -4,10 +4,12 @@
  * left the table, nothing reaches its slots. */
 #include "base/bytes.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "transport/mover_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static expectation_t **bucket_of(kv_mover_t *mover, uint64_t transfer_id)
 {
@@ -23,23 +25,61 @@ static expectation_t **find(kv_mover_t *mover, uint64_t transfer_id)
     return at;
 }
 
+static uint64_t first_unit(const kv_mover_t *mover, uint32_t block, uint64_t offset_bytes)
+{
+    return (uint64_t)block * mover->units_per_block + offset_bytes / mover->unit_bytes;
+}
+
+static bool unit_closed(const expectation_t *expectation, uint64_t unit)
+{
+    return (expectation->closed[unit / 64] >> (unit % 64) & 1) != 0;
+}
+
+static void close_unit(expectation_t *expectation, uint64_t unit)
+{
+    expectation->closed[unit / 64] |= UINT64_C(1) << (unit % 64);
+}
+
+expectation_t *receive_make(const kv_mover_t *mover, kv_link_t link, const kv_expectation_t *wanted)
+{
+    size_t slots_bytes = wanted->block_count * sizeof wanted->slots[0];
+    expectation_t *expectation = kv_allocate(sizeof *expectation + slots_bytes);
+    expectation->link = link;
+    expectation->transfer_id = wanted->transfer_id;
+    expectation->block_count = wanted->block_count;
+    memcpy(expectation->slots, wanted->slots, slots_bytes);
+    uint64_t unit_count = (uint64_t)wanted->block_count * mover->units_per_block;
+    expectation->closed = kv_allocate_array((unit_count + 63) / 64, sizeof *expectation->closed);
+    uint64_t unit = 0;
+    for (uint32_t block = 0; block < wanted->block_count; block++) {
+        for (uint32_t i = 0; i < wanted->range_count; i++) {
+            uint64_t open = first_unit(mover, block, wanted->ranges[i].target_offset_bytes);
+            for (; unit < open; unit++) {
+                close_unit(expectation, unit);
+            }
+            unit += wanted->ranges[i].bytes / mover->unit_bytes;
+            expectation->bytes += wanted->ranges[i].bytes;
+        }
+    }
+    for (; unit < unit_count; unit++) {
+        close_unit(expectation, unit);
+    }
+    expectation->units_left = expectation->bytes / mover->unit_bytes;
+    return expectation;
+}
+
 void receive_free(expectation_t *expectation)
 {
-    free(expectation->received);
+    free(expectation->closed);
     free(expectation);
 }
 
-static bool unit_received(const expectation_t *expectation, uint64_t unit)
-{
-    return (expectation->received[unit / 64] >> (unit % 64) & 1) != 0;
-}
-
-/* A unit's bit is set only after its bytes were verified and written, so whole blocks are known
- * exactly, whatever order their pieces came in. */
+/* A unit is closed only after its bytes were verified and written, but for those that are not
+ * covered at all; so whole blocks are known exactly, whatever order their pieces came in. */
 static uint32_t landed_blocks(const kv_mover_t *mover, const expectation_t *expectation)
 {
     uint64_t unit = 0, end = (uint64_t)expectation->block_count * mover->units_per_block;
-    while (unit < end && unit_received(expectation, unit)) {
+    while (unit < end && unit_closed(expectation, unit)) {
         unit++;
     }
     return (uint32_t)(unit / mover->units_per_block);
@@ -105,6 +145,24 @@ void receive_fail_link(kv_mover_t *mover, kv_link_t id, const char *reason)
     }
 }
 
+/* Every unit of the message's i-th block is expected and did not come yet. A message's ranges are
+ * disjoint, so that none is there twice in itself. */
+static bool block_open(const kv_mover_t *mover, const expectation_t *expectation,
+    const kv_data_blocks_t *blocks, uint32_t index)
+{
+    for (uint32_t i = 0; i < blocks->range_count; i++) {
+        const kv_data_range_t *range = &blocks->ranges[i];
+        uint64_t unit = first_unit(mover, blocks->first_block + index, range->offset_bytes);
+        uint64_t end = unit + range->bytes / mover->unit_bytes;
+        for (; unit < end; unit++) {
+            if (unit_closed(expectation, unit)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 /* The first reason why this message may not be written, or KV_OK. */
 static kv_status_t check_blocks(const kv_mover_t *mover, const expectation_t *expectation,
     const kv_data_blocks_t *blocks, const uint8_t *bytes, const char **reason_out)
@@ -114,24 +172,23 @@ static kv_status_t check_blocks(const kv_mover_t *mover, const expectation_t *ex
         *reason_out = "the peer sent blocks beyond the transfer's end";
         return KV_INVALID;
     }
-    if (blocks->offset_bytes % mover->unit_bytes != 0 ||
-        blocks->range_bytes % mover->unit_bytes != 0 || blocks->range_bytes > mover->slot_bytes ||
-        blocks->offset_bytes > mover->slot_bytes - blocks->range_bytes) {
-        *reason_out = "the peer sent a range that is not made of units of a slot";
-        return KV_INVALID;
-    }
-    uint64_t first_unit = blocks->offset_bytes / mover->unit_bytes;
-    uint64_t unit_count = blocks->range_bytes / mover->unit_bytes;
-    for (uint32_t i = 0; i < blocks->block_count; i++) {
-        uint64_t base = (uint64_t)(blocks->first_block + i) * mover->units_per_block + first_unit;
-        for (uint64_t unit = 0; unit < unit_count; unit++) {
-            if (unit_received(expectation, base + unit)) {
-                *reason_out = "the peer sent a range twice";
-                return KV_INVALID;
-            }
+    for (uint32_t i = 0; i < blocks->range_count; i++) {
+        const kv_data_range_t *range = &blocks->ranges[i];
+        if (range->offset_bytes % mover->unit_bytes != 0 || range->bytes % mover->unit_bytes != 0 ||
+            range->bytes > mover->slot_bytes ||
+            range->offset_bytes > mover->slot_bytes - range->bytes) {
+            *reason_out = "the peer sent a range that is not made of units of a slot";
+            return KV_INVALID;
         }
-        if (kv_get_u64(bytes + kv_data_checksum_at(i)) !=
-            kv_data_checksum(blocks, i, bytes + kv_data_range_at(blocks, i))) {
+    }
+    uint64_t place = kv_data_place(blocks);
+    for (uint32_t i = 0; i < blocks->block_count; i++) {
+        if (!block_open(mover, expectation, blocks, i)) {
+            *reason_out = "the peer sent a range twice, or one that is not expected of it";
+            return KV_INVALID;
+        }
+        if (kv_get_u64(bytes + kv_data_checksum_at(blocks, i)) !=
+            kv_data_checksum(blocks, place, i, bytes + kv_data_block_at(blocks, i))) {
             *reason_out = "a checksum does not agree";
             return KV_CORRUPT;
         }
@@ -142,20 +199,25 @@ static kv_status_t check_blocks(const kv_mover_t *mover, const expectation_t *ex
 static void scatter(kv_mover_t *mover, expectation_t *expectation, const kv_data_blocks_t *blocks,
     const uint8_t *bytes)
 {
-    uint64_t first_unit = blocks->offset_bytes / mover->unit_bytes;
-    uint64_t unit_count = blocks->range_bytes / mover->unit_bytes;
     for (uint32_t i = 0; i < blocks->block_count; i++) {
         uint32_t block = blocks->first_block + i;
         uint8_t *slot = mover->arena + expectation->slots[block] * mover->slot_bytes;
-        mover->device->ops->copy_in(mover->device, slot + blocks->offset_bytes,
-            bytes + kv_data_range_at(blocks, i), blocks->range_bytes);
-        uint64_t base = (uint64_t)block * mover->units_per_block + first_unit;
-        for (uint64_t unit = base; unit < base + unit_count; unit++) {
-            expectation->received[unit / 64] |= UINT64_C(1) << (unit % 64);
+        const uint8_t *data = bytes + kv_data_block_at(blocks, i);
+        for (uint32_t j = 0; j < blocks->range_count; j++) {
+            const kv_data_range_t *range = &blocks->ranges[j];
+            mover->device->ops->copy_in(
+                mover->device, slot + range->offset_bytes, data, range->bytes);
+            data += range->bytes;
+            uint64_t unit = first_unit(mover, block, range->offset_bytes);
+            uint64_t end = unit + range->bytes / mover->unit_bytes;
+            for (; unit < end; unit++) {
+                close_unit(expectation, unit);
+            }
         }
     }
-    expectation->units_left -= unit_count * blocks->block_count;
-    atomic_fetch_add(&mover->received_bytes, (uint64_t)blocks->block_count * blocks->range_bytes);
+    uint64_t count = (uint64_t)blocks->block_count * blocks->block_bytes;
+    expectation->units_left -= count / mover->unit_bytes;
+    atomic_fetch_add(&mover->received_bytes, count);
 }
 
 void receive_blocks(link_t *link, const uint8_t *bytes, size_t count)
@@ -194,7 +256,7 @@ void receive_blocks(link_t *link, const uint8_t *bytes, size_t count)
             .kind = KV_MOVED_LANDED,
             .link = link->id,
             .transfer_id = expectation->transfer_id,
-            .bytes = (uint64_t)expectation->block_count * mover->slot_bytes,
+            .bytes = expectation->bytes,
             .landed_blocks = expectation->block_count,
         };
         remove_at(mover, at);

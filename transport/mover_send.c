@@ -1,4 +1,4 @@
-/* Sending: pieces become messages. Each message gathers the same range of a run of blocks into one
+/* Sending: pieces become messages. Each message gathers the same ranges of a run of blocks into one
  * of the link's staging buffers, with a checksum a block, so that the wire has one contiguous
  * message and the source slots are only read here. A piece's SENT comes when its last message left
  * its buffer. */
@@ -16,7 +16,7 @@ static void piece_end(kv_mover_t *mover, kv_link_t link, piece_t *piece)
         .link = link,
         .transfer_id = piece->transfer_id,
         .tag = piece->tag,
-        .bytes = (uint64_t)piece->block_count * piece->range_bytes,
+        .bytes = (uint64_t)piece->block_count * piece->block_bytes,
     };
     mover_emit(mover, &event);
     free(piece);
@@ -52,54 +52,87 @@ static staging_t *free_staging(link_t *link)
     return NULL;
 }
 
-/* What the next message of the piece carries: as many blocks as fit, or as many units of one
- * block. */
-static kv_data_blocks_t next_blocks(const kv_mover_t *mover, const piece_t *piece)
+static bool whole_blocks(const kv_mover_t *mover, const piece_t *piece)
 {
-    kv_data_blocks_t blocks = {
-        .transfer_id = piece->transfer_id,
-        .first_block = piece->first_block + piece->next_block,
-        .offset_bytes = piece->offset_bytes + piece->next_offset_bytes,
-    };
-    size_t room = mover->message_bytes - KV_DATA_HEADER_BYTES;
-    size_t fit = room / (piece->range_bytes + sizeof(uint64_t));
-    if (fit > 0) {
-        size_t left = piece->block_count - piece->next_block;
-        blocks.block_count = (uint32_t)(fit < left ? fit : left);
-        blocks.range_bytes = (uint32_t)piece->range_bytes;
-    } else {
-        size_t whole = (room - sizeof(uint64_t)) / mover->unit_bytes * mover->unit_bytes;
-        size_t left = piece->range_bytes - piece->next_offset_bytes;
-        blocks.block_count = 1;
-        blocks.range_bytes = (uint32_t)(whole < left ? whole : left);
+    return piece->range_count <= KV_DATA_RANGES_MAX &&
+           kv_data_head_bytes(piece->range_count) + sizeof(uint64_t) + piece->block_bytes <=
+               mover->message_bytes;
+}
+
+/* What the next message of the piece carries: as many whole blocks as fit; where not even one does,
+ * as many units of one block, from the cursor on. Blocks are finished one after the other, so that
+ * the receiver has whole ones early. */
+static void next_blocks(const kv_mover_t *mover, const piece_t *piece, kv_data_blocks_t *blocks)
+{
+    blocks->transfer_id = piece->transfer_id;
+    blocks->first_block = piece->first_block + piece->next_block;
+    blocks->block_count = 1;
+    blocks->range_count = 0;
+    blocks->block_bytes = 0;
+    bool whole = whole_blocks(mover, piece);
+    uint32_t range = piece->next_range;
+    size_t skip = piece->next_offset_bytes;
+    for (; range < piece->range_count && blocks->range_count < KV_DATA_RANGES_MAX; range++) {
+        size_t used = kv_data_head_bytes(blocks->range_count + 1) + sizeof(uint64_t);
+        used += blocks->block_bytes;
+        size_t room = mover->message_bytes > used ? mover->message_bytes - used : 0;
+        size_t bytes = piece->ranges[range].bytes - skip;
+        size_t fit = room < bytes ? room / mover->unit_bytes * mover->unit_bytes : bytes;
+        if (fit > 0) {
+            kv_data_blocks_add(
+                blocks, piece->ranges[range].target_offset_bytes + skip, (uint32_t)fit);
+        }
+        if (fit < bytes) {
+            break;
+        }
+        skip = 0;
     }
-    return blocks;
+    if (whole) {
+        size_t room = mover->message_bytes - kv_data_head_bytes(blocks->range_count);
+        size_t fit = room / (sizeof(uint64_t) + blocks->block_bytes);
+        size_t left = piece->block_count - piece->next_block;
+        blocks->block_count = (uint32_t)(fit < left ? fit : left);
+    }
 }
 
 static void gather(
     const kv_mover_t *mover, const piece_t *piece, const kv_data_blocks_t *blocks, uint8_t *message)
 {
     kv_data_blocks_encode(message, blocks);
+    uint64_t place = kv_data_place(blocks);
     for (uint32_t i = 0; i < blocks->block_count; i++) {
         const uint8_t *slot =
             mover->arena + piece->slots[piece->next_block + i] * mover->slot_bytes;
-        uint8_t *data = message + kv_data_range_at(blocks, i);
-        mover->device->ops->copy_out(
-            mover->device, data, slot + blocks->offset_bytes, blocks->range_bytes);
-        kv_put_u64(message + kv_data_checksum_at(i), kv_data_checksum(blocks, i, data));
+        uint8_t *data = message + kv_data_block_at(blocks, i);
+        size_t at = 0, skip = piece->next_offset_bytes;
+        for (uint32_t j = 0; j < blocks->range_count; j++, skip = 0) {
+            size_t source = piece->ranges[piece->next_range + j].source_offset_bytes + skip;
+            mover->device->ops->copy_out(
+                mover->device, data + at, slot + source, blocks->ranges[j].bytes);
+            at += blocks->ranges[j].bytes;
+        }
+        kv_put_u64(
+            message + kv_data_checksum_at(blocks, i), kv_data_checksum(blocks, place, i, data));
     }
 }
 
+/* Moves the cursor behind what a message took. */
 static void advance(piece_t *piece, const kv_data_blocks_t *blocks)
 {
-    if (blocks->range_bytes == piece->range_bytes) {
+    if (blocks->block_bytes == piece->block_bytes) {
         piece->next_block += blocks->block_count;
-    } else {
-        piece->next_offset_bytes += blocks->range_bytes;
-        if (piece->next_offset_bytes == piece->range_bytes) {
+        return;
+    }
+    for (uint32_t j = 0; j < blocks->range_count; j++) {
+        piece->next_offset_bytes += blocks->ranges[j].bytes;
+        if (piece->next_offset_bytes == piece->ranges[piece->next_range].bytes) {
             piece->next_offset_bytes = 0;
-            piece->next_block++;
+            piece->next_range++;
         }
+    }
+    if (piece->next_range == piece->range_count) {
+        piece->next_range = 0;
+        piece->next_block++;
     }
 }
 
@@ -116,13 +149,14 @@ static void unqueue(link_t *link, piece_t *piece)
 static bool send_next_message(link_t *link, piece_t *piece, staging_t *staging)
 {
     kv_mover_t *mover = link->mover;
-    kv_data_blocks_t blocks = next_blocks(mover, piece);
+    kv_data_blocks_t blocks;
+    next_blocks(mover, piece, &blocks);
     gather(mover, piece, &blocks, staging->bytes);
     staging->piece = piece;
     staging->busy = true;
     piece->messages++;
-    size_t count = kv_data_blocks_bytes(blocks.block_count, blocks.range_bytes);
-    kv_status_t status = mover->driver->send(link->pipe, staging->bytes, count, staging);
+    kv_status_t status =
+        mover->driver->send(link->pipe, staging->bytes, kv_data_blocks_bytes(&blocks), staging);
     if (status != KV_OK && status != KV_BUSY) {
         staging->busy = false;
         piece->messages--;
@@ -130,7 +164,7 @@ static bool send_next_message(link_t *link, piece_t *piece, staging_t *staging)
         return false;
     }
     atomic_fetch_add(&mover->sent_messages, 1);
-    atomic_fetch_add(&mover->sent_bytes, (uint64_t)blocks.block_count * blocks.range_bytes);
+    atomic_fetch_add(&mover->sent_bytes, (uint64_t)blocks.block_count * blocks.block_bytes);
     advance(piece, &blocks);
     if (piece->next_block == piece->block_count) {
         unqueue(link, piece);
@@ -201,7 +235,7 @@ void send_cancel(link_t *link, uint64_t transfer_id)
     piece_t **at = &link->queue;
     while (*at != NULL) {
         piece_t *piece = *at;
-        bool begun = piece->next_block > 0 || piece->next_offset_bytes > 0;
+        bool begun = piece->next_block > 0 || piece->next_range > 0 || piece->next_offset_bytes > 0;
         if (piece->transfer_id != transfer_id || begun) {
             at = &piece->next;
             continue;

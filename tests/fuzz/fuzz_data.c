@@ -25,16 +25,26 @@ static void look_at_blocks(const uint8_t *bytes, size_t count)
         FUZZ_CHECK(error.text[0] != '\0');
         return;
     }
-    FUZZ_CHECK(blocks.block_count >= 1 && blocks.range_bytes >= 1);
-    FUZZ_CHECK(kv_data_range_at(&blocks, blocks.block_count) == count);
+    FUZZ_CHECK(blocks.block_count >= 1 && blocks.range_count >= 1);
+    FUZZ_CHECK(blocks.range_count <= KV_DATA_RANGES_MAX);
+    FUZZ_CHECK(kv_data_block_at(&blocks, blocks.block_count) == count);
+    uint64_t end = 0, block_bytes = 0;
+    for (uint32_t i = 0; i < blocks.range_count; i++) {
+        FUZZ_CHECK(blocks.ranges[i].bytes >= 1 && blocks.ranges[i].offset_bytes >= end);
+        end = blocks.ranges[i].offset_bytes + blocks.ranges[i].bytes;
+        FUZZ_CHECK(end >= blocks.ranges[i].offset_bytes);
+        block_bytes += blocks.ranges[i].bytes;
+    }
+    FUZZ_CHECK(block_bytes == blocks.block_bytes);
     uint64_t sum = 0;
     for (uint32_t i = 0; i < blocks.block_count; i++) {
-        sum += kv_get_u64(bytes + kv_data_checksum_at(i));
-        sum += kv_data_checksum(&blocks, i, bytes + kv_data_range_at(&blocks, i));
+        sum += kv_get_u64(bytes + kv_data_checksum_at(&blocks, i));
+        sum += kv_data_checksum(
+            &blocks, kv_data_place(&blocks), i, bytes + kv_data_block_at(&blocks, i));
     }
-    uint8_t again[KV_DATA_HEADER_BYTES];
+    uint8_t again[KV_DATA_HEADER_BYTES + KV_DATA_RANGES_MAX * KV_DATA_RANGE_BYTES];
     kv_data_blocks_encode(again, &blocks);
-    FUZZ_CHECK(memcmp(again, bytes, sizeof again) == 0 || sum == 0);
+    FUZZ_CHECK(memcmp(again, bytes, kv_data_head_bytes(blocks.range_count)) == 0 || sum == 0);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)

@@ -2,6 +2,7 @@
  * and receiving, on one thread, over a wire that is nothing but this file. The input is a list of
  * things that happen (a request for a pipe, a message, a revoke, an end); a model beside it says
  * which bytes of which slot may have changed, and no other byte ever does. */
+#include "base/checksum.h"
 #include "base/memory.h"
 #include "fuzz.h"
 #include "transport/mover_internal.h"
@@ -17,6 +18,7 @@ enum {
 
 static const uint64_t TRANSFER = 0x1122334455667788, OTHER_TRANSFER = 0x1122334455667789;
 static const uint32_t TRANSFER_SLOTS[BLOCKS] = {2, 5, 6}, OTHER_SLOTS[1] = {3};
+static const kv_range_t PARTS[] = {{0, 0, UNIT_BYTES}, {0, 2 * UNIT_BYTES, UNIT_BYTES}};
 
 /* ---- a wire that goes nowhere ---- */
 
@@ -97,45 +99,104 @@ typedef struct {
     uint32_t landed, failed, revoked, revokes;
 } world_t;
 
+/* The ranges of a message, as docs/formats.md says them. */
+typedef struct {
+    uint64_t count, sum, head;
+    uint64_t offset[KV_DATA_RANGES_MAX], bytes[KV_DATA_RANGES_MAX];
+} model_ranges_t;
+
+/* false: ends the link. */
+static bool model_ranges(const uint8_t *bytes, size_t count, model_ranges_t *ranges)
+{
+    uint64_t more = kv_get_u32(bytes + 32);
+    *ranges = (model_ranges_t){.count = 1 + more, .head = 40 + 16 * more};
+    if (more > 127 || count < ranges->head) {
+        return false;
+    }
+    uint64_t end = 0;
+    for (uint64_t i = 0; i < ranges->count; i++) {
+        const uint8_t *at = bytes + 24 + 16 * i; /* of the table, where i > 0 */
+        ranges->offset[i] = kv_get_u64(i == 0 ? bytes + 24 : at);
+        ranges->bytes[i] = kv_get_u32(i == 0 ? bytes + 20 : at + 8);
+        if ((i > 0 && kv_get_u32(at + 12) != 0) || ranges->bytes[i] == 0 ||
+            ranges->offset[i] < end || ranges->offset[i] + ranges->bytes[i] < ranges->offset[i]) {
+            return false;
+        }
+        end = ranges->offset[i] + ranges->bytes[i];
+        ranges->sum += ranges->bytes[i];
+    }
+    return true;
+}
+
+/* The checksum of a block's data by the words of docs/formats.md. */
+static uint64_t model_checksum(
+    const uint8_t *bytes, uint64_t block, const model_ranges_t *ranges, const uint8_t *data)
+{
+    uint64_t place = ranges->count == 1 ? 0 : kv_checksum(bytes + 40, ranges->head - 40);
+    uint8_t position[24];
+    memcpy(position, bytes + 8, 8);
+    kv_put_u64(position + 8, block);
+    memcpy(position + 16, bytes + 24, 8);
+    return kv_checksum_seeded(
+        data, ranges->sum, kv_checksum_seeded(position, sizeof position, place));
+}
+
+/* Every unit of the block is open, and every range lies in the slot. */
+static bool model_open(const model_t *model, uint64_t block, const model_ranges_t *ranges)
+{
+    for (uint64_t i = 0; i < ranges->count; i++) {
+        if (ranges->offset[i] > SLOT_BYTES || ranges->bytes[i] > SLOT_BYTES - ranges->offset[i] ||
+            ranges->offset[i] % UNIT_BYTES != 0 || ranges->bytes[i] % UNIT_BYTES != 0) {
+            return false;
+        }
+        for (uint64_t at = 0; at < ranges->bytes[i]; at += UNIT_BYTES) {
+            if (model->received[block][(ranges->offset[i] + at) / UNIT_BYTES]) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+static void model_write(
+    model_t *model, uint64_t block, const model_ranges_t *ranges, const uint8_t *data)
+{
+    for (uint64_t i = 0; i < ranges->count; i++) {
+        memcpy(model->arena + TRANSFER_SLOTS[block] * SLOT_BYTES + ranges->offset[i], data,
+            ranges->bytes[i]);
+        data += ranges->bytes[i];
+        for (uint64_t at = 0; at < ranges->bytes[i]; at += UNIT_BYTES) {
+            model->received[block][(ranges->offset[i] + at) / UNIT_BYTES] = true;
+            model->left--;
+        }
+    }
+}
+
 /* As docs/formats.md says it, a unit at a time and without the decoder under test. */
 static void model_message(model_t *model, const uint8_t *bytes, size_t count)
 {
     if (count < 40 || memcmp(bytes, "KVB1", 4) != 0 || kv_get_u64(bytes + 8) != TRANSFER ||
-        kv_get_u64(bytes + 32) != 0 || !model->expected || model->failed) {
+        kv_get_u32(bytes + 36) != 0 || !model->expected || model->failed) {
         return;
     }
     uint64_t blocks = kv_get_u32(bytes + 4), first = kv_get_u32(bytes + 16);
-    uint64_t range = kv_get_u32(bytes + 20), offset = kv_get_u64(bytes + 24);
-    if (blocks == 0 || blocks > KV_MOVER_BLOCKS_MAX || range == 0 ||
-        count != 40 + blocks * 8 + blocks * range) {
+    model_ranges_t ranges;
+    if (!model_ranges(bytes, count, &ranges) || blocks == 0 || blocks > KV_MOVER_BLOCKS_MAX ||
+        count != ranges.head + blocks * 8 + blocks * ranges.sum) {
         return; /* ends the link */
     }
     model->failed = true; /* until all of it was found good */
-    if (first >= BLOCKS || blocks > BLOCKS - first || offset > SLOT_BYTES ||
-        range > SLOT_BYTES - offset || offset % UNIT_BYTES != 0 || range % UNIT_BYTES != 0) {
-        return;
-    }
-    kv_data_blocks_t header = {
-        TRANSFER, (uint32_t)first, (uint32_t)blocks, offset, (uint32_t)range};
+    const uint8_t *checksums = bytes + ranges.head, *data = checksums + blocks * 8;
     for (uint64_t i = 0; i < blocks; i++) {
-        const uint8_t *data = bytes + 40 + blocks * 8 + i * range;
-        if (kv_get_u64(bytes + 40 + i * 8) != kv_data_checksum(&header, (uint32_t)i, data)) {
+        if (first >= BLOCKS || blocks > BLOCKS - first || !model_open(model, first + i, &ranges) ||
+            kv_get_u64(checksums + i * 8) !=
+                model_checksum(bytes, first + i, &ranges, data + i * ranges.sum)) {
             return;
-        }
-        for (uint64_t at = offset; at < offset + range; at += UNIT_BYTES) {
-            if (model->received[first + i][at / UNIT_BYTES]) {
-                return;
-            }
         }
     }
     model->failed = false;
     for (uint64_t i = 0; i < blocks; i++) {
-        memcpy(model->arena + TRANSFER_SLOTS[first + i] * SLOT_BYTES + offset,
-            bytes + 40 + blocks * 8 + i * range, range);
-        for (uint64_t at = offset; at < offset + range; at += UNIT_BYTES) {
-            model->received[first + i][at / UNIT_BYTES] = true;
-            model->left--;
-        }
+        model_write(model, first + i, &ranges, data + i * ranges.sum);
     }
     if (model->left == 0) {
         model->landed = true;
@@ -145,21 +206,8 @@ static void model_message(model_t *model, const uint8_t *bytes, size_t count)
 
 /* ---- what happens ---- */
 
-static expectation_t *expectation_make(
-    kv_link_t link, uint64_t transfer_id, const uint32_t *slots, uint32_t block_count)
-{
-    expectation_t *expectation =
-        kv_allocate(sizeof *expectation + block_count * sizeof expectation->slots[0]);
-    expectation->link = link;
-    expectation->transfer_id = transfer_id;
-    expectation->block_count = block_count;
-    expectation->units_left = (uint64_t)block_count * UNITS;
-    expectation->received = kv_allocate_array(1, sizeof *expectation->received);
-    memcpy(expectation->slots, slots, block_count * sizeof slots[0]);
-    return expectation;
-}
-
-static void begin(world_t *world, bool connects)
+/* parts: the transfer covers the first and the last unit of its slots. */
+static void begin(world_t *world, bool connects, bool parts)
 {
     *world = (world_t){0};
     for (size_t i = 0; i < sizeof world->arena; i++) {
@@ -167,7 +215,10 @@ static void begin(world_t *world, bool connects)
     }
     memcpy(world->model.arena, world->arena, sizeof world->arena);
     world->model.expected = true;
-    world->model.left = BLOCKS * UNITS;
+    world->model.left = BLOCKS * (parts ? 2 : UNITS);
+    for (uint32_t block = 0; block < BLOCKS; block++) {
+        world->model.received[block][1] = parts;
+    }
     kv_mover_t *mover = &world->mover;
     mover->device = &device;
     mover->arena = world->arena;
@@ -191,8 +242,15 @@ static void begin(world_t *world, bool connects)
         .token = "0123456789abcde"};
     link_adopt(mover, link);
     world->link = link;
-    receive_adopt(mover, expectation_make(1, TRANSFER, TRANSFER_SLOTS, BLOCKS));
-    receive_adopt(mover, expectation_make(1, OTHER_TRANSFER, OTHER_SLOTS, 1));
+    kv_range_t whole = kv_range_alike(0, SLOT_BYTES);
+    kv_expectation_t wanted = {TRANSFER, BLOCKS, TRANSFER_SLOTS, &whole, 1};
+    if (parts) {
+        wanted.ranges = PARTS;
+        wanted.range_count = 2;
+    }
+    receive_adopt(mover, receive_make(mover, 1, &wanted));
+    wanted = (kv_expectation_t){OTHER_TRANSFER, 1, OTHER_SLOTS, &whole, 1};
+    receive_adopt(mover, receive_make(mover, 1, &wanted));
     mover->expectations[OTHER_TRANSFER % EXPECTATION_BUCKETS]->link = 2; /* of another link */
 }
 
@@ -217,18 +275,23 @@ static void deliver_blocks(world_t *world, fuzz_input_t *input)
                                     : TRANSFER,
         .first_block = choice & 4 ? fuzz_u32(input) : fuzz_u8(input) % (BLOCKS + 1),
         .block_count = 1u + fuzz_u8(input) % BLOCKS,
-        .offset_bytes = choice & 8 ? fuzz_u64(input) : fuzz_u8(input) % (UNITS + 1) * UNIT_BYTES,
-        .range_bytes = choice & 16 ? 1u + fuzz_u8(input)
-                                   : (1u + fuzz_u8(input) % UNITS) * (uint32_t)UNIT_BYTES,
     };
-    size_t count = kv_data_blocks_bytes(blocks.block_count, blocks.range_bytes);
+    uint32_t range_count = 1u + fuzz_u8(input) % 3;
+    for (uint32_t i = 0; i < range_count; i++) {
+        uint64_t offset = choice & 8 ? fuzz_u64(input) : fuzz_u8(input) % (UNITS + 1) * UNIT_BYTES;
+        kv_data_blocks_add(&blocks, offset,
+            choice & 16 ? 1u + fuzz_u8(input)
+                        : (1u + fuzz_u8(input) % UNITS) * (uint32_t)UNIT_BYTES);
+    }
+    size_t count = kv_data_blocks_bytes(&blocks);
     uint8_t *message = malloc(count), fill = fuzz_u8(input);
     FUZZ_CHECK(message != NULL);
     kv_data_blocks_encode(message, &blocks);
     for (uint32_t i = 0; i < blocks.block_count; i++) {
-        uint8_t *data = message + kv_data_range_at(&blocks, i);
-        memset(data, fill + (int)i, blocks.range_bytes);
-        kv_put_u64(message + kv_data_checksum_at(i), kv_data_checksum(&blocks, i, data));
+        uint8_t *data = message + kv_data_block_at(&blocks, i);
+        memset(data, fill + (int)i, blocks.block_bytes);
+        kv_put_u64(message + kv_data_checksum_at(&blocks, i),
+            kv_data_checksum(&blocks, kv_data_place(&blocks), i, data));
     }
     if (choice & 32) {
         message[fuzz_u16(input) % count] ^= fuzz_u8(input);
@@ -346,7 +409,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
 {
     static world_t world;
     fuzz_input_t input = {bytes, count};
-    begin(&world, fuzz_u8(&input) & 1);
+    uint8_t choice = fuzz_u8(&input);
+    begin(&world, choice & 1, choice & 2);
     for (int i = 0; i < THINGS_MAX && input.count > 0; i++) {
         happen(&world, &input);
         look(&world);

@@ -229,29 +229,35 @@ static void write_data(const char *folder)
     seed = (seed_t){.count = KV_DATA_WELCOME_BYTES};
     kv_data_welcome_encode(seed.bytes);
     write_seed(folder, "data", "welcome", &seed);
-    kv_data_blocks_t blocks = {.transfer_id = 1,
-        .first_block = 1,
-        .block_count = 2,
-        .offset_bytes = 32,
-        .range_bytes = 32};
-    seed = (seed_t){.count = kv_data_blocks_bytes(2, 32)};
+    kv_data_blocks_t blocks = {.transfer_id = 1, .first_block = 1, .block_count = 2};
+    kv_data_blocks_add(&blocks, 32, 32);
+    seed = (seed_t){.count = kv_data_blocks_bytes(&blocks)};
     kv_data_blocks_encode(seed.bytes, &blocks);
     write_seed(folder, "data", "blocks", &seed);
+    kv_data_blocks_add(&blocks, 96, 16);
+    kv_data_blocks_add(&blocks, 112, 32);
+    seed = (seed_t){.count = kv_data_blocks_bytes(&blocks)};
+    kv_data_blocks_encode(seed.bytes, &blocks);
+    write_seed(folder, "data", "ranges", &seed);
 }
 
 /* The things of fuzz_mover.c: a pipe, the token, blocks, a revoke, the end. */
 static void write_mover(const char *folder)
 {
-    static const uint8_t WHOLE[] = {0, 1, 2, 0, 0, 4, 0, 0, 2, 0, 2, 9, 4, 0, 0, 2, 1, 0, 7};
-    static const uint8_t REVOKED[] = {0, 1, 2, 0, 0, 4, 0, 1, 0, 1, 1, 3, 6, 4, 0, 0, 0, 0, 0, 1};
-    static const uint8_t DAMAGED[] = {0, 1, 2, 0, 0, 4, 32, 0, 2, 0, 2, 9, 44, 0, 1, 7, 0, 8};
-    static const uint8_t CONNECTS[] = {1, 8, 8, 3, 4, 0, 'K', 'V', 'W', '1', 4, 0, 0, 0, 0, 0, 1};
+    static const uint8_t WHOLE[] = {0, 1, 2, 0, 0, 4, 0, 0, 2, 0, 0, 2, 9, 4, 0, 0, 2, 0, 1, 0, 7};
+    static const uint8_t REVOKED[] = {
+        0, 1, 2, 0, 0, 4, 0, 1, 0, 0, 1, 1, 3, 6, 4, 0, 0, 0, 0, 0, 0, 1};
+    static const uint8_t DAMAGED[] = {0, 1, 2, 0, 0, 4, 32, 0, 2, 0, 0, 2, 9, 44, 0, 1, 7, 0, 8};
+    static const uint8_t CONNECTS[] = {
+        1, 8, 8, 3, 4, 0, 'K', 'V', 'W', '1', 4, 0, 0, 0, 0, 0, 0, 1};
+    static const uint8_t PARTS[] = {2, 1, 2, 0, 0, 4, 0, 0, 2, 1, 0, 0, 1, 0, 5};
     static const struct {
         const char *name;
         const uint8_t *bytes;
         size_t count;
     } SEEDS[] = {{"whole", WHOLE, sizeof WHOLE}, {"revoked", REVOKED, sizeof REVOKED},
-        {"damaged", DAMAGED, sizeof DAMAGED}, {"connects", CONNECTS, sizeof CONNECTS}};
+        {"damaged", DAMAGED, sizeof DAMAGED}, {"connects", CONNECTS, sizeof CONNECTS},
+        {"parts", PARTS, sizeof PARTS}};
     for (size_t i = 0; i < sizeof SEEDS / sizeof SEEDS[0]; i++) {
         seed_t seed = {.count = 0};
         add(&seed, SEEDS[i].bytes, SEEDS[i].count);

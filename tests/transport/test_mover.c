@@ -97,22 +97,32 @@ static void rude_close(rude_t *rude, toy_node_t *node)
 
 typedef struct {
     size_t count;
-    uint8_t bytes[KV_DATA_HEADER_BYTES + 8 * (8 + SLOT)];
+    uint8_t bytes[KV_DATA_HEADER_BYTES + KV_DATA_RANGE_BYTES + 8 * (8 + SLOT)];
 } wire_message_t;
+
+static wire_message_t ranges_message(uint64_t id, uint32_t first, uint32_t count,
+    const kv_data_range_t *ranges, uint32_t range_count)
+{
+    kv_data_blocks_t blocks = {.transfer_id = id, .first_block = first, .block_count = count};
+    for (uint32_t i = 0; i < range_count; i++) {
+        kv_data_blocks_add(&blocks, ranges[i].offset_bytes, ranges[i].bytes);
+    }
+    wire_message_t message = {.count = kv_data_blocks_bytes(&blocks)};
+    assert_true(message.count <= sizeof message.bytes);
+    kv_data_blocks_encode(message.bytes, &blocks);
+    for (uint32_t i = 0; i < count; i++) {
+        uint8_t *data = message.bytes + kv_data_block_at(&blocks, i);
+        memset(data, (int)(1 + first + i), blocks.block_bytes);
+        kv_put_u64(message.bytes + kv_data_checksum_at(&blocks, i),
+            kv_data_checksum(&blocks, kv_data_place(&blocks), i, data));
+    }
+    return message;
+}
 
 static wire_message_t blocks_message(
     uint64_t id, uint32_t first, uint32_t count, uint64_t offset, uint32_t range)
 {
-    wire_message_t message = {.count = kv_data_blocks_bytes(count, range)};
-    assert_true(message.count <= sizeof message.bytes);
-    kv_data_blocks_t blocks = {id, first, count, offset, range};
-    kv_data_blocks_encode(message.bytes, &blocks);
-    for (uint32_t i = 0; i < count; i++) {
-        uint8_t *data = message.bytes + kv_data_range_at(&blocks, i);
-        memset(data, (int)(1 + first + i), range);
-        kv_put_u64(message.bytes + kv_data_checksum_at(i), kv_data_checksum(&blocks, i, data));
-    }
-    return message;
+    return ranges_message(id, first, count, &(kv_data_range_t){offset, range}, 1);
 }
 
 static const uint32_t FOUR[] = {9, 3, 7, 1};
@@ -120,7 +130,7 @@ static const uint32_t FOUR[] = {9, 3, 7, 1};
 static uint64_t expect_four(toy_node_t *node, kv_link_t link)
 {
     uint64_t id = kv_mover_transfer_id(node->mover);
-    assert_int_equal(kv_mover_expect(node->mover, link, id, FOUR, 4, NULL), KV_OK);
+    assert_int_equal(toy_expect(node, link, id, FOUR, 4), KV_OK);
     return id;
 }
 
@@ -175,7 +185,7 @@ static void what_does_not_fit_is_not_written(void **state)
         uint32_t range;
     } WRONG[] = {{4, 1, 0, UNIT}, {3, 2, 0, UNIT}, {UINT32_MAX, 1, 0, UNIT}, {0, 1, 1, UNIT},
         {0, 1, 0, UNIT / 2}, {0, 1, SLOT, UNIT}, {0, 1, UNIT, SLOT},
-        {0, 1, UINT64_MAX - UNIT + 1, UNIT}};
+        {0, 1, UINT64_MAX - 2 * UNIT + 1, UNIT}};
     rude_t rude;
     toy_node_t node;
     kv_link_t link = rude_open(&rude, &node);
@@ -296,33 +306,68 @@ static void every_flipped_bit_is_noticed(void **state)
     rude_close(&rude, &node);
 }
 
+/* Damages one field of a message of two ranges; false: there is no such damage. */
+static bool damage(wire_message_t *message, int which)
+{
+    uint8_t *second = message->bytes + KV_DATA_HEADER_BYTES;
+    switch (which) {
+    case 0:
+        message->count--;
+        return true;
+    case 1:
+        message->count = 10;
+        return true;
+    case 2:
+        kv_put_u32(message->bytes + 4, 0);
+        return true;
+    case 3:
+        kv_put_u32(message->bytes + 20, UINT32_MAX);
+        return true;
+    case 4:
+        memcpy(message->bytes, "nope", 4);
+        return true;
+    case 5: /* more ranges than the message holds, than any may have, reserved bytes */
+        kv_put_u32(message->bytes + 32, 100);
+        return true;
+    case 6:
+        kv_put_u32(message->bytes + 32, KV_DATA_RANGES_MAX);
+        return true;
+    case 7:
+        kv_put_u32(message->bytes + 36, 1);
+        return true;
+    case 8:
+        kv_put_u32(second + 12, 1);
+        return true;
+    case 9: /* ranges that overlap, go back, are empty, go round */
+        kv_put_u64(second, UNIT / 2);
+        return true;
+    case 10:
+        kv_put_u64(message->bytes + 24, 3 * UNIT);
+        return true;
+    case 11:
+        kv_put_u32(second + 8, 0);
+        return true;
+    case 12:
+        kv_put_u64(second, UINT64_MAX - UNIT + 1);
+        return true;
+    default:
+        return false;
+    }
+}
+
 static void a_malformed_message_ends_the_link(void **state)
 {
     (void)state;
-    for (int which = 0; which < 5; which++) {
+    static const kv_data_range_t PAIR[] = {{0, UNIT}, {2 * UNIT, UNIT}};
+    wire_message_t message = ranges_message(1, 0, 1, PAIR, 2);
+    for (int which = 0; damage(&message, which); which++) {
         rude_t rude;
         toy_node_t node;
         kv_link_t link = rude_open(&rude, &node);
         rude_prove(&rude, &node);
         uint64_t id = expect_four(&node, link);
-        wire_message_t message = blocks_message(id, 0, 1, 0, UNIT);
-        switch (which) {
-        case 0:
-            message.count--;
-            break;
-        case 1:
-            message.count = 10;
-            break;
-        case 2:
-            kv_put_u32(message.bytes + 4, 0);
-            break;
-        case 3:
-            kv_put_u32(message.bytes + 20, UINT32_MAX);
-            break;
-        default:
-            memcpy(message.bytes, "nope", 4);
-            break;
-        }
+        message = ranges_message(id, 0, 1, PAIR, 2);
+        damage(&message, which);
         rude_say(&rude, message.bytes, message.count);
         assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_PEER_LOST);
         assert_int_equal(toy_expect_event(&node, KV_MOVED_LINK_DOWN).status, KV_INVALID);
@@ -389,36 +434,200 @@ static void two_movers_exchange_blocks(void **state)
     toy_expect_event(&b, KV_MOVED_LINK_UP);
     uint32_t slots[COUNT] = {0, 1, 2, 3, 4, 5, 6, 7};
     uint64_t id = kv_mover_transfer_id(b.mover);
-    assert_int_equal(kv_mover_expect(b.mover, lb, id, slots, COUNT, NULL), KV_OK);
+    assert_int_equal(toy_expect(&b, lb, id, slots, COUNT), KV_OK);
+    kv_range_t range = kv_range_alike(BIG_UNIT, BIG_SLOT - BIG_UNIT);
     kv_piece_t piece = {.transfer_id = id,
         .tag = 1,
         .block_count = COUNT,
-        .offset_bytes = BIG_UNIT,
-        .range_bytes = BIG_SLOT - BIG_UNIT,
+        .ranges = &range,
+        .range_count = 1,
         .slots = slots};
     assert_int_equal(kv_mover_send(a.mover, la, &piece, NULL), KV_OK);
     piece.tag = 2;
-    piece.offset_bytes = 0;
-    piece.range_bytes = BIG_UNIT;
+    range = kv_range_alike(0, BIG_UNIT);
     assert_int_equal(kv_mover_send(a.mover, la, &piece, NULL), KV_OK);
     assert_int_equal(toy_expect_event(&a, KV_MOVED_SENT).tag, 1);
     assert_int_equal(toy_expect_event(&a, KV_MOVED_SENT).tag, 2);
     toy_expect_event(&b, KV_MOVED_LANDED);
     assert_memory_equal(a.arena, b.arena, (size_t)COUNT * BIG_SLOT);
 
-    /* And what the calls themselves refuse. */
-    kv_error_t error;
-    slots[3] = COUNT;
-    assert_int_equal(kv_mover_send(a.mover, la, &piece, &error), KV_INVALID);
-    assert_int_equal(kv_mover_expect(a.mover, la, 1, slots, COUNT, &error), KV_INVALID);
-    assert_int_equal(kv_mover_expect(a.mover, la, 1, slots, 0, &error), KV_INVALID);
-    slots[3] = 3;
-    piece.offset_bytes = 1;
-    assert_int_equal(kv_mover_send(a.mover, la, &piece, &error), KV_INVALID);
-    piece.offset_bytes = BIG_SLOT;
-    assert_int_equal(kv_mover_send(a.mover, la, &piece, &error), KV_INVALID);
     toy_close(&a);
     toy_expect_event(&b, KV_MOVED_LINK_DOWN);
+    toy_close(&b);
+}
+
+/* ---- ranges ---- */
+
+static void the_calls_refuse_what_leaves_the_arena(void **state)
+{
+    (void)state;
+    toy_node_t a;
+    assert_int_equal(toy_open(&a, KV_WIRE_AUTO, &kv_wire_loopback, SLOTS, SLOT, UNIT), KV_OK);
+    kv_link_t link = toy_link(&a, 0, false, 5);
+    static const uint32_t OUTSIDE[] = {0, SLOTS}, INSIDE[] = {0, 1};
+    kv_error_t error = {0};
+    kv_range_t whole = kv_range_alike(0, SLOT);
+    kv_piece_t piece = {
+        .block_count = 2, .slots = OUTSIDE, .ranges = &whole, .range_count = 1, .transfer_id = 1};
+    assert_int_equal(kv_mover_send(a.mover, link, &piece, &error), KV_INVALID);
+    assert_int_equal(toy_expect(&a, link, 1, OUTSIDE, 2), KV_INVALID);
+    assert_int_equal(toy_expect(&a, link, 1, INSIDE, 0), KV_INVALID);
+    piece.slots = INSIDE;
+    piece.first_block = KV_MOVER_BLOCKS_MAX + 1;
+    assert_int_equal(kv_mover_send(a.mover, link, &piece, &error), KV_INVALID);
+    piece.first_block = 0;
+    kv_expectation_t expectation = {.transfer_id = 1, .block_count = 2, .slots = INSIDE};
+    /* Wrong in the target, which both calls look at; and in the source, which the sender does. */
+    static const struct {
+        kv_range_t ranges[2];
+        uint32_t count;
+        bool source_only;
+    } WRONG[] = {
+        {{{0, 0, 0}}, 1, false},
+        {{{0, 0, UNIT / 2}}, 1, false},
+        {{{0, UNIT / 2, UNIT}}, 1, false},
+        {{{UNIT / 2, 0, UNIT}}, 1, true},
+        {{{0, 0, SLOT + UNIT}}, 1, false},
+        {{{SLOT, 0, UNIT}}, 1, true},
+        {{{UNIT, 0, SLOT}}, 1, true},
+        {{{0, SIZE_MAX - UNIT + 1, UNIT}}, 1, false},
+        {{{0, 0, 2 * UNIT}, {2 * UNIT, UNIT, UNIT}}, 2, false},
+        {{{0, 2 * UNIT, UNIT}, {UNIT, 0, UNIT}}, 2, false},
+        {{{0, 0, UNIT}}, KV_MOVER_RANGES_MAX + 1, false},
+    };
+    for (size_t i = 0; i < sizeof WRONG / sizeof WRONG[0]; i++) {
+        piece.ranges = expectation.ranges = WRONG[i].ranges;
+        piece.range_count = expectation.range_count = WRONG[i].count;
+        error.text[0] = '\0';
+        assert_int_equal(kv_mover_send(a.mover, link, &piece, &error), KV_INVALID);
+        assert_non_null(strstr(error.text, "range"));
+        if (!WRONG[i].source_only) {
+            assert_int_equal(kv_mover_expect(a.mover, link, &expectation, &error), KV_INVALID);
+        }
+    }
+    piece.ranges = &whole;
+    piece.range_count = 0;
+    assert_int_equal(kv_mover_send(a.mover, link, &piece, &error), KV_INVALID);
+    toy_close(&a);
+}
+
+/* An expectation of some ranges takes these and no others; LANDED does not wait for the rest. */
+static void what_is_not_expected_of_this_link_is_not_written(void **state)
+{
+    (void)state;
+    static const kv_range_t WANTED[] = {{0, UNIT, UNIT}, {0, 3 * UNIT, UNIT}};
+    static const kv_data_range_t BOTH[] = {{UNIT, UNIT}, {3 * UNIT, UNIT}};
+    static const kv_data_range_t WRONG[][2] = {{{0, UNIT}, {3 * UNIT, UNIT}},
+        {{UNIT, UNIT}, {2 * UNIT, 2 * UNIT}}, {{UNIT, UNIT}, {2 * UNIT, UNIT}},
+        {{UNIT, UNIT}, {SLOT, UNIT}}, {{UNIT, UNIT}, {3 * UNIT, UNIT + 1}}};
+    rude_t rude;
+    toy_node_t node;
+    kv_link_t link = rude_open(&rude, &node);
+    rude_prove(&rude, &node);
+    kv_expectation_t expectation = {
+        .block_count = 4, .slots = FOUR, .ranges = WANTED, .range_count = 2};
+    for (size_t i = 0; i < sizeof WRONG / sizeof WRONG[0]; i++) {
+        expectation.transfer_id = kv_mover_transfer_id(node.mover);
+        assert_int_equal(kv_mover_expect(node.mover, link, &expectation, NULL), KV_OK);
+        wire_message_t message = ranges_message(expectation.transfer_id, 0, 2, WRONG[i], 2);
+        rude_say(&rude, message.bytes, message.count);
+        assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_INVALID);
+        kv_mover_revoke(node.mover, expectation.transfer_id);
+        assert_int_equal(toy_expect_event(&node, KV_MOVED_REVOKED).landed_blocks, 0);
+        assert_clear(&node);
+    }
+    /* The right ones, once gathered and once by themselves. */
+    expectation.transfer_id = kv_mover_transfer_id(node.mover);
+    assert_int_equal(kv_mover_expect(node.mover, link, &expectation, NULL), KV_OK);
+    wire_message_t message = ranges_message(expectation.transfer_id, 0, 3, BOTH, 2);
+    rude_say(&rude, message.bytes, message.count);
+    message = ranges_message(expectation.transfer_id, 3, 1, &BOTH[1], 1);
+    rude_say(&rude, message.bytes, message.count);
+    message = ranges_message(expectation.transfer_id, 3, 1, &BOTH[0], 1);
+    rude_say(&rude, message.bytes, message.count);
+    kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_LANDED);
+    assert_int_equal(event.bytes, 4 * 2 * UNIT);
+    assert_int_equal(event.landed_blocks, 4);
+    for (size_t i = 0; i < (size_t)SLOTS * SLOT; i++) {
+        uint8_t expected = 0;
+        for (uint32_t block = 0; block < 4; block++) {
+            bool inside = i / SLOT == FOUR[block] && i % SLOT / UNIT % 2 == 1;
+            expected = inside ? (uint8_t)(1 + block) : expected;
+        }
+        assert_int_equal(node.arena[i], expected);
+    }
+    rude_close(&rude, &node);
+}
+
+/* Every byte of a message of several ranges is bound to its place: none can be altered. */
+static void ranges_are_bound_by_the_checksum(void **state)
+{
+    (void)state;
+    static const kv_data_range_t PAIR[] = {{0, UNIT}, {2 * UNIT, UNIT}};
+    rude_t rude;
+    toy_node_t node;
+    kv_link_t link = rude_open(&rude, &node);
+    rude_prove(&rude, &node);
+    uint64_t id = expect_four(&node, link);
+    wire_message_t message = ranges_message(id, 0, 1, PAIR, 2);
+    kv_put_u64(message.bytes + KV_DATA_HEADER_BYTES, UNIT); /* another, good place */
+    rude_say(&rude, message.bytes, message.count);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_CORRUPT);
+    kv_mover_revoke(node.mover, id);
+    toy_expect_event(&node, KV_MOVED_REVOKED);
+    id = expect_four(&node, link);
+    message = ranges_message(id, 0, 1, PAIR, 2);
+    kv_put_u32(message.bytes + 20, 2 * UNIT); /* the same bytes, cut elsewhere */
+    kv_put_u32(message.bytes + KV_DATA_HEADER_BYTES + 8, 0);
+    rude_say(&rude, message.bytes, message.count);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_PEER_LOST);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_LINK_DOWN).status, KV_INVALID);
+    assert_clear(&node);
+    rude_close(&rude, &node);
+}
+
+/* A piece of so many ranges that it takes several messages, each of a part of one block. */
+static void many_ranges_go_from_place_to_place(void **state)
+{
+    (void)state;
+    enum { MANY = 3 * KV_DATA_RANGES_MAX, WIDE = 2 * MANY * UNIT, COUNT = 3 };
+    toy_node_t a, b;
+    assert_int_equal(toy_open(&a, KV_WIRE_AUTO, &kv_wire_loopback, COUNT, WIDE, UNIT), KV_OK);
+    assert_int_equal(toy_open(&b, KV_WIRE_AUTO, &kv_wire_loopback, COUNT, 2 * WIDE, UNIT), KV_OK);
+    toy_fill(&a, 3);
+    kv_link_t la = toy_link(&a, 0, false, 5);
+    kv_link_t lb = toy_link(&b, kv_mover_port(a.mover), true, 5);
+    toy_expect_event(&a, KV_MOVED_LINK_UP);
+    toy_expect_event(&b, KV_MOVED_LINK_UP);
+    static const uint32_t FROM[] = {2, 0, 1}, TO[] = {1, 2, 0};
+    static kv_range_t ranges[MANY];
+    for (size_t i = 0; i < MANY; i++) { /* backwards in the source, with holes in the target */
+        ranges[i] = (kv_range_t){(MANY - 1 - i) * 2 * UNIT, i * 4 * UNIT, (1 + i % 2) * UNIT};
+    }
+    kv_expectation_t expectation = {.transfer_id = kv_mover_transfer_id(b.mover),
+        .block_count = COUNT,
+        .slots = TO,
+        .ranges = ranges,
+        .range_count = MANY};
+    assert_int_equal(kv_mover_expect(b.mover, lb, &expectation, NULL), KV_OK);
+    kv_piece_t piece = {.transfer_id = expectation.transfer_id,
+        .block_count = COUNT,
+        .slots = FROM,
+        .ranges = ranges,
+        .range_count = MANY};
+    assert_int_equal(kv_mover_send(a.mover, la, &piece, NULL), KV_OK);
+    assert_int_equal(toy_expect_event(&a, KV_MOVED_SENT).bytes, COUNT * MANY / 2 * 3 * UNIT);
+    assert_int_equal(toy_expect_event(&b, KV_MOVED_LANDED).landed_blocks, COUNT);
+    kv_mover_stats_t stats;
+    kv_mover_stats(a.mover, &stats);
+    assert_int_equal(stats.sent_messages, COUNT * MANY / KV_DATA_RANGES_MAX);
+    for (size_t block = 0; block < COUNT; block++) {
+        for (size_t i = 0; i < MANY; i++) {
+            assert_memory_equal(a.arena + FROM[block] * WIDE + ranges[i].source_offset_bytes,
+                b.arena + TO[block] * 2 * WIDE + ranges[i].target_offset_bytes, ranges[i].bytes);
+        }
+    }
+    toy_close(&a);
     toy_close(&b);
 }
 
@@ -429,7 +638,9 @@ static void a_cancelled_transfer_still_answers_every_piece(void **state)
     assert_int_equal(toy_open(&a, KV_WIRE_AUTO, &kv_wire_loopback, SLOTS, SLOT, UNIT), KV_OK);
     kv_link_t link = toy_link(&a, 0, false, 5); /* nobody comes: the pieces wait */
     uint32_t slots[] = {0};
-    kv_piece_t piece = {.transfer_id = 11, .block_count = 1, .range_bytes = SLOT, .slots = slots};
+    kv_range_t range = kv_range_alike(0, SLOT);
+    kv_piece_t piece = {
+        .transfer_id = 11, .block_count = 1, .ranges = &range, .range_count = 1, .slots = slots};
     for (uint64_t i = 0; i < 4; i++) {
         piece.transfer_id = 11 + i % 2;
         piece.tag = i;
@@ -470,6 +681,10 @@ int main(void)
         cmocka_unit_test(nothing_is_taken_before_the_token),
         cmocka_unit_test(a_transfer_belongs_to_its_link),
         cmocka_unit_test(two_movers_exchange_blocks),
+        cmocka_unit_test(the_calls_refuse_what_leaves_the_arena),
+        cmocka_unit_test(what_is_not_expected_of_this_link_is_not_written),
+        cmocka_unit_test(ranges_are_bound_by_the_checksum),
+        cmocka_unit_test(many_ranges_go_from_place_to_place),
         cmocka_unit_test(a_cancelled_transfer_still_answers_every_piece),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -47,11 +47,12 @@ static void child_sends(kv_wire_t wire, int fd)
     uint64_t transfer_id;
     while (recv(fd, &transfer_id, sizeof transfer_id, MSG_WAITALL) == sizeof transfer_id) {
         for (uint32_t layer = 0; layer < LAYERS; layer++) {
+            kv_range_t range = kv_range_alike((size_t)layer * UNIT_BYTES, UNIT_BYTES);
             kv_piece_t piece = {.transfer_id = transfer_id,
                 .tag = layer,
                 .block_count = SLOTS,
-                .offset_bytes = layer * UNIT_BYTES,
-                .range_bytes = UNIT_BYTES,
+                .ranges = &range,
+                .range_count = 1,
                 .slots = slots};
             assert_int_equal(kv_mover_send(node.mover, link, &piece, NULL), KV_OK);
             if (pause_us > 0) {
@@ -131,7 +132,7 @@ static void blocks_arrive_layer_by_layer(void **state)
     for (int round = 0; round < ROUNDS; round++) {
         memset(node.arena, 0, (size_t)SLOTS * SLOT_BYTES);
         uint64_t id = kv_mover_transfer_id(node.mover);
-        assert_int_equal(kv_mover_expect(node.mover, link, id, slots, SLOTS, NULL), KV_OK);
+        assert_int_equal(toy_expect(&node, link, id, slots, SLOTS), KV_OK);
         put(fd, &id, sizeof id);
         kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_LANDED);
         assert_true(event.transfer_id == id);
@@ -161,7 +162,7 @@ static void expect_all(toy_node_t *node, kv_link_t link, uint64_t id)
     for (uint32_t i = 0; i < SLOTS; i++) {
         slots[i] = i;
     }
-    assert_int_equal(kv_mover_expect(node->mover, link, id, slots, SLOTS, NULL), KV_OK);
+    assert_int_equal(toy_expect(node, link, id, slots, SLOTS), KV_OK);
 }
 
 static bool arena_is_clear(const toy_node_t *node)
@@ -250,10 +251,12 @@ static void send_to_child(toy_node_t *node, kv_link_t link, uint32_t piece_count
         slots[i] = i;
     }
     for (uint32_t i = 0; i < piece_count; i++) {
+        kv_range_t range = kv_range_alike(0, SLOT_BYTES);
         kv_piece_t piece = {.transfer_id = 1,
             .tag = i,
             .block_count = SLOTS,
-            .range_bytes = SLOT_BYTES,
+            .ranges = &range,
+            .range_count = 1,
             .slots = slots};
         assert_int_equal(kv_mover_send(node->mover, link, &piece, NULL), KV_OK);
     }

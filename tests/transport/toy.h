@@ -76,6 +76,15 @@ static inline void toy_fill(toy_node_t *node, uint64_t seed)
     }
 }
 
+/* All of the slots, from this link. */
+static inline kv_status_t toy_expect(toy_node_t *node, kv_link_t link, uint64_t transfer_id,
+    const uint32_t *slots, uint32_t block_count)
+{
+    kv_expectation_t expectation = {
+        .transfer_id = transfer_id, .block_count = block_count, .slots = slots};
+    return kv_mover_expect(node->mover, link, &expectation, NULL);
+}
+
 /* The next event, within the limit; false where none came. */
 static inline bool toy_wait(toy_node_t *node, kv_mover_event_t *event_out, int limit_ms)
 {
