@@ -187,10 +187,6 @@ static void peer_up(void *context, kv_peer_t *peer)
     if (!kv_peer_link_params(peer, &params)) {
         return; /* a gateway: no KV */
     }
-    if (params.connects && kv_peer_role(peer) != KVIST__WIRE__ROLE__ROLE_PREFILL) {
-        kv_log_warn("runtime", "peer %s at %s is no prefill node: it computes nothing for this one",
-            kv_peer_name(peer), kv_peer_address(peer));
-    }
     peer_link_t *link = kv_allocate(sizeof *link);
     kv_error_t error;
     kv_status_t status = kv_mover_link_open(core->public.mover, &params, &link->link, &error);

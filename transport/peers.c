@@ -2,21 +2,19 @@
  *
  *   (opener)  CONNECTING --connected--> HANDSHAKE --proofs agree--> UP
  *   (acceptor)             accepted --> HANDSHAKE --proofs agree--> UP
+ *                                          |                        ^
+ *                                          +--------> HELD ---------+   (targets.c says when)
  *   any of them --error, end of stream, deadline, kv_peer_close--> CLOSING --uv_close--> freed
  *
- * A *target* is an address that this side opens: it owns at most one connection at a time and opens
- * the next one after a pause. One timer serves all: pauses, deadlines, heartbeats, silence. */
-#include "transport/peers.h"
-
-#include "base/address.h"
+ * Which connections this side opens, and which of two between the same nodes stays, is decided in
+ * targets.c. One timer serves all: pauses, deadlines, heartbeats, silence. */
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/metrics.h"
-#include "proto/frame.h"
-#include "transport/handshake.h"
+#include "transport/peers_internal.h"
 
 #include <openssl/crypto.h>
 #include <stdarg.h>
@@ -26,83 +24,18 @@
 
 enum {
     TICK_MS = 100,
-    BACKOFF_MS_MIN = 100,
-    BACKOFF_MS_MAX = 1000,
-    READ_BYTES = 256 << 10,
     LISTEN_BACKLOG = 128,
-    REASON_BYTES = 320,
     NAME_HELD_MS = 2 * KV_PEER_HEARTBEAT_MS, /* a node that lives is heard within this */
 };
 
 _Static_assert((int)KV_DIGEST_BYTES == (int)KV_PEER_DIGEST_BYTES, "one digest");
 
-typedef enum { PEER_CONNECTING, PEER_HANDSHAKE, PEER_UP, PEER_CLOSING } peer_state_t;
-
-typedef struct target target_t;
-struct target {
-    target_t *next;
-    struct sockaddr_storage address;
-    char text[KV_ADDRESS_TEXT_BYTES];
-    kv_peer_t *connection;
-    uint64_t retry_at_ns;
-    uint32_t backoff_ms;
-    char last_reason[REASON_BYTES]; /* logged already; the same again is not news */
-};
-
-typedef struct outgoing outgoing_t;
-struct outgoing {
+struct kv_outgoing {
     uv_write_t request;
-    outgoing_t *next; /* while corked */
+    kv_outgoing_t *next; /* while corked */
     kv_peer_t *peer;
     uint8_t *frame;
     size_t bytes;
-};
-
-struct kv_peer {
-    kv_peer_t *next;
-    kv_peers_t *peers;
-    target_t *target; /* NULL: accepted */
-    uv_tcp_t socket;
-    uv_connect_t connect;
-    peer_state_t state;
-    kv_handshake_t *handshake; /* until up */
-    kv_peer_facts_t facts;
-    char host[KV_ADDRESS_TEXT_BYTES], address[KV_ADDRESS_TEXT_BYTES];
-    kv_frame_reader_t reader;
-    uint64_t id, deadline_ns, heard_ns, heartbeat_at_ns;
-    uint64_t sequence, peer_sequence;
-    uint32_t queued_requests, running_requests;
-    bool draining;
-    size_t queued_bytes;
-    bool corked; /* frames wait in line: the Proof goes first */
-    outgoing_t *line, **line_tail;
-    bool owes_down;
-    kv_status_t end_status;
-    char end_reason[REASON_BYTES];
-    void *context;
-};
-
-struct kv_peers {
-    kv_peers_params_t params;
-    kv_identity_t identity;
-    char name[KV_PEER_NAME_BYTES];
-    uint8_t *key;
-    uint8_t model[KV_DIGEST_BYTES], layout[KV_DIGEST_BYTES];
-    char layout_text[KV_LAYOUT_TEXT_BYTES];
-    uv_tcp_t listener;
-    uv_timer_t timer;
-    uint32_t handles; /* open libuv handles: the last one to close frees this */
-    bool destroyed;
-    bool refusal_logged; /* in this tick */
-    uint16_t port;
-    kv_peer_t *peers;
-    target_t *targets;
-    uint32_t count;
-    uint32_t stranger_count; /* accepted, and not proved themselves */
-    uint64_t next_id, last_tick_ns;
-    uint32_t queued_requests, running_requests;
-    bool draining;
-    uint8_t read_buffer[READ_BYTES]; /* one read at a time, consumed before the next */
 };
 
 static void peer_fail(kv_peer_t *peer, kv_status_t status, const char *format, ...)
@@ -115,11 +48,7 @@ static void release(kv_peers_t *peers)
     if (--peers->handles > 0) {
         return;
     }
-    while (peers->targets != NULL) {
-        target_t *next = peers->targets->next;
-        free(peers->targets);
-        peers->targets = next;
-    }
+    kv_targets_clear(peers);
     OPENSSL_cleanse(peers->key, peers->identity.cluster_key_bytes);
     free(peers->key);
     free(peers);
@@ -151,22 +80,16 @@ static void on_closed(uv_handle_t *handle)
         peer->target->connection = NULL;
     }
     while (peer->line != NULL) {
-        outgoing_t *next = peer->line->next;
+        kv_outgoing_t *next = peer->line->next;
         free(peer->line->frame);
         free(peer->line);
         peer->line = next;
     }
     kv_frame_reader_clear(&peer->reader);
     free(peer->handshake);
+    free(peer->held_proof);
     free(peer);
     release(peers);
-}
-
-static void schedule_retry(target_t *target)
-{
-    target->retry_at_ns = kv_clock_now_ns() + (uint64_t)target->backoff_ms * KV_NS_PER_MS;
-    target->backoff_ms =
-        2 * target->backoff_ms < BACKOFF_MS_MAX ? 2 * target->backoff_ms : BACKOFF_MS_MAX;
 }
 
 /* A connection that never came up: says why, once for each reason. */
@@ -175,7 +98,12 @@ static void report_refusal(kv_peer_t *peer)
     const char *kind = peer->end_status == KV_REFUSED   ? "reason=\"handshake\""
                        : peer->end_status == KV_INVALID ? "reason=\"malformed\""
                                                         : "reason=\"lost\"";
-    target_t *target = peer->target;
+    kv_target_t *target = peer->target;
+    if (peer->quiet) {
+        kv_log_debug(
+            "transport", "connection address %s ended: %s", peer->address, peer->end_reason);
+        return;
+    }
     if (peer->state != PEER_CONNECTING) {
         kv_metric_add(kv_metric_counter("kvist_peers_refused_total", kind,
                           "Control connections that ended before both sides had proved themselves"),
@@ -196,6 +124,12 @@ static void report_refusal(kv_peer_t *peer)
     }
 }
 
+/* Accepted, and not proved itself. */
+static bool is_stranger(const kv_peer_t *peer)
+{
+    return peer->target == NULL && peer->state <= PEER_HANDSHAKE;
+}
+
 static void peer_end(kv_peer_t *peer, kv_status_t status, const char *reason)
 {
     if (peer->state == PEER_CLOSING) {
@@ -203,23 +137,27 @@ static void peer_end(kv_peer_t *peer, kv_status_t status, const char *reason)
     }
     peer->end_status = status;
     snprintf(peer->end_reason, sizeof peer->end_reason, "%s", reason);
-    if (peer->state != PEER_UP) {
-        peer->peers->stranger_count -= peer->target == NULL;
-        if (!peer->peers->destroyed) {
-            report_refusal(peer);
-        }
+    peer->peers->stranger_count -= is_stranger(peer);
+    if (peer->state != PEER_UP && !peer->peers->destroyed) {
+        report_refusal(peer);
     }
     peer->state = PEER_CLOSING;
     if (peer->target != NULL) {
-        schedule_retry(peer->target);
+        kv_target_ended(peer->target, peer->quiet);
     }
     uv_close((uv_handle_t *)&peer->socket, on_closed);
+}
+
+void kv_peer_end_quietly(kv_peer_t *peer, const char *reason)
+{
+    peer->quiet = true;
+    peer_end(peer, KV_CANCELLED, reason);
 }
 
 /* From the loop's own callbacks: down() runs at once. */
 static void peer_fail(kv_peer_t *peer, kv_status_t status, const char *format, ...)
 {
-    char reason[REASON_BYTES];
+    char reason[KV_PEER_REASON_BYTES];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(reason, sizeof reason, format, arguments);
@@ -237,7 +175,7 @@ void kv_peer_close(kv_peer_t *peer, kv_status_t status, const char *reason)
 
 static void on_written(uv_write_t *request, int result)
 {
-    outgoing_t *outgoing = (outgoing_t *)request;
+    kv_outgoing_t *outgoing = (kv_outgoing_t *)request;
     kv_peer_t *peer = outgoing->peer;
     peer->queued_bytes -= outgoing->bytes;
     free(outgoing->frame);
@@ -247,7 +185,7 @@ static void on_written(uv_write_t *request, int result)
     }
 }
 
-static void write_now(kv_peer_t *peer, outgoing_t *outgoing)
+static void write_now(kv_peer_t *peer, kv_outgoing_t *outgoing)
 {
     uv_buf_t buffer = uv_buf_init((char *)outgoing->frame, (unsigned)outgoing->bytes);
     int result = uv_write(&outgoing->request, (uv_stream_t *)&peer->socket, &buffer, 1, on_written);
@@ -264,7 +202,7 @@ static void write_now(kv_peer_t *peer, outgoing_t *outgoing)
 /* Takes the frame. first: past what is corked. */
 static void queue_frame(kv_peer_t *peer, uint8_t *frame, size_t bytes, bool first)
 {
-    outgoing_t *outgoing = kv_allocate(sizeof *outgoing);
+    kv_outgoing_t *outgoing = kv_allocate(sizeof *outgoing);
     outgoing->peer = peer;
     outgoing->frame = frame;
     outgoing->bytes = bytes;
@@ -289,7 +227,7 @@ static void uncork(kv_peer_t *peer)
 {
     peer->corked = false;
     while (peer->line != NULL && peer->state == PEER_UP) {
-        outgoing_t *outgoing = peer->line;
+        kv_outgoing_t *outgoing = peer->line;
         peer->line = outgoing->next;
         write_now(peer, outgoing);
     }
@@ -345,6 +283,10 @@ static bool claim_name(kv_peer_t *peer, const char *name)
         return true;
     }
     uint64_t now_ns = kv_clock_now_ns();
+    if (kv_targets_crossed(peer, older)) {
+        kv_peer_end_quietly(peer, "this side's own connection to that node has just come up");
+        return false;
+    }
     if (now_ns < older->heard_ns + (uint64_t)NAME_HELD_MS * KV_NS_PER_MS) {
         peer_fail(peer, KV_REFUSED,
             "a node named '%s' is connected already from %s: names are unique in a cluster", name,
@@ -362,15 +304,13 @@ static void come_up(kv_peer_t *peer, const uint8_t *proof, size_t proof_bytes)
         return;
     }
     peer->facts = peer->handshake->facts;
+    peers->stranger_count -= is_stranger(peer);
     free(peer->handshake);
     peer->handshake = NULL;
     peer->state = PEER_UP;
+    peer->up_ns = kv_clock_now_ns();
     peer->owes_down = true;
-    peers->stranger_count -= peer->target == NULL;
-    if (peer->target != NULL) {
-        peer->target->backoff_ms = BACKOFF_MS_MIN;
-        peer->target->last_reason[0] = '\0';
-    }
+    kv_targets_came_up(peer);
     kv_log_info("transport", "peer up name %s role %d address %s version %u", peer->facts.name,
         (int)peer->facts.role, peer->address, peer->facts.version);
     /* Our side of the data link must be expected before the peer learns its token: so up() comes
@@ -383,18 +323,35 @@ static void come_up(kv_peer_t *peer, const uint8_t *proof, size_t proof_bytes)
     }
 }
 
+/* Both sides have proved themselves; of an acceptor the other one does not know it yet. */
+static void take_proved(kv_peer_t *peer, const uint8_t *proof, size_t proof_bytes)
+{
+    if (peer->target != NULL || !kv_targets_must_wait(peer)) {
+        come_up(peer, proof, proof_bytes);
+        return;
+    }
+    peer->peers->stranger_count--;
+    peer->state = PEER_HELD;
+    peer->held_proof = kv_allocate(proof_bytes);
+    memcpy(peer->held_proof, proof, proof_bytes);
+    peer->held_proof_bytes = proof_bytes;
+}
+
 static void take_handshake(kv_peer_t *peer, const uint8_t *message, size_t bytes)
 {
     uint8_t reply[KV_HELLO_BYTES_MAX];
     size_t reply_bytes;
     kv_error_t error;
+    if (kv_targets_met_self(peer, message, bytes)) {
+        return;
+    }
     kv_status_t status =
         kv_handshake_receive(peer->handshake, message, bytes, reply, &reply_bytes, &error);
     if (status != KV_OK) {
         peer_fail(peer, status, "%s", error.text);
     } else if (peer->handshake->state == KV_HANDSHAKE_DONE) {
-        come_up(peer, reply, reply_bytes);
-    } else if (reply_bytes > 0) {
+        take_proved(peer, reply, reply_bytes);
+    } else if (reply_bytes > 0 && kv_targets_want(peer)) {
         queue_handshake(peer, reply, reply_bytes);
     }
 }
@@ -463,7 +420,7 @@ static void on_allocate(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer_
 {
     (void)suggested;
     kv_peer_t *peer = handle->data;
-    *buffer_out = uv_buf_init((char *)peer->peers->read_buffer, READ_BYTES);
+    *buffer_out = uv_buf_init((char *)peer->peers->read_buffer, KV_PEER_READ_BYTES);
 }
 
 static void on_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
@@ -474,12 +431,18 @@ static void on_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
     }
     if (count < 0) {
         const char *what = count == UV_EOF ? "it closed the connection" : uv_strerror((int)count);
-        if (peer->state == PEER_HANDSHAKE) {
+        if (peer->state != PEER_UP && kv_targets_expect_end(peer)) {
+            kv_peer_end_quietly(peer, "it has no use for this connection");
+        } else if (peer->state == PEER_HANDSHAKE) {
             peer_fail(peer, KV_PEER_LOST, "%s during the handshake%s", what,
                 peer->target != NULL ? ": its log says why (key, version, name, model)" : "");
         } else {
             peer_fail(peer, KV_PEER_LOST, "%s", what);
         }
+        return;
+    }
+    if (peer->state == PEER_HELD) {
+        peer_fail(peer, KV_INVALID, "it spoke before this side had proved itself");
         return;
     }
     peer->heard_ns = kv_clock_now_ns();
@@ -489,7 +452,7 @@ static void on_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 
 /* ---- connections ---- */
 
-static kv_peer_t *peer_create(kv_peers_t *peers, target_t *target)
+static kv_peer_t *peer_create(kv_peers_t *peers, kv_target_t *target)
 {
     kv_peer_t *peer = kv_allocate(sizeof *peer);
     peer->peers = peers;
@@ -497,7 +460,7 @@ static kv_peer_t *peer_create(kv_peers_t *peers, target_t *target)
     peer->id = peers->next_id++;
     peer->state = PEER_CONNECTING;
     peer->line_tail = &peer->line;
-    peer->deadline_ns = kv_clock_now_ns() + (uint64_t)KV_PEER_HANDSHAKE_MS * KV_NS_PER_MS;
+    peer->deadline_ns = kv_clock_now_ns() + (uint64_t)KV_PEER_CONNECT_MS * KV_NS_PER_MS;
     KV_CHECK(uv_tcp_init(peers->params.loop, &peer->socket) == 0);
     peer->socket.data = peer;
     peers->handles++;
@@ -519,6 +482,7 @@ static void begin_handshake(kv_peer_t *peer)
     kv_address_host(&address, peer->host);
     kv_address_text(&address, peer->address);
     peer->state = PEER_HANDSHAKE;
+    peer->deadline_ns = kv_clock_now_ns() + (uint64_t)KV_PEER_HANDSHAKE_MS * KV_NS_PER_MS;
     uv_tcp_nodelay(&peer->socket, 1);
     kv_error_t error;
     peer->handshake = kv_allocate(sizeof *peer->handshake);
@@ -582,10 +546,10 @@ static void on_connected(uv_connect_t *request, int result)
     begin_handshake(peer);
 }
 
-static void open_target(kv_peers_t *peers, target_t *target)
+void kv_peer_open(kv_peers_t *peers, kv_target_t *target)
 {
     if (peers->count >= KV_PEERS_MAX) {
-        schedule_retry(target);
+        kv_target_ended(target, false);
         return;
     }
     kv_peer_t *peer = peer_create(peers, target);
@@ -613,9 +577,12 @@ static void look_after(kv_peer_t *peer, uint64_t now_ns)
             send_heartbeat(peer, now_ns);
         }
     } else if (peer->state != PEER_CLOSING && now_ns >= peer->deadline_ns) {
+        bool connecting = peer->state == PEER_CONNECTING;
         peer_fail(peer, KV_PEER_LOST, "%s for %d ms",
-            peer->state == PEER_CONNECTING ? "no answer to connecting" : "no complete handshake",
-            KV_PEER_HANDSHAKE_MS);
+            connecting ? "no answer to connecting" : "no complete handshake",
+            connecting ? KV_PEER_CONNECT_MS : KV_PEER_HANDSHAKE_MS);
+    } else if (peer->state == PEER_HELD && !kv_targets_must_wait(peer)) {
+        come_up(peer, peer->held_proof, peer->held_proof_bytes);
     }
 }
 
@@ -634,11 +601,7 @@ static void on_tick(uv_timer_t *timer)
         peer->deadline_ns += credit_ns;
         look_after(peer, now_ns);
     }
-    for (target_t *target = peers->targets; target != NULL; target = target->next) {
-        if (target->connection == NULL && now_ns >= target->retry_at_ns) {
-            open_target(peers, target);
-        }
-    }
+    kv_targets_tick(peers, now_ns);
 }
 
 /* ---- life ---- */
@@ -756,23 +719,6 @@ void kv_peers_destroy(kv_peers_t *peers)
 uint16_t kv_peers_port(const kv_peers_t *peers)
 {
     return peers->port;
-}
-
-kv_status_t kv_peers_connect(kv_peers_t *peers, const char *address, kv_error_t *error)
-{
-    struct sockaddr_storage parsed;
-    kv_status_t status = kv_address_parse(address, &parsed, error);
-    if (status != KV_OK) {
-        return status;
-    }
-    target_t *target = kv_allocate(sizeof *target);
-    target->address = parsed;
-    target->backoff_ms = BACKOFF_MS_MIN;
-    kv_address_text(&parsed, target->text);
-    target->next = peers->targets;
-    peers->targets = target;
-    open_target(peers, target);
-    return KV_OK;
 }
 
 /* ---- looking at peers ---- */

@@ -4,8 +4,13 @@
  * (proto/frame.h) of kvist.wire Envelopes. Both sides prove that they hold the cluster key before
  * anything else is read (handshake.h, docs/formats.md); then both send heartbeats. A peer that says
  * nothing for KV_PEER_SILENCE_MS is lost, even where its socket still looks alive (a stopped
- * process); a reset or an end of stream is noticed at once. Connections that this side opened are
- * opened again, for ever, until kv_peers_destroy.
+ * process); a reset or an end of stream is noticed at once. An address that this side connects to
+ * is tried for ever, until kv_peers_disconnect: a peer that returns is up again within 2 s.
+ *
+ * Two nodes that open to each other keep one connection, the first that is up; where both come at
+ * once, the one that the smaller name opened. The other side's address sleeps meanwhile. A node
+ * that is told of its own address leaves it alone, and one that finds a role that it has no use for
+ * looks again every 5 s; neither is logged above debug (targets.c).
  *
  * Owns: its sockets, timers and queued frames.
  * Borrows: the loop, which must outlive it.
@@ -71,6 +76,7 @@ typedef struct {
     const uint8_t *model;     /* [KV_DIGEST_BYTES], or NULL: any (a gateway) */
     const uint8_t *layout;    /* [KV_DIGEST_BYTES], or NULL: any */
     const char *layout_text;  /* the same in words, printable, at most 127 bytes; copied; or NULL */
+    uint32_t useful_roles;    /* bits 1 << role of the nodes that this side opens to; 0: all */
     kv_peers_callbacks_t callbacks;
 } kv_peers_params_t;
 
@@ -85,9 +91,13 @@ void kv_peers_destroy(kv_peers_t *peers);
 /* The port that was bound; 0 without a listener. */
 uint16_t kv_peers_port(const kv_peers_t *peers);
 
-/* Opens and keeps open a connection to "host:port" or "[host]:port" (numeric addresses, or
- * "localhost"). KV_INVALID names what is wrong with the text. */
+/* Opens and keeps open a connection to the node at "host:port" or "[host]:port" (numeric addresses,
+ * or "localhost"). KV_INVALID names what is wrong with the text. The same address again is counted,
+ * and wants as many disconnects. */
 kv_status_t kv_peers_connect(kv_peers_t *peers, const char *address, kv_error_t *error);
+
+/* Takes one connect back. A connection that is up stays until it ends, and is not opened again. */
+void kv_peers_disconnect(kv_peers_t *peers, const char *address);
 
 /* Calls visit for every peer that is up. */
 void kv_peers_visit(
@@ -100,8 +110,7 @@ kv_peer_t *kv_peers_find(kv_peers_t *peers, const char *name);
  * connection ended: nothing was queued. */
 kv_status_t kv_peer_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message);
 
-/* Ends the connection; down() follows with this status. One that this side opened is opened again.
- */
+/* Ends the connection; down() follows with this status. One that this side wants is opened again. */
 void kv_peer_close(kv_peer_t *peer, kv_status_t status, const char *reason);
 
 const char *kv_peer_name(const kv_peer_t *peer);

@@ -2,6 +2,7 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/metrics.h"
 #include "testing/testing.h"
 #include "transport/handshake.h"
 #include "transport/peers.h"
@@ -60,6 +61,21 @@ static void on_down(void *context, kv_peer_t *peer, kv_status_t status, const ch
     node->peer = NULL;
     node->status = status;
     snprintf(node->reason, sizeof node->reason, "%s", reason);
+}
+
+/* Of a node with several peers. */
+static void count_up(void *context, kv_peer_t *peer)
+{
+    (void)peer;
+    ((node_t *)context)->up++;
+}
+
+static void count_down(void *context, kv_peer_t *peer, kv_status_t status, const char *reason)
+{
+    (void)peer;
+    (void)status;
+    (void)reason;
+    ((node_t *)context)->down++;
 }
 
 static void on_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
@@ -592,6 +608,230 @@ static void a_full_queue_answers_busy(void **state)
     close_loop(&loop);
 }
 
+/* ---- many nodes that are told of each other ---- */
+
+static double refused_count(void)
+{
+    static const char *const KINDS[] = {
+        "reason=\"handshake\"", "reason=\"malformed\"", "reason=\"lost\""};
+    double count = 0;
+    for (size_t i = 0; i < 3; i++) {
+        count +=
+            kv_metric_value(kv_metric_counter("kvist_peers_refused_total", KINDS[i], "refused"));
+    }
+    return count;
+}
+
+/* Both open at about once, many times over, with their steps interleaved at random: one connection
+ * comes up on both sides, nothing comes down, nobody is refused, and nothing more happens. */
+static void two_that_open_to_each_other_keep_one(void **state)
+{
+    (void)state;
+    uint64_t seed = kv_test_seed();
+    double refused = refused_count();
+    int by_larger = 0;
+    for (int round = 0; round < (kv_test_long() ? 1000 : 100); round++) {
+        uv_loop_t loops[2]; /* of their own, so that their steps interleave as they come */
+        node_t nodes[2] = {{0}, {0}};
+        for (int i = 0; i < 2; i++) {
+            uv_loop_init(&loops[i]);
+            kv_peers_params_t params = params_of(&nodes[i], &loops[i], i == 0 ? "a" : "b", true);
+            open_node(&nodes[i], &params);
+        }
+        int first = round % 2;
+        connect_to(&nodes[first], kv_peers_port(nodes[!first].peers));
+        for (uint64_t step = kv_test_random(&seed) % 12; step > 0; step--) {
+            uv_run(&loops[kv_test_random(&seed) % 2], UV_RUN_NOWAIT);
+        }
+        connect_to(&nodes[!first], kv_peers_port(nodes[first].peers));
+        uint64_t end_ns = kv_clock_now_ns() + 5 * (uint64_t)KV_NS_PER_S;
+        while ((nodes[0].up == 0 || nodes[1].up == 0) && kv_clock_now_ns() < end_ns) {
+            uv_run(&loops[kv_test_random(&seed) % 2], UV_RUN_NOWAIT);
+        }
+        for (int turn = 0; turn < (round % 50 == 0 ? 700 : 20); turn++) {
+            uv_run(&loops[turn % 2], UV_RUN_NOWAIT);
+            usleep(1000);
+        }
+        kv_link_params_t links[2];
+        for (int i = 0; i < 2; i++) {
+            assert_int_equal(nodes[i].up, 1);
+            assert_int_equal(nodes[i].down, 0);
+            assert_true(kv_peer_link_params(nodes[i].peer, &links[i]));
+        }
+        assert_int_equal(links[0].connects + links[1].connects, 1); /* the same one */
+        assert_memory_equal(links[0].token, links[1].token, KV_DATA_TOKEN_BYTES);
+        by_larger += links[1].connects;
+        for (int i = 0; i < 2; i++) {
+            kv_peers_destroy(nodes[i].peers);
+            close_loop(&loops[i]);
+        }
+    }
+    print_message("opened by the larger name: %d\n", by_larger);
+    assert_true(by_larger > 0); /* where it came first */
+    assert_true(refused_count() == refused);
+}
+
+/* Three, each with the whole list, itself included; one leaves and comes back. */
+static void a_mesh_of_one_list(void **state)
+{
+    (void)state;
+    enum { COUNT = 3 };
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    double refused = refused_count();
+    node_t nodes[COUNT] = {{0}};
+    kv_peers_params_t params[COUNT];
+    uint16_t ports[COUNT];
+    static const char *const NAMES[COUNT] = {"n1", "n2", "n3"};
+    for (int i = 0; i < COUNT; i++) {
+        params[i] = params_of(&nodes[i], &loop, NAMES[i], true);
+        params[i].callbacks.up = count_up;
+        params[i].callbacks.down = count_down;
+        open_node(&nodes[i], &params[i]);
+        ports[i] = kv_peers_port(nodes[i].peers);
+    }
+    for (int i = 0; i < COUNT; i++) {
+        for (int j = 0; j < COUNT; j++) {
+            connect_to(&nodes[i], ports[j]);
+        }
+    }
+    for (int i = 0; i < COUNT; i++) {
+        assert_true(run_until(&loop, &nodes[i].up, COUNT - 1, 3000));
+    }
+    run_for(&loop, 1500);
+    for (int i = 0; i < COUNT; i++) {
+        assert_int_equal(nodes[i].up, COUNT - 1);
+        assert_int_equal(nodes[i].down, 0);
+    }
+    assert_true(refused_count() == refused); /* itself was left alone without a word */
+
+    kv_peers_destroy(nodes[2].peers);
+    assert_true(run_until(&loop, &nodes[0].down, 1, 500));
+    assert_true(run_until(&loop, &nodes[1].down, 1, 500));
+    run_for(&loop, 2500); /* the others' pauses are at their longest */
+    params[2].listen_port = ports[2];
+    nodes[2] = (node_t){0};
+    open_node(&nodes[2], &params[2]);
+    uint64_t begin_ns = kv_clock_now_ns();
+    assert_true(run_until(&loop, &nodes[2].up, COUNT - 1, 2000)); /* it has opened to nobody */
+    print_message("back after %.0f ms\n", (double)(kv_clock_now_ns() - begin_ns) / 1e6);
+    run_for(&loop, 300);
+    for (int i = 0; i < COUNT; i++) {
+        assert_int_equal(nodes[i].up - nodes[i].down, COUNT - 1);
+        kv_peers_destroy(nodes[i].peers);
+    }
+    close_loop(&loop);
+}
+
+static void an_address_is_taken_away(void **state)
+{
+    (void)state;
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    node_t a = {0}, b = {0};
+    kv_peers_params_t pa = params_of(&a, &loop, "a", true), pb = params_of(&b, &loop, "b", true);
+    open_node(&a, &pa);
+    open_node(&b, &pb);
+    uint16_t port = kv_peers_port(a.peers);
+    char address[32];
+    snprintf(address, sizeof address, "127.0.0.1:%u", port);
+    connect_to(&b, port);
+    connect_to(&b, port); /* of two sources: one connection */
+    assert_true(run_until(&loop, &b.up, 1, 2000));
+    kv_peers_disconnect(b.peers, address);
+    kv_peer_close(b.peer, KV_CANCELLED, "try");
+    assert_true(run_until(&loop, &b.up, 2, 1000)); /* one of the two still wants it */
+
+    kv_peers_disconnect(b.peers, address);
+    run_for(&loop, 300);
+    assert_int_equal(b.down, 1); /* what is up stays */
+    kv_peer_close(b.peer, KV_CANCELLED, "try");
+    assert_true(run_until(&loop, &b.down, 2, 500));
+    assert_false(run_until(&loop, &b.up, 3, 1500));
+    kv_peers_disconnect(b.peers, address); /* of what is not there: nothing */
+    connect_to(&b, port);
+    assert_true(run_until(&loop, &b.up, 3, 500));
+    kv_peers_destroy(a.peers);
+    kv_peers_destroy(b.peers);
+    close_loop(&loop);
+}
+
+/* A gateway that is told of every node opens to those of one role. */
+static void only_useful_roles_are_opened(void **state)
+{
+    (void)state;
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    double refused = refused_count();
+    node_t decode = {0}, prefill = {0}, gateway = {0};
+    kv_peers_params_t pd = params_of(&decode, &loop, "d", true),
+                      pp = params_of(&prefill, &loop, "p", true),
+                      pg = params_of(&gateway, &loop, "g", false);
+    pp.role = KVIST__WIRE__ROLE__ROLE_PREFILL;
+    pg.role = KVIST__WIRE__ROLE__ROLE_GATEWAY;
+    pg.model = NULL;
+    pg.useful_roles = 1u << KVIST__WIRE__ROLE__ROLE_DECODE;
+    open_node(&decode, &pd);
+    open_node(&prefill, &pp);
+    open_node(&gateway, &pg);
+    connect_to(&gateway, kv_peers_port(prefill.peers));
+    connect_to(&gateway, kv_peers_port(decode.peers));
+    assert_true(run_until(&loop, &gateway.up, 1, 2000));
+    assert_string_equal(gateway.name, "d");
+    run_for(&loop, 1000);
+    assert_int_equal(gateway.up, 1);
+    assert_int_equal(prefill.up, 0);
+    assert_true(refused_count() == refused);
+    kv_peers_destroy(decode.peers);
+    kv_peers_destroy(prefill.peers);
+    kv_peers_destroy(gateway.peers);
+    close_loop(&loop);
+}
+
+/* Whoever only claims a name, where this side connects to, does not keep the name's owner out. */
+static void a_false_name_keeps_nobody_out(void **state)
+{
+    (void)state;
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    node_t a = {0}, b = {0};
+    kv_peers_params_t pa = params_of(&a, &loop, "a", true), pb = params_of(&b, &loop, "b", false);
+    open_node(&a, &pa);
+    open_node(&b, &pb);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t bytes = sizeof address;
+    assert_int_equal(bind(listener, (struct sockaddr *)&address, bytes), 0);
+    assert_int_equal(listen(listener, 8), 0);
+    assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &bytes), 0);
+    connect_to(&a, ntohs(address.sin_port));
+    run_for(&loop, 20);
+    int liar = accept(listener, NULL, NULL);
+    kv_handshake_t hello;
+    kv_identity_t claimed = ACCEPTOR;
+    claimed.name = "b";
+    claimed.role = KVIST__WIRE__ROLE__ROLE_GATEWAY;
+    assert_int_equal(kv_handshake_begin(&hello, &claimed, false, NULL), KV_OK);
+    uint8_t frame[4 + KV_HELLO_BYTES_MAX];
+    kv_put_u32(frame, (uint32_t)hello.own_hello_bytes);
+    memcpy(frame + 4, hello.own_hello, hello.own_hello_bytes);
+    ssize_t length = (ssize_t)(4 + hello.own_hello_bytes);
+    assert_int_equal(send(liar, frame, (size_t)length, MSG_NOSIGNAL), length);
+    run_for(&loop, 20); /* a has proved itself there, and waits */
+
+    connect_to(&b, kv_peers_port(a.peers));
+    run_for(&loop, 200);
+    assert_int_equal(a.up + b.up, 0); /* held: the liar may be the true one */
+    assert_true(run_until(&loop, &b.up, 1, 2500));
+    assert_int_equal(a.up, 1);
+    assert_string_equal(kv_peer_name(a.peer), "b");
+    close(liar);
+    close(listener);
+    kv_peers_destroy(a.peers);
+    kv_peers_destroy(b.peers);
+    close_loop(&loop);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -606,6 +846,11 @@ int main(void)
         cmocka_unit_test(a_dead_or_stopped_peer_is_noticed_and_comes_back),
         cmocka_unit_test(a_name_belongs_to_one_node),
         cmocka_unit_test(a_full_queue_answers_busy),
+        cmocka_unit_test(two_that_open_to_each_other_keep_one),
+        cmocka_unit_test(a_mesh_of_one_list),
+        cmocka_unit_test(an_address_is_taken_away),
+        cmocka_unit_test(only_useful_roles_are_opened),
+        cmocka_unit_test(a_false_name_keeps_nobody_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
