@@ -19,6 +19,12 @@ static kv_status_t validate(
     if (status != KV_OK) {
         return status;
     }
+    if (message->generated_count >= message->n_tokens) {
+        return kv_fail(error, KV_INVALID,
+            "generated_count is %u of %zu tokens (at least one is "
+            "the prompt's)",
+            message->generated_count, message->n_tokens);
+    }
     if (message->max_tokens == 0 || message->max_tokens > core->options->decode.max_tokens) {
         return kv_fail(error, KV_INVALID, "max_tokens is %u (1 to %u, decode.max_tokens)",
             message->max_tokens, core->options->decode.max_tokens);

@@ -22,8 +22,8 @@ struct kv_decode_request {
     uint64_t tried[KV_PD_ATTEMPTS_MAX]; /* kv_peer_id of the prefill nodes that were chosen */
     uint32_t tried_count;
     char *request_id;
-    uint32_t *tokens; /* prompt, then what was generated; room for max_tokens more */
-    uint32_t prompt_count, token_count, max_tokens;
+    uint32_t *tokens; /* prompt, then what was generated, perhaps elsewhere; room for max_tokens */
+    uint32_t prompt_count, token_count, max_tokens; /* max_tokens: to generate here */
     bool ignore_end;
     kv_sampling_t sampling;
     uint8_t *salt;
@@ -93,7 +93,8 @@ void kv_decode_refuse(
 
 static void send_token(kv_decode_request_t *request, uint32_t token, float logprob)
 {
-    if (request->usage.generated_tokens++ == 0) {
+    bool first = request->usage.generated_tokens++ == 0;
+    if (first) {
         request->usage.ttft_ns = kv_clock_now_ns() - request->arrived_ns;
     }
     request->tokens[request->token_count++] = token;
@@ -107,6 +108,7 @@ static void send_token(kv_decode_request_t *request, uint32_t token, float logpr
     tokens.tokens = &token;
     tokens.n_logprobs = 1;
     tokens.logprobs = &logprob;
+    tokens.usage = first ? &request->usage : NULL;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_TOKENS;
     envelope.tokens = &tokens;
     kv_core_send(request->gateway, &envelope);
@@ -144,9 +146,9 @@ static void finish(
 
 /* ---- generating ---- */
 
-/* Hands the sequence to compute: the whole prompt from the first block that is not here, or after
- * the prefill node's first token. */
-static void submit(kv_decode_request_t *request, uint32_t computed_count, bool generated_last)
+/* Hands the sequence to compute: the prompt from the first block that is not here, or all tokens
+ * after the prompt. */
+static void submit(kv_decode_request_t *request, uint32_t computed_count)
 {
     kv_compute_sequence_t sequence = {
         .id = request->id,
@@ -155,7 +157,7 @@ static void submit(kv_decode_request_t *request, uint32_t computed_count, bool g
         .computed_count = computed_count,
         .slots = kvist_lease_slots(request->lease),
         .generate_max = request->max_tokens - request->usage.generated_tokens,
-        .generated_last = generated_last,
+        .generated_count = request->token_count - request->prompt_count,
         .ignore_end = request->ignore_end,
         .sampling = request->sampling,
     };
@@ -180,17 +182,22 @@ static void seal_streamed(kv_decode_request_t *request, uint32_t first_block, ui
     }
 }
 
-/* The prompt's KV is here and the first token is known. */
+/* The prompt's KV is here and the first token is known; a request that was begun elsewhere had it
+ * long ago. */
 static void begin_generating(kv_decode_request_t *request)
 {
     seal_streamed(request, request->machine.held_blocks, request->streamed_count);
+    if (request->token_count > request->prompt_count) {
+        submit(request, request->prompt_count);
+        return;
+    }
     send_token(request, request->first_token, request->first_logprob);
     if (request->first_token == request->core->info->end_token && !request->ignore_end) {
         finish(request, KVIST__WIRE__FINISH_REASON__FINISH_STOP, KV_OK);
     } else if (request->max_tokens == 1) {
         finish(request, KVIST__WIRE__FINISH_REASON__FINISH_LENGTH, KV_OK);
     } else {
-        submit(request, request->prompt_count, true);
+        submit(request, request->prompt_count);
     }
 }
 
@@ -210,7 +217,7 @@ static void prepared(
     if (status != KV_OK) {
         snprintf(request->error, sizeof request->error,
             "no room for %u tokens in device memory within the time limit (decode.reserve_limit)",
-            request->prompt_count + request->max_tokens);
+            request->token_count + request->max_tokens);
         post(request,
             (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_RESERVE_FAILED, .status = status});
         return;
@@ -239,14 +246,14 @@ static void do_reserve(kv_decode_request_t *request)
     if (status == KV_OK) {
         uint64_t deadline_ns =
             request->arrived_ns + request->core->options->decode.reserve_limit_ns;
-        uint32_t slot_count = blocks_for(request, request->prompt_count + request->max_tokens - 1);
+        uint32_t slot_count = blocks_for(request, request->token_count + request->max_tokens - 1);
         status = kvist_lease_prepare(request->lease, slot_count, deadline_ns, prepared, request);
         request->preparing = status == KV_OK;
         if (status == KV_INVALID) {
             snprintf(request->error, sizeof request->error,
-                "%u prompt tokens and %u to generate need %u blocks, device memory holds %u "
+                "%u tokens and %u to generate need %u blocks, device memory holds %u "
                 "(store.device_bytes)",
-                request->prompt_count, request->max_tokens, slot_count,
+                request->token_count, request->max_tokens, slot_count,
                 request->core->info->slot_count);
         }
     }
@@ -412,7 +419,7 @@ static void fall_back(kv_decode_request_t *request, kv_status_t why)
     request->usage.decode_kv_reused = kv_core_has_decode_blocks(request->lease, held);
     snprintf(request->prefilled_by, sizeof request->prefilled_by, "%s",
         request->core->options->node.name);
-    submit(request, held * block_tokens(request), false);
+    submit(request, held * block_tokens(request));
 }
 
 /* false: the rest of the actions is void. */
@@ -500,7 +507,8 @@ kv_decode_request_t *kv_decode_request_create(
     request->id = id;
     request->gateway = gateway;
     request->request_id = kv_duplicate_string(message->request_id);
-    request->prompt_count = request->token_count = (uint32_t)message->n_tokens;
+    request->token_count = (uint32_t)message->n_tokens;
+    request->prompt_count = request->token_count - message->generated_count;
     request->max_tokens = message->max_tokens;
     request->tokens =
         kv_allocate_array(message->n_tokens + message->max_tokens, sizeof *request->tokens);

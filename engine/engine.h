@@ -81,7 +81,8 @@ typedef struct {
     const uint32_t *slots; /* covers position + 1 tokens */
 } kv_engine_row_t;
 
-/* One decode step of a batch; a row's arithmetic does not depend on its neighbours.
+/* One decode step of a batch; a row's arithmetic does not depend on its neighbours. Rows may be
+ * consecutive tokens of one sequence, in order: each sees those before it.
  * logits_out: [row_count][vocabulary_count], in host memory. */
 kv_status_t kv_engine_decode(kv_engine_t *engine, const kv_engine_row_t *rows, uint32_t row_count,
     float *logits_out, kv_error_t *error);

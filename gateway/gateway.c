@@ -293,7 +293,9 @@ static void register_metrics(kv_gateway_t *gateway)
         kv_metric_gauge("kvist_gateway_requests_running", "", "requests in work");
     gateway->nodes_metric = kv_metric_gauge("kvist_gateway_decode_nodes", "", "decode nodes up");
     gateway->retries_metric = kv_metric_counter("kvist_gateway_retries_total", "",
-        "requests given to another node after one was lost or busy");
+        "requests given to another node after one was lost, busy or draining");
+    gateway->continued_metric = kv_metric_counter("kvist_gateway_continued_total", "",
+        "of those, requests of whose text a part was there: it goes on at the other node");
     gateway->gone_metric = kv_metric_counter("kvist_gateway_cancelled_total", "why=\"gone\"",
         "requests cancelled because the client went away or reads too slowly");
     gateway->slow_metric = kv_metric_counter("kvist_gateway_cancelled_total", "why=\"slow\"", "");

@@ -1,5 +1,5 @@
 /* What the gateway's two halves share: gateway.c (HTTP routes, nodes, admin, open and close) and
- * request.c (a request's life). */
+ * the requests (request.c, attempt.c). */
 #ifndef KV_GATEWAY_INTERNAL_H
 #define KV_GATEWAY_INTERNAL_H
 
@@ -52,7 +52,7 @@ struct kv_gateway {
     uint64_t prompt_tokens, cached_tokens, generated_tokens, request_count;
     kv_metric_t *running_metric, *nodes_metric, *hit_rate_metric, *ttft_metric, *tpot_metric;
     kv_metric_t *prompt_metric, *completion_metric, *cached_metrics[4], *retries_metric;
-    kv_metric_t *gone_metric, *slow_metric;
+    kv_metric_t *continued_metric, *gone_metric, *slow_metric;
 };
 
 /* ---- gateway.c: answers that any exchange may get, each counted by route and code ---- */

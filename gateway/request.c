@@ -1,29 +1,28 @@
 /* A request's life, on the reactor's thread. The HTTP thread and the parse threads see a request
  * only while it is theirs (an exchange that comes in; a job that runs).
  *
- *                     job done        Generate sent        first Tokens
- *   (exchange) --> PARSING --> (route) ---------> WAITING ------------> RUNNING ----> (answered)
- *                     |           ^                  |                     |  Finished
- *                     | wrong     | node lost or busy, and nothing         |
- *                     v           | was sent to the client yet             | stop string: Cancel
- *                 (answered)      +------------------+---------------------+     |
- *                                                                          v     v
- *                                                             (answered) <--- STOPPING
+ *                   job done         Generate sent          first Tokens
+ *   (exchange) --> PARSING --> SEEKING ---------> WAITING -------------> RUNNING ----> (answered)
+ *                     |         ^  |  ^              |                      |   Finished
+ *                     | wrong   |  |  | node lost, busy, draining, failed:  |
+ *                     v      tick  |  | on with what was generated          | stop string: Cancel
+ *                 (answered)       |  +--------------+----------------------+     |
+ *                                  v                                        v     v
+ *                              (answered: no node in time)     (answered) <--- STOPPING
  *
  * Invariants:
  * 1. A request in WAITING, RUNNING or STOPPING has a node, and counts in its `outstanding`.
  * 2. Each Generate has a wire id of its own (slot and sequence); messages with another sequence are
  *    of an attempt that is over, and are dropped.
- * 3. Leaving those states before Finished sends Cancel, unless the node is gone. */
-#include "gateway/gateway_internal.h"
+ * 3. Leaving those states before Finished sends Cancel, unless the node is gone.
+ * 4. What came of the answer stays: the tokens, the text, what was sent to the client. */
+#include "gateway/request_internal.h"
 
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "engine/detokenizer.h"
 #include "gateway/render.h"
-#include "gateway/router.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -32,42 +31,8 @@
 #include <sys/random.h>
 
 enum {
-    ATTEMPTS_MAX = 4,
     STOPPING_LIMIT_NS = 2 * KV_NS_PER_S, /* for a cancelled request's usage to arrive */
-    ID_BYTES = 64,
     TICK_MS = 100,
-};
-
-typedef enum {
-    REQUEST_PARSING,
-    REQUEST_WAITING,
-    REQUEST_RUNNING,
-    REQUEST_STOPPING,
-} request_state_t;
-
-struct kv_request {
-    kv_gateway_t *gateway;
-    kv_exchange_t *exchange;
-    request_state_t state;
-    uint32_t slot;
-    uint64_t sequence; /* of the attempt in work */
-    char id[ID_BYTES];
-    const char *route;
-    uint64_t created_unix_s, arrived_ns, first_token_ns, last_token_ns, stopping_ns;
-
-    kv_api_kind_t kind;
-    kv_api_request_t api;
-    bool parsed; /* api is valid; otherwise error is */
-    kv_api_error_t error;
-
-    kv_decode_node_t *node;
-    uint64_t tried[ATTEMPTS_MAX]; /* ids of peers */
-    unsigned tried_count;
-    kv_detokenizer_t *detokenizer;
-    uint32_t token_count;
-    bool began; /* a stream's head and first event were sent */
-    char *text; /* of an answer that is sent whole */
-    size_t text_bytes, text_capacity;
 };
 
 static kv_answer_t answer_of(const kv_request_t *request)
@@ -81,45 +46,17 @@ static kv_answer_t answer_of(const kv_request_t *request)
 
 /* ---- the end of a request ---- */
 
-static void format_wire_id(const kv_request_t *request, char id_out[ID_BYTES])
-{
-    snprintf(id_out, ID_BYTES, "%016" PRIx64 "-%" PRIx32 "-%" PRIx64, request->gateway->boot_id,
-        request->slot, request->sequence);
-}
-
-static void leave_node(kv_request_t *request)
-{
-    if (request->node != NULL) {
-        request->node->outstanding--;
-        request->node = NULL;
-    }
-}
-
-static void cancel_at_node(kv_request_t *request)
-{
-    if (request->node == NULL) {
-        return;
-    }
-    char wire_id[ID_BYTES];
-    format_wire_id(request, wire_id);
-    Kvist__Wire__Cancel cancel = KVIST__WIRE__CANCEL__INIT;
-    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
-    cancel.request_id = wire_id;
-    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_CANCEL;
-    envelope.cancel = &cancel;
-    if (kv_peer_send(request->node->peer, &envelope) == KV_BUSY) {
-        kv_peer_close(request->node->peer, KV_BUSY, "does not take messages");
-    }
-}
-
 static void release_request(kv_request_t *request)
 {
     kv_gateway_t *gateway = request->gateway;
-    leave_node(request);
+    kv_request_leave_node(request);
     kv_exchange_release(request->exchange);
     kv_detokenizer_destroy(request->detokenizer);
     if (request->parsed) {
         kv_api_request_clear(&request->api);
+    }
+    if (request->usage != NULL) {
+        kvist__wire__usage__free_unpacked(request->usage, NULL);
     }
     free(request->text);
     gateway->slots[request->slot] = NULL;
@@ -134,8 +71,7 @@ static void release_request(kv_request_t *request)
     }
 }
 
-/* Ends the request with this error: as an HTTP answer, or inside a stream that has begun. */
-static void fail_request(kv_request_t *request, const kv_api_error_t *error)
+void kv_request_fail(kv_request_t *request, const kv_api_error_t *error)
 {
     kv_log_info(
         "gateway", "request %s failed code %u: %s", request->id, error->http_code, error->message);
@@ -159,7 +95,7 @@ static void abandon_request(kv_request_t *request, kv_metric_t *why)
         why == request->gateway->slow_metric ? "reads too slowly" : "went away");
     kv_metric_add(why, 1);
     kv_gateway_count_answer(request->route, 499);
-    cancel_at_node(request);
+    kv_request_cancel_at_node(request);
     if (request->began) {
         kv_exchange_end(request->exchange, false);
     }
@@ -274,13 +210,31 @@ static bool end_stream(
     return true;
 }
 
-/* The answer is complete. usage: the node's, or NULL where it did not say in time. */
-static void complete_request(
-    kv_request_t *request, const char *finish_reason, const Kvist__Wire__Usage *said)
+/* What the answer cost: as its node says, or as the first node said it with the first token where
+ * the answer went on at another, or where nobody says more. */
+static Kvist__Wire__Usage settle_usage(
+    const kv_request_t *request, const Kvist__Wire__Usage *finished)
 {
     Kvist__Wire__Usage usage = KVIST__WIRE__USAGE__INIT;
-    usage = said != NULL ? *said : usage;
+    if (finished != NULL && !request->continued) {
+        usage = *finished;
+    } else if (request->usage != NULL) {
+        usage = *request->usage;
+    } else if (finished != NULL) {
+        usage = *finished;
+        if (usage.prompt_tokens > request->api.token_count) {
+            usage.cached = NULL; /* an older node: it took what was generated for the prompt */
+        }
+    }
     usage.prompt_tokens = (uint32_t)request->api.token_count;
+    return usage;
+}
+
+/* The answer is complete. finished: the node's usage, or NULL where it did not say in time. */
+static void complete_request(
+    kv_request_t *request, const char *finish_reason, const Kvist__Wire__Usage *finished)
+{
+    Kvist__Wire__Usage usage = settle_usage(request, finished);
     count_usage(request, &usage);
     if (request->api.stream) {
         if (!end_stream(request, finish_reason, &usage)) {
@@ -299,136 +253,73 @@ static void complete_request(
     release_request(request);
 }
 
-/* ---- nodes ---- */
-
-static bool was_tried(const kv_request_t *request, uint64_t peer_id)
-{
-    for (unsigned i = 0; i < request->tried_count; i++) {
-        if (request->tried[i] == peer_id) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static kv_status_t send_generate(kv_request_t *request, kv_peer_t *peer)
-{
-    kv_gateway_t *gateway = request->gateway;
-    const kv_api_request_t *api = &request->api;
-    char wire_id[ID_BYTES];
-    request->sequence = ++gateway->sequence;
-    format_wire_id(request, wire_id);
-    Kvist__Wire__Sampling sampling = KVIST__WIRE__SAMPLING__INIT;
-    Kvist__Wire__Generate generate = KVIST__WIRE__GENERATE__INIT;
-    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
-    sampling.temperature = api->temperature;
-    sampling.top_k = api->top_k;
-    sampling.top_p = api->top_p;
-    sampling.seed = api->seed;
-    generate.request_id = wire_id;
-    generate.tokens = api->tokens;
-    generate.n_tokens = api->token_count;
-    generate.max_tokens = api->max_tokens;
-    generate.sampling = &sampling;
-    generate.ignore_end = api->ignore_eos;
-    generate.salt = (ProtobufCBinaryData){api->salt_bytes, (uint8_t *)api->salt};
-    generate.cache_mode = (Kvist__Wire__CacheMode)api->cache_mode;
-    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_GENERATE;
-    envelope.generate = &generate;
-    kv_log_debug(
-        "gateway", "request %s goes to %s as %s", request->id, kv_peer_name(peer), wire_id);
-    return kv_peer_send(peer, &envelope);
-}
-
-/* Everything of an attempt but the prompt begins anew. */
+/* The detokenizer of the whole answer; false: the request has ended. */
 static bool start_text(kv_request_t *request)
 {
     const char *stops[KV_API_STOPS_MAX];
     for (size_t i = 0; i < request->api.stop_count; i++) {
         stops[i] = request->api.stops[i];
     }
-    kv_detokenizer_destroy(request->detokenizer);
-    request->detokenizer = NULL;
-    request->text_bytes = 0;
-    request->token_count = 0;
     kv_error_t cause;
     if (kv_detokenizer_create(request->gateway->tokenizer, stops, request->api.stop_count,
             &request->detokenizer, &cause) != KV_OK) {
         kv_api_error_t error;
         kv_api_fail(&error, 400, "stop", NULL, "%s", cause.text);
-        fail_request(request, &error);
+        kv_request_fail(request, &error);
         return false;
     }
     return true;
 }
 
-/* Sends the request to the best node that has not had it; without one it ends. */
-static void route_request(kv_request_t *request)
+/* Why the answer is complete although its node never said so, or NULL. */
+static const char *reason_without_finished(const kv_request_t *request)
 {
-    kv_gateway_t *gateway = request->gateway;
-    kv_router_node_t states[KV_GATEWAY_NODES_MAX];
-    while (request->tried_count < ATTEMPTS_MAX) {
-        for (size_t i = 0; i < gateway->node_count; i++) {
-            kv_peer_t *peer = gateway->nodes[i]->peer;
-            states[i] = (kv_router_node_t){.outstanding = gateway->nodes[i]->outstanding,
-                .reported = kv_peer_queued_requests(peer) + kv_peer_running_requests(peer),
-                .tried = was_tried(request, kv_peer_id(peer))};
-        }
-        int choice = kv_router_choose(states, gateway->node_count);
-        if (choice < 0) {
-            break;
-        }
-        kv_decode_node_t *node = gateway->nodes[choice];
-        request->tried[request->tried_count++] = kv_peer_id(node->peer);
-        if (request->tried_count > 1) {
-            kv_metric_add(gateway->retries_metric, 1);
-        }
-        if (send_generate(request, node->peer) == KV_OK) {
-            request->node = node;
-            node->outstanding++;
-            request->state = REQUEST_WAITING;
-            return;
-        }
+    const kv_api_request_t *api = &request->api;
+    uint32_t count = request->token_count;
+    if (request->state == REQUEST_STOPPING ||
+        (count > 0 && !api->ignore_eos &&
+            api->tokens[api->token_count + count - 1] ==
+                kv_tokenizer_end_token(request->gateway->tokenizer))) {
+        return "stop";
     }
-    if (request->tried_count == 0) {
-        kv_api_fail(&request->error, 503, "", "no_decode_node", "no decode node is up");
-    } else if (request->error.http_code == 0) {
-        kv_api_fail(&request->error, 503, "", "no_decode_node", "no decode node takes the request");
-    }
-    fail_request(request, &request->error);
+    return count > 0 && count == api->max_tokens ? "length" : NULL;
 }
 
-/* The attempt ended without an answer. Another node gets the request as long as nothing of its
- * answer was sent on. */
-static void retry_request(kv_request_t *request, const kv_api_error_t *error)
+/* The answer ends here: what the detokenizer held back, and the rest. */
+static void end_answer(
+    kv_request_t *request, const char *finish_reason, const Kvist__Wire__Usage *usage)
 {
-    leave_node(request);
+    const char *text;
+    size_t bytes;
+    if (request->state != REQUEST_STOPPING) {
+        kv_detokenizer_finish(request->detokenizer, &text, &bytes);
+        append_text(request, text, bytes);
+    }
+    if (request->api.stream && request->text_bytes > 0 &&
+        !send_text(request, request->text, request->text_bytes, NULL)) {
+        return;
+    }
+    complete_request(request, finish_reason, usage);
+}
+
+/* The attempt ended without an answer; the request goes on elsewhere. failed: it counts as one of
+ * the few that may go wrong, since the request itself may be what breaks nodes. */
+static void retry_request(kv_request_t *request, const kv_api_error_t *error, bool failed)
+{
+    kv_request_leave_node(request);
     request->error = *error;
-    if (request->began || request->gateway->stopping) {
-        fail_request(request, error);
-    } else if (start_text(request)) {
-        route_request(request);
+    request->failed_count += failed;
+    const char *reason = reason_without_finished(request);
+    if (reason != NULL) {
+        end_answer(request, reason, NULL);
+    } else if (request->failed_count == KV_REQUEST_ATTEMPTS_MAX || request->gateway->stopping) {
+        kv_request_fail(request, error);
+    } else {
+        kv_request_route(request);
     }
 }
 
 /* ---- messages of a node ---- */
-
-/* The request that a message is about, if it is still of this attempt. */
-static kv_request_t *find_request(kv_gateway_t *gateway, const kv_peer_t *peer, const char *wire_id)
-{
-    uint64_t boot_id, sequence;
-    uint32_t slot;
-    char end;
-    if (sscanf(wire_id, "%16" SCNx64 "-%8" SCNx32 "-%16" SCNx64 "%c", &boot_id, &slot, &sequence,
-            &end) != 3 ||
-        boot_id != gateway->boot_id || slot >= gateway->options->gateway.queue_max) {
-        return NULL;
-    }
-    kv_request_t *request = gateway->slots[slot];
-    bool same = request != NULL && request->node != NULL && request->sequence == sequence &&
-                request->node->peer == peer;
-    return same ? request : NULL;
-}
 
 /* One token's text; false: the request has ended. */
 static bool take_token(kv_request_t *request, uint32_t token, bool *stopped_out)
@@ -442,13 +333,26 @@ static bool take_token(kv_request_t *request, uint32_t token, bool *stopped_out)
             "decode node %s sent token %u, the %uth of %u: the vocabulary has %u",
             kv_peer_name(request->node->peer), token, request->token_count + 1,
             request->api.max_tokens, request->gateway->limits.vocabulary_count);
-        cancel_at_node(request);
-        fail_request(request, &error);
+        kv_request_cancel_at_node(request);
+        kv_request_fail(request, &error);
         return false;
     }
-    request->token_count++;
+    kv_request_keep_token(request, token);
     append_text(request, text, bytes);
     return true;
+}
+
+/* A copy of the first usage that a node told, for an answer whose Finished never comes. */
+static void keep_usage(kv_request_t *request, const Kvist__Wire__Usage *usage)
+{
+    if (usage == NULL || request->usage != NULL) {
+        return;
+    }
+    size_t bytes = kvist__wire__usage__get_packed_size(usage);
+    uint8_t *packed = kv_allocate(bytes);
+    kvist__wire__usage__pack(usage, packed);
+    request->usage = kvist__wire__usage__unpack(NULL, bytes, packed);
+    free(packed);
 }
 
 static void on_tokens(kv_request_t *request, const Kvist__Wire__Tokens *tokens)
@@ -456,6 +360,7 @@ static void on_tokens(kv_request_t *request, const Kvist__Wire__Tokens *tokens)
     if (request->state == REQUEST_STOPPING || tokens->n_tokens == 0) {
         return;
     }
+    keep_usage(request, tokens->usage);
     request->last_token_ns = kv_clock_now_ns();
     if (request->first_token_ns == 0) {
         request->first_token_ns = request->last_token_ns;
@@ -476,7 +381,7 @@ static void on_tokens(kv_request_t *request, const Kvist__Wire__Tokens *tokens)
         request->text_bytes = 0;
     }
     if (stopped) {
-        cancel_at_node(request);
+        kv_request_cancel_at_node(request);
         request->state = REQUEST_STOPPING;
         request->stopping_ns = request->last_token_ns;
     }
@@ -486,32 +391,34 @@ static void fail_from_node(kv_request_t *request, const Kvist__Wire__Finished *f
 {
     kv_api_error_t error;
     const char *name = kv_peer_name(request->node->peer);
-    bool again = false;
+    bool again = true, failed = false;
     switch (finished->reason == KVIST__WIRE__FINISH_REASON__FINISH_CANCELLED ? KV_CANCELLED
                                                                              : finished->status) {
     case KV_INVALID:
+    case KV_REFUSED:
+        again = false;
         kv_api_fail(&error, 400, "", NULL, "%s", finished->error);
         break;
     case KV_BUSY:
     case KV_NO_SPACE:
-        again = true;
         kv_api_fail(
             &error, 429, "", "overloaded", "decode node %s is busy: %s", name, finished->error);
         break;
     case KV_CANCELLED:
     case KV_PEER_LOST:
-        again = true;
+        request->displaced = true;
         kv_api_fail(&error, 503, "", "node_stopping", "decode node %s gave the request up: %s",
             name, finished->error);
         break;
     default:
+        failed = true;
         kv_api_fail(&error, 500, "", NULL, "decode node %s: %s: %s", name,
             kv_status_name((kv_status_t)finished->status), finished->error);
     }
     if (again) {
-        retry_request(request, &error);
+        retry_request(request, &error, failed);
     } else {
-        fail_request(request, &error);
+        kv_request_fail(request, &error);
     }
 }
 
@@ -526,19 +433,9 @@ static void on_finished(kv_request_t *request, const Kvist__Wire__Finished *fini
     }
     if (reason == NULL) {
         fail_from_node(request, finished);
-        return;
+    } else {
+        end_answer(request, reason, finished->usage);
     }
-    const char *text;
-    size_t bytes;
-    if (request->state != REQUEST_STOPPING) {
-        kv_detokenizer_finish(request->detokenizer, &text, &bytes);
-        append_text(request, text, bytes);
-    }
-    if (request->api.stream && request->text_bytes > 0 &&
-        !send_text(request, request->text, request->text_bytes, NULL)) {
-        return;
-    }
-    complete_request(request, reason, finished->usage);
 }
 
 void kv_request_message(
@@ -547,13 +444,13 @@ void kv_request_message(
     kv_request_t *request;
     switch (message->body_case) {
     case KVIST__WIRE__ENVELOPE__BODY_TOKENS:
-        request = find_request(gateway, peer, message->tokens->request_id);
+        request = kv_request_find(gateway, peer, message->tokens->request_id);
         if (request != NULL) {
             on_tokens(request, message->tokens);
         }
         break;
     case KVIST__WIRE__ENVELOPE__BODY_FINISHED:
-        request = find_request(gateway, peer, message->finished->request_id);
+        request = kv_request_find(gateway, peer, message->finished->request_id);
         if (request != NULL) {
             on_finished(request, message->finished);
         }
@@ -574,12 +471,8 @@ void kv_request_node_lost(kv_gateway_t *gateway, kv_decode_node_t *node)
         if (request == NULL || request->node != node) {
             continue;
         }
-        if (request->state == REQUEST_STOPPING) {
-            leave_node(request);
-            complete_request(request, "stop", NULL);
-        } else {
-            retry_request(request, &error);
-        }
+        request->displaced = true;
+        retry_request(request, &error, true);
     }
     KV_CHECK(node->outstanding == 0);
 }
@@ -607,15 +500,15 @@ void kv_request_parsed(kv_request_t *request)
 {
     if (request->gateway->stopping) {
         kv_api_fail(&request->error, 503, "", "stopping", "the gateway is stopping");
-        fail_request(request, &request->error);
+        kv_request_fail(request, &request->error);
     } else if (!request->parsed) {
-        fail_request(request, &request->error);
+        kv_request_fail(request, &request->error);
     } else if (start_text(request)) {
         if (!request->api.has_seed) {
             KV_CHECK(getrandom(&request->api.seed, sizeof request->api.seed, 0) ==
                      (ssize_t)sizeof request->api.seed);
         }
-        route_request(request);
+        kv_request_route(request);
     }
 }
 
@@ -675,8 +568,10 @@ void kv_request_check(kv_request_t *request, uint64_t now_ns)
         kv_api_error_t error;
         kv_api_fail(&error, 504, "", "timeout", "the request took longer than %" PRIu64 " ms%s",
             (whole ? whole_ns : first_ns) / KV_NS_PER_MS, whole ? "" : " to its first token");
-        cancel_at_node(request);
-        fail_request(request, &error);
+        kv_request_cancel_at_node(request);
+        kv_request_fail(request, &error);
+    } else {
+        kv_request_seek(request);
     }
 }
 
@@ -687,8 +582,8 @@ void kv_request_stop_all(kv_gateway_t *gateway)
     for (uint32_t i = 0; i < gateway->options->gateway.queue_max; i++) {
         kv_request_t *request = gateway->slots[i];
         if (request != NULL && request->state != REQUEST_PARSING) {
-            cancel_at_node(request);
-            fail_request(request, &error);
+            kv_request_cancel_at_node(request);
+            kv_request_fail(request, &error);
         }
     }
 }

@@ -12,11 +12,12 @@
 typedef struct {
     uint32_t outstanding; /* requests that this gateway has there */
     uint32_t reported;    /* queued and running, as its last heartbeat said */
+    bool draining;        /* it takes nothing new */
     bool tried;           /* it has refused or lost this request */
 } kv_router_node_t;
 
-/* The least loaded node that was not tried, the first of equals; -1 when there is none. A heartbeat
- * is up to half a second old: what was sent meanwhile counts at least. */
+/* The least loaded node that takes requests and was not tried, the first of equals; -1: there is
+ * none. A heartbeat is up to half a second old: what was sent meanwhile counts at least. */
 int kv_router_choose(const kv_router_node_t *nodes, size_t count);
 
 #endif

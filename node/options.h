@@ -88,6 +88,7 @@ typedef struct {
         uint32_t queue_max;            /* requests in the gateway at once */
         uint32_t connections_max;      /* HTTP connections at once */
         uint32_t default_max_tokens;   /* where a request names none */
+        uint64_t node_wait_ns;         /* while no decode node is up */
         uint64_t request_limit_ns;     /* arrival to the last token */
         uint64_t first_token_limit_ns; /* arrival to the first */
         uint64_t connection_limit_ns;  /* of a connection on which nothing moves */

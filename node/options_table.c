@@ -165,6 +165,8 @@ const kv_option_t KV_OPTIONS[] = {
     NUMBER(GATEWAY, gateway, connections_max, "1024", 1, 65536, "HTTP connections at once"),
     NUMBER(GATEWAY, gateway, default_max_tokens, "512", 1, 1 << 20,
         "tokens to generate where a request does not say"),
+    DURATION(GATEWAY, gateway, node_wait, "5s", 0, HOUR,
+        "how long a request waits while no decode node is up (all restart, say); then 503"),
     DURATION(GATEWAY, gateway, request_limit, "600s", 100 * MS, 24 * HOUR,
         "arrival to the last token; then the request is cancelled"),
     DURATION(GATEWAY, gateway, first_token_limit, "300s", 100 * MS, 24 * HOUR,

@@ -82,6 +82,12 @@ static sequence_t *take_first(sequence_t **list)
     return first;
 }
 
+/* Tokens before this one are the prompt's: prefill kernels make their KV. */
+static uint32_t prompt_count(const sequence_t *sequence)
+{
+    return sequence->params.token_count - sequence->params.generated_count;
+}
+
 static bool is_cancelled(const sequence_t *sequence)
 {
     return __atomic_load_n(&sequence->cancelled, __ATOMIC_RELAXED);
@@ -125,7 +131,7 @@ static void run_chunk(kv_compute_t *compute)
     sequence_t *sequence = take_first(&compute->prompts);
     uint32_t first = sequence->computed_count;
     uint32_t boundary = (first / compute->chunk_tokens + 1) * compute->chunk_tokens;
-    uint32_t last = boundary < sequence->token_count ? boundary : sequence->token_count;
+    uint32_t last = boundary < prompt_count(sequence) ? boundary : prompt_count(sequence);
     sequence->chunk_count = last - first;
     kv_engine_chunk_t chunk = {
         .tokens = sequence->tokens + first,
@@ -137,9 +143,9 @@ static void run_chunk(kv_compute_t *compute)
         .cancelled = &sequence->cancelled,
     };
     kv_error_t error;
-    bool complete = last == sequence->token_count;
+    bool draws = last == sequence->token_count;
     kv_status_t status =
-        kv_engine_prefill(compute->engine, &chunk, complete ? compute->logits : NULL, &error);
+        kv_engine_prefill(compute->engine, &chunk, draws ? compute->logits : NULL, &error);
     if (status != KV_OK) {
         if (status != KV_CANCELLED) {
             kv_log_error("runtime", "prefill failed at token %u: %s", first, error.text);
@@ -152,27 +158,55 @@ static void run_chunk(kv_compute_t *compute)
                       .id = sequence->params.id,
                       .first = first,
                       .count = last - first});
-    if (complete) {
+    if (draws) {
         take_token(sequence, compute->logits);
+    } else if (last == prompt_count(sequence)) {
+        append(&compute->generating, sequence);
     } else {
         sequence->next = compute->prompts;
         compute->prompts = sequence;
     }
 }
 
-/* One decode step for up to batch_rows_max generating sequences. */
+static uint32_t count_list(const sequence_t *list)
+{
+    uint32_t count = 0;
+    for (; list != NULL; list = list->next) {
+        count++;
+    }
+    return count;
+}
+
+/* Fills the rows of a step: one for each generating sequence, more for those with several tokens to
+ * compute where others leave room. Returns their number. */
+static uint32_t fill_rows(kv_compute_t *compute)
+{
+    uint32_t row_count = 0, waiting = count_list(compute->generating);
+    while (waiting > 0 && row_count < compute->batch_rows_max) {
+        sequence_t *sequence = take_first(&compute->generating);
+        uint32_t room = compute->batch_rows_max - row_count;
+        uint32_t count = sequence->token_count - sequence->computed_count;
+        waiting--;
+        if (count > 1 && count + waiting > room) {
+            count = room > waiting ? room - waiting : 1;
+        }
+        for (uint32_t i = 0; i < count; i++) {
+            uint32_t position = sequence->computed_count++;
+            compute->row_sequences[row_count] = sequence;
+            compute->rows[row_count++] = (kv_engine_row_t){
+                .token = sequence->tokens[position],
+                .position = position,
+                .slots = sequence->params.slots,
+            };
+        }
+    }
+    return row_count;
+}
+
+/* One decode step for up to batch_rows_max tokens of generating sequences. */
 static void run_step(kv_compute_t *compute)
 {
-    uint32_t row_count = 0;
-    while (compute->generating != NULL && row_count < compute->batch_rows_max) {
-        sequence_t *sequence = take_first(&compute->generating);
-        compute->row_sequences[row_count] = sequence;
-        compute->rows[row_count++] = (kv_engine_row_t){
-            .token = sequence->tokens[sequence->token_count - 1],
-            .position = sequence->token_count - 1,
-            .slots = sequence->params.slots,
-        };
-    }
+    uint32_t row_count = fill_rows(compute);
     kv_error_t error;
     kv_status_t status =
         kv_engine_decode(compute->engine, compute->rows, row_count, compute->logits, &error);
@@ -181,8 +215,13 @@ static void run_step(kv_compute_t *compute)
     }
     for (uint32_t i = 0; i < row_count; i++) {
         sequence_t *sequence = compute->row_sequences[i];
+        if (i + 1 < row_count && compute->row_sequences[i + 1] == sequence) {
+            continue; /* its last row speaks for it */
+        }
         if (status != KV_OK) {
             end(sequence, status, false);
+        } else if (sequence->computed_count < sequence->token_count) {
+            append(&compute->generating, sequence);
         } else {
             take_token(sequence, compute->logits + (size_t)i * compute->info->vocabulary_count);
         }
@@ -204,7 +243,8 @@ static void end_cancelled(sequence_t **list)
 
 static void accept(kv_compute_t *compute, sequence_t *sequence)
 {
-    append(sequence->params.generated_last ? &compute->generating : &compute->prompts, sequence);
+    bool prompt = sequence->computed_count < prompt_count(sequence);
+    append(prompt ? &compute->prompts : &compute->generating, sequence);
 }
 
 static void *run(void *argument)
@@ -298,7 +338,7 @@ kv_status_t kv_compute_submit(
     kv_compute_t *compute, const kv_compute_sequence_t *params, kv_error_t *error)
 {
     KV_CHECK(params->computed_count < params->token_count);
-    KV_CHECK(!params->generated_last || params->computed_count + 1 == params->token_count);
+    KV_CHECK(params->generated_count < params->token_count);
     kv_status_t status = validate(compute, params, error);
     if (status != KV_OK) {
         return status;

@@ -3,7 +3,10 @@
  *
  *   submitted --> prompt, chunk by chunk --> first token --> generating, a token a step -> ended
  *        \                                                       ^
- *         +----------------- KV came from elsewhere -------------+
+ *         +--- KV came from elsewhere, tokens were generated ----+
+ *
+ * Tokens that were generated before the sequence came here are computed by decode kernels too, as
+ * many in a step as the batch has rows for.
  *
  * Each turn of the loop takes one decode step for all generating sequences, then one chunk of the
  * oldest prompt: a long prompt delays running decodes by a chunk at a time. On a prefill node
@@ -35,14 +38,15 @@ typedef struct {
     uint64_t id;            /* the owner's; unique among living sequences */
     const uint32_t *tokens; /* [token_count], copied */
     uint32_t token_count;
+    uint32_t computed_count; /* leading tokens whose KV is in the slots already; fewer than all */
+    const uint32_t *slots;   /* the block table, for token_count + generate_max - 1 tokens */
+    uint32_t generate_max;   /* tokens to generate, at least 1 */
     uint32_t
-        computed_count;    /* leading tokens whose KV is in the slots already; below token_count */
-    const uint32_t *slots; /* the block table, for token_count + generate_max - 1 tokens */
-    uint32_t generate_max; /* tokens to generate, at least 1 */
-    bool generated_last;   /* the last token was generated elsewhere and only it is not computed:
-                              decode kernels make it */
-    bool ignore_end;       /* go on past the model's end token */
-    bool report_layers;    /* LAYER events for the prompt's chunks */
+        generated_count; /* the last so many tokens were generated, elsewhere or earlier: decode
+                                 kernels make their KV, as they do when they generate, so that what
+                                 follows is what would have followed there */
+    bool ignore_end;     /* go on past the model's end token */
+    bool report_layers;  /* LAYER events for the prompt's chunks */
     kv_sampling_t sampling;
 } kv_compute_sequence_t;
 

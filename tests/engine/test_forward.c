@@ -244,6 +244,43 @@ static void decode_does_not_depend_on_the_batch(void **state)
     }
 }
 
+/* A sequence that was generated one token a step, made again with several of its tokens in a step:
+ * the same KV, the same logits. A request that moves to another node goes on by this. */
+static void rows_of_one_sequence_are_as_one_by_one(void **state)
+{
+    (void)state;
+    enum { PROMPT = 37, COUNT = 45 };
+    static subject_t slow, quick;
+    static uint32_t tokens[TOKENS_MAX];
+    uint64_t random = kv_test_seed();
+    const char *path = kv_tiny_model_write(&(kv_tiny_model_t){.seed = 7}, "forward.gguf");
+    fill_tokens(tokens, &random);
+    for (int f32 = 0; f32 < 2; f32++) {
+        open_subject(&slow, path, 16, f32, &random);
+        open_subject(&quick, path, 16, f32, &random);
+        prefill(&slow, tokens, 0, PROMPT);
+        prefill(&quick, tokens, 0, PROMPT);
+        kv_engine_row_t rows[BATCH_MAX];
+        kv_error_t error;
+        for (uint32_t position = PROMPT, count; position < PROMPT + COUNT; position += count) {
+            count = 1 + (uint32_t)(kv_test_random(&random) % BATCH_MAX);
+            count = position + count > PROMPT + COUNT ? PROMPT + COUNT - position : count;
+            for (uint32_t i = 0; i < count; i++) {
+                rows[i] = (kv_engine_row_t){tokens[position + i], position + i, quick.slots};
+            }
+            assert_int_equal(
+                kv_engine_decode(quick.engine, rows, count, quick.logits[0], &error), KV_OK);
+            for (uint32_t i = 0; i < count; i++) {
+                decode_one(&slow, tokens, position + i);
+                assert_memory_equal(slow.logits[0], quick.logits[i], sizeof slow.logits[0]);
+            }
+        }
+        assert_same_kv(&slow, &quick, 0, PROMPT + COUNT, "several rows in a step");
+        kv_engine_close(slow.engine);
+        kv_engine_close(quick.engine);
+    }
+}
+
 typedef struct {
     uint32_t layers, cancel_at;
     bool cancelled;
@@ -419,6 +456,7 @@ int main(void)
         cmocka_unit_test(a_row_moves_through_its_tile),
         cmocka_unit_test(decode_follows_prefill),
         cmocka_unit_test(decode_does_not_depend_on_the_batch),
+        cmocka_unit_test(rows_of_one_sequence_are_as_one_by_one),
         cmocka_unit_test(layers_are_announced_in_order_and_cancelled),
         cmocka_unit_test(calls_out_of_bounds_are_refused),
         cmocka_unit_test(models_that_lie_are_refused),

@@ -35,15 +35,19 @@ typedef enum {
     PLAY_INVALID,
     PLAY_FLOOD, /* as fast as it goes, then silence */
     PLAY_TOO_MANY,
+    PLAY_SLOW,        /* as PLAY_ANSWER, two tokens and then one each 20 steps */
+    PLAY_FAILS_LATER, /* an error of the engine after two tokens */
+    PLAY_GIVES_UP,    /* stops after two tokens: Finished says so */
+    PLAY_END_LOST,    /* lost between its last token and Finished */
 } play_t;
 
 enum { NODES = 2, JOBS_MAX = 256, TOKENS_MAX = 512 };
 
 typedef struct {
     char id[80];
-    uint32_t sent, max_tokens, prompt_tokens;
+    uint32_t sent, max_tokens, prompt_tokens, steps;
     play_t play;
-    bool used, cancelled;
+    bool used, cancelled, first;
 } job_t;
 
 struct kv_peer {
@@ -53,6 +57,7 @@ struct kv_peer {
     bool up, wanted;
     void *context;
     atomic_int play;
+    atomic_bool draining;
     job_t jobs[JOBS_MAX];
 };
 
@@ -64,8 +69,10 @@ struct kv_peers {
 static struct kv_peer nodes[NODES] = {{.name = "decode-0"}, {.name = "decode-1"}};
 static uint32_t story[TOKENS_MAX];
 static uint32_t story_count;
-static atomic_int generates, cancels, last_cache_mode;
+static atomic_int generates, cancels, last_cache_mode, last_generated_count;
+static atomic_bool story_went_wrong; /* a Generate's generated tokens were not the story's */
 static atomic_bool wanted_up[NODES];
+static atomic_bool returning; /* nodes that were lost come back by themselves */
 static uint64_t next_peer_id;
 
 static void say_tokens(struct kv_peer *peer, job_t *job, uint32_t *tokens, size_t count)
@@ -75,6 +82,13 @@ static void say_tokens(struct kv_peer *peer, job_t *job, uint32_t *tokens, size_
     body.request_id = job->id;
     body.tokens = tokens;
     body.n_tokens = count;
+    Kvist__Wire__CachedTokens cached = KVIST__WIRE__CACHED_TOKENS__INIT;
+    Kvist__Wire__Usage usage = KVIST__WIRE__USAGE__INIT;
+    cached.disk = peer == &nodes[0] ? 1 : 2;
+    usage.prompt_tokens = job->prompt_tokens;
+    usage.cached = &cached;
+    body.usage = job->first ? &usage : NULL;
+    job->first = false;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_TOKENS;
     envelope.tokens = &body;
     peer->peers->params.callbacks.message(peer->peers->params.callbacks.context, peer, &envelope);
@@ -119,8 +133,14 @@ static void step_job(struct kv_peer *peer, job_t *job)
     } else if (job->play == PLAY_BUSY || job->play == PLAY_INVALID) {
         say_finished(peer, job, KVIST__WIRE__FINISH_REASON__FINISH_ERROR,
             job->play == PLAY_BUSY ? KV_BUSY : KV_INVALID);
-    } else if (job->play == PLAY_LOST || (job->play == PLAY_LOST_LATER && job->sent == 2)) {
+    } else if (job->play == PLAY_LOST || (job->play == PLAY_LOST_LATER && job->sent == 2) ||
+               (job->play == PLAY_END_LOST && job->sent == job->max_tokens)) {
         lose(peer);
+    } else if (job->sent == 2 && (job->play == PLAY_FAILS_LATER || job->play == PLAY_GIVES_UP)) {
+        say_finished(peer, job, KVIST__WIRE__FINISH_REASON__FINISH_ERROR,
+            job->play == PLAY_GIVES_UP ? KV_CANCELLED : KV_FATAL);
+    } else if (job->play == PLAY_SLOW && job->sent >= 2 && ++job->steps % 20 != 0) {
+        return;
     } else if (job->play == PLAY_WRONG_TOKEN) {
         say_tokens(peer, job, (uint32_t[]){4000000000u}, 1);
     } else if (job->play == PLAY_FLOOD) {
@@ -145,6 +165,7 @@ static void on_step(uv_timer_t *timer)
     for (int i = 0; i < NODES; i++) {
         struct kv_peer *peer = &nodes[i];
         bool wanted = atomic_load(&wanted_up[i]);
+        peer->wanted = peer->wanted || atomic_load(&returning);
         if (wanted && !peer->up && peer->wanted) {
             peer->up = true;
             peer->peers = peers;
@@ -214,9 +235,18 @@ kv_status_t kv_peer_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
     for (int i = 0; i < JOBS_MAX; i++) {
         if (!peer->jobs[i].used) {
             const Kvist__Wire__Generate *generate = message->generate;
+            uint32_t before = generate->generated_count;
+            size_t prompt_tokens = generate->n_tokens - before;
+            atomic_store(&last_generated_count, (int)before);
+            if (before > 0 &&
+                memcmp(generate->tokens + prompt_tokens, story, before * sizeof *story) != 0) {
+                atomic_store(&story_went_wrong, true);
+            }
             peer->jobs[i] = (job_t){.used = true,
-                .max_tokens = generate->max_tokens,
-                .prompt_tokens = (uint32_t)generate->n_tokens,
+                .first = true,
+                .sent = before,
+                .max_tokens = before + generate->max_tokens,
+                .prompt_tokens = (uint32_t)prompt_tokens,
                 .play = atomic_load(&peer->play)};
             snprintf(peer->jobs[i].id, sizeof peer->jobs[i].id, "%s", generate->request_id);
             atomic_fetch_add(&generates, 1);
@@ -266,6 +296,11 @@ uint32_t kv_peer_running_requests(const kv_peer_t *peer)
 {
     (void)peer;
     return 0;
+}
+
+bool kv_peer_draining(const kv_peer_t *peer)
+{
+    return atomic_load(&peer->draining);
 }
 
 void kv_peers_set_load(kv_peers_t *peers, uint32_t queued_requests, uint32_t running_requests)
@@ -353,11 +388,11 @@ static void start_with(fixture_t *fixture, int node_count, const char *const *mo
     kv_error_t error;
     kv_options_action_t action;
     snprintf(admin, sizeof admin, "--node.admin=%s/gateway.sock", kv_test_folder());
-    char *arguments[16] = {(char *)"kvist-gateway", admin, (char *)"--cluster.key=0123456789abcdef",
+    char *arguments[20] = {(char *)"kvist-gateway", admin, (char *)"--cluster.key=0123456789abcdef",
         (char *)"--gateway.http_port=0", (char *)"--gateway.decode_nodes=127.0.0.1:1,127.0.0.1:2",
         (char *)"--gateway.model_name=tiny", (char *)"--gateway.body_bytes_max=1MiB",
-        (char *)"--node.log_level=error"};
-    int count = 8;
+        (char *)"--gateway.node_wait=300ms", (char *)"--node.log_level=error"};
+    int count = 9;
     for (; more != NULL && *more != NULL; more++) {
         arguments[count++] = (char *)*more;
     }
@@ -368,6 +403,7 @@ static void start_with(fixture_t *fixture, int node_count, const char *const *mo
         nodes[i].wanted = true;
         atomic_store(&wanted_up[i], i < node_count);
         play(i, PLAY_ANSWER);
+        atomic_store(&nodes[i].draining, false);
     }
     atomic_store(&generates, 0);
     atomic_store(&cancels, 0);
@@ -626,25 +662,167 @@ static void test_nodes_fail(void **state)
     stop(&fixture);
 }
 
-/* What was not sent yet may be computed again elsewhere; what was sent ends with the error. */
-static void test_node_lost_after_tokens(void **state)
+/* Asks for a stream and puts its pieces together again; the answer is the raw one. */
+static char *stream_text(const fixture_t *fixture, const char *body, char *text_out)
+{
+    static const char MARK[] = "\"delta\":{";
+    unsigned code;
+    char *answer = ask(fixture, "POST", CHAT, body, &code);
+    assert_int_equal(code, 200);
+    *text_out = '\0';
+    for (const char *at = answer; (at = strstr(at, MARK)) != NULL; at++) {
+        const char *from = strstr(at, "\"content\":\"");
+        if (from != NULL && from < strchr(at, '}')) {
+            from += strlen("\"content\":\"");
+            strncat(text_out, from, (size_t)(strchr(from, '"') - from));
+        }
+    }
+    return answer;
+}
+
+/* The stream of an undisturbed request, whatever became of its first node; two tokens were there.
+ */
+static void expect_continued(const fixture_t *fixture)
+{
+    char text[512];
+    char *answer = stream_text(fixture, STREAM, text);
+    assert_string_equal(text, STORY);
+    assert_non_null(strstr(answer, "data: [DONE]\n\n"));
+    char usage[64];
+    snprintf(usage, sizeof usage, "\"completion_tokens\":%u", story_count);
+    assert_non_null(strstr(answer, usage));
+    assert_non_null(strstr(answer, "\"cached_tokens\":1}")); /* the first node's word */
+    assert_int_equal(atomic_load(&last_generated_count), 2);
+    assert_false(atomic_load(&story_went_wrong));
+    free(answer);
+}
+
+static void test_text_goes_on_at_another_node(void **state)
+{
+    (void)state;
+    static const play_t PLAYS[] = {PLAY_LOST_LATER, PLAY_FAILS_LATER, PLAY_GIVES_UP};
+    for (size_t i = 0; i < sizeof PLAYS / sizeof PLAYS[0]; i++) {
+        fixture_t fixture;
+        start_with(&fixture, 2, NULL);
+        play(0, PLAYS[i]);
+        expect_continued(&fixture);
+        assert_int_equal(atomic_load(&generates), 2);
+        stop(&fixture);
+    }
+    fixture_t fixture;
+    start_with(&fixture, 2, NULL);
+    play(0, PLAY_LOST_LATER);
+    expect(&fixture, CHAT, PLAIN, 200, STORY, "\"cached_tokens\":1}");
+    stop(&fixture);
+    /* A stop string that the two nodes made together. */
+    start_with(&fixture, 2, NULL);
+    play(0, PLAY_LOST_LATER);
+    expect(&fixture, "/v1/completions", "{\"prompt\":\"once\",\"stop\":[\"quick brown\"]}", 200,
+        "\"text\":\"The \"", "\"finish_reason\":\"stop\"");
+    stop(&fixture);
+}
+
+/* All nodes gone for a moment, as in a restart. */
+static void test_waits_for_a_node(void **state)
+{
+    (void)state;
+    const char *const more[] = {"--gateway.node_wait=20s", NULL};
+    fixture_t fixture;
+    start_with(&fixture, 1, more);
+    play(0, PLAY_LOST_LATER);
+    int fd = connect_client(&fixture);
+    send_request(fd, "POST", CHAT, STREAM, strlen(STREAM));
+    wait_for_nodes(&fixture, 0);
+    play(0, PLAY_ANSWER);
+    atomic_store(&returning, true);
+    unsigned code;
+    char *answer = receive_all(fd, &code);
+    atomic_store(&returning, false);
+    assert_int_equal(code, 200);
+    assert_non_null(strstr(answer, "data: [DONE]\n\n"));
+    assert_int_equal(atomic_load(&last_generated_count), 2);
+    free(answer);
+    close(fd);
+    stop(&fixture);
+}
+
+/* Nobody comes back in time: the stream ends with what happened and without [DONE]. */
+static void test_no_node_comes_back(void **state)
 {
     (void)state;
     fixture_t fixture;
     start_with(&fixture, 2, NULL);
     play(0, PLAY_LOST_LATER);
-    expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);
-    stop(&fixture);
-
-    start_with(&fixture, 2, NULL);
-    play(0, PLAY_LOST_LATER);
+    play(1, PLAY_LOST);
     unsigned code;
     char *answer = ask(&fixture, "POST", CHAT, STREAM, &code);
     assert_int_equal(code, 200);
     assert_non_null(
-        strstr(answer, "data: {\"error\":{\"message\":\"decode node decode-0 was lost"));
+        strstr(answer, "data: {\"error\":{\"message\":\"decode node decode-1 was lost"));
     assert_null(strstr(answer, "[DONE]"));
     free(answer);
+    stop(&fixture);
+}
+
+/* The last token came, Finished did not: nothing is left to ask for. */
+static void test_complete_without_finished(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 2, NULL);
+    play(0, PLAY_END_LOST);
+    expect(&fixture, "/v1/completions", "{\"prompt\":\"once\",\"max_tokens\":2}", 200,
+        "\"text\":\"The quick\"", "\"finish_reason\":\"length\"");
+    assert_int_equal(atomic_load(&generates), 1);
+    stop(&fixture);
+}
+
+/* A request that breaks every node it comes to ends after a few. */
+static void test_attempts_are_bounded(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    const char *const more[] = {"--gateway.node_wait=20s", NULL};
+    start_with(&fixture, 2, more);
+    play(0, PLAY_LOST_LATER);
+    play(1, PLAY_LOST);
+    atomic_store(&returning, true);
+    unsigned code;
+    char *answer = ask(&fixture, "POST", CHAT, STREAM, &code);
+    assert_non_null(strstr(answer, "was lost"));
+    assert_null(strstr(answer, "[DONE]"));
+    assert_int_equal(atomic_load(&generates), 4);
+    free(answer);
+    atomic_store(&returning, false);
+    stop(&fixture);
+}
+
+static void test_leaves_a_draining_node(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 2, NULL);
+    play(0, PLAY_SLOW);
+    play(1, PLAY_SLOW);
+    int fd = connect_client(&fixture);
+    send_request(fd, "POST", CHAT, STREAM, strlen(STREAM));
+    while (atomic_load(&generates) < 1) {
+        usleep(1000);
+    }
+    usleep(20000);
+    atomic_store(&nodes[0].draining, true);
+    wait_for_cancel(1);
+    unsigned code;
+    char *answer = receive_all(fd, &code);
+    assert_non_null(strstr(answer, "data: [DONE]\n\n"));
+    assert_int_equal(atomic_load(&generates), 2);
+    assert_false(atomic_load(&story_went_wrong));
+    free(answer);
+    close(fd);
+    /* New ones go to the other; with both draining they wait for one, then end. */
+    expect(&fixture, CHAT, PLAIN, 200, STORY, "\"cached_tokens\":16");
+    atomic_store(&nodes[1].draining, true);
+    expect(&fixture, CHAT, PLAIN, 503, "Retry-After: 1", "no decode node is up");
     stop(&fixture);
 }
 
@@ -816,7 +994,12 @@ int main(void)
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_broken_http),
         cmocka_unit_test(test_nodes_fail),
-        cmocka_unit_test(test_node_lost_after_tokens),
+        cmocka_unit_test(test_text_goes_on_at_another_node),
+        cmocka_unit_test(test_waits_for_a_node),
+        cmocka_unit_test(test_no_node_comes_back),
+        cmocka_unit_test(test_complete_without_finished),
+        cmocka_unit_test(test_attempts_are_bounded),
+        cmocka_unit_test(test_leaves_a_draining_node),
         cmocka_unit_test(test_time_limit),
         cmocka_unit_test(test_too_many),
         cmocka_unit_test(test_client_leaves_a_stream),

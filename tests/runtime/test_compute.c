@@ -149,7 +149,7 @@ static void sequence_from_elsewhere_goes_straight_to_decoding(void **state)
     kv_compute_t *compute = begin();
     kv_compute_sequence_t params = sequence(1, 48, 5); /* draws 48 % 50, then the end token */
     params.computed_count = 47;
-    params.generated_last = true;
+    params.generated_count = 1;
     assert_int_equal(kv_compute_submit(compute, &params, NULL), KV_OK);
     assert_int_equal(next_event(compute).token, 48);
     assert_int_equal(next_event(compute).token, END_TOKEN);
@@ -157,6 +157,58 @@ static void sequence_from_elsewhere_goes_straight_to_decoding(void **state)
     assert_int_equal(event.type, KV_COMPUTE_ENDED);
     assert_true(event.end_token);
     assert_true(calls[0].decode && calls[1].decode);
+    kv_compute_destroy(compute);
+}
+
+/* A prompt of 38 tokens, 10 that were generated elsewhere: the prompt by prefill, those in steps of
+ * as many rows as there are, then it goes on. */
+static void what_was_generated_elsewhere_is_decoded_again(void **state)
+{
+    (void)state;
+    kv_compute_t *compute = begin();
+    kv_compute_sequence_t params = sequence(1, 48, 5);
+    params.computed_count = 16;
+    params.generated_count = 10;
+    assert_int_equal(kv_compute_submit(compute, &params, NULL), KV_OK);
+    kv_compute_event_t event = next_event(compute);
+    assert_int_equal(event.type, KV_COMPUTE_CHUNK);
+    assert_int_equal(event.first + event.count, 38);
+    event = next_event(compute);
+    assert_int_equal(event.type, KV_COMPUTE_TOKEN);
+    assert_int_equal(event.token, 48);
+    assert_int_equal(next_event(compute).token, END_TOKEN);
+    assert_true(next_event(compute).end_token);
+    assert_int_equal(call_count, 1 + 10 / ROWS + 1);
+    for (uint32_t i = 1; i <= 10 / ROWS; i++) {
+        assert_true(calls[i].decode);
+        assert_int_equal(calls[i].count, ROWS);
+    }
+    kv_compute_destroy(compute);
+}
+
+/* Decoding again takes what rows are left; the others have theirs in every step. */
+static void decoding_again_holds_nobody_up(void **state)
+{
+    (void)state;
+    kv_compute_t *compute = begin();
+    kv_compute_sequence_t other = sequence(1, 5, 30), again = sequence(2, 45, 2);
+    other.computed_count = 4;
+    other.generated_count = 1;
+    again.computed_count = 5;
+    again.generated_count = 40;
+    assert_int_equal(kv_compute_submit(compute, &other, NULL), KV_OK);
+    assert_int_equal(kv_compute_submit(compute, &again, NULL), KV_OK);
+    uint32_t ended = 0, counts[3] = {0};
+    while (ended < 2) {
+        kv_compute_event_t event = next_event(compute);
+        if (event.type == KV_COMPUTE_TOKEN) {
+            assert_int_equal(event.token, (event.id == 1 ? 5 : 45) + counts[event.id]++);
+        }
+        ended += event.type == KV_COMPUTE_ENDED;
+    }
+    assert_int_equal(counts[1], 30);
+    assert_int_equal(counts[2], 2);
+    assert_true(call_count <= 44); /* 40 + 2 - 1 alone; the other's 30 beside them */
     kv_compute_destroy(compute);
 }
 
@@ -265,6 +317,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(prompt_runs_in_aligned_chunks_then_generates),
         cmocka_unit_test(sequence_from_elsewhere_goes_straight_to_decoding),
+        cmocka_unit_test(what_was_generated_elsewhere_is_decoded_again),
+        cmocka_unit_test(decoding_again_holds_nobody_up),
         cmocka_unit_test(end_token_is_passed_over_when_told),
         cmocka_unit_test(more_sequences_than_rows_all_get_their_turns),
         cmocka_unit_test(cancel_reaches_a_chunk_that_is_running),
