@@ -529,6 +529,41 @@ typedef struct {
 void kvist_store_list(const kvist_store_t *store, size_t count_max,
     void (*visit)(void *context, const kvist_context_t *entry), void *context);
 
+/* ---- what the tiers hold, as it changes ---- */
+
+enum { KVIST_CHANGE_BLOCKS_MAX = 128 };
+
+/* Blocks of one group that a tier holds from now on, or no longer; on disk: durably. */
+typedef struct {
+    kvist_tier_t tier;
+    bool stored;
+    uint32_t group;
+    uint32_t block_count;    /* 1 to KVIST_CHANGE_BLOCKS_MAX */
+    const kvist_key_t *keys; /* [block_count] the blocks' (of every group), valid during the call.
+                                Stored: in the order of their chain, without gaps; else in any */
+    /* Of stored blocks only. */
+    kvist_key_t name_space;
+    uint32_t first_block; /* position of keys[0] in its chain */
+    kvist_key_t parent;   /* of group 0: the key before keys[0]; the namespace at position 0 */
+} kvist_change_t;
+
+/* Must not call the store. */
+typedef void (*kvist_changed_t)(void *context, const kvist_change_t *change);
+
+/* Every change from now on, in order for each tier, by the end of the next poll; a block that is
+ * told as stored was not held by that tier before, one that is told as removed was. What is held
+ * already is not told: kvist_store_held. NULL: nobody listens any more. */
+void kvist_store_listen(kvist_store_t *store, kvist_changed_t changed, void *context);
+
+/* All that the tiers hold now, a part at a time: begins at *cursor = 0, looks at object_count_max
+ * objects, visits what they are held by, moves the cursor; false: that was the end. Whoever listens
+ * meanwhile and takes parts and changes in the order in which they come has the whole at the end:
+ * changes that are not told yet are told before the part, so a part is newer than what came before
+ * it. While the index is still being read (kvist_stats_t.index_loading), what is read later comes
+ * as changes. */
+bool kvist_store_held(kvist_store_t *store, uint32_t *cursor, uint32_t object_count_max,
+    kvist_changed_t visit, void *context);
+
 #ifdef __cplusplus
 }
 #endif

@@ -199,6 +199,9 @@ void kvist_store_poll(kvist_store_t *store)
         poll_once(store);
     } while (store->kicked && ++rounds < POLL_ROUNDS_MAX);
     kv_fill_advance(store); /* a portion for each poll */
+    if (store->changes != NULL) {
+        kv_changes_tell(store);
+    }
     store->polling = false;
     if (store->kicked) { /* the rest is for the next poll */
         store->kicked = false;
@@ -461,5 +464,6 @@ void kvist_store_close(kvist_store_t *store)
         kv_directory_close(store);
     }
     kv_figures_close(store);
+    kv_changes_close(store);
     release_store(store);
 }

@@ -10,7 +10,7 @@
  *   verify.c   reads everything                  show.c     one block
  *   disks.c    further folders of segments
  *   keep.c     terms by key, the sweep           fill.c, take.c  the disk -> the table
- *   budget.c   bytes written in a day
+ *   budget.c   bytes written in a day            changes.c  who is told of what the tiers hold
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
@@ -66,6 +66,7 @@ typedef struct kv_drop kv_drop_t;
 typedef struct kv_verify kv_verify_t;
 typedef struct kv_fill kv_fill_t;
 typedef struct kv_budget kv_budget_t;
+typedef struct kv_changes kv_changes_t;
 
 typedef struct kv_flush kv_flush_t;
 struct kv_flush {
@@ -219,6 +220,8 @@ struct kvist_store {
     bool polling, kicked;    /* kicked: the next poll, or round of a poll, has something to do */
     uint64_t timer_ns;       /* what the timer is set to, by the store's clock; 0: nothing */
     uint64_t timer_fires_ns; /* when that will be, by the machine's */
+
+    kv_changes_t *changes; /* NULL: nobody listens */
 
     kvist_stats_t stats;     /* counters; gauges are filled in when asked */
     kvist_stats_t published; /* what the metrics were told */
@@ -461,6 +464,22 @@ void kv_reclaim_erase(kvist_store_t *store, uint32_t number);
 
 /* Starts moving the victim's next survivors as one run; false: no buffer is free. */
 bool kv_survive_start(kvist_store_t *store, uint32_t volume);
+
+/* ---- changes.c ---- */
+
+void kv_changes_add(
+    kvist_store_t *store, const kv_object_t *object, kvist_tier_t tier, bool stored);
+void kv_changes_tell(kvist_store_t *store); /* what is noted so far */
+void kv_changes_close(kvist_store_t *store);
+
+/* The tier holds the object from now on, or no longer. */
+static inline void kv_changes_note(
+    kvist_store_t *store, const kv_object_t *object, kvist_tier_t tier, bool stored)
+{
+    if (store->changes != NULL) {
+        kv_changes_add(store, object, tier, stored);
+    }
+}
 
 /* ---- quota.c ---- */
 

@@ -138,10 +138,10 @@ static outcome_t take_new(
     store->stats.unsaved_objects++;
     kv_sweep_note(store, record->expires_s, record->pin_until_s);
     object->flags |= entry->renewed ? KV_OBJECT_RENEWED : 0;
-    enter_disk(store, number, entry);
     if (parent != KV_OBJECT_NONE) {
         kv_table_adopt(store->table, parent, number);
     }
+    enter_disk(store, number, entry);
     if (object->first_child != KV_OBJECT_NONE) { /* they waited for it, at this position? */
         const kv_object_t *child = kv_table_at(store->table, object->first_child);
         uint32_t group = kv_object_family(store, child)->group;

@@ -100,6 +100,7 @@ static void end_promotion(block_t *block)
     if (block->good && !kv_object_on_host(object) && (object->flags & KV_OBJECT_DEAD) == 0) {
         kv_pool_set_object(pool, block->host_slot, block->read.object);
         object->host_slot = block->host_slot; /* in a used list when it is let go */
+        kv_changes_note(store, object, KVIST_TIER_HOST, true);
         store->stats.tiers[KVIST_TIER_HOST].written_bytes += group_of(block)->layout.object_bytes;
     } else {
         kv_pool_give(pool, block->host_slot);

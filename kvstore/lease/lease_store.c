@@ -216,6 +216,7 @@ static uint32_t install(kv_put_t *put, uint32_t block, uint32_t parent)
         kv_pool_set_object(&group->host_pool, of->slot, number);
         kv_table_at(store->table, number)->host_slot = of->slot;
         kv_object_list(store, number);
+        kv_changes_note(store, kv_table_at(store->table, number), KVIST_TIER_HOST, true);
         store->stats.tiers[KVIST_TIER_HOST].written_bytes += group->layout.object_bytes;
     }
     return number;

@@ -80,6 +80,7 @@ static void adopt_slot(kvist_store_t *store, uint32_t number, uint32_t slot, con
     kv_table_at(store->table, number)->device_slot = slot;
     kv_pool_set_object(&store->device_pool, slot, number);
     memcpy(kv_pool_tokens(&store->device_pool, slot), tokens, store->block_tokens * sizeof *tokens);
+    kv_changes_note(store, kv_table_at(store->table, number), KVIST_TIER_DEVICE, true);
 }
 
 /* Another sequence stored the same block before. If it is on the device, this one's slot stays

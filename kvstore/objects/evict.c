@@ -54,6 +54,7 @@ static void move_done(kv_task_t *task)
         return;
     }
     store->stats.tiers[KVIST_TIER_HOST].written_bytes += group->layout.object_bytes;
+    kv_changes_note(store, object, KVIST_TIER_HOST, true);
     if (object->reference_count == 0) {
         kv_object_list(store, move->object);
         if ((object->flags & KV_OBJECT_BUSY) == 0) {

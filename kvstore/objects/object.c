@@ -76,6 +76,9 @@ void kv_object_leave_device(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
     KV_CHECK(kv_object_on_device(store, object) && (object->flags & KV_OBJECT_BUSY) == 0);
+    if (!is_dead(object)) { /* else that was told when it was dropped */
+        kv_changes_note(store, object, KVIST_TIER_DEVICE, false);
+    }
     kv_pool_give(&store->device_pool, object->device_slot);
     object->device_slot = KV_SLOT_NONE;
 }
@@ -84,6 +87,9 @@ void kv_object_leave_host(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
     KV_CHECK(kv_object_on_host(object));
+    if (!is_dead(object)) {
+        kv_changes_note(store, object, KVIST_TIER_HOST, false);
+    }
     kv_pool_give(&kv_object_group(store, object)->host_pool, object->host_slot);
     object->host_slot = KV_SLOT_NONE;
 }
@@ -171,6 +177,7 @@ void kv_object_clear_list(kvist_store_t *store, uint32_t number)
 void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
+    kv_changes_note(store, object, KVIST_TIER_DISK, false);
     kv_entry_delete(&store->disk->filling, &object->key);
     kv_mark_queue(store, object->segment, object->offset_pages, object->length_pages,
         (object->flags & KV_OBJECT_ERASE) != 0);
@@ -209,6 +216,7 @@ void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segmen
     object->disk_flags |= KV_DISK_ADMITTED;
     object->disk_flags &= ~KV_DISK_REFUSED;
     store->stats.unsaved_objects--;
+    kv_changes_note(store, object, KVIST_TIER_DISK, true);
 }
 
 void kv_object_move_disk(kvist_store_t *store, uint32_t number, uint16_t segment,
@@ -264,9 +272,11 @@ static void drop_leaf(kvist_store_t *store, uint32_t number)
     kv_budget_object_gone(store, object);
     store->stats.unsaved_objects--; /* it was unsaved, or has just become so */
     if (kv_object_on_device(store, object)) {
+        kv_changes_note(store, object, KVIST_TIER_DEVICE, false);
         kv_pool_unlist(&store->device_pool, object->device_slot);
     }
     if (kv_object_on_host(object)) {
+        kv_changes_note(store, object, KVIST_TIER_HOST, false);
         kv_pool_unlist(&kv_object_group(store, object)->host_pool, object->host_slot);
     }
     kv_fill_note_dropped(store, &object->key);
