@@ -17,15 +17,23 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KV_HOLDERS_MAX = 256, KV_HOLDINGS_KEY_BYTES = 32 };
+enum {
+    KV_HOLDERS_MAX = 256, /* of further ones nothing is kept */
+    KV_HOLDINGS_KEY_BYTES = 32,
+    KV_HOLDINGS_CAPACITY_MAX = 1 << 26,
+};
 
 typedef struct kv_holdings kv_holdings_t;
 
-kv_holdings_t *kv_holdings_create(size_t capacity);
+kv_holdings_t *kv_holdings_create(size_t capacity); /* 1 to KV_HOLDINGS_CAPACITY_MAX */
 void kv_holdings_destroy(kv_holdings_t *holdings);
 
-/* holder: any number but 0 that the caller gives a node (kv_peer_id). Blocks of another layer group
- * than 0 are not kept. */
+/* Memory of a table of that capacity: 21.3 bytes an entry, and 16 KiB. */
+size_t kv_holdings_bytes(size_t capacity);
+size_t kv_holdings_count(const kv_holdings_t *holdings); /* entries */
+
+/* holder: any number but 0 that the caller gives a node (kv_peer_id). keys: of layer group 0. A key
+ * that is stored again, in whatever tier, is the youngest again. */
 void kv_holdings_stored(kv_holdings_t *holdings, uint64_t holder, const uint8_t *keys, size_t count,
     Kvist__Events__Tier tier);
 void kv_holdings_removed(kv_holdings_t *holdings, uint64_t holder, const uint8_t *keys,
