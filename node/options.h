@@ -66,6 +66,9 @@ typedef struct {
         int persist;                  /* kvist_persist_t */
         int codec;                    /* kvist_codec_t */
         int io;                       /* kvist_io_t */
+        bool remote;                  /* other nodes are asked for what they hold */
+        uint64_t remote_bytes;        /* of the map of what they hold */
+        uint64_t events_bytes;        /* of the log of this node's own changes */
     } store;
     struct {
         uint32_t queue_max;

@@ -133,6 +133,17 @@ const kv_option_t KV_OPTIONS[] = {
     CHOICE(STORE, store, codec, "none", "none|lz4", "codec of records on disk"),
     CHOICE(STORE, store, io, "auto", "auto|uring|threads",
         "disk I/O; auto: io_uring, or threads where the kernel forbids it"),
+    {.section = KV_SECTION_STORE,
+        .name = "remote",
+        .type = KV_OPTION_BOOL,
+        .offset = AT(store, remote),
+        .initial = "true",
+        .help = "other nodes are asked for blocks that they hold and this one lacks"},
+    SIZE(STORE, store, remote_bytes, "32MiB", 64 << 10, GIB,
+        "memory for what is known of them: 22 bytes for each block that each node holds; what was "
+        "heard of longest ago is forgotten first"),
+    SIZE(STORE, store, events_bytes, "8MiB", 64 << 10, GIB,
+        "memory for this node's latest KV events; who has missed more is told everything anew"),
 
     NUMBER(PREFILL, prefill, queue_max, "64", 1, 65536,
         "prompts that may wait; one more is refused as busy"),

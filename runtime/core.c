@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "base/metrics.h"
 #include "node/admin.h"
+#include "runtime/remote.h"
 #include "runtime/store_admin.h"
 
 #include <stdio.h>
@@ -46,6 +47,12 @@ kv_link_t kv_core_link(const kv_peer_t *peer)
 {
     const peer_link_t *link = kv_peer_context(peer);
     return link != NULL ? link->link : 0;
+}
+
+bool kv_core_link_up(const kv_peer_t *peer)
+{
+    const peer_link_t *link = kv_peer_context(peer);
+    return link != NULL && link->wire[0] != '\0';
 }
 
 void kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
@@ -184,6 +191,7 @@ static void peer_up(void *context, kv_peer_t *peer)
 {
     core_t *core = context;
     kv_link_params_t params;
+    kv_remote_peer_up(core->public.remote, peer);
     if (!kv_peer_link_params(peer, &params)) {
         return; /* a gateway: no KV */
     }
@@ -204,6 +212,7 @@ static void peer_down(void *context, kv_peer_t *peer, kv_status_t status, const 
     (void)status;
     (void)reason; /* logged by peers */
     kv_requests_peer_down(&core->requests, peer);
+    kv_remote_peer_down(core->public.remote, peer);
     peer_link_t *link = kv_peer_context(peer);
     if (link != NULL) {
         kv_mover_link_close(core->public.mover, link->link);
@@ -234,6 +243,9 @@ static void count_role(void *context, kv_peer_t *peer)
 static void peer_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     core_t *core = context;
+    if (kv_remote_message(core->public.remote, peer, message)) {
+        return;
+    }
     role_count_t askers = {kv_peer_role(peer), 0};
     kv_peers_visit(core->public.peers, count_role, &askers);
     core->public.request_count = core->requests.count;
@@ -571,6 +583,7 @@ static kv_status_t open_all(core_t *core, kv_error_t *error)
     if (status == KV_OK) {
         public->compute = kv_compute_create(
             public->engine, public->options->model.chunk_tokens, core->params->compute_rows_max);
+        public->remote = kv_remote_create(public);
         status = open_transport(core, error);
     }
     if (status == KV_OK) {
@@ -615,6 +628,7 @@ static void close_all(core_t *core)
     if (public->mover != NULL) {
         kv_mover_destroy(public->mover);
     }
+    kv_remote_destroy(public->remote);
     kv_compute_destroy(public->compute);
     if (public->store != NULL) {
         kvist_store_close(public->store);

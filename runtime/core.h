@@ -27,6 +27,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+typedef struct kv_remote kv_remote_t; /* runtime/remote.h */
+
 /* The last one that was asked for on the admin socket. */
 typedef struct {
     bool running;
@@ -44,6 +46,7 @@ typedef struct {
     kv_compute_t *compute;
     kv_mover_t *mover;
     kv_peers_t *peers;
+    kv_remote_t *remote;
     uint32_t request_count; /* living ones */
     /* Of the peer whose message is being accepted: its requests, and the peers of its role. */
     uint32_t asker_request_count, asker_count;
@@ -73,6 +76,8 @@ kv_status_t kv_core_run(
 
 /* The data link beside the peer's control connection. */
 kv_link_t kv_core_link(const kv_peer_t *peer);
+
+bool kv_core_link_up(const kv_peer_t *peer);
 
 /* Sends; a peer that cannot take it (its queue is full) is closed: its messages are never lost one
  * by one. */

@@ -741,6 +741,11 @@ kv_peer_t *kv_peers_find(kv_peers_t *peers, const char *name)
     return peer;
 }
 
+size_t kv_peer_queued_bytes(const kv_peer_t *peer)
+{
+    return peer->queued_bytes;
+}
+
 const char *kv_peer_name(const kv_peer_t *peer)
 {
     return peer->facts.name;

@@ -113,6 +113,9 @@ kv_status_t kv_peer_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message);
 /* Ends the connection; down() follows with this status. One that this side wants is opened again. */
 void kv_peer_close(kv_peer_t *peer, kv_status_t status, const char *reason);
 
+/* Frames of this peer that wait for its socket: whoever can wait looks here before it sends. */
+size_t kv_peer_queued_bytes(const kv_peer_t *peer);
+
 const char *kv_peer_name(const kv_peer_t *peer);
 Kvist__Wire__Role kv_peer_role(const kv_peer_t *peer);
 const char *kv_peer_address(const kv_peer_t *peer); /* of the control socket's other end */
