@@ -68,9 +68,21 @@ def test_engine_json(cluster):
     assert "engine_load" in names and len(names) >= 4, names
 
 
+def test_wire_json(cluster):
+    run = bench(cluster, "wire", "--quick", "--json", "--pairs", "1", "--sample-mib", "4")
+    rows = [check_line(line) for line in run.stdout.splitlines()]
+    names = [row["measure"] for row in rows]
+    assert len(set(names)) == len(names), f"a measure came twice: {names}"
+    for wire in ("shm", "tcp"):
+        for rest in ("run of 1 x 64 KiB", "run of 1 x 64 KiB, alone", "run of 1 x 1 MiB",
+                     "layer of 86 x 12 KiB", "run of 1 x 1 MiB, beside eager",
+                     "run of 1 x 1 MiB, beside socket"):
+            assert f"{wire}, {rest}" in names, f"no '{wire}, {rest}' in {names}"
+
+
 def test_refused(cluster):
     for arguments in ((), ("stoer",), ("store", "--pairs", "0"), ("store", "--object-kib", "1"),
-                      ("engine",)):
+                      ("engine",), ("wire", "--wire", "rdma"), ("wire", "--depth", "0")):
         run = cluster.kvist("bench", *arguments)
         assert run.returncode == 2, f"kvist bench {arguments}: {run.returncode} {run.stderr}"
         assert run.stderr, arguments

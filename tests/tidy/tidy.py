@@ -34,7 +34,7 @@ MAY_INCLUDE = {
     "prefill": ENGINE_SIDE,
     "decode": ENGINE_SIDE,
     "gateway": ["base", "proto", "transport", "cluster", "engine", "kvstore", "node"],
-    "tools": ["base", "proto", "kernels", "node", "engine", "kvstore"],
+    "tools": ["base", "proto", "kernels", "node", "engine", "kvstore", "transport"],
     "docs": ["kvstore"],
 }
 # Where only some headers of a folder are public enough for the including folder.
@@ -43,6 +43,7 @@ ONLY_HEADERS = {
     ("docs", "kvstore"): ["kvstore/kvist.h"],
     ("tools", "kernels"): ["kernels/device.h"],
     ("tools", "kvstore"): ["kvstore/kvist.h", "kvstore/unverified.h"],
+    ("tools", "transport"): ["transport/mover.h", "transport/ucx/ucx_bare.h"],
 }
 
 # A foreign header: the one file, or for a pattern that ends in "/" the one folder, that may see it.

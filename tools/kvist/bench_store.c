@@ -17,11 +17,9 @@
 
 enum {
     MIB = 1 << 20,
-    WORKING_MIB_MIN = 256,
     QUICK_WORKING_MIB = 64,
     QUICK_SAMPLE_MIB = 16,
     QUICK_PAIRS = 3,
-    MEMORY_SHARE = 8, /* of the machine's memory, at most, for one of some five regions */
 };
 
 typedef struct {
@@ -106,19 +104,12 @@ static void remove_own_folder(const kv_bench_t *bench)
 
 /* ---- sizes ---- */
 
-/* Working set and regions: more than the largest cache. */
 static uint64_t choose_working_bytes(const kv_bench_t *bench)
 {
     if (bench->quick) {
         return (uint64_t)QUICK_WORKING_MIB * MIB;
     }
-    const uint64_t cache = kv_machine_cache_bytes(), memory = kv_machine_memory_bytes();
-    uint64_t bytes = cache + cache / 4;
-    if (memory > 0 && bytes > memory / MEMORY_SHARE) {
-        bytes = memory / MEMORY_SHARE;
-    }
-    bytes = bytes < (uint64_t)WORKING_MIB_MIN * MIB ? (uint64_t)WORKING_MIB_MIN * MIB : bytes;
-    return bytes / (64 * MIB) * (64 * MIB);
+    return kv_machine_working_bytes();
 }
 
 /* Bytes that no device or file system makes smaller. */

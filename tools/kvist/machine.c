@@ -12,7 +12,13 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LINE_BYTES = 1024, WORD_BYTES = 256 };
+enum {
+    LINE_BYTES = 1024,
+    WORD_BYTES = 256,
+    MEMORY_SHARE = 8, /* one of some five regions may have so much of the machine's memory */
+    WORKING_BYTES_MIN = 256 << 20,
+    WORKING_BYTES_STEP = 64 << 20,
+};
 
 /* The first line of a small file, without its newline; false where there is none. */
 static bool read_line(const char *path, char *line_out)
@@ -68,6 +74,17 @@ uint64_t kv_machine_memory_bytes(void)
 {
     char value[WORD_BYTES];
     return find_field("/proc/meminfo", "MemTotal", value) ? strtoull(value, NULL, 10) << 10 : 0;
+}
+
+uint64_t kv_machine_working_bytes(void)
+{
+    const uint64_t cache = kv_machine_cache_bytes(), memory = kv_machine_memory_bytes();
+    uint64_t bytes = cache + cache / 4;
+    if (memory > 0 && bytes > memory / MEMORY_SHARE) {
+        bytes = memory / MEMORY_SHARE;
+    }
+    bytes = bytes < WORKING_BYTES_MIN ? WORKING_BYTES_MIN : bytes;
+    return bytes / WORKING_BYTES_STEP * WORKING_BYTES_STEP;
 }
 
 uint64_t kv_machine_resident_bytes(void)

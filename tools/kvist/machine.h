@@ -14,6 +14,10 @@ uint64_t kv_machine_cache_bytes(void);
 
 uint64_t kv_machine_memory_bytes(void); /* installed */
 
+/* Of a region to rotate over, so that nothing of it lies in a cache: 1.25 times the largest one, at
+ * least 256 MiB, at most an eighth of the memory; a multiple of 64 MiB. */
+uint64_t kv_machine_working_bytes(void);
+
 /* Resident bytes of this process. */
 uint64_t kv_machine_resident_bytes(void);
 
