@@ -230,6 +230,8 @@ static kv_admin_handler_t handler_of(
         return handlers->verify;
     case KVIST__ADMIN__REQUEST__BODY_QUOTA:
         return handlers->quota;
+    case KVIST__ADMIN__REQUEST__BODY_EVENTS:
+        return handlers->events;
     default:
         return NULL;
     }

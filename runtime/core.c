@@ -572,6 +572,7 @@ static kv_status_t open_all(core_t *core, kv_error_t *error)
 {
     kv_admin_handlers_t handlers = kv_store_admin_handlers();
     handlers.status = admin_status;
+    handlers.events = kv_remote_admin_events;
     kv_core_t *public = &core->public;
     kv_status_t status = kv_reactor_create(&public->reactor, error);
     if (status == KV_OK) {

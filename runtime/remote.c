@@ -360,6 +360,50 @@ bool kv_remote_find(kv_core_t *core, const kvist_key_t *keys, uint32_t key_count
     return true;
 }
 
+/* ---- the admin socket ---- */
+
+static kv_status_t place_of(const kv_remote_t *remote, const Kvist__Admin__EventsRequest *request,
+    kv_events_place_t *place_out, kv_error_t *error)
+{
+    Kvist__Events__Subscribe from = KVIST__EVENTS__SUBSCRIBE__INIT;
+    uint8_t *instance = (uint8_t *)(uintptr_t)kv_events_log_instance(remote->log);
+    if (request->from != NULL) {
+        from = *request->from;
+    }
+    if (from.next_sequence > 0 && from.instance.len == 0) {
+        from.instance = (ProtobufCBinaryData){KV_EVENT_INSTANCE_BYTES, instance};
+    }
+    kv_status_t status = kv_events_log_subscribe(remote->log, &from, place_out, error);
+    if (status == KV_OK && !place_out->snapshot && request->snapshot_cursor > 0) {
+        place_out->snapshot = place_out->begun = true;
+        place_out->held_cursor = request->snapshot_cursor - 1;
+    }
+    return status;
+}
+
+void kv_remote_admin_events(
+    void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
+{
+    kv_remote_t *remote = ((kv_core_t *)context)->remote;
+    kv_events_place_t place;
+    kv_error_t error;
+    kv_status_t status = place_of(remote, request->events, &place, &error);
+    if (status != KV_OK) {
+        kv_admin_fail(call, status, error.text);
+        return;
+    }
+    Kvist__Admin__Events events = KVIST__ADMIN__EVENTS__INIT;
+    events.batch = (Kvist__Events__Batch *)(uintptr_t)kv_events_log_take(remote->log, &place);
+    events.instance = (ProtobufCBinaryData){
+        KV_EVENT_INSTANCE_BYTES, (uint8_t *)(uintptr_t)kv_events_log_instance(remote->log)};
+    events.next_sequence = place.next_sequence;
+    events.snapshot_cursor = place.snapshot ? place.held_cursor + 1 : 0;
+    Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
+    reply.body_case = KVIST__ADMIN__REPLY__BODY_EVENTS;
+    reply.events = &events;
+    kv_admin_reply(call, &reply);
+}
+
 /* ---- life ---- */
 
 static void open_metrics(kv_remote_t *remote)

@@ -15,6 +15,7 @@
 #ifndef KV_RUNTIME_REMOTE_H
 #define KV_RUNTIME_REMOTE_H
 
+#include "node/admin.h"
 #include "runtime/core.h"
 
 /* Listens to the core's store from now on. */
@@ -36,4 +37,7 @@ bool kv_remote_find(kv_core_t *core, const kvist_key_t *keys, uint32_t key_count
     const uint64_t *excluded_peers, size_t excluded_count, kv_peer_t **peer_out,
     uint32_t *block_count_out);
 
+/* The admin socket's question for events. context: the core. */
+void kv_remote_admin_events(
+    void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call);
 #endif

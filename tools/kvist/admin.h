@@ -31,6 +31,10 @@ kv_status_t kv_ask_verify(
 kv_status_t kv_ask_quota(
     const char *admin, uint64_t disk_bytes, Kvist__Admin__Reply **reply_out, kv_error_t *error);
 
+/* The next batch of the node's KV events; the node keeps nothing of who asks. */
+kv_status_t kv_ask_events(const char *admin, const Kvist__Admin__EventsRequest *question,
+    Kvist__Admin__Reply **reply_out, kv_error_t *error);
+
 /* Everything stored before is durable when it returns KV_OK. */
 kv_status_t kv_ask_flush(const char *admin, uint64_t limit_ms, kv_error_t *error);
 kv_status_t kv_ask_stop(const char *admin, kv_error_t *error);

@@ -17,6 +17,7 @@ static const kv_command_t commands[] = {
     {"pin", "promise to keep a context until a time", kv_command_pin},
     {"drop", "forget a block and all that goes on from it, for good", kv_command_drop},
     {"quota", "how much the disk tiers may take, and do; set it", kv_command_quota},
+    {"events", "what the stores hold, as it changes, as JSON lines", kv_command_events},
     {"chat", "talk to the model; shows what came from the cache", kv_command_chat},
     {"tour", "what the cache is worth on this machine, measured", kv_command_tour},
     {"tokenize", "text to token ids, JSON lines (a check of the engine)", kv_command_tokenize},
