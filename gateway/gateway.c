@@ -123,9 +123,12 @@ static void on_parsed(void *context)
 static void serve_health(kv_gateway_t *gateway, kv_exchange_t *exchange)
 {
     char *body;
-    bool good = gateway->node_count > 0;
+    bool good = gateway->node_count > 0 && !gateway->draining;
     int bytes = asprintf(&body, "{\"status\":\"%s\",\"decode_nodes\":%zu}",
-        good ? "ok" : "no decode node is up", gateway->node_count);
+        good                ? "ok"
+        : gateway->draining ? "draining"
+                            : "no decode node is up",
+        gateway->node_count);
     KV_CHECK(bytes > 0);
     reply_text(exchange, "healthz", good ? 200 : 503, JSON_TYPE, body, (size_t)bytes);
 }
@@ -175,6 +178,8 @@ static bool check_exchange(
         kv_api_fail(error, 405, "", NULL, "%.32s: this path takes GET", method);
     } else if (gateway->stopping) {
         kv_api_fail(error, 503, "", "stopping", "the gateway is stopping");
+    } else if (gateway->draining && post) {
+        kv_api_fail(error, 503, "", "draining", "the gateway is draining: ask another one");
     } else {
         return false;
     }
@@ -264,6 +269,7 @@ static void on_status(void *context, const Kvist__Admin__Request *request, kv_ad
     status.requests = gateway->request_count;
     status.running_requests = gateway->active_count;
     status.http_address = address;
+    status.draining = gateway->draining;
     kv_admin_reply_status(call, &status);
 }
 
@@ -405,6 +411,17 @@ kv_status_t kv_gateway_open(kv_reactor_t *reactor, const kv_options_t *options,
         options->gateway.decode_nodes.count);
     *gateway_out = gateway;
     return KV_OK;
+}
+
+void kv_gateway_begin_drain(kv_gateway_t *gateway)
+{
+    kv_log_info("gateway",
+        "draining: refuses what comes, finishes %u requests, within %" PRIu64 " ms",
+        gateway->active_count, gateway->options->node.drain_limit_ns / KV_NS_PER_MS);
+    gateway->draining = true;
+    if (gateway->active_count == 0) {
+        kv_reactor_begin_stop(gateway->reactor);
+    }
 }
 
 void kv_gateway_begin_stop(kv_gateway_t *gateway, void (*stopped)(void *context), void *context)

@@ -20,6 +20,10 @@ typedef struct kv_gateway kv_gateway_t;
 kv_status_t kv_gateway_open(kv_reactor_t *reactor, const kv_options_t *options,
     const kv_tokenizer_t *tokenizer, kv_gateway_t **gateway_out, kv_error_t *error);
 
+/* Refuses what comes with 503 and lets what runs finish; then, or when nothing does,
+ * kv_reactor_begin_stop. /healthz says 503 too, so that load balancers send nothing more. */
+void kv_gateway_begin_drain(kv_gateway_t *gateway);
+
 /* Refuses what comes, ends what runs with 503, then calls stopped() from the loop. */
 void kv_gateway_begin_stop(kv_gateway_t *gateway, void (*stopped)(void *context), void *context);
 

@@ -45,7 +45,7 @@ struct kv_gateway {
     kv_request_t **slots;
     uint32_t *free_slots;
     uint32_t active_count;
-    bool ticking, stopping;
+    bool ticking, draining, stopping;
     void (*stopped)(void *context);
     void *stopped_context;
 

@@ -1,6 +1,7 @@
 /* kvist-gateway: options, tokenizer, reactor, gateway; closed in reverse. */
 #include "engine/tokenizer.h"
 #include "gateway/gateway.h"
+#include "node/notify.h"
 #include "node/process.h"
 #include "node/reactor.h"
 
@@ -23,6 +24,11 @@ static void on_stop(void *context)
     kv_gateway_begin_stop(((gateway_process_t *)context)->gateway, on_stopped, context);
 }
 
+static void on_drain(void *context)
+{
+    kv_gateway_begin_drain(((gateway_process_t *)context)->gateway);
+}
+
 static kv_status_t run(const kv_options_t *options, kv_error_t *error)
 {
     gateway_process_t process = {0};
@@ -41,6 +47,8 @@ static kv_status_t run(const kv_options_t *options, kv_error_t *error)
     status = kv_gateway_open(process.reactor, options, tokenizer, &process.gateway, error);
     if (status == KV_OK) {
         kv_reactor_on_stop(process.reactor, on_stop, &process);
+        kv_reactor_on_drain(process.reactor, on_drain, &process, options->node.drain_limit_ns);
+        kv_notify_ready();
         kv_reactor_run(process.reactor);
         kv_gateway_close(process.gateway);
     }

@@ -66,8 +66,13 @@ static void release_request(kv_request_t *request)
     free(request);
     kv_metric_set(gateway->running_metric, gateway->active_count);
     kv_peers_set_load(gateway->peers, 0, gateway->active_count);
-    if (gateway->stopping && gateway->active_count == 0) {
+    if (gateway->active_count > 0) {
+        return;
+    }
+    if (gateway->stopping) {
         gateway->stopped(gateway->stopped_context);
+    } else if (gateway->draining) {
+        kv_reactor_begin_stop(gateway->reactor);
     }
 }
 

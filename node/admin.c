@@ -248,6 +248,10 @@ static void dispatch(kv_admin_t *admin, const Kvist__Admin__Request *request, kv
         kv_admin_reply_done(call);
         kv_log_info("node", "stop asked for on the admin socket");
         kv_reactor_begin_stop(admin->reactor);
+    } else if (request->body_case == KVIST__ADMIN__REQUEST__BODY_DRAIN) {
+        kv_admin_reply_done(call);
+        kv_log_info("node", "drain asked for on the admin socket");
+        kv_reactor_begin_drain(admin->reactor);
     } else {
         kv_admin_fail(call, KV_INVALID, "request: not served by this node");
     }

@@ -29,8 +29,8 @@ typedef void (*kv_admin_handler_t)(
     void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call);
 
 /* The request is of the kind that the handler is named for; it is the caller's. A NULL handler is
- * answered with "not served by this node". Metrics and stop (kv_reactor_begin_stop) are answered by
- * the server itself. */
+ * answered with "not served by this node". Metrics, stop (kv_reactor_begin_stop) and drain
+ * (kv_reactor_begin_drain) are answered by the server itself. */
 typedef struct {
     kv_admin_handler_t status, list, flush, show, drop, pin, verify, quota, events;
 } kv_admin_handlers_t;

@@ -45,6 +45,7 @@ typedef struct {
         uint32_t port; /* 0: any */
         int wire;      /* kv_wire_t */
         char *admin;   /* path of the admin socket, never empty after kv_options_load */
+        uint64_t drain_limit_ns;
         int log_level; /* kv_log_level_t */
     } node;
     struct {

@@ -80,6 +80,10 @@ const kv_option_t KV_OPTIONS[] = {
     TEXT(NODE, node, admin, KV_OPTION_PATH, "", 0, 107,
         "path of the admin socket; empty: kvist/NAME.sock in $XDG_RUNTIME_DIR, or in "
         "/tmp/kvist-UID"),
+    DURATION(NODE, node, drain_limit, "30s", 0, 24 * HOUR,
+        "how long the node, when it is told to stop, takes nothing new and finishes what it has; "
+        "0: "
+        "requests end at once"),
     CHOICE(NODE, node, log_level, "info", "trace|debug|info|warn|error",
         "the lowest level that is logged"),
 

@@ -2,10 +2,18 @@
 
 #include "base/log.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <unistd.h>
+
+/* A handler, not the default: as a container's first process it would not be asked at all. */
+static void end_at_once(int signal_number)
+{
+    (void)signal_number;
+    _exit(EXIT_SUCCESS);
+}
 
 bool kv_process_begin(const kv_options_program_t *program, int argc, char **argv,
     kv_options_t *options_out, int *code_out)
@@ -32,6 +40,9 @@ bool kv_process_begin(const kv_options_program_t *program, int argc, char **argv
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
+    struct sigaction ending = {.sa_handler = end_at_once};
+    sigaction(SIGTERM, &ending, NULL);
+    sigaction(SIGINT, &ending, NULL);
     kv_log_info("node", "start %s %s pid %d", program->binary, KVIST_VERSION, (int)getpid());
     return true;
 }

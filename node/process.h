@@ -22,7 +22,8 @@
 
 #include <stdbool.h>
 
-/* Parses, prints help or version, sets up the log, raises the descriptor limit.
+/* Parses, prints help or version, sets up the log, raises the descriptor limit. Until the reactor
+ * runs SIGTERM and SIGINT end the process: nothing was promised to anybody yet.
  * false: the program is done and exits with *code_out (2 for wrong options, named on standard
  * error). */
 bool kv_process_begin(const kv_options_program_t *program, int argc, char **argv,

@@ -1,8 +1,10 @@
 #include "node/reactor.h"
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "node/notify.h"
 
 #include <signal.h>
 #include <stdbool.h>
@@ -15,9 +17,12 @@ enum { SIGNAL_COUNT = 2 };
 struct kv_reactor {
     uv_loop_t loop;
     uv_signal_t signals[SIGNAL_COUNT];
-    bool stopping;
+    uv_timer_t drain_limit;
+    uint64_t drain_limit_ns;
+    bool draining, stopping;
     void (*stop)(void *context);
-    void *context;
+    void (*drain)(void *context);
+    void *context, *drain_context;
 };
 
 struct kv_watch {
@@ -35,19 +40,18 @@ struct kv_timer {
 static void on_signal(uv_signal_t *handle, int signal_number)
 {
     kv_reactor_t *reactor = handle->data;
-    if (reactor->stopping) {
+    if (reactor->draining || reactor->stopping) {
         kv_log_warn("node", "second signal %d: ends at once", signal_number);
         _exit(128 + signal_number);
     }
-    kv_log_info("node", "signal %d: stopping", signal_number);
-    kv_reactor_begin_stop(reactor);
+    kv_log_info("node", "signal %d", signal_number);
+    kv_reactor_begin_drain(reactor);
 }
 
 kv_status_t kv_reactor_create(kv_reactor_t **reactor_out, kv_error_t *error)
 {
     /* A peer that goes away is an error of one write, not the end of the process. */
     signal(SIGPIPE, SIG_IGN);
-    static const int SIGNALS[SIGNAL_COUNT] = {SIGTERM, SIGINT};
     kv_reactor_t *reactor = kv_allocate(sizeof *reactor);
     int code = uv_loop_init(&reactor->loop);
     if (code != 0) {
@@ -57,10 +61,9 @@ kv_status_t kv_reactor_create(kv_reactor_t **reactor_out, kv_error_t *error)
     for (int i = 0; i < SIGNAL_COUNT; i++) {
         KV_CHECK(uv_signal_init(&reactor->loop, &reactor->signals[i]) == 0);
         reactor->signals[i].data = reactor;
-        KV_CHECK(uv_signal_start(&reactor->signals[i], on_signal, SIGNALS[i]) == 0);
-        /* The loop lives by what the node attached, not by its signal handlers. */
-        uv_unref((uv_handle_t *)&reactor->signals[i]);
     }
+    KV_CHECK(uv_timer_init(&reactor->loop, &reactor->drain_limit) == 0);
+    reactor->drain_limit.data = reactor;
     *reactor_out = reactor;
     return KV_OK;
 }
@@ -73,6 +76,7 @@ void kv_reactor_destroy(kv_reactor_t *reactor)
     for (int i = 0; i < SIGNAL_COUNT; i++) {
         uv_close((uv_handle_t *)&reactor->signals[i], NULL);
     }
+    uv_close((uv_handle_t *)&reactor->drain_limit, NULL);
     /* Handles in the middle of closing get their callbacks. A handle still open has an owner that
      * forgot it: its memory would be used after the loop is gone. */
     for (int i = 0; i < 1000 && uv_run(&reactor->loop, UV_RUN_NOWAIT) != 0; i++) {
@@ -88,6 +92,12 @@ uv_loop_t *kv_reactor_loop(kv_reactor_t *reactor)
 
 void kv_reactor_run(kv_reactor_t *reactor)
 {
+    static const int SIGNALS[SIGNAL_COUNT] = {SIGTERM, SIGINT};
+    for (int i = 0; i < SIGNAL_COUNT; i++) {
+        KV_CHECK(uv_signal_start(&reactor->signals[i], on_signal, SIGNALS[i]) == 0);
+        /* The loop lives by what the node attached, not by its signal handlers. */
+        uv_unref((uv_handle_t *)&reactor->signals[i]);
+    }
     uv_run(&reactor->loop, UV_RUN_DEFAULT);
 }
 
@@ -108,11 +118,48 @@ void kv_reactor_begin_stop(kv_reactor_t *reactor)
         return;
     }
     reactor->stopping = true;
+    if (!reactor->draining) {
+        kv_notify_stopping();
+    }
+    uv_timer_stop(&reactor->drain_limit);
     if (reactor->stop != NULL) {
         reactor->stop(reactor->context);
     } else {
         kv_reactor_end(reactor);
     }
+}
+
+void kv_reactor_on_drain(
+    kv_reactor_t *reactor, void (*drain)(void *context), void *context, uint64_t limit_ns)
+{
+    reactor->drain = drain;
+    reactor->drain_context = context;
+    reactor->drain_limit_ns = limit_ns;
+}
+
+static void on_drain_limit(uv_timer_t *handle)
+{
+    kv_reactor_t *reactor = handle->data;
+    kv_log_warn("node", "drained for %llu ms (node.drain_limit): what is left is given up",
+        (unsigned long long)(reactor->drain_limit_ns / KV_NS_PER_MS));
+    kv_reactor_begin_stop(reactor);
+}
+
+void kv_reactor_begin_drain(kv_reactor_t *reactor)
+{
+    if (reactor->draining || reactor->stopping) {
+        return;
+    }
+    if (reactor->drain == NULL || reactor->drain_limit_ns == 0) {
+        kv_reactor_begin_stop(reactor);
+        return;
+    }
+    reactor->draining = true;
+    kv_notify_stopping();
+    uv_update_time(&reactor->loop);
+    uint64_t limit_ms = (reactor->drain_limit_ns + KV_NS_PER_MS - 1) / KV_NS_PER_MS;
+    KV_CHECK(uv_timer_start(&reactor->drain_limit, on_drain_limit, limit_ms, 0) == 0);
+    reactor->drain(reactor->drain_context);
 }
 
 static void on_ready(uv_poll_t *handle, int status, int events)

@@ -1,6 +1,6 @@
 /* The reactor: the one thread that owns a node's state, as a libuv loop.
  *
- * Owns: the loop, its signal handlers (SIGPIPE is ignored), watches and timers.
+ * Owns: the loop, its signal handlers while it runs (SIGPIPE is ignored), watches and timers.
  * Borrows: attached descriptors, until their watch is detached.
  * Threads: one, the thread that runs it; other threads reach it through a kv_queue_t whose
  * descriptor is attached. Callbacks run only inside kv_reactor_run.
@@ -25,15 +25,23 @@ void kv_reactor_destroy(kv_reactor_t *reactor);
  * destroy. */
 uv_loop_t *kv_reactor_loop(kv_reactor_t *reactor);
 
-/* Until kv_reactor_end. */
+/* Until kv_reactor_end. Signals are the reactor's from here on: before, they end the process. */
 void kv_reactor_run(kv_reactor_t *reactor);
 void kv_reactor_end(kv_reactor_t *reactor);
 
-/* Orderly stop. SIGTERM, SIGINT, the admin socket and kv_reactor_begin_stop call the callback once;
- * the node ends its requests and calls kv_reactor_end. Without a callback the loop just ends. A
- * second SIGTERM or SIGINT ends the process at once: what is durable stays so. */
+/* Orderly stop. The admin socket and kv_reactor_begin_stop call the callback once; the node ends
+ * its requests and calls kv_reactor_end. Without a callback the loop just ends. */
 void kv_reactor_on_stop(kv_reactor_t *reactor, void (*stop)(void *context), void *context);
 void kv_reactor_begin_stop(kv_reactor_t *reactor);
+
+/* Drain: before the stop the node takes nothing new and finishes what it has. SIGTERM, SIGINT, the
+ * admin socket and kv_reactor_begin_drain call the callback once, unless the stop has begun; the
+ * node calls kv_reactor_begin_stop when it has nothing left, and after limit_ns the reactor does.
+ * Without a callback, or with limit_ns 0, it is a stop. A second SIGTERM or SIGINT ends the process
+ * at once: what is durable stays so. */
+void kv_reactor_on_drain(
+    kv_reactor_t *reactor, void (*drain)(void *context), void *context, uint64_t limit_ns);
+void kv_reactor_begin_drain(kv_reactor_t *reactor);
 
 /* Calls ready whenever the descriptor is readable (level-triggered: ready must drain it). */
 typedef struct kv_watch kv_watch_t;

@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "base/metrics.h"
 #include "node/admin.h"
+#include "node/notify.h"
 #include "runtime/remote.h"
 #include "runtime/store_admin.h"
 
@@ -335,7 +336,23 @@ static void ticked(void *context)
     core->ticking = false;
     if (core->public.stopping) {
         kv_reactor_end(core->public.reactor);
+    } else if (core->public.draining) {
+        kv_log_info("runtime", "drained: nothing is left to finish");
+        kv_reactor_begin_stop(core->public.reactor);
     }
+}
+
+/* Peers hear it at once: they send nothing new, and a gateway takes back what it can go on with
+ * elsewhere. */
+static void drain(void *context)
+{
+    core_t *core = context;
+    kv_log_info("runtime", "draining: takes nothing new, finishes %u requests, within %llu ms",
+        core->requests.count,
+        (unsigned long long)(core->public.options->node.drain_limit_ns / KV_NS_PER_MS));
+    core->public.draining = true;
+    kv_peers_set_draining(core->public.peers, true);
+    keep_ticking(core);
 }
 
 static void stop(void *context)
@@ -445,6 +462,7 @@ static void admin_status(void *context, const Kvist__Admin__Request *request, kv
     status.slots_private = stats.slots_private;
     status.disk_offline = stats.disk_offline;
     status.damaged_objects = stats.damaged_objects;
+    status.draining = core->public.draining;
     fill_moved(core->public.mover, &status);
     kv_admin_reply_status(call, &status);
     free(listing.peers);
@@ -600,6 +618,7 @@ static kv_status_t open_all(core_t *core, kv_error_t *error)
             kv_reactor_attach(public->reactor, kv_mover_fd(public->mover), mover_ready, core);
         core->tick = kv_timer_create(public->reactor, ticked, core);
         kv_reactor_on_stop(public->reactor, stop, core);
+        kv_reactor_on_drain(public->reactor, drain, core, public->options->node.drain_limit_ns);
     }
     return status;
 }
@@ -659,6 +678,7 @@ kv_status_t kv_core_run(
             core.public.info->name, core.public.info->slot_count,
             kv_block_bytes(&core.public.info->shape), options->node.host,
             kv_peers_port(core.public.peers), core.public.info->prefill_arithmetic);
+        kv_notify_ready();
         kv_reactor_run(core.public.reactor);
     }
     close_all(&core);

@@ -50,7 +50,8 @@ typedef struct {
     uint32_t request_count; /* living ones */
     /* Of the peer whose message is being accepted: its requests, and the peers of its role. */
     uint32_t asker_request_count, asker_count;
-    bool stopping; /* no new ones */
+    bool draining; /* no new ones */
+    bool stopping; /* none at all */
     kv_verification_t verification;
 } kv_core_t;
 

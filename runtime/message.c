@@ -8,6 +8,9 @@ kv_status_t kv_message_check_room(
     if (core->stopping) {
         return kv_fail(error, KV_BUSY, "the node is stopping");
     }
+    if (core->draining) {
+        return kv_fail(error, KV_BUSY, "the node is draining");
+    }
     uint32_t room = queue_max < KV_REQUESTS_MAX ? queue_max : KV_REQUESTS_MAX;
     if (core->request_count >= room) {
         return kv_fail(

@@ -335,6 +335,8 @@ typedef struct {
 static kv_tokenizer_t *tokenizer;
 static const char STORY[] = "The quick brown fox jumps over the lazy d\xc3\xb6g.";
 
+enum { STOP, DRAIN };
+
 static void on_stopped(void *context)
 {
     kv_reactor_end(((fixture_t *)context)->reactor);
@@ -345,7 +347,11 @@ static void on_stop(void *context)
     fixture_t *fixture = context;
     int item;
     while (kv_queue_pop(fixture->stop_queue, &item) == KV_OK) {
-        kv_gateway_begin_stop(fixture->gateway, on_stopped, fixture);
+        if (item == DRAIN) {
+            kv_gateway_begin_drain(fixture->gateway);
+        } else {
+            kv_gateway_begin_stop(fixture->gateway, on_stopped, fixture);
+        }
     }
 }
 
@@ -363,10 +369,8 @@ static void play(int node, play_t how)
 static char *ask(const fixture_t *fixture, const char *method, const char *path, const char *body,
     unsigned *code_out);
 
-static void wait_for_nodes(const fixture_t *fixture, int count)
+static void wait_for_health(const fixture_t *fixture, const char *expected)
 {
-    char expected[32];
-    snprintf(expected, sizeof expected, "\"decode_nodes\":%d", count);
     for (int i = 0; i < 500; i++) {
         unsigned code;
         char *answer = ask(fixture, "GET", "/healthz", NULL, &code);
@@ -378,6 +382,13 @@ static void wait_for_nodes(const fixture_t *fixture, int count)
         usleep(5000);
     }
     fail_msg("never %s", expected);
+}
+
+static void wait_for_nodes(const fixture_t *fixture, int count)
+{
+    char expected[32];
+    snprintf(expected, sizeof expected, "\"decode_nodes\":%d", count);
+    wait_for_health(fixture, expected);
 }
 
 static void start_with(fixture_t *fixture, int node_count, const char *const *more)
@@ -420,21 +431,26 @@ static void start_with(fixture_t *fixture, int node_count, const char *const *mo
     wait_for_nodes(fixture, node_count);
 }
 
-static void ask_to_stop(fixture_t *fixture)
+static void ask_to(fixture_t *fixture, int what)
 {
-    int item = 0;
-    kv_queue_push(fixture->stop_queue, &item);
+    kv_queue_push(fixture->stop_queue, &what);
 }
 
-static void stop(fixture_t *fixture)
+/* Waits until the loop has ended, which somebody asked for. */
+static void finish(fixture_t *fixture)
 {
-    ask_to_stop(fixture);
     pthread_join(fixture->thread, NULL);
     kv_gateway_close(fixture->gateway);
     kv_watch_detach(fixture->watch);
     kv_reactor_destroy(fixture->reactor);
     kv_queue_destroy(fixture->stop_queue);
     kv_options_clear(&fixture->options);
+}
+
+static void stop(fixture_t *fixture)
+{
+    ask_to(fixture, STOP);
+    finish(fixture);
 }
 
 /* ---- a client ---- */
@@ -826,6 +842,31 @@ static void test_leaves_a_draining_node(void **state)
     stop(&fixture);
 }
 
+/* The gateway itself drains: what runs is finished, what comes is sent elsewhere, then it ends. */
+static void test_gateway_drains(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    play(0, PLAY_SLOW);
+    int fd = connect_client(&fixture);
+    send_request(fd, "POST", CHAT, STREAM, strlen(STREAM));
+    while (atomic_load(&generates) < 1) {
+        usleep(1000);
+    }
+    ask_to(&fixture, DRAIN);
+    wait_for_health(&fixture, "\"status\":\"draining\"");
+    expect(&fixture, "/healthz", NULL, 503, "draining", NULL);
+    expect(&fixture, CHAT, PLAIN, 503, "Retry-After: 1", "draining");
+    unsigned code;
+    char *answer = receive_all(fd, &code);
+    assert_int_equal(code, 200);
+    assert_non_null(strstr(answer, "data: [DONE]\n\n"));
+    free(answer);
+    close(fd);
+    finish(&fixture);
+}
+
 static void test_time_limit(void **state)
 {
     (void)state;
@@ -860,18 +901,13 @@ static void test_too_many(void **state)
     play(0, PLAY_ANSWER);
     expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);
     /* An orderly stop answers who is left. */
-    ask_to_stop(&fixture);
+    ask_to(&fixture, STOP);
     unsigned code;
     char *answer = receive_all(fds[1], &code);
     assert_int_equal(code, 503);
     free(answer);
     close(fds[1]);
-    pthread_join(fixture.thread, NULL);
-    kv_gateway_close(fixture.gateway);
-    kv_watch_detach(fixture.watch);
-    kv_reactor_destroy(fixture.reactor);
-    kv_queue_destroy(fixture.stop_queue);
-    kv_options_clear(&fixture.options);
+    finish(&fixture);
 }
 
 static void test_client_leaves_a_stream(void **state)
@@ -1000,6 +1036,7 @@ int main(void)
         cmocka_unit_test(test_complete_without_finished),
         cmocka_unit_test(test_attempts_are_bounded),
         cmocka_unit_test(test_leaves_a_draining_node),
+        cmocka_unit_test(test_gateway_drains),
         cmocka_unit_test(test_time_limit),
         cmocka_unit_test(test_too_many),
         cmocka_unit_test(test_client_leaves_a_stream),

@@ -1,14 +1,17 @@
 /* The reactor and the admin socket: a node on a thread of its own, asked from here. */
 #include "testing/testing.h"
 
+#include "base/clock.h"
 #include "base/queue.h"
 #include "node/admin.h"
 #include "node/admin_client.h"
+#include "node/notify.h"
 #include "node/reactor.h"
 #include "proto/frame.h"
 
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +30,7 @@ typedef struct {
     kv_admin_call_t *flush_call;
     pthread_t thread;
     char path[108];
-    int stops;
+    int stops, drains;
     bool ended;
 } node_t;
 
@@ -75,13 +78,18 @@ static void on_stop(void *context)
     kv_reactor_end(node->reactor);
 }
 
+static void on_drain(void *context)
+{
+    ((node_t *)context)->drains++;
+}
+
 static void *run(void *context)
 {
     kv_reactor_run(((node_t *)context)->reactor);
     return NULL;
 }
 
-static int start(void **state)
+static int start_with(void **state, uint64_t drain_limit_ns)
 {
     node_t *node = calloc(1, sizeof *node);
     kv_error_t error;
@@ -91,12 +99,23 @@ static int start(void **state)
     node->watch = kv_reactor_attach(node->reactor, kv_queue_fd(node->queue), on_queue, node);
     node->timer = kv_timer_create(node->reactor, on_timer, node);
     kv_reactor_on_stop(node->reactor, on_stop, node);
+    kv_reactor_on_drain(node->reactor, on_drain, node, drain_limit_ns);
     if (kv_admin_open(node->reactor, node->path, &HANDLERS, node, &node->admin, &error) != KV_OK) {
         fail_msg("%s", error.text);
     }
     pthread_create(&node->thread, NULL, run, node);
     *state = node;
     return 0;
+}
+
+static int start(void **state)
+{
+    return start_with(state, (uint64_t)600 * KV_NS_PER_S);
+}
+
+static int start_impatient(void **state)
+{
+    return start_with(state, 50 * KV_NS_PER_MS);
 }
 
 static int stop(void **state)
@@ -127,6 +146,7 @@ static kv_status_t ask(node_t *node, Kvist__Admin__Request__BodyCase what, uint6
     static Kvist__Admin__ListRequest list = KVIST__ADMIN__LIST_REQUEST__INIT;
     static Kvist__Admin__MetricsRequest metrics = KVIST__ADMIN__METRICS_REQUEST__INIT;
     static Kvist__Admin__StopRequest stop_request = KVIST__ADMIN__STOP_REQUEST__INIT;
+    static Kvist__Admin__DrainRequest drain_request = KVIST__ADMIN__DRAIN_REQUEST__INIT;
     Kvist__Admin__Request request = KVIST__ADMIN__REQUEST__INIT;
     request.body_case = what;
     switch (what) {
@@ -141,6 +161,9 @@ static kv_status_t ask(node_t *node, Kvist__Admin__Request__BodyCase what, uint6
         break;
     case KVIST__ADMIN__REQUEST__BODY_STOP:
         request.stop = &stop_request;
+        break;
+    case KVIST__ADMIN__REQUEST__BODY_DRAIN:
+        request.drain = &drain_request;
         break;
     default:
         request.metrics = &metrics;
@@ -304,13 +327,84 @@ static void test_socket_file(void **state)
         ask(node, KVIST__ADMIN__REQUEST__BODY_STATUS, 100, &reply, &error), KV_MISSING);
 }
 
-static void test_signal_stops(void **state)
+/* The node has this and answers meanwhile; the loop that answers has the signals, too. */
+static void expect_alive(node_t *node)
+{
+    Kvist__Admin__Reply *reply;
+    kv_error_t error;
+    assert_int_equal(ask(node, KVIST__ADMIN__REQUEST__BODY_STATUS, 2000, &reply, &error), KV_OK);
+    kvist__admin__reply__free_unpacked(reply, NULL);
+}
+
+/* A drain that nothing ends is a stop at its limit. */
+static void test_signal_drains_then_stops(void **state)
 {
     node_t *node = *state;
+    expect_alive(node);
     kill(getpid(), SIGTERM);
     pthread_join(node->thread, NULL);
+    assert_int_equal(node->drains, 1);
     assert_int_equal(node->stops, 1);
     node->ended = true;
+}
+
+static void test_drain_then_stop_on_the_socket(void **state)
+{
+    node_t *node = *state;
+    Kvist__Admin__Reply *reply;
+    kv_error_t error;
+    for (int i = 0; i < 2; i++) { /* the second changes nothing */
+        assert_int_equal(ask(node, KVIST__ADMIN__REQUEST__BODY_DRAIN, 2000, &reply, &error), KV_OK);
+        kvist__admin__reply__free_unpacked(reply, NULL);
+    }
+    expect_alive(node);
+    assert_int_equal(ask(node, KVIST__ADMIN__REQUEST__BODY_STOP, 2000, &reply, &error), KV_OK);
+    kvist__admin__reply__free_unpacked(reply, NULL);
+    pthread_join(node->thread, NULL);
+    assert_int_equal(node->drains, 1);
+    node->ended = true;
+}
+
+/* What the service manager is told: a drain, or a stop, once. */
+static void test_service_manager_is_told(void **state)
+{
+    node_t *node = *state;
+    int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s/notify.sock", kv_test_folder());
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
+    setenv("NOTIFY_SOCKET", address.sun_path, 1);
+    kv_notify_ready();
+    int item = 0;
+    kv_queue_push(node->queue, &item);
+    pthread_join(node->thread, NULL);
+    node->ended = true;
+    static const char *const TOLD[] = {"READY=1", "STOPPING=1"};
+    char text[64];
+    for (int i = 0; i < 2; i++) {
+        ssize_t bytes = recv(fd, text, sizeof text - 1, MSG_DONTWAIT);
+        assert_true(bytes > 0);
+        text[bytes] = '\0';
+        assert_string_equal(text, TOLD[i]);
+    }
+    assert_int_equal(recv(fd, text, sizeof text, MSG_DONTWAIT), -1);
+    unlink(address.sun_path);
+    close(fd);
+    /* A name of the abstract space, and one that nobody serves. */
+    fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+    address.sun_path[0] = '\0';
+    snprintf(address.sun_path + 1, sizeof address.sun_path - 1, "kvist-notify-%d", (int)getpid());
+    socklen_t bytes =
+        (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(address.sun_path + 1));
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, bytes), 0);
+    char name[128];
+    snprintf(name, sizeof name, "@%s", address.sun_path + 1);
+    setenv("NOTIFY_SOCKET", name, 1);
+    kv_notify_ready();
+    assert_int_equal(recv(fd, text, sizeof text, MSG_DONTWAIT), strlen(TOLD[0]));
+    close(fd);
+    kv_notify_ready();
+    unsetenv("NOTIFY_SOCKET");
 }
 
 /* Listens at the path as another user, until it is killed. */
@@ -381,7 +475,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_two_requests_in_one_write, start, stop),
         cmocka_unit_test_setup_teardown(test_socket_file, start, stop),
         cmocka_unit_test(test_impostor),
-        cmocka_unit_test_setup_teardown(test_signal_stops, start, stop),
+        cmocka_unit_test_setup_teardown(test_signal_drains_then_stops, start_impatient, stop),
+        cmocka_unit_test_setup_teardown(test_drain_then_stop_on_the_socket, start, stop),
+        cmocka_unit_test_setup_teardown(test_service_manager_is_told, start, stop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -93,26 +93,33 @@ kv_status_t kv_ask_quota(
         KV_ADMIN_LIMIT_MS, reply_out, error);
 }
 
-kv_status_t kv_ask_flush(const char *admin, uint64_t limit_ms, kv_error_t *error)
+/* A question that is answered with "done". */
+static kv_status_t tell(const char *admin, Kvist__Admin__Request__BodyCase question, void *body,
+    uint64_t limit_ms, kv_error_t *error)
 {
-    Kvist__Admin__FlushRequest body = KVIST__ADMIN__FLUSH_REQUEST__INIT;
     Kvist__Admin__Reply *reply;
-    kv_status_t status = ask(admin, KVIST__ADMIN__REQUEST__BODY_FLUSH, &body,
-        KVIST__ADMIN__REPLY__BODY__NOT_SET, limit_ms, &reply, error);
+    kv_status_t status =
+        ask(admin, question, body, KVIST__ADMIN__REPLY__BODY__NOT_SET, limit_ms, &reply, error);
     if (status == KV_OK) {
         kvist__admin__reply__free_unpacked(reply, NULL);
     }
     return status;
 }
 
+kv_status_t kv_ask_flush(const char *admin, uint64_t limit_ms, kv_error_t *error)
+{
+    Kvist__Admin__FlushRequest body = KVIST__ADMIN__FLUSH_REQUEST__INIT;
+    return tell(admin, KVIST__ADMIN__REQUEST__BODY_FLUSH, &body, limit_ms, error);
+}
+
 kv_status_t kv_ask_stop(const char *admin, kv_error_t *error)
 {
     Kvist__Admin__StopRequest body = KVIST__ADMIN__STOP_REQUEST__INIT;
-    Kvist__Admin__Reply *reply;
-    kv_status_t status = ask(admin, KVIST__ADMIN__REQUEST__BODY_STOP, &body,
-        KVIST__ADMIN__REPLY__BODY__NOT_SET, KV_ADMIN_LIMIT_MS, &reply, error);
-    if (status == KV_OK) {
-        kvist__admin__reply__free_unpacked(reply, NULL);
-    }
-    return status;
+    return tell(admin, KVIST__ADMIN__REQUEST__BODY_STOP, &body, KV_ADMIN_LIMIT_MS, error);
+}
+
+kv_status_t kv_ask_drain(const char *admin, kv_error_t *error)
+{
+    Kvist__Admin__DrainRequest body = KVIST__ADMIN__DRAIN_REQUEST__INIT;
+    return tell(admin, KVIST__ADMIN__REQUEST__BODY_DRAIN, &body, KV_ADMIN_LIMIT_MS, error);
 }

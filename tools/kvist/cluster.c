@@ -21,7 +21,8 @@
 
 enum {
     HEALTH_LIMIT_MS = 120000,
-    STOP_LIMIT_MS = 30000, /* everything unsaved goes to disk in this time */
+    DRAIN_LIMIT_MS = 35000, /* somewhat more than node.drain_limit is where nobody set it */
+    STOP_LIMIT_MS = 30000,  /* everything unsaved goes to disk in this time */
     TERM_LIMIT_MS = 20000,
     KILL_LIMIT_MS = 5000,
     LOG_LINES_SHOWN = 12,
@@ -232,8 +233,28 @@ static kv_status_t start_members(kv_cluster_t *cluster, kv_error_t *error)
     return status;
 }
 
+/* A gateway finishes what it has; false: it did not answer, or takes longer than its own limit. */
+static bool drain_gateway(const kv_member_t *member)
+{
+    Kvist__Admin__Reply *reply;
+    if (kv_ask_status(member->admin, &reply, NULL) != KV_OK) {
+        return false;
+    }
+    bool gateway = strcmp(reply->status->role, "gateway") == 0;
+    uint32_t running = reply->status->running_requests;
+    kvist__admin__reply__free_unpacked(reply, NULL);
+    if (!gateway || kv_ask_drain(member->admin, NULL) != KV_OK) {
+        return false;
+    }
+    if (running > 0) {
+        fprintf(stderr, "  %-10s finishes %u requests (kvist down --now does not wait)\n",
+            member->name, running);
+    }
+    return kv_child_wait(&member->child, DRAIN_LIMIT_MS);
+}
+
 /* Asks, then insists. The gateway goes first, so that no request meets a missing node. */
-static kv_status_t stop_members(kv_cluster_t *cluster, kv_error_t *error)
+static kv_status_t stop_members(kv_cluster_t *cluster, bool now, kv_error_t *error)
 {
     kv_status_t status = KV_OK;
     for (size_t i = cluster->member_count; i-- > 0;) {
@@ -242,6 +263,10 @@ static kv_status_t stop_members(kv_cluster_t *cluster, kv_error_t *error)
             continue;
         }
         const char *how = "stopped";
+        if (!now && drain_gateway(member)) {
+            fprintf(stderr, "  %-10s %s\n", member->name, how);
+            continue;
+        }
         bool asked = kv_ask_stop(member->admin, NULL) == KV_OK;
         if (!asked || !kv_child_wait(&member->child, STOP_LIMIT_MS)) {
             how = "stopped by SIGTERM";
@@ -305,7 +330,7 @@ kv_status_t kv_cluster_start(
             status = start_members(&cluster, error);
             status = status == KV_OK ? wait_for_health(&cluster, error) : status;
             if (status != KV_OK && alive == 0) {
-                stop_members(&cluster, NULL);
+                stop_members(&cluster, true, NULL);
             }
         }
         if (status == KV_OK) {
@@ -319,7 +344,7 @@ kv_status_t kv_cluster_start(
     return status;
 }
 
-static kv_status_t stop_and_start(kv_cluster_t *cluster, bool start, kv_error_t *error)
+static kv_status_t stop_and_start(kv_cluster_t *cluster, bool now, bool start, kv_error_t *error)
 {
     char *folder;
     int lock;
@@ -327,7 +352,7 @@ static kv_status_t stop_and_start(kv_cluster_t *cluster, bool start, kv_error_t 
     if (status != KV_OK) {
         return status;
     }
-    status = stop_members(cluster, error);
+    status = stop_members(cluster, now, error);
     if (start) {
         status = status == KV_OK ? start_members(cluster, error) : status;
         status = status == KV_OK ? wait_for_health(cluster, error) : status;
@@ -337,12 +362,12 @@ static kv_status_t stop_and_start(kv_cluster_t *cluster, bool start, kv_error_t 
     return status;
 }
 
-kv_status_t kv_cluster_stop(kv_cluster_t *cluster, kv_error_t *error)
+kv_status_t kv_cluster_stop(kv_cluster_t *cluster, bool now, kv_error_t *error)
 {
-    return stop_and_start(cluster, false, error);
+    return stop_and_start(cluster, now, false, error);
 }
 
 kv_status_t kv_cluster_restart(kv_cluster_t *cluster, kv_error_t *error)
 {
-    return stop_and_start(cluster, true, error);
+    return stop_and_start(cluster, false, true, error);
 }

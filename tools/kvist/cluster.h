@@ -63,8 +63,10 @@ size_t kv_cluster_alive_count(const kv_cluster_t *cluster);
 kv_status_t kv_cluster_start(
     const kv_cluster_params_t *params, kv_cluster_t *cluster_out, kv_error_t *error);
 
-/* Stops the nodes: asks each to stop, then SIGTERM, then SIGKILL. KV_FATAL when one outlives it. */
-kv_status_t kv_cluster_stop(kv_cluster_t *cluster, kv_error_t *error);
+/* Stops the nodes, the gateway first: it drains, which takes as long as its requests (at most
+ * node.drain_limit), unless `now`. Each is asked to stop, then SIGTERM, then SIGKILL. KV_FATAL when
+ * one outlives it. */
+kv_status_t kv_cluster_stop(kv_cluster_t *cluster, bool now, kv_error_t *error);
 
 /* Stops all nodes and starts them again as they were. */
 kv_status_t kv_cluster_restart(kv_cluster_t *cluster, kv_error_t *error);

@@ -17,6 +17,7 @@ typedef struct {
 
 int kv_command_up(int argc, char **argv);
 int kv_command_down(int argc, char **argv);
+int kv_command_drain(int argc, char **argv);
 int kv_command_status(int argc, char **argv);
 int kv_command_list(int argc, char **argv);
 int kv_command_show(int argc, char **argv);

@@ -10,6 +10,7 @@
 static const kv_command_t commands[] = {
     {"up", "start a gateway, a prefill node and a decode node on this machine", kv_command_up},
     {"down", "stop them; what is cached stays on disk", kv_command_down},
+    {"drain", "end one node without a request lost; kvist up starts it again", kv_command_drain},
     {"status", "hit rate, nodes, tiers, how full they are", kv_command_status},
     {"ls", "the contexts that are stored", kv_command_list},
     {"show", "one stored block: where it is, who made it, until when it is kept", kv_command_show},

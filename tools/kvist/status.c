@@ -52,7 +52,8 @@ static void print_node(const kv_member_t *member, const Kvist__Admin__Status *st
     printf("\n%s  %s, pid %llu, up %s, %u running, %u waiting", member->name, status->role,
         (unsigned long long)status->pid, kv_text_duration(status->uptime_ns, uptime),
         status->running_requests, status->queued_requests);
-    printf(status->device[0] != '\0' ? ", %s\n" : "\n", status->device);
+    printf("%s%s%s\n", status->device[0] != '\0' ? ", " : "", status->device,
+        status->draining ? "; DRAINING: takes nothing new" : "");
     for (size_t i = 0; i < status->n_tiers; i++) {
         print_tier(status->tiers[i]);
     }
@@ -124,9 +125,10 @@ static json_t *pack_node(const kv_member_t *member, const Kvist__Admin__Status *
             peers, json_pack("{s:s, s:s, s:s, s:b, s:s}", "name", peer->name, "role", peer->role,
                        "address", peer->address, "up", peer->up, "wire", peer->wire));
     }
-    json_t *node = json_pack("{s:s, s:b, s:s, s:s, s:s, s:s, s:s, s:b}", "name", member->name, "up",
-        1, "role", status->role, "version", status->version, "device", status->device, "arithmetic",
-        status->arithmetic, "io", status->io, "disk_offline", status->disk_offline);
+    json_t *node = json_pack("{s:s, s:b, s:s, s:s, s:s, s:s, s:s, s:b, s:b}", "name", member->name,
+        "up", 1, "role", status->role, "version", status->version, "device", status->device,
+        "arithmetic", status->arithmetic, "io", status->io, "disk_offline", status->disk_offline,
+        "draining", status->draining);
     const struct {
         const char *name;
         uint64_t value;

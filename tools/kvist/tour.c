@@ -240,7 +240,7 @@ static kv_status_t run_colocated(tour_t *tour, kv_tour_layout_t layout, kv_error
     }
     status = measure_layout(tour, cluster.endpoint, layout, error);
     kv_error_t stop_error;
-    if (kv_cluster_stop(&cluster, &stop_error) != KV_OK) {
+    if (kv_cluster_stop(&cluster, true, &stop_error) != KV_OK) {
         fprintf(stderr, "kvist tour: %s\n", stop_error.text);
     }
     kv_cluster_clear(&cluster);
