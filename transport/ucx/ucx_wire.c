@@ -744,9 +744,10 @@ static kv_status_t device_of(const char *host, char *name_out, size_t name_bytes
     return status;
 }
 
-/* What UCX shall use, whatever its environment says: the network that the listener is on, and large
- * TCP segments, since eager messages alone move KV (8 KiB is its default; the names carry no "TCP_"
- * here). */
+/* What UCX shall use, whatever its environment says: the network that the listener is on; large TCP
+ * segments, since eager messages alone move KV (8 KiB is its default; the names carry no "TCP_"
+ * here); no zero-copy sends, which stop the process when the peer resets the connection between two
+ * halves of one (README.md). */
 static kv_status_t context_open(
     bool shm, const char *host, ucp_context_h *context_out, kv_error_t *error)
 {
@@ -760,6 +761,7 @@ static kv_status_t context_open(
         {"NET_DEVICES", device},
         {"TX_SEG_SIZE", "64K"},
         {"RX_SEG_SIZE", "256K"},
+        {"ZCOPY_THRESH", "inf"},
     };
     ucp_config_t *config;
     ucs_status_t status = ucp_config_read(NULL, NULL, &config);
