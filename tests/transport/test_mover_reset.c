@@ -97,12 +97,14 @@ static void a_reset_inside_a_message_ends_the_link_alone(void **state)
     for (uint32_t i = 0; i < SLOTS; i++) {
         slots[i] = i;
     }
+    kv_range_t whole = kv_range_alike(0, SLOT_BYTES);
     atomic_store(&armed, true);
     for (uint32_t i = 0; i < PIECES; i++) {
         kv_piece_t piece = {.transfer_id = 1,
             .tag = i,
             .block_count = SLOTS,
-            .range_bytes = SLOT_BYTES,
+            .ranges = &whole,
+            .range_count = 1,
             .slots = slots};
         assert_int_equal(kv_mover_send(node.mover, link, &piece, NULL), KV_OK);
     }
