@@ -48,6 +48,9 @@ static void carry_out(kv_mover_t *mover, const command_t *command)
     case COMMAND_EXPECT:
         receive_adopt(mover, command->object);
         return;
+    case COMMAND_SHORTEN:
+        receive_shorten(mover, command->transfer_id, command->block_count);
+        return;
     case COMMAND_REVOKE:
         receive_revoke(mover, command->transfer_id);
         return;
@@ -394,6 +397,14 @@ kv_status_t kv_mover_expect(
     }
     post(mover, (command_t){.kind = COMMAND_EXPECT, .object = receive_make(mover, link, &wanted)});
     return KV_OK;
+}
+
+void kv_mover_shorten(kv_mover_t *mover, uint64_t transfer_id, uint32_t block_count)
+{
+    KV_CHECK(block_count > 0);
+    post(mover,
+        (command_t){
+            .kind = COMMAND_SHORTEN, .transfer_id = transfer_id, .block_count = block_count});
 }
 
 void kv_mover_revoke(kv_mover_t *mover, uint64_t transfer_id)

@@ -159,6 +159,10 @@ typedef struct {
 kv_status_t kv_mover_expect(
     kv_mover_t *mover, kv_link_t link, const kv_expectation_t *expectation, kv_error_t *error);
 
+/* Fewer will come: the expectation is of its first block_count blocks (at least 1) from now on, and
+ * lands with them. Does nothing where it ended already. */
+void kv_mover_shorten(kv_mover_t *mover, uint64_t transfer_id, uint32_t block_count);
+
 /* Gives the reservation up. Exactly one REVOKED follows, also where the transfer has already ended
  * (a LANDED that was on its way comes before it). Call it once, for each expectation that FAILED
  * and for each one that is not wanted any more; never needed after LANDED. */

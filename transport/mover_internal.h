@@ -20,6 +20,7 @@ typedef enum {
     COMMAND_SEND,
     COMMAND_CANCEL,
     COMMAND_EXPECT,
+    COMMAND_SHORTEN,
     COMMAND_REVOKE,
     COMMAND_STOP,
 } command_kind_t;
@@ -29,7 +30,8 @@ typedef struct {
     command_kind_t kind;
     kv_link_t link;
     uint64_t transfer_id;
-    void *object; /* link_t, piece_t or expectation_t: handed over */
+    uint32_t block_count; /* SHORTEN */
+    void *object;         /* link_t, piece_t or expectation_t: handed over */
 } command_t;
 
 typedef struct {
@@ -162,6 +164,7 @@ void send_fail_queue(link_t *link);
 /* mover_receive.c */
 void receive_adopt(kv_mover_t *mover, expectation_t *expectation);
 void receive_blocks(link_t *link, const uint8_t *bytes, size_t count);
+void receive_shorten(kv_mover_t *mover, uint64_t transfer_id, uint32_t block_count);
 void receive_revoke(kv_mover_t *mover, uint64_t transfer_id);
 void receive_fail_link(kv_mover_t *mover, kv_link_t id, const char *reason);
 expectation_t *receive_make(

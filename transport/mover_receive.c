@@ -111,6 +111,23 @@ static void remove_at(kv_mover_t *mover, expectation_t **at)
     atomic_fetch_sub(&mover->expectation_count, 1);
 }
 
+static void land_when_complete(kv_mover_t *mover, expectation_t **at)
+{
+    const expectation_t *expectation = *at;
+    if (expectation->units_left > 0) {
+        return;
+    }
+    kv_mover_event_t event = {
+        .kind = KV_MOVED_LANDED,
+        .link = expectation->link,
+        .transfer_id = expectation->transfer_id,
+        .bytes = expectation->bytes,
+        .landed_blocks = expectation->block_count,
+    };
+    remove_at(mover, at);
+    mover_emit(mover, &event);
+}
+
 void receive_adopt(kv_mover_t *mover, expectation_t *expectation)
 {
     expectation_t **bucket = bucket_of(mover, expectation->transfer_id);
@@ -120,6 +137,27 @@ void receive_adopt(kv_mover_t *mover, expectation_t *expectation)
     if (link == NULL || link->state == LINK_FAILED) {
         fail(mover, expectation, KV_PEER_LOST, "the link is down");
     }
+}
+
+/* Units of the blocks that are left out may have come all the same: they are counted as received,
+ * and no longer expected. */
+void receive_shorten(kv_mover_t *mover, uint64_t transfer_id, uint32_t block_count)
+{
+    expectation_t **at = find(mover, transfer_id);
+    expectation_t *expectation = *at;
+    if (expectation == NULL || expectation->failed || block_count >= expectation->block_count) {
+        return;
+    }
+    uint64_t unit = (uint64_t)block_count * mover->units_per_block;
+    uint64_t end = (uint64_t)expectation->block_count * mover->units_per_block;
+    for (; unit < end; unit++) {
+        if (!unit_closed(expectation, unit)) {
+            expectation->units_left--;
+            expectation->bytes -= mover->unit_bytes;
+        }
+    }
+    expectation->block_count = block_count;
+    land_when_complete(mover, at);
 }
 
 void receive_revoke(kv_mover_t *mover, uint64_t transfer_id)
@@ -251,15 +289,5 @@ void receive_blocks(link_t *link, const uint8_t *bytes, size_t count)
         return;
     }
     scatter(mover, expectation, &blocks, bytes);
-    if (expectation->units_left == 0) {
-        kv_mover_event_t event = {
-            .kind = KV_MOVED_LANDED,
-            .link = link->id,
-            .transfer_id = expectation->transfer_id,
-            .bytes = expectation->bytes,
-            .landed_blocks = expectation->block_count,
-        };
-        remove_at(mover, at);
-        mover_emit(mover, &event);
-    }
+    land_when_complete(mover, at);
 }

@@ -279,6 +279,45 @@ static void the_good_prefix_is_told(void **state)
     rude_close(&rude, &node);
 }
 
+/* A source that has fewer blocks than it was asked for. */
+static void fewer_blocks_land_as_well(void **state)
+{
+    (void)state;
+    rude_t rude;
+    toy_node_t node;
+    kv_link_t link = rude_open(&rude, &node);
+    rude_prove(&rude, &node);
+    uint64_t id = expect_four(&node, link); /* said before they come */
+    kv_mover_shorten(node.mover, id, 3);
+    kv_mover_shorten(node.mover, id, 4); /* never longer again */
+    kv_mover_shorten(node.mover, id, 2);
+    wire_message_t message = blocks_message(id, 0, 2, 0, SLOT);
+    rude_say(&rude, message.bytes, message.count);
+    kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_LANDED);
+    assert_int_equal(event.landed_blocks, 2);
+    assert_int_equal(event.bytes, 2 * SLOT);
+
+    id = expect_four(&node, link); /* said after some came, one unit of the left ones too */
+    message = blocks_message(id, 0, 2, 0, SLOT);
+    rude_say(&rude, message.bytes, message.count);
+    message = blocks_message(id, 3, 1, UNIT, UNIT);
+    rude_say(&rude, message.bytes, message.count);
+    await_messages(&node, 3);
+    kv_mover_shorten(node.mover, id, 2);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_LANDED).landed_blocks, 2);
+    kv_mover_shorten(node.mover, id, 1); /* it has landed */
+
+    id = expect_four(&node, link); /* beyond what was said is beyond the transfer */
+    kv_mover_shorten(node.mover, id, 2);
+    message = blocks_message(id, 2, 1, 0, SLOT);
+    rude_say(&rude, message.bytes, message.count);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_INVALID);
+    kv_mover_shorten(node.mover, id, 1); /* it has failed */
+    kv_mover_revoke(node.mover, id);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_REVOKED).landed_blocks, 0);
+    rude_close(&rude, &node);
+}
+
 static void every_flipped_bit_is_noticed(void **state)
 {
     (void)state;
@@ -676,6 +715,7 @@ int main(void)
         cmocka_unit_test(pieces_land_in_any_order_exactly_once),
         cmocka_unit_test(what_does_not_fit_is_not_written),
         cmocka_unit_test(the_good_prefix_is_told),
+        cmocka_unit_test(fewer_blocks_land_as_well),
         cmocka_unit_test(every_flipped_bit_is_noticed),
         cmocka_unit_test(a_malformed_message_ends_the_link),
         cmocka_unit_test(nothing_is_taken_before_the_token),
