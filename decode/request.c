@@ -39,7 +39,6 @@ struct kv_decode_request {
     uint32_t kept_found, kept_computed; /* blocks kept of attempts that failed */
     uint32_t first_token; /* drawn by the prefill node; held back until all of its KV has landed */
     float first_logprob;
-    uint32_t fetch_first, fetch_count; /* blocks that the prefill node asked for */
 
     kv_pd_decode_t machine;
     kv_pd_decode_event_t events[EVENTS_MAX];
@@ -363,51 +362,6 @@ static void do_send_cancel(kv_decode_request_t *request)
     kv_core_send(request->prefill, &envelope);
 }
 
-static void do_send_pieces(kv_decode_request_t *request, const kv_pd_decode_action_t *action)
-{
-    kv_range_t range = kv_range_alike(0, kv_block_bytes(&request->core->info->shape));
-    kv_piece_t piece = {
-        .transfer_id = action->transfer_id,
-        .tag = request->id,
-        .first_block = 0,
-        .block_count = action->block_count,
-        .ranges = &range,
-        .range_count = 1,
-        .slots = kvist_lease_slots(request->lease) + action->first_block,
-    };
-    if (request->prefill == NULL || !kv_core_send_piece(request->core, request->prefill, &piece)) {
-        post(request,
-            (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_FETCH_SENT, .status = KV_PEER_LOST});
-    }
-}
-
-static void do_send_fetched(kv_decode_request_t *request, const kv_pd_decode_action_t *action)
-{
-    if (request->prefill == NULL) {
-        return;
-    }
-    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
-    Kvist__Wire__Fetched fetched = KVIST__WIRE__FETCHED__INIT;
-    fetched.request_id = request->request_id;
-    fetched.transfer_id = action->transfer_id;
-    fetched.status = (uint32_t)action->status;
-    fetched.error = (char *)kv_status_name(action->status);
-    char **arithmetic = NULL;
-    if (action->status == KV_OK) {
-        arithmetic = kv_allocate_array(request->fetch_count, sizeof *arithmetic);
-        for (uint32_t i = 0; i < request->fetch_count; i++) {
-            arithmetic[i] =
-                (char *)kvist_lease_arithmetic(request->lease, request->fetch_first + i);
-        }
-        fetched.n_block_arithmetic = request->fetch_count;
-        fetched.block_arithmetic = arithmetic;
-    }
-    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_FETCHED;
-    envelope.fetched = &fetched;
-    kv_core_send(request->prefill, &envelope);
-    free(arithmetic);
-}
-
 static void fall_back(kv_decode_request_t *request, kv_status_t why)
 {
     if (why != KV_OK) {
@@ -445,18 +399,6 @@ static bool carry_out(kv_decode_request_t *request, const kv_pd_decode_action_t 
         break;
     case KV_PD_DECODE_DO_KEEP:
         do_keep(request, action);
-        break;
-    case KV_PD_DECODE_DO_SEND_PIECES:
-        do_send_pieces(request, action);
-        break;
-    case KV_PD_DECODE_DO_CANCEL_PIECES:
-        if (request->prefill != NULL) {
-            kv_mover_cancel(
-                request->core->mover, kv_core_link(request->prefill), action->transfer_id);
-        }
-        break;
-    case KV_PD_DECODE_DO_SEND_FETCHED:
-        do_send_fetched(request, action);
         break;
     case KV_PD_DECODE_DO_READY:
         begin_generating(request);
@@ -675,25 +617,6 @@ static void cancel(kv_decode_request_t *request, const char *why)
     }
 }
 
-static void take_fetch(kv_decode_request_t *request, const Kvist__Wire__Fetch *fetch)
-{
-    uint32_t held = request->machine.held_blocks;
-    if (request->finished || fetch->block_count == 0 || fetch->first_block >= held ||
-        fetch->block_count > held - fetch->first_block) {
-        kv_log_warn("decode", "request %s: fetch of %u blocks from %u, %u are held: ignored",
-            request->request_id, fetch->block_count, fetch->first_block, held);
-        return;
-    }
-    if (!request->machine.fetching) { /* a second one is refused: the first one's blocks stay */
-        request->fetch_first = fetch->first_block;
-        request->fetch_count = fetch->block_count;
-    }
-    post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_FETCH,
-                      .transfer_id = fetch->transfer_id,
-                      .first_block = fetch->first_block,
-                      .block_count = fetch->block_count});
-}
-
 static bool is_from(const void *context, const kv_peer_t *peer)
 {
     return ((const kv_decode_request_t *)context)->gateway == peer;
@@ -720,12 +643,20 @@ static bool receive(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope 
         take_prefilled(request, message->prefilled);
         return true;
     }
-    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_FETCH &&
-        strcmp(message->fetch->request_id, request->request_id) == 0) {
-        take_fetch(request, message->fetch);
-        return true;
-    }
     return false;
+}
+
+/* A prefill node of version 1 asks for blocks of the request that it works on. */
+static bool context_of(const void *context, const kv_peer_t *peer, const char *request_id,
+    kv_request_context_t *context_out)
+{
+    const kv_decode_request_t *request = context;
+    if (peer != request->prefill || strcmp(request_id, request->request_id) != 0) {
+        return false;
+    }
+    *context_out =
+        (kv_request_context_t){request->name_space, request->tokens, request->prompt_count};
+    return true;
 }
 
 static bool moved(void *context, const kv_mover_event_t *event)
@@ -734,18 +665,12 @@ static bool moved(void *context, const kv_mover_event_t *event)
     kv_pd_decode_event_t step = {.status = event->status,
         .transfer_id = event->transfer_id,
         .landed_blocks = event->landed_blocks};
-    if (event->kind == KV_MOVED_SENT) {
-        if (event->tag != request->id) {
-            return false;
-        }
-        step.kind = KV_PD_DECODE_EV_FETCH_SENT;
-    } else if (event->transfer_id != request->machine.transfer_id) {
+    if (event->kind == KV_MOVED_SENT || event->transfer_id != request->machine.transfer_id) {
         return false;
-    } else {
-        step.kind = event->kind == KV_MOVED_LANDED   ? KV_PD_DECODE_EV_LANDED
-                    : event->kind == KV_MOVED_FAILED ? KV_PD_DECODE_EV_RECEIVE_FAILED
-                                                     : KV_PD_DECODE_EV_REVOKED;
     }
+    step.kind = event->kind == KV_MOVED_LANDED   ? KV_PD_DECODE_EV_LANDED
+                : event->kind == KV_MOVED_FAILED ? KV_PD_DECODE_EV_RECEIVE_FAILED
+                                                 : KV_PD_DECODE_EV_REVOKED;
     post(request, step);
     return true;
 }
@@ -815,4 +740,15 @@ static void stop(void *context)
 }
 
 const kv_request_ops_t KV_DECODE_REQUEST_OPS = {
-    is_from, receive, moved, computed, peer_down, tick, stop, is_running, is_done, destroy};
+    .is_from = is_from,
+    .message = receive,
+    .moved = moved,
+    .computed = computed,
+    .context = context_of,
+    .peer_down = peer_down,
+    .tick = tick,
+    .stop = stop,
+    .is_running = is_running,
+    .is_done = is_done,
+    .destroy = destroy,
+};

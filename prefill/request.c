@@ -5,13 +5,14 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "runtime/message.h"
+#include "runtime/remote.h"
 #include "transport/pd.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* A fetch that takes longer is not worth waiting for: computing is always possible. */
+/* All fetches of a request together: computing is always possible. */
 static const uint64_t FETCH_LIMIT_NS = 5ull * KV_NS_PER_S;
 
 /* Events that an action causes wait until the actions before them were carried out. */
@@ -27,12 +28,18 @@ struct kv_prefill_request {
     kv_sampling_t sampling;
     kvist_key_t name_space;
     kvist_mode_t mode;
-    uint64_t deadline_ns, fetch_deadline_ns; /* fetch: 0 while none runs */
+    uint64_t deadline_ns;
 
     kvist_lease_t *lease;
-    uint32_t matched_blocks;
-    char **fetched_arithmetic; /* one for each fetched block */
+
+    kv_peer_t *source;                 /* of the fetch that runs; NULL: none, or it is gone */
+    uint64_t asked[KV_PD_FETCHES_MAX]; /* kv_peer_id of the sources so far */
+    uint32_t asked_count;
+    kvist_key_t *keys;         /* of the prompt's whole blocks; NULL: not needed so far */
+    char **fetched_arithmetic; /* [fetched_count]: of the blocks that the source sends; NULL: it did
+                                  not say */
     uint32_t fetched_count;
+    uint64_t fetches_end_ns, fetch_begun_ns; /* 0: none was begun */
 
     kv_pd_prefill_t machine;
     kv_pd_prefill_event_t events[EVENTS_MAX];
@@ -126,12 +133,13 @@ static void prepared(
             (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_MATCH_FAILED, .status = status});
         return;
     }
-    request->matched_blocks = match->block_count;
     request->usage.load_ns = kv_clock_now_ns() - request->arrived_ns - request->usage.match_ns;
     kv_core_usage_from_match(request->core, match, &request->usage);
+    bool reads = request->mode == KVIST_MODE_READWRITE || request->mode == KVIST_MODE_READ;
+    uint32_t whole = (request->token_count - 1) / block_tokens(request);
     post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_MATCHED,
                       .held_blocks = match->block_count,
-                      .fetch_id = kv_mover_transfer_id(request->core->mover)});
+                      .whole_blocks = reads ? whole : match->block_count});
 }
 
 static void do_match(kv_prefill_request_t *request)
@@ -157,17 +165,83 @@ static void do_match(kv_prefill_request_t *request)
     }
 }
 
+static bool was_asked(const kv_prefill_request_t *request, const kv_peer_t *peer)
+{
+    for (uint32_t i = 0; i < request->asked_count; i++) {
+        if (request->asked[i] == kv_peer_id(peer)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Who is thought to have most of blocks first_block .. + block_count. The decode node has said what
+ * it holds; of the others their events tell. NULL: nobody. */
+static kv_peer_t *find_source(kv_prefill_request_t *request, uint32_t first_block,
+    uint32_t block_count, uint32_t *block_count_out)
+{
+    kv_peer_t *source = NULL;
+    uint32_t held = request->machine.decode_held, count = 0;
+    if (request->peer != NULL && held > first_block && !was_asked(request, request->peer)) {
+        source = request->peer;
+        count = held - first_block;
+    }
+    if (request->keys == NULL) {
+        request->keys = kv_allocate_array(prompt_blocks(request), sizeof *request->keys);
+        kvist_keys(&request->name_space, request->tokens, request->token_count,
+            block_tokens(request), request->keys);
+    }
+    kv_peer_t *other;
+    uint32_t other_count;
+    if (kv_remote_find(request->core, request->keys + first_block, block_count, request->asked,
+            request->asked_count, &other, &other_count) &&
+        other_count > count) {
+        source = other;
+        count = other_count;
+    }
+    *block_count_out = count < block_count ? count : block_count;
+    return source;
+}
+
+static void do_find_source(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
+{
+    uint64_t now_ns = kv_clock_now_ns();
+    uint32_t count = 0;
+    if (request->fetches_end_ns == 0) {
+        request->fetches_end_ns = now_ns + FETCH_LIMIT_NS;
+    }
+    kv_peer_t *source = NULL;
+    if (now_ns < request->fetches_end_ns) {
+        source = find_source(request, action->first_block, action->block_count, &count);
+    }
+    if (source == NULL || !kv_rates_fetch_pays(&request->core->rates, count, block_tokens(request),
+                              kv_block_bytes(&request->core->info->shape))) {
+        post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_SOURCE});
+        return;
+    }
+    KV_CHECK(request->asked_count < KV_PD_FETCHES_MAX);
+    request->asked[request->asked_count++] = kv_peer_id(source);
+    request->source = source;
+    request->fetch_begun_ns = now_ns;
+    post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_SOURCE,
+                      .block_count = count,
+                      .transfer_id = kv_mover_transfer_id(request->core->mover)});
+}
+
 /* false: refused, and nothing that was to follow makes sense any more. */
 static bool do_expect(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
 {
     kv_error_t error;
-    kv_expectation_t expectation = {
-        .transfer_id = action->transfer_id,
-        .block_count = action->block_count,
-        .slots = kvist_lease_slots(request->lease) + action->first_block,
-    };
-    kv_status_t status =
-        kv_mover_expect(request->core->mover, kv_core_link(request->peer), &expectation, &error);
+    kv_status_t status = kv_fail(&error, KV_PEER_LOST, "the source is gone");
+    if (request->source != NULL) {
+        kv_expectation_t expectation = {
+            .transfer_id = action->transfer_id,
+            .block_count = action->block_count,
+            .slots = kvist_lease_slots(request->lease) + action->first_block,
+        };
+        status = kv_mover_expect(
+            request->core->mover, kv_core_link(request->source), &expectation, &error);
+    }
     if (status != KV_OK) {
         kv_log_warn("prefill", "request %s cannot fetch: %s", request->request_id, error.text);
         post(request,
@@ -178,8 +252,8 @@ static bool do_expect(kv_prefill_request_t *request, const kv_pd_prefill_action_
 
 static void do_send_fetch(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
 {
-    if (request->peer == NULL) {
-        return;
+    if (request->source == NULL) {
+        return; /* SOURCE_DOWN is on its way */
     }
     Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
     Kvist__Wire__Fetch fetch = KVIST__WIRE__FETCH__INIT;
@@ -187,10 +261,28 @@ static void do_send_fetch(kv_prefill_request_t *request, const kv_pd_prefill_act
     fetch.transfer_id = action->transfer_id;
     fetch.first_block = action->first_block;
     fetch.block_count = action->block_count;
+    if (kv_peer_version(request->source) >= 2) {
+        fetch.name_space = (ProtobufCBinaryData){KVIST_KEY_BYTES, request->name_space.bytes};
+        fetch.n_tokens =
+            (size_t)(action->first_block + action->block_count) * block_tokens(request);
+        fetch.tokens = request->tokens;
+    }
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_FETCH;
     envelope.fetch = &fetch;
-    request->fetch_deadline_ns = kv_clock_now_ns() + FETCH_LIMIT_NS;
-    kv_core_send(request->peer, &envelope);
+    kv_core_send(request->source, &envelope);
+}
+
+static void do_send_unfetch(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
+{
+    if (request->source == NULL || kv_peer_version(request->source) < 2) {
+        return;
+    }
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    Kvist__Wire__Unfetch unfetch = KVIST__WIRE__UNFETCH__INIT;
+    unfetch.transfer_id = action->transfer_id;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_UNFETCH;
+    envelope.unfetch = &unfetch;
+    kv_core_send(request->source, &envelope);
 }
 
 /* Queues blocks first .. last - 1, the same byte range of each; those that the decode node holds
@@ -219,19 +311,34 @@ static void stream(kv_prefill_request_t *request, uint32_t first, uint32_t last,
     }
 }
 
-/* What a fetch brought becomes objects here too, made by whom the decode node said. */
+static void forget_fetched(kv_prefill_request_t *request)
+{
+    kv_core_free_arithmetic(request->fetched_arithmetic, request->fetched_count);
+    request->fetched_arithmetic = NULL;
+    request->fetched_count = 0;
+}
+
+/* What a fetch brought becomes objects here too, made by whom the source said. */
 static void do_seal(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
 {
     KV_CHECK(action->block_count <= request->fetched_count);
+    uint64_t bytes = (uint64_t)action->block_count * kv_block_bytes(&request->core->info->shape);
+    uint64_t now_ns = kv_clock_now_ns();
     for (uint32_t i = 0; i < action->block_count; i++) {
         kv_core_seal(request->core, request->lease, request->tokens,
             (action->first_block + i + 1) * block_tokens(request), request->fetched_arithmetic[i]);
     }
-    request->usage.cached->remote += action->block_count * block_tokens(request);
-    request->usage.loaded_bytes +=
-        (uint64_t)action->block_count * kv_block_bytes(&request->core->info->shape);
-    request->usage.miss = (char *)kvist_miss_name(KVIST_MISS_NONE);
-    request->usage.load_ns = kv_clock_now_ns() - request->arrived_ns - request->usage.match_ns;
+    kv_rates_fetched(&request->core->rates, bytes, now_ns - request->fetch_begun_ns);
+    forget_fetched(request);
+    request->source = NULL;
+    if (action->block_count > 0) {
+        request->usage.cached->remote += action->block_count * block_tokens(request);
+        request->usage.loaded_bytes += bytes;
+        request->usage.load_ns = now_ns - request->arrived_ns - request->usage.match_ns;
+        if (action->first_block + action->block_count == request->machine.whole_blocks) {
+            request->usage.miss = (char *)kvist_miss_name(KVIST_MISS_NONE);
+        }
+    }
 }
 
 /* Who made what was found, and who makes the rest: so that what lands whole serves even if this
@@ -291,10 +398,19 @@ static bool carry_out(kv_prefill_request_t *request, const kv_pd_prefill_action_
     case KV_PD_PREFILL_DO_MATCH:
         do_match(request);
         break;
+    case KV_PD_PREFILL_DO_FIND_SOURCE:
+        do_find_source(request, action);
+        break;
     case KV_PD_PREFILL_DO_EXPECT:
         return do_expect(request, action);
     case KV_PD_PREFILL_DO_SEND_FETCH:
         do_send_fetch(request, action);
+        break;
+    case KV_PD_PREFILL_DO_SHORTEN:
+        kv_mover_shorten(request->core->mover, action->transfer_id, action->block_count);
+        break;
+    case KV_PD_PREFILL_DO_SEND_UNFETCH:
+        do_send_unfetch(request, action);
         break;
     case KV_PD_PREFILL_DO_REVOKE:
         kv_mover_revoke(request->core->mover, action->transfer_id);
@@ -306,7 +422,6 @@ static bool carry_out(kv_prefill_request_t *request, const kv_pd_prefill_action_
         do_send_prefilling(request);
         break;
     case KV_PD_PREFILL_DO_COMPUTE:
-        request->fetch_deadline_ns = 0;
         do_compute(request, action);
         break;
     case KV_PD_PREFILL_DO_STOP:
@@ -389,9 +504,10 @@ static bool is_done(const void *context)
 static void destroy(void *context)
 {
     kv_prefill_request_t *request = context;
-    kv_core_free_arithmetic(request->fetched_arithmetic, request->fetched_count);
+    forget_fetched(request);
     free(request->request_id);
     free(request->tokens);
+    free(request->keys);
     free(request);
 }
 
@@ -408,29 +524,57 @@ static void stop(void *context)
     post(context, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_CANCEL});
 }
 
+/* Who made the blocks that the source sends: the first ones of those asked for. false: it is not
+ * what a source says. */
+static bool take_makers(kv_prefill_request_t *request, char *const *ids, size_t count)
+{
+    if (request->fetched_arithmetic != NULL) { /* said already: it may send fewer, never more */
+        return count <= request->fetched_count;
+    }
+    uint32_t wanted = request->machine.fetch_count;
+    char **copy = count <= wanted ? kv_core_copy_arithmetic(ids, count, (uint32_t)count) : NULL;
+    if (copy == NULL) {
+        kv_log_warn("prefill",
+            "request %s: %zu arithmetic ids came for a fetch of %u blocks, or too long ones: not "
+            "used",
+            request->request_id, count, wanted);
+        return false;
+    }
+    request->fetched_arithmetic = copy;
+    request->fetched_count = (uint32_t)count;
+    return true;
+}
+
+static bool fetches_now(const kv_prefill_request_t *request, uint64_t transfer_id)
+{
+    return request->machine.state == KV_PD_PREFILL_FETCHING && !request->machine.revoking &&
+           request->machine.fetch_id == transfer_id;
+}
+
+static void take_begins(kv_prefill_request_t *request, const Kvist__Wire__Prefilling *begins)
+{
+    if (fetches_now(request, begins->transfer_id) &&
+        take_makers(request, begins->block_arithmetic, begins->n_block_arithmetic)) {
+        post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_FETCH_BEGINS,
+                          .transfer_id = begins->transfer_id,
+                          .block_count = (uint32_t)begins->n_block_arithmetic});
+    }
+}
+
 static void take_fetched(kv_prefill_request_t *request, const Kvist__Wire__Fetched *fetched)
 {
-    kv_status_t status = (kv_status_t)fetched->status;
-    if (request->machine.fetch_id == 0 || request->fetched_arithmetic != NULL ||
-        fetched->transfer_id != request->machine.fetch_id) {
+    if (!fetches_now(request, fetched->transfer_id)) {
         return;
     }
-    uint32_t wanted = request->machine.decode_held - request->matched_blocks;
-    if (status == KV_OK) {
-        request->fetched_arithmetic =
-            kv_core_copy_arithmetic(fetched->block_arithmetic, fetched->n_block_arithmetic, wanted);
-        request->fetched_count = wanted;
-        if (request->fetched_arithmetic == NULL) {
-            kv_log_warn("prefill",
-                "request %s: fetched has %zu arithmetic ids for %u blocks, or too long ones: not "
-                "used",
-                request->request_id, fetched->n_block_arithmetic, wanted);
-            status = KV_INVALID;
-        }
+    kv_status_t status = (kv_status_t)fetched->status;
+    if (status == KV_OK &&
+        !take_makers(request, fetched->block_arithmetic, fetched->n_block_arithmetic)) {
+        status = KV_INVALID;
     }
     post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_FETCHED,
                       .transfer_id = fetched->transfer_id,
-                      .status = status});
+                      .status = status,
+                      .block_count = (uint32_t)fetched->n_block_arithmetic});
 }
 
 static bool is_from(const void *context, const kv_peer_t *peer)
@@ -441,16 +585,21 @@ static bool is_from(const void *context, const kv_peer_t *peer)
 static bool receive(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     kv_prefill_request_t *request = context;
-    if (peer != request->peer) {
-        return false;
-    }
-    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_CANCEL &&
+    if (peer == request->peer && message->body_case == KVIST__WIRE__ENVELOPE__BODY_CANCEL &&
         strcmp(message->cancel->request_id, request->request_id) == 0) {
         stop(request);
         return true;
     }
+    if (peer != request->source) {
+        return false;
+    }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_PREFILLING &&
+        message->prefilling->transfer_id == request->machine.fetch_id) {
+        take_begins(request, message->prefilling);
+        return true;
+    }
     if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_FETCHED &&
-        strcmp(message->fetched->request_id, request->request_id) == 0) {
+        message->fetched->transfer_id == request->machine.fetch_id) {
         take_fetched(request, message->fetched);
         return true;
     }
@@ -460,7 +609,9 @@ static bool receive(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope 
 static bool moved(void *context, const kv_mover_event_t *event)
 {
     kv_prefill_request_t *request = context;
-    kv_pd_prefill_event_t step = {.status = event->status, .transfer_id = event->transfer_id};
+    kv_pd_prefill_event_t step = {.status = event->status,
+        .transfer_id = event->transfer_id,
+        .landed_blocks = event->landed_blocks};
     if (event->kind == KV_MOVED_SENT) {
         if (event->tag != request->id) {
             return false;
@@ -504,6 +655,11 @@ static bool computed(void *context, const kv_compute_event_t *event)
     case KV_COMPUTE_ENDED:
         request->usage.compute_ns = event->at_ns - request->compute_started_ns;
         request->usage.generated_tokens = event->status == KV_OK;
+        if (event->status == KV_OK) {
+            uint32_t computed_first = request->machine.held_blocks * block_tokens(request);
+            kv_rates_computed(&request->core->rates, request->token_count - computed_first,
+                request->usage.compute_ns);
+        }
         post(request,
             (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_COMPUTED, .status = event->status});
         break;
@@ -514,6 +670,10 @@ static bool computed(void *context, const kv_compute_event_t *event)
 static void peer_down(void *context, kv_peer_t *peer)
 {
     kv_prefill_request_t *request = context;
+    if (request->source == peer) {
+        request->source = NULL;
+        post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_SOURCE_DOWN});
+    }
     if (request->peer == peer) {
         post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_PEER_DOWN});
         request->peer = NULL;
@@ -523,8 +683,7 @@ static void peer_down(void *context, kv_peer_t *peer)
 static void tick(void *context, uint64_t now_ns)
 {
     kv_prefill_request_t *request = context;
-    if (request->fetch_deadline_ns != 0 && now_ns > request->fetch_deadline_ns) {
-        request->fetch_deadline_ns = 0;
+    if (request->machine.state == KV_PD_PREFILL_FETCHING && now_ns > request->fetches_end_ns) {
         post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_TIMEOUT});
     }
     if (now_ns > request->deadline_ns) {
@@ -535,4 +694,14 @@ static void tick(void *context, uint64_t now_ns)
 }
 
 const kv_request_ops_t KV_PREFILL_REQUEST_OPS = {
-    is_from, receive, moved, computed, peer_down, tick, stop, is_running, is_done, destroy};
+    .is_from = is_from,
+    .message = receive,
+    .moved = moved,
+    .computed = computed,
+    .peer_down = peer_down,
+    .tick = tick,
+    .stop = stop,
+    .is_running = is_running,
+    .is_done = is_done,
+    .destroy = destroy,
+};

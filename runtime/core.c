@@ -9,6 +9,7 @@
 #include "node/admin.h"
 #include "node/notify.h"
 #include "runtime/remote.h"
+#include "runtime/source.h"
 #include "runtime/store_admin.h"
 
 #include <stdio.h>
@@ -33,7 +34,7 @@ typedef struct {
     kv_watch_t *store_watch, *compute_watch, *mover_watch;
     kv_timer_t *tick;
     bool ticking; /* only while there are requests: an idle node sleeps */
-    kv_requests_t requests;
+    kv_requests_t requests, sources;
     uint64_t last_request_id, started_ns;
 } core_t;
 
@@ -214,6 +215,7 @@ static void peer_down(void *context, kv_peer_t *peer, kv_status_t status, const 
     (void)reason; /* logged by peers */
     kv_requests_peer_down(&core->requests, peer);
     kv_remote_peer_down(core->public.remote, peer);
+    kv_requests_peer_down(&core->sources, peer);
     peer_link_t *link = kv_peer_context(peer);
     if (link != NULL) {
         kv_mover_link_close(core->public.mover, link->link);
@@ -241,10 +243,31 @@ static void count_role(void *context, kv_peer_t *peer)
     wanted->count += kv_peer_role(peer) == wanted->role;
 }
 
+static void serve_fetch(core_t *core, kv_peer_t *peer, const Kvist__Wire__Fetch *message)
+{
+    kv_request_context_t context;
+    bool known = kv_requests_context(&core->requests, peer, message->request_id, &context);
+    kv_source_t *source = kv_source_create(&core->public, core->last_request_id + 1, peer, message,
+        known ? &context : NULL, &core->sources);
+    if (source != NULL) {
+        core->last_request_id++;
+        kv_requests_add(&core->sources, source);
+        keep_ticking(core);
+    }
+}
+
 static void peer_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     core_t *core = context;
     if (kv_remote_message(core->public.remote, peer, message)) {
+        return;
+    }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_FETCH) {
+        serve_fetch(core, peer, message->fetch);
+        return;
+    }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_UNFETCH) {
+        kv_requests_message(&core->sources, peer, message);
         return;
     }
     role_count_t askers = {kv_peer_role(peer), 0};
@@ -318,7 +341,9 @@ static void mover_ready(void *context)
         if (event.kind == KV_MOVED_LINK_UP || event.kind == KV_MOVED_LINK_DOWN) {
             link_changed(core, &event);
         } else {
-            kv_requests_moved(&core->requests, &event);
+            if (!kv_requests_moved(&core->requests, &event)) {
+                kv_requests_moved(&core->sources, &event);
+            }
         }
     }
 }
@@ -327,9 +352,10 @@ static void ticked(void *context)
 {
     core_t *core = context;
     kv_requests_tick(&core->requests, kv_clock_now_ns());
+    kv_requests_tick(&core->sources, kv_clock_now_ns());
     uint32_t running = kv_requests_running(&core->requests);
     kv_peers_set_load(core->public.peers, core->requests.count - running, running);
-    if (core->requests.count > 0) {
+    if (core->requests.count > 0 || core->sources.count > 0) {
         return;
     }
     kv_timer_stop(core->tick);
@@ -362,6 +388,7 @@ static void stop(void *context)
     core->public.stopping = true;
     keep_ticking(core);
     kv_requests_stop(&core->requests);
+    kv_requests_stop(&core->sources);
 }
 
 /* ---- admin socket ---- */
@@ -670,6 +697,7 @@ kv_status_t kv_core_run(
     core_t core = {.public.options = options,
         .params = params,
         .requests.ops = params->ops,
+        .sources.ops = &KV_SOURCE_OPS,
         .started_ns = kv_clock_now_ns()};
     kv_status_t status = open_all(&core, error);
     if (status == KV_OK) {

@@ -20,6 +20,7 @@
 #include "kvstore/kvist.h"
 #include "node/options.h"
 #include "node/reactor.h"
+#include "runtime/rates.h"
 #include "runtime/requests.h"
 #include "transport/mover.h"
 #include "transport/peers.h"
@@ -47,6 +48,7 @@ typedef struct {
     kv_mover_t *mover;
     kv_peers_t *peers;
     kv_remote_t *remote;
+    kv_rates_t rates;
     uint32_t request_count; /* living ones */
     /* Of the peer whose message is being accepted: its requests, and the peers of its role. */
     uint32_t asker_request_count, asker_count;

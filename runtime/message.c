@@ -36,6 +36,18 @@ kv_sampling_t kv_message_sampling(const Kvist__Wire__Sampling *sampling)
     };
 }
 
+kv_status_t kv_message_check_tokens(
+    const kv_core_t *core, const uint32_t *tokens, size_t token_count, kv_error_t *error)
+{
+    for (size_t i = 0; i < token_count; i++) {
+        if (tokens[i] >= core->info->vocabulary_count) {
+            return kv_fail(error, KV_INVALID, "tokens[%zu] is %u, the vocabulary has %u", i,
+                tokens[i], core->info->vocabulary_count);
+        }
+    }
+    return KV_OK;
+}
+
 kv_status_t kv_message_check_prompt(
     const kv_core_t *core, const kv_message_prompt_t *prompt, kv_error_t *error)
 {
@@ -52,11 +64,9 @@ kv_status_t kv_message_check_prompt(
         return kv_fail(error, KV_INVALID, "tokens: %zu of them (1 to %u)", prompt->token_count,
             info->context_tokens_max - 1);
     }
-    for (size_t i = 0; i < prompt->token_count; i++) {
-        if (prompt->tokens[i] >= info->vocabulary_count) {
-            return kv_fail(error, KV_INVALID, "tokens[%zu] is %u, the vocabulary has %u", i,
-                prompt->tokens[i], info->vocabulary_count);
-        }
+    kv_status_t status = kv_message_check_tokens(core, prompt->tokens, prompt->token_count, error);
+    if (status != KV_OK) {
+        return status;
     }
     if (prompt->sampling == NULL) {
         return kv_fail(error, KV_INVALID, "sampling is required");

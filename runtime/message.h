@@ -25,6 +25,10 @@ typedef struct {
 kv_status_t kv_message_check_room(
     const kv_core_t *core, uint32_t queue_max, const char *option, kv_error_t *error);
 
+/* Each of them is in the model's vocabulary. */
+kv_status_t kv_message_check_tokens(
+    const kv_core_t *core, const uint32_t *tokens, size_t token_count, kv_error_t *error);
+
 kv_status_t kv_message_check_prompt(
     const kv_core_t *core, const kv_message_prompt_t *prompt, kv_error_t *error);
 

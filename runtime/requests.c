@@ -32,14 +32,25 @@ void kv_requests_message(
     destroy_done(requests);
 }
 
-void kv_requests_moved(kv_requests_t *requests, const kv_mover_event_t *event)
+bool kv_requests_moved(kv_requests_t *requests, const kv_mover_event_t *event)
 {
-    for (uint32_t i = 0; i < requests->count; i++) {
-        if (requests->ops->moved(requests->items[i], event)) {
-            break;
-        }
+    bool taken = false;
+    for (uint32_t i = 0; i < requests->count && !taken; i++) {
+        taken = requests->ops->moved(requests->items[i], event);
     }
     destroy_done(requests);
+    return taken;
+}
+
+bool kv_requests_context(const kv_requests_t *requests, const kv_peer_t *peer,
+    const char *request_id, kv_request_context_t *context_out)
+{
+    for (uint32_t i = 0; i < requests->count && requests->ops->context != NULL; i++) {
+        if (requests->ops->context(requests->items[i], peer, request_id, context_out)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 void kv_requests_computed(kv_requests_t *requests, const kv_compute_event_t *event)

@@ -9,6 +9,7 @@
 #ifndef KV_RUNTIME_REQUESTS_H
 #define KV_RUNTIME_REQUESTS_H
 
+#include "kvstore/kvist.h"
 #include "proto/wire.pb-c.h"
 #include "runtime/compute.h"
 #include "transport/mover.h"
@@ -19,12 +20,22 @@
 
 enum { KV_REQUESTS_MAX = KV_COMPUTE_SEQUENCES_MAX };
 
+/* What a request is about. */
+typedef struct {
+    kvist_key_t name_space;
+    const uint32_t *tokens; /* [token_count]: the prompt's; the request's own */
+    uint32_t token_count;
+} kv_request_context_t;
+
 /* message, moved and computed say whether it was for this request. */
 typedef struct {
     bool (*is_from)(const void *request, const kv_peer_t *peer); /* who asked for it */
     bool (*message)(void *request, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
     bool (*moved)(void *request, const kv_mover_event_t *event); /* but for LINK_UP and LINK_DOWN */
     bool (*computed)(void *request, const kv_compute_event_t *event);
+    /* Whether it is the request of that id and this peer works on it; may be NULL: none ever is. */
+    bool (*context)(const void *request, const kv_peer_t *peer, const char *request_id,
+        kv_request_context_t *context_out);
     void (*peer_down)(void *request, kv_peer_t *peer); /* the handle is gone afterwards */
     void (*tick)(void *request, uint64_t now_ns);      /* deadlines */
     void (*stop)(void *request);                       /* the node stops: end soon */
@@ -44,7 +55,10 @@ typedef struct {
 void kv_requests_add(kv_requests_t *requests, void *request);
 void kv_requests_message(
     kv_requests_t *requests, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
-void kv_requests_moved(kv_requests_t *requests, const kv_mover_event_t *event);
+/* false: it was for none of them. */
+bool kv_requests_moved(kv_requests_t *requests, const kv_mover_event_t *event);
+bool kv_requests_context(const kv_requests_t *requests, const kv_peer_t *peer,
+    const char *request_id, kv_request_context_t *context_out);
 void kv_requests_computed(kv_requests_t *requests, const kv_compute_event_t *event);
 void kv_requests_peer_down(kv_requests_t *requests, kv_peer_t *peer);
 void kv_requests_tick(kv_requests_t *requests, uint64_t now_ns);

@@ -6,21 +6,18 @@
  *    |                           | TIMEOUT, CANCEL            |    | EXPECT, SEND_PREFILL
  *    v                           v                            |    v
  *   DONE(CANCELLED)       DONE(FAIL or CANCELLED)             |  STREAMING ----------> DONE(READY)
- *                                                             |    |     PREFILLED and LANDED,
- *                              attempts, and blocks to ask    |    |     no fetch sends out
- *                              for, are left: KEEP, CHOOSE    |    |
- *                                                             |    | PREFILLED with an error,
+ *                                                             |    |     PREFILLED and LANDED
+ *                              attempts, and blocks to ask    |    |
+ *                              for, are left: KEEP, CHOOSE    |    | PREFILLED with an error,
  *                                                             |    | RECEIVE_FAILED, PEER_DOWN,
- *                                                             |    | TIMEOUT, CANCEL:
- *                                                             |    v REVOKE, CANCEL_PIECES
+ *                                                             |    v TIMEOUT, CANCEL: REVOKE
  *   DONE(FALL_BACK after KEEP, or CANCELLED) <--------------- ENDING
- *                                   REVOKED and FETCH_SENT, whatever is out
+ *                                             REVOKED
  *
  * Invariants: 1. EXPECT is answered by LANDED or by REVOKE's REVOKED before any outcome, and before
- * another EXPECT. 2. So is SEND_PIECES by FETCH_SENT: a released slot is not being read. 3. One
- * outcome, on entering DONE. 4. Every Fetch is answered once, unless the peer is lost. 5. KEEP
- * names only blocks that the mover verified whole, whose makers the peer named, and that hold no
- * token that is still to be computed. */
+ * another EXPECT. 2. One outcome, on entering DONE. 3. KEEP names only blocks that the mover
+ * verified whole, whose makers the peer named, and that hold no token that is still to be
+ * computed. */
 #include "base/check.h"
 #include "transport/pd.h"
 
@@ -45,15 +42,6 @@ static void outcome(step_t *step, kv_pd_decode_action_kind_t kind, kv_status_t s
     }
     act(step, kind)->status = status;
     step->machine->state = KV_PD_DECODE_DONE;
-}
-
-static void answer_fetch(step_t *step, uint64_t transfer_id, kv_status_t status)
-{
-    if (!step->machine->peer_lost) {
-        kv_pd_decode_action_t *action = act(step, KV_PD_DECODE_DO_SEND_FETCHED);
-        action->transfer_id = transfer_id;
-        action->status = status;
-    }
 }
 
 /* What landed whole is this node's own from now on. */
@@ -83,7 +71,7 @@ static void choose(step_t *step)
 static void finish_when_quiet(step_t *step)
 {
     kv_pd_decode_t *machine = step->machine;
-    if (machine->expecting || machine->revoking || machine->fetching) {
+    if (machine->expecting || machine->revoking) {
         return;
     }
     if (machine->cancelled) {
@@ -95,13 +83,6 @@ static void finish_when_quiet(step_t *step)
         choose(step);
     } else {
         outcome(step, KV_PD_DECODE_DO_FALL_BACK, machine->reason);
-    }
-}
-
-static void cancel_pieces(step_t *step)
-{
-    if (step->machine->fetching) {
-        act(step, KV_PD_DECODE_DO_CANCEL_PIECES)->transfer_id = step->machine->fetch_id;
     }
 }
 
@@ -117,14 +98,13 @@ static void begin_ending(step_t *step, kv_status_t reason)
         machine->revoking = true;
         act(step, KV_PD_DECODE_DO_REVOKE)->transfer_id = machine->transfer_id;
     }
-    cancel_pieces(step);
     finish_when_quiet(step);
 }
 
 static void ready_when_complete(step_t *step)
 {
     kv_pd_decode_t *machine = step->machine;
-    if (machine->prefilled && machine->landed && !machine->fetching) {
+    if (machine->prefilled && machine->landed) {
         outcome(step, KV_PD_DECODE_DO_READY, KV_OK);
     }
 }
@@ -200,40 +180,6 @@ static void in_choosing(step_t *step)
     }
 }
 
-static void take_fetch(step_t *step)
-{
-    kv_pd_decode_t *machine = step->machine;
-    const kv_pd_decode_event_t *event = step->event;
-    bool held = event->block_count > 0 && event->first_block <= machine->held_blocks &&
-                event->block_count <= machine->held_blocks - event->first_block;
-    if (machine->fetching || !held) {
-        answer_fetch(step, event->transfer_id, held ? KV_BUSY : KV_INVALID);
-        return;
-    }
-    machine->fetching = true;
-    machine->fetch_id = event->transfer_id;
-    kv_pd_decode_action_t *action = act(step, KV_PD_DECODE_DO_SEND_PIECES);
-    action->transfer_id = event->transfer_id;
-    action->first_block = event->first_block;
-    action->block_count = event->block_count;
-}
-
-static void take_fetch_sent(step_t *step)
-{
-    kv_pd_decode_t *machine = step->machine;
-    if (machine->fetching) {
-        machine->fetching = false;
-        answer_fetch(step, machine->fetch_id, step->event->status);
-    }
-}
-
-/* All is here and only our fetch sends are out: nothing that happens to the peer matters any more.
- * */
-static bool only_fetch_is_out(const kv_pd_decode_t *machine)
-{
-    return machine->prefilled && machine->landed;
-}
-
 static void in_streaming(step_t *step)
 {
     kv_pd_decode_t *machine = step->machine;
@@ -266,7 +212,6 @@ static void in_streaming(step_t *step)
             return;
         }
         machine->prefilled = machine->told = true;
-        cancel_pieces(step); /* it computed without waiting for them */
         ready_when_complete(step);
         return;
     case KV_PD_DECODE_EV_RECEIVE_FAILED:
@@ -276,27 +221,14 @@ static void in_streaming(step_t *step)
         return;
     case KV_PD_DECODE_EV_PEER_DOWN:
         machine->peer_lost = true;
-        if (only_fetch_is_out(machine)) {
-            return;
-        }
         begin_ending(step, KV_PEER_LOST);
         return;
     case KV_PD_DECODE_EV_TIMEOUT:
-        if (only_fetch_is_out(machine)) {
-            return;
-        }
         begin_ending(step, KV_BUSY);
         return;
     case KV_PD_DECODE_EV_CANCEL:
         machine->cancelled = true;
         begin_ending(step, KV_CANCELLED);
-        return;
-    case KV_PD_DECODE_EV_FETCH:
-        take_fetch(step);
-        return;
-    case KV_PD_DECODE_EV_FETCH_SENT:
-        take_fetch_sent(step);
-        ready_when_complete(step);
         return;
     default:
         return;
@@ -325,13 +257,6 @@ static void in_ending(step_t *step)
     case KV_PD_DECODE_EV_PREFILLING: /* in time for what has landed */
         machine->told = machine->told || event->transfer_id == machine->transfer_id;
         return;
-    case KV_PD_DECODE_EV_FETCH_SENT:
-        take_fetch_sent(step);
-        finish_when_quiet(step);
-        return;
-    case KV_PD_DECODE_EV_FETCH:
-        answer_fetch(step, event->transfer_id, KV_CANCELLED);
-        return;
     case KV_PD_DECODE_EV_PEER_DOWN:
         machine->peer_lost = true;
         return;
@@ -340,15 +265,6 @@ static void in_ending(step_t *step)
         return;
     default:
         return;
-    }
-}
-
-static void in_done(step_t *step)
-{
-    if (step->event->kind == KV_PD_DECODE_EV_PEER_DOWN) {
-        step->machine->peer_lost = true;
-    } else if (step->event->kind == KV_PD_DECODE_EV_FETCH) {
-        answer_fetch(step, step->event->transfer_id, KV_CANCELLED);
     }
 }
 
@@ -374,7 +290,6 @@ void kv_pd_decode_step(
         in_ending(&step);
         return;
     case KV_PD_DECODE_DONE:
-        in_done(&step);
         return;
     }
 }

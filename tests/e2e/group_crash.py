@@ -5,8 +5,9 @@ import time
 
 from cluster import FAILURE_LIMIT_S, prose, wait_until
 
-# A long prompt, so that a prefill is under way when the blow falls.
+# Long prompts, so that a prefill is under way when the blow falls.
 LONG = 3000
+HALF = 1500
 
 
 def in_background(function):
@@ -61,7 +62,7 @@ def remembered(cluster, seed):
 def test_prefill_dies_in_prefill(cluster):
     question, expected = remembered(cluster, 101)
     before = device_objects(cluster, "prefill")
-    thread, results = in_background(lambda: cluster.chat(prose(102, LONG), max_tokens=4))
+    thread, results = in_background(lambda: cluster.chat(prose(102, HALF), max_tokens=4))
     wait_until(lambda: device_objects(cluster, "prefill") > before + 20, 15, "a part of it")
     cluster.kill("prefill")
     begun = time.monotonic()
@@ -78,7 +79,7 @@ def test_prefill_dies_in_prefill(cluster):
     check_cache_after_restart(cluster, question, expected)
     # What had landed before it died served, and is what a fresh computation gives.
     assert log_has(cluster, "decode-0", "had landed whole"), "nothing of it was used"
-    again = cluster.chat(prose(102, LONG), max_tokens=4, kvist={"cache_mode": "bypass"})
+    again = cluster.chat(prose(102, HALF), max_tokens=4, kvist={"cache_mode": "bypass"})
     assert again.text == answer.text, f"{answer.text!r}, recomputed {again.text!r}"
 
 

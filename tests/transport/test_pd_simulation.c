@@ -1,9 +1,13 @@
-/* Both P/D machines, joined by a toy network: control messages in order, data in any order, events
- * of mover, store and compute whenever they like; connections cut, messages damaged, cancels and
- * time-outs at any moment. A failure prints its seed: KVIST_SEED=n runs that one alone.
+/* The P/D machines of one request, joined by a toy cluster: a decode node, prefill nodes, and nodes
+ * that hold blocks (any of them may be a source). Control messages are in order between two nodes,
+ * data in any order, commands to and events of mover, store and compute come whenever they like;
+ * connections are cut, nodes die, fragments are damaged, holders hold less than is thought of them,
+ * cancels and time-outs come at any moment. A failure prints its seed: KVIST_SEED=n runs that one
+ * alone.
  *
- * Invariants: slots are handed on only when nothing may write to them or reads from them; READY
- * means that every block is the right one; every request has one outcome; nothing stays behind. */
+ * Invariants: slots are sealed, computed in or handed on only when nothing may write to them, and
+ * given back only when nothing reads from them either; what is sealed, kept, or ready is the right
+ * block; every request has one outcome; nothing stays behind on a node that lives. */
 #include "testing/testing.h"
 #include "transport/pd.h"
 
@@ -11,80 +15,138 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCKS_MAX = 8, QUEUE = 64, DECODE_ID = 1000, FETCH_ID = 2000, STEPS_MAX = 2000 };
+enum {
+    DECODE = 0,
+    PREFILLS = 2, /* nodes 1 .. */
+    HOLDERS = 2,
+    NODES = 1 + PREFILLS + HOLDERS,
+    SOURCES_MAX = PREFILLS * KV_PD_FETCHES_MAX,
+    BLOCKS_MAX = 8,
+    QUEUE = 128,
+    STEPS_MAX = 4000,
+};
 
 typedef enum {
     SAYS_PREFILL,
     SAYS_PREFILLING,
     SAYS_PREFILLED,
+    SAYS_CANCEL,
     SAYS_FETCH,
+    SAYS_BEGINS,
     SAYS_FETCHED,
-    SAYS_CANCEL
+    SAYS_UNFETCH,
 } says_t;
 
 typedef struct {
+    int from, to;
     says_t says;
     uint64_t id;
     uint32_t first, count;
     kv_status_t status;
-} control_t;
+} message_t;
 
+/* A block on the wire. */
 typedef struct {
-    control_t items[QUEUE];
-    int count;
-} line_t;
-
-typedef struct {
-    bool to_decode;
+    int from, to;
     uint64_t id;
     uint32_t index;
     int value;
 } data_t;
 
-/* A mover's reservation, as mover.h promises it. */
+/* Accepted by the mover, not SENT: its slots are being read. */
+typedef struct {
+    int from, to, source; /* source: index, or -1: of the prefill request of that node */
+    uint64_t id;
+    uint32_t index, first, count;
+    bool cancelled;
+} piece_t;
+
+/* A mover's reservation, as mover.h promises it; of the one request of a node. */
 typedef struct {
     bool active, failed;
+    int link; /* with that node */
     uint64_t id;
     uint32_t first, count, mask;
 } expected_t;
 
 typedef struct {
+    bool shorten; /* else revoke */
+    uint64_t id;
+    uint32_t count;
+} command_t;
+
+/* What happens to a node's machine, in order. */
+typedef struct {
+    bool of_mover;
+    kv_pd_decode_event_t decode;
+    kv_pd_prefill_event_t prefill;
+} happening_t;
+
+typedef struct {
+    bool dead;
+    uint32_t store; /* leading blocks that it holds when it is asked as a source */
+    int slots[BLOCKS_MAX];
+    bool leased; /* the request's slots */
+    expected_t expected;
+    command_t commands[QUEUE];
+    happening_t happenings[QUEUE];
+    int command_count, happening_count;
+
+    kv_pd_prefill_t prefill;
+    bool matching, computing, stop;
+    uint32_t next_block, matched;
+    int source; /* node of the fetch that runs, or -1 */
+    bool asked[NODES];
+} node_t;
+
+typedef struct {
+    kv_pd_source_t machine;
+    int node, asker;
+    bool matching, leased;
+    uint32_t held;
+} source_t;
+
+typedef struct {
     uint64_t random;
-    bool up;
     int fault; /* 1 in that many steps */
-    uint32_t blocks, held, kept;
+    uint64_t last_id;
+    uint32_t blocks;
+    bool up[NODES][NODES];
+    node_t nodes[NODES];
+    source_t sources[SOURCES_MAX];
+    int source_count;
 
     kv_pd_decode_t decode;
-    kv_pd_decode_event_t decode_events[QUEUE];
-    int decode_event_count;
-    int decode_slots[BLOCKS_MAX];
-    expected_t decode_expected;
-    bool reserving, fetch_out, owned; /* owned: the lease is the request's */
+    bool reserving;
+    int chosen; /* node, or -1 */
+    bool tried[NODES];
+    uint32_t held; /* by the decode node, what it kept included */
     int outcomes;
     kv_pd_decode_action_kind_t outcome;
 
-    kv_pd_prefill_t prefill;
-    kv_pd_prefill_event_t prefill_events[QUEUE];
-    int prefill_event_count;
-    int prefill_slots[BLOCKS_MAX];
-    expected_t prefill_expected;
-    bool matching, computing, stop, leased;
-    uint32_t prefill_held, next_block;
-    int pieces;
-    kv_status_t sent[QUEUE]; /* SENTs on their way */
-    int sent_count;
-    kv_status_t fetch_status; /* of FETCH_SENT, on its way */
-
-    line_t to_decode, to_prefill;
+    message_t messages[QUEUE];
     data_t data[QUEUE];
-    int data_count;
+    piece_t pieces[QUEUE];
+    int message_count, data_count, piece_count;
 } world_t;
 
+typedef struct {
+    int ready, fell_back, cancelled, failed, died;
+    int again; /* ready by the second prefill node or the third */
+    uint32_t kept, fetched, fetched_in_part;
+} tally_t;
+
 static uint64_t current_seed;
+static tally_t tally;
 
 static int value_of(uint32_t block)
 {
     return 100 + (int)block;
+}
+
+static uint32_t pick(world_t *world, uint32_t count)
+{
+    return (uint32_t)(kv_test_random(&world->random) % count);
 }
 
 static void check_slots(const int *slots, uint32_t first_block, uint32_t block_count)
@@ -94,477 +156,821 @@ static void check_slots(const int *slots, uint32_t first_block, uint32_t block_c
     }
 }
 
-static uint32_t leading(uint32_t mask)
+static uint32_t leading(const expected_t *expected)
 {
     uint32_t count = 0;
-    while ((mask >> count & 1) != 0) {
+    while (count < expected->count && (expected->mask >> count & 1) != 0) {
         count++;
     }
     return count;
 }
 
-static uint32_t pick(world_t *world, uint32_t count)
+static void say(world_t *world, message_t message)
 {
-    return (uint32_t)(kv_test_random(&world->random) % count);
-}
-
-static void say(world_t *world, line_t *line, control_t control)
-{
-    if (world->up) {
-        assert_true(line->count < QUEUE);
-        line->items[line->count++] = control;
+    if (message.to >= 0 && world->up[message.from][message.to]) {
+        assert_true(world->message_count < QUEUE);
+        world->messages[world->message_count++] = message;
     }
 }
 
-static control_t hear(line_t *line)
+static void happen(world_t *world, int node, happening_t happening)
 {
-    control_t control = line->items[0];
-    memmove(line->items, line->items + 1, (size_t)--line->count * sizeof control);
-    return control;
+    node_t *at = &world->nodes[node];
+    assert_true(at->happening_count < QUEUE);
+    at->happenings[at->happening_count++] = happening;
 }
 
-static void give_decode(world_t *world, kv_pd_decode_event_t event)
+static void moved(world_t *world, int node, kv_pd_decode_event_kind_t decode,
+    kv_pd_prefill_event_kind_t prefill, uint64_t id, uint32_t landed)
 {
-    assert_true(world->decode_event_count < QUEUE);
-    world->decode_events[world->decode_event_count++] = event;
+    happen(world, node,
+        (happening_t){.of_mover = true,
+            .decode = {.kind = decode,
+                .status = KV_PEER_LOST,
+                .transfer_id = id,
+                .landed_blocks = landed},
+            .prefill = {.kind = prefill,
+                .status = KV_PEER_LOST,
+                .transfer_id = id,
+                .landed_blocks = landed}});
 }
 
-static void give_prefill(world_t *world, kv_pd_prefill_event_t event)
+static void fail_receive(world_t *world, int node)
 {
-    assert_true(world->prefill_event_count < QUEUE);
-    world->prefill_events[world->prefill_event_count++] = event;
-}
-
-static void send_data(world_t *world, bool to_decode, uint64_t id, uint32_t index, int value)
-{
-    if (world->up) {
-        assert_true(world->data_count < QUEUE);
-        world->data[world->data_count++] = (data_t){to_decode, id, index, value};
+    expected_t *expected = &world->nodes[node].expected;
+    if (expected->active && !expected->failed) {
+        expected->failed = true;
+        moved(world, node, KV_PD_DECODE_EV_RECEIVE_FAILED, KV_PD_PREFILL_EV_RECEIVE_FAILED,
+            expected->id, 0);
     }
 }
 
-/* ---- the decode node ---- */
-
-static void step_decode(world_t *world, const kv_pd_decode_event_t *event)
+static void expect(world_t *world, int node, int link, uint64_t id, uint32_t first, uint32_t count)
 {
-    kv_pd_decode_actions_t actions;
-    kv_pd_decode_step(&world->decode, event, &actions);
-    for (uint32_t i = 0; i < actions.count; i++) {
-        const kv_pd_decode_action_t *action = &actions.items[i];
-        switch (action->kind) {
-        case KV_PD_DECODE_DO_RESERVE:
-            world->reserving = true;
-            break;
-        case KV_PD_DECODE_DO_CHOOSE: /* there is one prefill node */
-            give_decode(world, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_CHOSEN,
-                                   .peer_up = world->up && world->decode.attempts == 0,
-                                   .transfer_id = DECODE_ID});
-            break;
-        case KV_PD_DECODE_DO_KEEP:
-            assert_false(world->decode_expected.active || world->fetch_out);
-            assert_true(action->first_block + action->block_count < world->blocks);
-            check_slots(world->decode_slots, action->first_block, action->block_count);
-            world->kept = action->block_count;
-            break;
-        case KV_PD_DECODE_DO_EXPECT:
-            if (!world->up) {
-                give_decode(world, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_RECEIVE_FAILED,
-                                       .status = KV_PEER_LOST,
-                                       .transfer_id = action->transfer_id});
-            }
-            world->decode_expected = (expected_t){
-                true, !world->up, action->transfer_id, action->first_block, action->block_count, 0};
-            break;
-        case KV_PD_DECODE_DO_SEND_PREFILL:
-            say(world, &world->to_prefill, (control_t){.says = SAYS_PREFILL, .id = DECODE_ID});
-            break;
-        case KV_PD_DECODE_DO_SEND_CANCEL:
-            say(world, &world->to_prefill, (control_t){.says = SAYS_CANCEL});
-            break;
-        case KV_PD_DECODE_DO_REVOKE:
-            world->decode_expected.active = false;
-            give_decode(world, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_REVOKED,
-                                   .transfer_id = action->transfer_id,
-                                   .landed_blocks = leading(world->decode_expected.mask)});
-            break;
-        case KV_PD_DECODE_DO_SEND_PIECES:
-            world->fetch_out = true;
-            for (uint32_t block = 0; block < action->block_count; block++) {
-                send_data(world, false, action->transfer_id, block,
-                    world->decode_slots[action->first_block + block]);
-            }
-            world->fetch_status = world->up ? KV_OK : KV_PEER_LOST;
-            break;
-        case KV_PD_DECODE_DO_CANCEL_PIECES:
-            break;
-        case KV_PD_DECODE_DO_SEND_FETCHED:
-            say(world, &world->to_prefill,
-                (control_t){
-                    .says = SAYS_FETCHED, .id = action->transfer_id, .status = action->status});
-            break;
-        case KV_PD_DECODE_DO_RELEASE:
-            assert_true(world->owned);
-            assert_false(world->decode_expected.active || world->fetch_out);
-            world->owned = false;
-            break;
-        case KV_PD_DECODE_DO_READY:
-            for (uint32_t block = 0; block < world->blocks; block++) {
-                assert_int_equal(world->decode_slots[block], value_of(block));
-            }
-            /* fall through */
-        case KV_PD_DECODE_DO_FALL_BACK:
-        case KV_PD_DECODE_DO_FAIL:
-        case KV_PD_DECODE_DO_CANCELLED:
-            assert_false(world->decode_expected.active || world->fetch_out);
-            world->outcome = action->kind;
-            assert_int_equal(world->outcomes++, 0);
-            break;
+    node_t *at = &world->nodes[node];
+    assert_true(at->leased && !at->expected.active && count > 0);
+    at->expected = (expected_t){true, false, link, id, first, count, 0};
+    if (link < 0 || !world->up[node][link]) {
+        fail_receive(world, node);
+    }
+}
+
+static void command(world_t *world, int node, bool shorten, uint64_t id, uint32_t count)
+{
+    node_t *at = &world->nodes[node];
+    assert_true(at->command_count < QUEUE);
+    at->commands[at->command_count++] = (command_t){shorten, id, count};
+}
+
+static void send_piece(world_t *world, piece_t piece)
+{
+    assert_true(world->piece_count < QUEUE);
+    world->pieces[world->piece_count++] = piece;
+}
+
+static void cancel_pieces(world_t *world, int from, uint64_t id)
+{
+    for (int i = 0; i < world->piece_count; i++) {
+        if (world->pieces[i].from == from && world->pieces[i].id == id) {
+            world->pieces[i].cancelled = true;
         }
     }
 }
 
-static void decode_hears(world_t *world)
+static bool reads_slots(const world_t *world, int node, int source)
 {
-    control_t control = hear(&world->to_decode);
-    kv_pd_decode_event_t event = {.transfer_id = control.id, .status = control.status};
-    if (control.says == SAYS_PREFILLED) {
-        event.kind = KV_PD_DECODE_EV_PREFILLED;
-    } else if (control.says == SAYS_PREFILLING) {
-        event.kind = KV_PD_DECODE_EV_PREFILLING;
-    } else {
-        event.kind = KV_PD_DECODE_EV_FETCH;
-        event.first_block = control.first;
-        event.block_count = control.count;
+    for (int i = 0; i < world->piece_count; i++) {
+        if (world->pieces[i].from == node && world->pieces[i].source == source) {
+            return true;
+        }
     }
-    step_decode(world, &event);
+    return false;
 }
 
-static void decode_polls(world_t *world)
+/* ---- the decode node ---- */
+
+static void step_decode(world_t *world, kv_pd_decode_event_t event);
+
+static void choose(world_t *world)
 {
-    kv_pd_decode_event_t event = world->decode_events[0];
-    memmove(world->decode_events, world->decode_events + 1,
-        (size_t)--world->decode_event_count * sizeof event);
-    step_decode(world, &event);
+    int candidates[PREFILLS], count = 0;
+    for (int node = 1; node <= PREFILLS; node++) {
+        if (world->up[DECODE][node] && !world->tried[node]) {
+            candidates[count++] = node;
+        }
+    }
+    world->chosen = count > 0 ? candidates[pick(world, (uint32_t)count)] : -1;
+    kv_pd_decode_event_t event = {.kind = KV_PD_DECODE_EV_CHOSEN, .peer_up = count > 0};
+    if (count > 0) {
+        world->tried[world->chosen] = true;
+        event.transfer_id = ++world->last_id;
+    }
+    happen(world, DECODE, (happening_t){.decode = event});
+}
+
+static void decode_ends(world_t *world, kv_pd_decode_action_kind_t outcome)
+{
+    assert_false(world->nodes[DECODE].expected.active);
+    world->outcome = outcome;
+    assert_int_equal(world->outcomes++, 0);
+}
+
+static void carry_out_decode(world_t *world, const kv_pd_decode_action_t *action)
+{
+    node_t *node = &world->nodes[DECODE];
+    switch (action->kind) {
+    case KV_PD_DECODE_DO_RESERVE:
+        world->reserving = node->leased = true;
+        break;
+    case KV_PD_DECODE_DO_CHOOSE:
+        assert_false(node->expected.active);
+        choose(world);
+        break;
+    case KV_PD_DECODE_DO_EXPECT:
+        assert_int_equal(action->first_block, world->held);
+        assert_int_equal(action->first_block + action->block_count, world->blocks);
+        expect(world, DECODE, world->chosen, action->transfer_id, action->first_block,
+            action->block_count);
+        break;
+    case KV_PD_DECODE_DO_SEND_PREFILL:
+        say(world, (message_t){.from = DECODE,
+                       .to = world->chosen,
+                       .says = SAYS_PREFILL,
+                       .id = action->transfer_id,
+                       .count = world->held});
+        break;
+    case KV_PD_DECODE_DO_SEND_CANCEL:
+        say(world, (message_t){.from = DECODE, .to = world->chosen, .says = SAYS_CANCEL});
+        break;
+    case KV_PD_DECODE_DO_REVOKE:
+        command(world, DECODE, false, action->transfer_id, 0);
+        break;
+    case KV_PD_DECODE_DO_KEEP:
+        assert_false(node->expected.active);
+        assert_int_equal(action->first_block, world->held);
+        check_slots(node->slots, action->first_block, action->block_count);
+        world->held += action->block_count;
+        assert_true(world->held < world->blocks);
+        node->store = world->held;
+        tally.kept += action->block_count;
+        break;
+    case KV_PD_DECODE_DO_RELEASE:
+        assert_true(node->leased && !node->expected.active);
+        node->leased = world->reserving = false;
+        break;
+    case KV_PD_DECODE_DO_READY:
+        check_slots(node->slots, 0, world->blocks);
+        tally.again += world->decode.attempts > 1;
+        decode_ends(world, action->kind);
+        break;
+    case KV_PD_DECODE_DO_FALL_BACK:
+        check_slots(node->slots, 0, world->held);
+        decode_ends(world, action->kind);
+        break;
+    case KV_PD_DECODE_DO_FAIL:
+    case KV_PD_DECODE_DO_CANCELLED:
+        decode_ends(world, action->kind);
+        break;
+    }
+}
+
+static void step_decode(world_t *world, kv_pd_decode_event_t event)
+{
+    kv_pd_decode_actions_t actions;
+    kv_pd_decode_step(&world->decode, &event, &actions);
+    for (uint32_t i = 0; i < actions.count; i++) {
+        carry_out_decode(world, &actions.items[i]);
+    }
 }
 
 static void store_answers_decode(world_t *world)
 {
     world->reserving = false;
     bool refused = pick(world, 20) == 0;
-    kv_pd_decode_event_t event = {
-        .kind = refused ? KV_PD_DECODE_EV_RESERVE_FAILED : KV_PD_DECODE_EV_RESERVED,
-        .status = refused ? KV_BUSY : KV_OK,
-        .held_blocks = world->held,
-        .block_count = world->blocks - world->held,
-        .whole_blocks = world->blocks - world->held - 1};
-    step_decode(world, &event);
+    world->held = world->nodes[DECODE].store;
+    step_decode(world, (kv_pd_decode_event_t){.kind = refused ? KV_PD_DECODE_EV_RESERVE_FAILED
+                                                              : KV_PD_DECODE_EV_RESERVED,
+                           .status = refused ? KV_BUSY : KV_OK,
+                           .held_blocks = world->held,
+                           .block_count = world->blocks - world->held,
+                           .whole_blocks = world->blocks - world->held - 1});
 }
 
-/* ---- the prefill node ---- */
+/* ---- a prefill node ---- */
 
-static void stream(world_t *world, uint32_t block)
+/* What is known of others is approximate. */
+static void find_source(world_t *world, int node, uint32_t first, uint32_t count)
 {
-    world->pieces++;
-    give_prefill(world, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_PIECE_QUEUED});
-    send_data(world, true, DECODE_ID, block - world->held, world->prefill_slots[block]);
-    assert_true(world->sent_count < QUEUE);
-    world->sent[world->sent_count++] = world->up ? KV_OK : KV_PEER_LOST;
+    node_t *at = &world->nodes[node];
+    kv_pd_prefill_event_t event = {.kind = KV_PD_PREFILL_EV_SOURCE};
+    int candidate = (int)pick(world, NODES);
+    uint32_t thought = pick(world, 3) == 0 ? world->blocks - 1 : world->nodes[candidate].store;
+    if (candidate != node && world->up[node][candidate] && !at->asked[candidate] &&
+        thought > first) {
+        at->asked[candidate] = true;
+        at->source = candidate;
+        event.block_count = thought - first < count ? thought - first : count;
+        event.transfer_id = ++world->last_id;
+    }
+    happen(world, node, (happening_t){.prefill = event});
 }
 
-static void step_prefill(world_t *world, const kv_pd_prefill_event_t *event)
+static void stream(world_t *world, int node, uint32_t first, uint32_t last)
+{
+    node_t *at = &world->nodes[node];
+    uint32_t held = at->prefill.decode_held;
+    first = first > held ? first : held;
+    if (first < last && world->up[node][DECODE]) {
+        send_piece(world, (piece_t){.from = node,
+                              .to = DECODE,
+                              .source = -1,
+                              .id = at->prefill.transfer_id,
+                              .index = first - held,
+                              .first = first,
+                              .count = last - first});
+        happen(world, node, (happening_t){.prefill = {.kind = KV_PD_PREFILL_EV_PIECE_QUEUED}});
+    }
+}
+
+static void begin_computing(world_t *world, int node, uint32_t first_block)
+{
+    node_t *at = &world->nodes[node];
+    assert_false(at->expected.active || at->computing);
+    check_slots(at->slots, 0, first_block);
+    at->computing = true;
+    at->stop = false;
+    at->next_block = first_block;
+    stream(world, node, 0, first_block);
+}
+
+static void fetched(world_t *world, int node, uint32_t first, uint32_t count)
+{
+    node_t *at = &world->nodes[node];
+    assert_false(at->expected.active);
+    check_slots(at->slots, first, count);
+    tally.fetched += count;
+    tally.fetched_in_part += count > 0 && count < at->expected.count;
+    at->source = -1;
+}
+
+static void carry_out_prefill(world_t *world, int node, const kv_pd_prefill_action_t *action)
+{
+    node_t *at = &world->nodes[node];
+    message_t message = {.from = node,
+        .to = at->source,
+        .id = action->transfer_id,
+        .first = action->first_block,
+        .count = action->block_count,
+        .status = action->status};
+    switch (action->kind) {
+    case KV_PD_PREFILL_DO_MATCH:
+        at->matching = at->leased = true;
+        break;
+    case KV_PD_PREFILL_DO_FIND_SOURCE:
+        find_source(world, node, action->first_block, action->block_count);
+        break;
+    case KV_PD_PREFILL_DO_EXPECT:
+        expect(
+            world, node, at->source, action->transfer_id, action->first_block, action->block_count);
+        break;
+    case KV_PD_PREFILL_DO_SEND_FETCH:
+        message.says = SAYS_FETCH;
+        say(world, message);
+        break;
+    case KV_PD_PREFILL_DO_SHORTEN:
+        command(world, node, true, action->transfer_id, action->block_count);
+        break;
+    case KV_PD_PREFILL_DO_SEND_UNFETCH:
+        message.says = SAYS_UNFETCH;
+        say(world, message);
+        break;
+    case KV_PD_PREFILL_DO_REVOKE:
+        command(world, node, false, action->transfer_id, 0);
+        break;
+    case KV_PD_PREFILL_DO_SEAL:
+        fetched(world, node, action->first_block, action->block_count);
+        break;
+    case KV_PD_PREFILL_DO_SEND_PREFILLING:
+        message.says = SAYS_PREFILLING;
+        message.to = DECODE;
+        say(world, message);
+        break;
+    case KV_PD_PREFILL_DO_COMPUTE:
+        begin_computing(world, node, action->first_block);
+        break;
+    case KV_PD_PREFILL_DO_STOP:
+        at->stop = true;
+        break;
+    case KV_PD_PREFILL_DO_CANCEL_PIECES:
+        cancel_pieces(world, node, action->transfer_id);
+        break;
+    case KV_PD_PREFILL_DO_SEND_PREFILLED:
+        message.says = SAYS_PREFILLED;
+        message.to = DECODE;
+        say(world, message);
+        break;
+    case KV_PD_PREFILL_DO_RELEASE:
+        assert_true(at->leased);
+        assert_false(at->expected.active || at->computing || reads_slots(world, node, -1));
+        at->leased = at->matching = false;
+        break;
+    }
+}
+
+static void step_prefill(world_t *world, int node, kv_pd_prefill_event_t event)
 {
     kv_pd_prefill_actions_t actions;
-    kv_pd_prefill_step(&world->prefill, event, &actions);
+    kv_pd_prefill_step(&world->nodes[node].prefill, &event, &actions);
     for (uint32_t i = 0; i < actions.count; i++) {
-        const kv_pd_prefill_action_t *action = &actions.items[i];
+        carry_out_prefill(world, node, &actions.items[i]);
+    }
+}
+
+static void store_answers_prefill(world_t *world, int node)
+{
+    node_t *at = &world->nodes[node];
+    at->matching = false;
+    bool refused = pick(world, 20) == 0;
+    step_prefill(world, node,
+        (kv_pd_prefill_event_t){
+            .kind = refused ? KV_PD_PREFILL_EV_MATCH_FAILED : KV_PD_PREFILL_EV_MATCHED,
+            .status = refused ? KV_BUSY : KV_OK,
+            .held_blocks = at->matched,
+            .whole_blocks = world->blocks - 1});
+}
+
+static void compute_one(world_t *world, int node)
+{
+    node_t *at = &world->nodes[node];
+    kv_status_t status = at->stop ? KV_CANCELLED : pick(world, 50) == 0 ? KV_IO : KV_OK;
+    if (status != KV_OK || at->next_block == world->blocks) {
+        at->computing = false;
+        happen(world, node,
+            (happening_t){.prefill = {.kind = KV_PD_PREFILL_EV_COMPUTED, .status = status}});
+        return;
+    }
+    uint32_t block = at->next_block++;
+    at->slots[block] = value_of(block);
+    stream(world, node, block, block + 1);
+}
+
+/* ---- sources ---- */
+
+static void step_source(world_t *world, int index, kv_pd_source_event_t event)
+{
+    source_t *source = &world->sources[index];
+    kv_pd_source_actions_t actions;
+    kv_pd_source_step(&source->machine, &event, &actions);
+    for (uint32_t i = 0; i < actions.count; i++) {
+        const kv_pd_source_action_t *action = &actions.items[i];
+        message_t message = {.from = source->node,
+            .to = source->asker,
+            .id = action->transfer_id,
+            .count = action->block_count,
+            .status = action->status};
         switch (action->kind) {
-        case KV_PD_PREFILL_DO_MATCH:
-            world->matching = world->leased = true;
+        case KV_PD_SOURCE_DO_MATCH:
+            source->matching = source->leased = true;
             break;
-        case KV_PD_PREFILL_DO_EXPECT:
-            if (!world->up) {
-                give_prefill(world, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_RECEIVE_FAILED,
-                                        .status = KV_PEER_LOST,
-                                        .transfer_id = action->transfer_id});
-            }
-            world->prefill_expected = (expected_t){
-                true, !world->up, action->transfer_id, action->first_block, action->block_count, 0};
+        case KV_PD_SOURCE_DO_SEND_BEGINS:
+            message.says = SAYS_BEGINS;
+            say(world, message);
             break;
-        case KV_PD_PREFILL_DO_SEND_FETCH:
-            say(world, &world->to_decode,
-                (control_t){SAYS_FETCH, action->transfer_id, action->first_block,
-                    action->block_count, KV_OK});
+        case KV_PD_SOURCE_DO_SEND_PIECES:
+            assert_true(action->first_block + action->block_count <= source->held);
+            send_piece(world, (piece_t){.from = source->node,
+                                  .to = source->asker,
+                                  .source = index,
+                                  .id = action->transfer_id,
+                                  .first = action->first_block,
+                                  .count = action->block_count});
             break;
-        case KV_PD_PREFILL_DO_REVOKE:
-            world->prefill_expected.active = false;
-            give_prefill(world, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_REVOKED,
-                                    .transfer_id = action->transfer_id});
+        case KV_PD_SOURCE_DO_CANCEL_PIECES:
+            cancel_pieces(world, source->node, action->transfer_id);
             break;
-        case KV_PD_PREFILL_DO_SEAL:
-            assert_false(world->prefill_expected.active);
-            check_slots(world->prefill_slots, action->first_block, action->block_count);
+        case KV_PD_SOURCE_DO_SEND_FETCHED:
+            message.says = SAYS_FETCHED;
+            say(world, message);
             break;
-        case KV_PD_PREFILL_DO_SEND_PREFILLING:
-            say(world, &world->to_decode,
-                (control_t){.says = SAYS_PREFILLING, .id = action->transfer_id});
-            break;
-        case KV_PD_PREFILL_DO_COMPUTE:
-            assert_false(world->prefill_expected.active);
-            world->computing = true;
-            world->stop = false;
-            for (uint32_t block = 0; block < action->first_block; block++) {
-                assert_int_equal(world->prefill_slots[block], value_of(block));
-            }
-            for (uint32_t block = world->held; block < action->first_block; block++) {
-                stream(world, block);
-            }
-            world->next_block = action->first_block;
-            break;
-        case KV_PD_PREFILL_DO_STOP:
-            world->stop = true;
-            break;
-        case KV_PD_PREFILL_DO_CANCEL_PIECES:
-            break;
-        case KV_PD_PREFILL_DO_SEND_PREFILLED:
-            say(world, &world->to_decode,
-                (control_t){
-                    .says = SAYS_PREFILLED, .id = action->transfer_id, .status = action->status});
-            break;
-        case KV_PD_PREFILL_DO_RELEASE:
-            assert_true(world->leased);
-            assert_false(world->prefill_expected.active || world->computing);
-            assert_int_equal(world->pieces, 0);
-            world->leased = world->matching = false;
+        case KV_PD_SOURCE_DO_RELEASE:
+            assert_true(source->leased && !reads_slots(world, source->node, index));
+            source->leased = source->matching = false;
             break;
         }
     }
 }
 
-static void prefill_hears(world_t *world)
+static void store_answers_source(world_t *world, int index)
 {
-    control_t control = hear(&world->to_prefill);
-    kv_pd_prefill_event_t event = {.transfer_id = control.id, .status = control.status};
-    switch (control.says) {
-    case SAYS_PREFILL:
-        event.kind = KV_PD_PREFILL_EV_START;
-        event.held_blocks = world->held;
-        break;
-    case SAYS_FETCHED:
-        event.kind = KV_PD_PREFILL_EV_FETCHED;
-        break;
-    default:
-        event.kind = KV_PD_PREFILL_EV_CANCEL;
-        break;
-    }
-    step_prefill(world, &event);
-}
-
-static void prefill_polls(world_t *world)
-{
-    kv_pd_prefill_event_t event = world->prefill_events[0];
-    memmove(world->prefill_events, world->prefill_events + 1,
-        (size_t)--world->prefill_event_count * sizeof event);
-    if (event.kind == KV_PD_PREFILL_EV_COMPUTED) {
-        world->computing = false;
-    }
-    step_prefill(world, &event);
-}
-
-static void store_answers_prefill(world_t *world)
-{
-    world->matching = false;
+    source_t *source = &world->sources[index];
+    source->matching = false;
     bool refused = pick(world, 20) == 0;
-    kv_pd_prefill_event_t event = {
-        .kind = refused ? KV_PD_PREFILL_EV_MATCH_FAILED : KV_PD_PREFILL_EV_MATCHED,
-        .status = refused ? KV_BUSY : KV_OK,
-        .held_blocks = world->prefill_held,
-        .fetch_id = FETCH_ID};
-    step_prefill(world, &event);
+    source->held = world->nodes[source->node].store;
+    step_source(world, index,
+        (kv_pd_source_event_t){
+            .kind = refused ? KV_PD_SOURCE_EV_MATCH_FAILED : KV_PD_SOURCE_EV_MATCHED,
+            .status = refused ? KV_BUSY : KV_OK,
+            .held_blocks = source->held});
 }
 
-static bool compute_is_over(const world_t *world)
+static void serve(world_t *world, const message_t *message)
 {
-    return world->next_block == UINT32_MAX;
+    assert_true(world->source_count < SOURCES_MAX);
+    int index = world->source_count++;
+    world->sources[index] = (source_t){.node = message->to, .asker = message->from};
+    step_source(world, index,
+        (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_START,
+            .transfer_id = message->id,
+            .first_block = message->first,
+            .block_count = message->count});
 }
 
-static void compute_one(world_t *world)
+static void unfetch(world_t *world, const message_t *message)
 {
-    kv_status_t status = world->stop ? KV_CANCELLED : pick(world, 50) == 0 ? KV_IO : KV_OK;
-    if (world->stop || status != KV_OK || world->next_block == world->blocks) {
-        give_prefill(
-            world, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_COMPUTED, .status = status});
-        world->next_block = UINT32_MAX;
-        return;
-    }
-    uint32_t block = world->next_block++;
-    world->prefill_slots[block] = value_of(block);
-    if (block >= world->held) {
-        stream(world, block);
+    for (int i = 0; i < world->source_count; i++) {
+        const source_t *source = &world->sources[i];
+        if (source->node == message->to && source->asker == message->from &&
+            source->machine.transfer_id == message->id) {
+            step_source(world, i, (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_UNFETCH});
+        }
     }
 }
 
 /* ---- the wire ---- */
 
-static void fetch_is_sent(world_t *world)
+static void deliver_to_decode(world_t *world, const message_t *message)
 {
-    world->fetch_out = false;
-    kv_pd_decode_event_t event = {
-        .kind = KV_PD_DECODE_EV_FETCH_SENT, .status = world->fetch_status};
-    step_decode(world, &event);
+    if (message->from == world->chosen) {
+        step_decode(world, (kv_pd_decode_event_t){.kind = message->says == SAYS_PREFILLED
+                                                              ? KV_PD_DECODE_EV_PREFILLED
+                                                              : KV_PD_DECODE_EV_PREFILLING,
+                               .transfer_id = message->id,
+                               .status = message->status});
+    }
 }
 
+static void deliver_to_prefill(world_t *world, const message_t *message)
+{
+    node_t *at = &world->nodes[message->to];
+    kv_pd_prefill_event_t event = {.transfer_id = message->id, .status = message->status};
+    switch (message->says) {
+    case SAYS_PREFILL:
+        event.kind = KV_PD_PREFILL_EV_START;
+        event.held_blocks = message->count;
+        break;
+    case SAYS_CANCEL:
+        event.kind = KV_PD_PREFILL_EV_CANCEL;
+        break;
+    default: /* of a source; the node checks that it is the one, and what it was asked for */
+        if (message->from != at->source || at->prefill.fetch_id != message->id ||
+            (message->status == KV_OK && message->count > at->prefill.fetch_count)) {
+            return;
+        }
+        event.kind =
+            message->says == SAYS_BEGINS ? KV_PD_PREFILL_EV_FETCH_BEGINS : KV_PD_PREFILL_EV_FETCHED;
+        event.block_count = message->count;
+        break;
+    }
+    step_prefill(world, message->to, event);
+}
+
+/* The first message between some two nodes. */
+static void deliver_message(world_t *world)
+{
+    int at = (int)pick(world, (uint32_t)world->message_count);
+    for (int i = 0; i < at; i++) {
+        if (world->messages[i].from == world->messages[at].from &&
+            world->messages[i].to == world->messages[at].to) {
+            at = i;
+        }
+    }
+    message_t message = world->messages[at];
+    memmove(&world->messages[at], &world->messages[at + 1],
+        (size_t)(--world->message_count - at) * sizeof message);
+    if (message.says == SAYS_FETCH) {
+        serve(world, &message);
+    } else if (message.says == SAYS_UNFETCH) {
+        unfetch(world, &message);
+    } else if (message.to == DECODE) {
+        deliver_to_decode(world, &message);
+    } else {
+        deliver_to_prefill(world, &message);
+    }
+}
+
+/* Its slots are read now, at the latest moment. */
 static void piece_is_sent(world_t *world)
 {
-    world->pieces--;
-    kv_pd_prefill_event_t event = {
-        .kind = KV_PD_PREFILL_EV_PIECE_SENT, .status = world->sent[--world->sent_count]};
-    step_prefill(world, &event);
+    int at = (int)pick(world, (uint32_t)world->piece_count);
+    piece_t piece = world->pieces[at];
+    bool up = world->up[piece.from][piece.to];
+    const node_t *node = &world->nodes[piece.from];
+    const source_t *source = piece.source >= 0 ? &world->sources[piece.source] : NULL;
+    assert_true(source != NULL ? source->leased : node->leased);
+    for (uint32_t i = 0; i < piece.count && up && !piece.cancelled; i++) {
+        assert_true(world->data_count < QUEUE);
+        world->data[world->data_count++] = (data_t){piece.from, piece.to, piece.id, piece.index + i,
+            source != NULL ? value_of(piece.first + i) : node->slots[piece.first + i]};
+    }
+    world->pieces[at] = world->pieces[--world->piece_count];
+    kv_status_t status = !up ? KV_PEER_LOST : piece.cancelled ? KV_CANCELLED : KV_OK;
+    if (source != NULL) {
+        step_source(world, piece.source,
+            (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_SENT, .status = status});
+    } else {
+        step_prefill(world, piece.from,
+            (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_PIECE_SENT, .status = status});
+    }
+}
+
+static void land_when_complete(world_t *world, int node)
+{
+    expected_t *expected = &world->nodes[node].expected;
+    if (leading(expected) == expected->count) {
+        expected->active = false;
+        moved(world, node, KV_PD_DECODE_EV_LANDED, KV_PD_PREFILL_EV_LANDED, expected->id,
+            expected->count);
+    }
 }
 
 static void deliver_data(world_t *world)
 {
-    uint32_t at = pick(world, (uint32_t)world->data_count);
+    int at = (int)pick(world, (uint32_t)world->data_count);
     data_t data = world->data[at];
     world->data[at] = world->data[--world->data_count];
-    expected_t *expected = data.to_decode ? &world->decode_expected : &world->prefill_expected;
-    if (!expected->active || expected->failed || expected->id != data.id) {
+    node_t *node = &world->nodes[data.to];
+    expected_t *expected = &node->expected;
+    if (!expected->active || expected->failed || expected->id != data.id ||
+        expected->link != data.from) {
         return; /* dropped: fenced */
     }
-    bool damaged = pick(world, 100) == 0;
-    kv_status_t status = damaged ? KV_CORRUPT : KV_OK;
-    if (!damaged) {
-        assert_true(
-            data.to_decode ? world->owned : world->leased); /* never into slots given back */
-        int *slots = data.to_decode ? world->decode_slots : world->prefill_slots;
-        slots[expected->first + data.index] = data.value;
-        expected->mask |= 1u << data.index;
-        if (expected->mask != (1u << expected->count) - 1) {
-            return;
-        }
-        expected->active = false;
-    } else {
-        expected->failed = true;
+    if (data.index >= expected->count || pick(world, 100) == 0) { /* too many; damaged */
+        fail_receive(world, data.to);
+        return;
     }
-    if (data.to_decode) {
-        give_decode(world, (kv_pd_decode_event_t){.kind = damaged ? KV_PD_DECODE_EV_RECEIVE_FAILED
-                                                                  : KV_PD_DECODE_EV_LANDED,
-                               .status = status,
-                               .transfer_id = data.id});
-    } else {
-        give_prefill(
-            world, (kv_pd_prefill_event_t){
-                       .kind = damaged ? KV_PD_PREFILL_EV_RECEIVE_FAILED : KV_PD_PREFILL_EV_LANDED,
-                       .status = status,
-                       .transfer_id = data.id});
+    assert_true(node->leased && !node->computing); /* never into slots that are not its own */
+    node->slots[expected->first + data.index] = data.value;
+    expected->mask |= 1u << data.index;
+    land_when_complete(world, data.to);
+}
+
+static void carry_out_command(world_t *world, int index)
+{
+    node_t *node = &world->nodes[index];
+    expected_t *expected = &node->expected;
+    command_t command_now = node->commands[0];
+    memmove(node->commands, node->commands + 1, (size_t)--node->command_count * sizeof command_now);
+    bool active = expected->active && expected->id == command_now.id;
+    if (!command_now.shorten) {
+        uint32_t landed = active ? leading(expected) : 0;
+        expected->active = expected->active && !active;
+        moved(world, index, KV_PD_DECODE_EV_REVOKED, KV_PD_PREFILL_EV_REVOKED, command_now.id,
+            landed);
+    } else if (active && !expected->failed && command_now.count < expected->count) {
+        expected->count = command_now.count;
+        land_when_complete(world, index);
     }
 }
 
-static void cut(world_t *world)
+static void node_hears(world_t *world, int index)
 {
-    if (!world->up) {
+    node_t *node = &world->nodes[index];
+    happening_t happening = node->happenings[0];
+    memmove(
+        node->happenings, node->happenings + 1, (size_t)--node->happening_count * sizeof happening);
+    if (index == DECODE) {
+        step_decode(world, happening.decode);
+    } else {
+        step_prefill(world, index, happening.prefill);
+    }
+}
+
+/* ---- faults ---- */
+
+/* One end notices. */
+static void end_down(world_t *world, int node, int other)
+{
+    if (world->nodes[node].dead) {
         return;
     }
-    world->up = false;
-    world->to_decode.count = world->to_prefill.count = world->data_count = 0;
-    if (world->decode_expected.active && !world->decode_expected.failed) {
-        world->decode_expected.failed = true;
-        give_decode(world, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_RECEIVE_FAILED,
-                               .status = KV_PEER_LOST,
-                               .transfer_id = DECODE_ID});
+    if (world->nodes[node].expected.link == other) {
+        fail_receive(world, node);
     }
-    if (world->prefill_expected.active && !world->prefill_expected.failed) {
-        world->prefill_expected.failed = true;
-        give_prefill(world, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_RECEIVE_FAILED,
-                                .status = KV_PEER_LOST,
-                                .transfer_id = FETCH_ID});
+    for (int i = 0; i < world->source_count; i++) {
+        if (world->sources[i].node == node && world->sources[i].asker == other) {
+            step_source(world, i, (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_PEER_DOWN});
+        }
     }
-    give_decode(world, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_PEER_DOWN});
-    give_prefill(world, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_PEER_DOWN});
+    if (node == DECODE && world->chosen == other) {
+        happen(world, node, (happening_t){.decode = {.kind = KV_PD_DECODE_EV_PEER_DOWN}});
+    } else if (node != DECODE && node <= PREFILLS) {
+        if (world->nodes[node].source == other) {
+            world->nodes[node].source = -1;
+            happen(world, node, (happening_t){.prefill = {.kind = KV_PD_PREFILL_EV_SOURCE_DOWN}});
+        }
+        if (other == DECODE) {
+            happen(world, node, (happening_t){.prefill = {.kind = KV_PD_PREFILL_EV_PEER_DOWN}});
+        }
+    }
+}
+
+static void cut(world_t *world, int a, int b)
+{
+    if (!world->up[a][b]) {
+        return;
+    }
+    world->up[a][b] = world->up[b][a] = false;
+    int kept = 0;
+    for (int i = 0; i < world->message_count; i++) {
+        message_t *message = &world->messages[i];
+        bool lost =
+            (message->from == a && message->to == b) || (message->from == b && message->to == a);
+        if (!lost) {
+            world->messages[kept++] = *message;
+        }
+    }
+    world->message_count = kept;
+    end_down(world, a, b);
+    end_down(world, b, a);
+}
+
+static void kill_node(world_t *world, int node)
+{
+    world->nodes[node].dead = true;
+    for (int other = 0; other < NODES; other++) {
+        if (other != node) {
+            cut(world, node, other);
+        }
+    }
+    int kept = 0;
+    for (int i = 0; i < world->piece_count; i++) {
+        if (world->pieces[i].from != node) {
+            world->pieces[kept++] = world->pieces[i];
+        }
+    }
+    world->piece_count = kept;
+}
+
+static void time_passes(world_t *world)
+{
+    if (!world->nodes[DECODE].dead) {
+        step_decode(world, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_TIMEOUT});
+    }
+    for (int node = 1; node <= PREFILLS; node++) {
+        if (!world->nodes[node].dead) {
+            step_prefill(world, node, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_TIMEOUT});
+        }
+    }
+    for (int i = 0; i < world->source_count; i++) {
+        if (!world->nodes[world->sources[i].node].dead) {
+            step_source(world, i, (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_TIMEOUT});
+        }
+    }
 }
 
 static void fault(world_t *world)
 {
-    static const kv_pd_decode_event_t TIMEOUT = {.kind = KV_PD_DECODE_EV_TIMEOUT},
-                                      CANCEL = {.kind = KV_PD_DECODE_EV_CANCEL};
-    static const kv_pd_prefill_event_t FETCH_TIMEOUT = {.kind = KV_PD_PREFILL_EV_TIMEOUT};
-    switch (pick(world, 4)) {
+    switch (pick(world, 6)) {
     case 0:
-        cut(world);
-        break;
     case 1:
-        step_decode(world, &TIMEOUT);
+        cut(world, (int)pick(world, NODES), (int)pick(world, NODES));
         break;
     case 2:
-        step_decode(world, &CANCEL);
+        kill_node(world, (int)pick(world, NODES));
+        break;
+    case 3:
+        step_decode(world, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_CANCEL});
+        break;
+    case 4:
+        step_prefill(world, 1 + (int)pick(world, PREFILLS),
+            (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_CANCEL}); /* the node stops */
         break;
     default:
-        step_prefill(world, &FETCH_TIMEOUT);
+        time_passes(world);
         break;
     }
 }
 
-typedef void (*turn_t)(world_t *world);
+/* ---- turns ---- */
+
+typedef struct {
+    void (*act)(world_t *world);
+    void (*act_at)(world_t *world, int index);
+    int index;
+} turn_t;
+
+typedef struct {
+    turn_t items[8 + NODES * 4 + SOURCES_MAX];
+    uint32_t count;
+} turns_t;
+
+static void may(turns_t *turns, bool possible, void (*act)(world_t *world))
+{
+    if (possible) {
+        turns->items[turns->count++] = (turn_t){.act = act};
+    }
+}
+
+static void may_at(turns_t *turns, bool possible, void (*act)(world_t *world, int index), int index)
+{
+    if (possible) {
+        turns->items[turns->count++] = (turn_t){.act_at = act, .index = index};
+    }
+}
 
 static bool turn(world_t *world)
 {
-    turn_t turns[10];
-    uint32_t count = 0;
-    if (world->to_decode.count > 0) {
-        turns[count++] = decode_hears;
+    turns_t turns = {.count = 0};
+    may(&turns, world->message_count > 0, deliver_message);
+    may(&turns, world->data_count > 0, deliver_data);
+    may(&turns, world->piece_count > 0, piece_is_sent);
+    may(&turns, world->reserving && !world->nodes[DECODE].dead, store_answers_decode);
+    for (int i = 0; i <= PREFILLS; i++) {
+        const node_t *node = &world->nodes[i];
+        may_at(&turns, !node->dead && node->happening_count > 0, node_hears, i);
+        may_at(&turns, !node->dead && node->command_count > 0, carry_out_command, i);
+        may_at(&turns, !node->dead && node->matching, store_answers_prefill, i);
+        may_at(&turns, !node->dead && node->computing, compute_one, i);
     }
-    if (world->to_prefill.count > 0) {
-        turns[count++] = prefill_hears;
+    for (int i = 0; i < world->source_count; i++) {
+        const source_t *source = &world->sources[i];
+        may_at(
+            &turns, source->matching && !world->nodes[source->node].dead, store_answers_source, i);
     }
-    if (world->decode_event_count > 0) {
-        turns[count++] = decode_polls;
-    }
-    if (world->prefill_event_count > 0) {
-        turns[count++] = prefill_polls;
-    }
-    if (world->data_count > 0) {
-        turns[count++] = deliver_data;
-    }
-    if (world->reserving) {
-        turns[count++] = store_answers_decode;
-    }
-    if (world->matching) {
-        turns[count++] = store_answers_prefill;
-    }
-    if (world->computing && !compute_is_over(world)) {
-        turns[count++] = compute_one;
-    }
-    if (world->fetch_out) {
-        turns[count++] = fetch_is_sent;
-    }
-    if (world->sent_count > 0) {
-        turns[count++] = piece_is_sent;
-    }
-    if (count == 0) {
+    if (turns.count == 0) {
         return false;
     }
-    turns[pick(world, count)](world);
+    const turn_t *chosen = &turns.items[pick(world, turns.count)];
+    if (chosen->act != NULL) {
+        chosen->act(world);
+    } else {
+        chosen->act_at(world, chosen->index);
+    }
     return true;
 }
 
-static kv_pd_decode_action_kind_t simulate(uint64_t seed, uint32_t *kept_out)
+static void set_up(world_t *world, uint64_t seed)
+{
+    memset(world, 0, sizeof *world);
+    world->random = seed;
+    world->fault = pick(world, 3) == 0 ? 1000000 : 20 + (int)pick(world, 120);
+    world->blocks = 1 + pick(world, BLOCKS_MAX);
+    world->chosen = -1;
+    for (int i = 0; i < NODES; i++) {
+        node_t *node = &world->nodes[i];
+        node->source = node->expected.link = -1;
+        node->store = pick(world, world->blocks);
+        node->matched = i > 0 && i <= PREFILLS ? node->store : 0;
+        for (uint32_t block = 0; block < node->store; block++) {
+            node->slots[block] = value_of(block);
+        }
+        for (int other = 0; other < i; other++) {
+            world->up[i][other] = world->up[other][i] = pick(world, 20) != 0;
+        }
+    }
+}
+
+static bool all_ended(const world_t *world)
+{
+    bool ended = world->nodes[DECODE].dead || world->decode.state == KV_PD_DECODE_DONE;
+    for (int i = 1; i <= PREFILLS; i++) {
+        kv_pd_prefill_state_t state = world->nodes[i].prefill.state;
+        ended = ended && (world->nodes[i].dead || state == KV_PD_PREFILL_IDLE ||
+                             state == KV_PD_PREFILL_DONE);
+    }
+    for (int i = 0; i < world->source_count; i++) {
+        ended = ended && (world->nodes[world->sources[i].node].dead ||
+                             world->sources[i].machine.state == KV_PD_SOURCE_DONE);
+    }
+    return ended;
+}
+
+static void check_end(const world_t *world)
+{
+    for (int i = 0; i <= PREFILLS; i++) {
+        const node_t *node = &world->nodes[i];
+        assert_true(node->dead || !node->expected.active);
+        assert_true(node->dead || i == DECODE || !(node->leased || node->computing));
+    }
+    for (int i = 0; i < world->source_count; i++) {
+        assert_true(world->nodes[world->sources[i].node].dead || !world->sources[i].leased);
+    }
+    if (world->nodes[DECODE].dead && world->outcomes == 0) {
+        tally.died++;
+        return;
+    }
+    assert_int_equal(world->outcomes, 1);
+    tally.ready += world->outcome == KV_PD_DECODE_DO_READY;
+    tally.fell_back += world->outcome == KV_PD_DECODE_DO_FALL_BACK;
+    tally.cancelled += world->outcome == KV_PD_DECODE_DO_CANCELLED;
+    tally.failed += world->outcome == KV_PD_DECODE_DO_FAIL;
+}
+
+static void simulate(uint64_t seed)
 {
     world_t world;
-    memset(&world, 0, sizeof world);
-    world.random = seed;
-    world.up = pick(&world, 20) != 0;
-    world.fault = pick(&world, 3) == 0 ? 1000000 : 8 + (int)pick(&world, 60);
-    world.blocks = 1 + pick(&world, BLOCKS_MAX);
-    world.held = pick(&world, world.blocks);
-    world.prefill_held = pick(&world, world.blocks);
-    world.owned = true;
-    for (uint32_t block = 0; block < world.held; block++) {
-        world.decode_slots[block] = value_of(block);
-    }
-    for (uint32_t block = 0; block < world.prefill_held; block++) {
-        world.prefill_slots[block] = value_of(block);
-    }
-    kv_pd_decode_event_t start = {.kind = KV_PD_DECODE_EV_START};
-    step_decode(&world, &start);
+    set_up(&world, seed);
+    step_decode(&world, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_START});
     int steps = 0;
     for (;;) {
         assert_true(++steps < STEPS_MAX);
@@ -574,22 +980,12 @@ static kv_pd_decode_action_kind_t simulate(uint64_t seed, uint32_t *kept_out)
         if (turn(&world)) {
             continue;
         }
-        /* Nothing moves: time passes. */
-        bool prefill_quiet =
-            world.prefill.state == KV_PD_PREFILL_IDLE || world.prefill.state == KV_PD_PREFILL_DONE;
-        if (world.decode.state == KV_PD_DECODE_DONE && prefill_quiet) {
+        if (all_ended(&world)) {
             break;
         }
-        kv_pd_decode_event_t timeout = {.kind = KV_PD_DECODE_EV_TIMEOUT};
-        kv_pd_prefill_event_t fetch_timeout = {.kind = KV_PD_PREFILL_EV_TIMEOUT};
-        step_decode(&world, &timeout);
-        step_prefill(&world, &fetch_timeout);
+        time_passes(&world);
     }
-    assert_int_equal(world.outcomes, 1);
-    assert_false(world.decode_expected.active || world.prefill_expected.active);
-    assert_false(world.leased || world.computing || world.fetch_out);
-    *kept_out += world.kept;
-    return world.outcome;
+    check_end(&world);
 }
 
 static void joined_machines_keep_their_promises(void **state)
@@ -598,30 +994,18 @@ static void joined_machines_keep_their_promises(void **state)
     uint64_t first = kv_test_seed();
     bool one = getenv("KVIST_SEED") != NULL;
     int runs = one ? 1 : kv_test_long() ? 200000 : 20000;
-    int ready = 0, fell_back = 0, cancelled = 0, failed = 0;
-    uint32_t kept = 0;
     for (int run = 0; run < runs; run++) {
         current_seed = first + (uint64_t)run;
-        switch (simulate(current_seed, &kept)) {
-        case KV_PD_DECODE_DO_READY:
-            ready++;
-            break;
-        case KV_PD_DECODE_DO_FALL_BACK:
-            fell_back++;
-            break;
-        case KV_PD_DECODE_DO_CANCELLED:
-            cancelled++;
-            break;
-        default:
-            failed++;
-            break;
-        }
+        simulate(current_seed);
     }
     print_message(
-        "%d runs: %d ready, %d fell back (with %u blocks kept), %d cancelled, %d failed\n", runs,
-        ready, fell_back, kept, cancelled, failed);
-    assert_true(
-        one || (ready > runs / 5 && fell_back > 0 && kept > 0 && cancelled > 0 && failed > 0));
+        "%d runs: %d ready (%d at a later attempt), %d fell back, %d cancelled, %d failed, "
+        "%d died; %u blocks kept, %u fetched, %u fetches in part\n",
+        runs, tally.ready, tally.again, tally.fell_back, tally.cancelled, tally.failed, tally.died,
+        tally.kept, tally.fetched, tally.fetched_in_part);
+    assert_true(one || (tally.ready > runs / 5 && tally.again > 0 && tally.fell_back > 0 &&
+                           tally.cancelled > 0 && tally.failed > 0 && tally.died > 0 &&
+                           tally.kept > 0 && tally.fetched > 0 && tally.fetched_in_part > 0));
 }
 
 static int say_seed(void **state)

@@ -1,0 +1,34 @@
+/* Fetch or compute: what pays, from the rates that this node has seen.
+ *
+ * The one rule: a fetch of n blocks pays where n is at least KV_FETCH_BLOCKS_MIN and the blocks'
+ * bytes at the rate of the latest fetches (asking, the source's own loading and verification
+ * included) come before their tokens at the rate of the latest prompts (waiting for the compute
+ * thread included: a busy one makes fetching the better choice). Rates are moving averages, a new
+ * observation counting a quarter; a fetch that failed or was late counts with what it brought. What
+ * was not seen yet is assumed to pay; after KV_FETCH_SKIPPED_MAX refusals in a row one is tried all
+ * the same, so that a wire that was slow for a while is used again.
+ *
+ * Threads: as its caller.
+ * Errors: none. */
+#ifndef KV_RUNTIME_RATES_H
+#define KV_RUNTIME_RATES_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { KV_FETCH_BLOCKS_MIN = 2, KV_FETCH_SKIPPED_MAX = 16 };
+
+/* Zero-initialise to begin; 0: not seen yet. */
+typedef struct {
+    double fetched_bytes_per_s, computed_tokens_per_s;
+    uint32_t skipped; /* fetches that did not pay, since the last one */
+} kv_rates_t;
+
+void kv_rates_fetched(kv_rates_t *rates, uint64_t bytes, uint64_t duration_ns);
+void kv_rates_computed(kv_rates_t *rates, uint32_t token_count, uint64_t duration_ns);
+
+/* Of so many blocks; counts a refusal. */
+bool kv_rates_fetch_pays(
+    kv_rates_t *rates, uint32_t block_count, uint32_t block_tokens, uint64_t block_bytes);
+
+#endif
