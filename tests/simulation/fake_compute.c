@@ -132,6 +132,12 @@ static void append(sequence_t **list, sequence_t *sequence)
     *list = sequence;
 }
 
+/* Tokens before this one are the prompt's. */
+static uint32_t prompt_count(const sequence_t *sequence)
+{
+    return sequence->params.token_count - sequence->params.generated_count;
+}
+
 /* What the sequence says is computed has to be there, now. */
 static void check_computed(const sequence_t *sequence, const char *when)
 {
@@ -151,7 +157,7 @@ kv_status_t kv_compute_submit(
         return kv_fail(error, KV_BUSY, "simulated: too many sequences");
     }
     if (params->computed_count >= params->token_count || params->generate_max == 0 ||
-        (params->generated_last && params->computed_count + 1 != params->token_count)) {
+        params->generated_count >= params->token_count) {
         violation("submit of %u tokens, %u computed, %u to generate", params->token_count,
             params->computed_count, params->generate_max);
     }
@@ -170,7 +176,8 @@ kv_status_t kv_compute_submit(
     ownership_compute(process_current(), sequence->slots,
         params->computed_count / MODEL_BLOCK_TOKENS, sequence->slot_count, true);
     check_computed(sequence, "submitted");
-    append(params->generated_last ? &compute->generating : &compute->prompts, sequence);
+    bool prompt = sequence->computed_count < prompt_count(sequence);
+    append(prompt ? &compute->prompts : &compute->generating, sequence);
     trace("compute: sequence %llu, %u tokens, %u computed, %u to generate",
         (unsigned long long)params->id, params->token_count, params->computed_count,
         params->generate_max);
@@ -294,10 +301,13 @@ static void run_step(kv_compute_t *compute)
             continue;
         }
         for (uint32_t layer = 0; layer < MODEL_LAYERS; layer++) {
-            write_row(sequence, layer, sequence->token_count - 1);
+            write_row(sequence, layer, sequence->computed_count);
         }
-        sequence->computed_count = sequence->token_count;
-        take_token(sequence);
+        if (++sequence->computed_count < sequence->token_count) { /* generated elsewhere */
+            append(&compute->generating, sequence);
+        } else {
+            take_token(sequence);
+        }
     }
 }
 
@@ -308,7 +318,8 @@ static void run_layer(kv_compute_t *compute)
     uint32_t first = sequence->computed_count;
     if (sequence->chunk_count == 0) {
         uint32_t boundary = (first / compute->chunk_tokens + 1) * compute->chunk_tokens;
-        uint32_t last = boundary < sequence->token_count ? boundary : sequence->token_count;
+        uint32_t prompt = prompt_count(sequence);
+        uint32_t last = boundary < prompt ? boundary : prompt;
         sequence->chunk_count = last - first;
         sequence->layer = 0;
     }
@@ -333,6 +344,8 @@ static void run_layer(kv_compute_t *compute)
     emit(sequence, (kv_compute_event_t){.type = KV_COMPUTE_CHUNK, .first = first, .count = count});
     if (sequence->computed_count == sequence->token_count) {
         take_token(take_first(&compute->prompts));
+    } else if (sequence->computed_count == prompt_count(sequence)) {
+        append(&compute->generating, take_first(&compute->prompts));
     }
 }
 

@@ -39,6 +39,7 @@ bool kv_process_begin(const kv_options_program_t *program, int argc, char **argv
     options_out->store.device_slots = node->slot_count;
     options_out->store.host_bytes = node->host_slot_count * kv_block_bytes(&MODEL_SHAPE);
     options_out->store.directory[0] = '\0';
+    options_out->store.events_bytes = options_out->store.remote_bytes = 1 << 16;
     options_out->prefill.queue_max = options_out->decode.queue_max = node->queue_max;
     options_out->prefill.request_limit_ns = node->request_limit_ns;
     options_out->decode.batch_rows = node->batch_rows;

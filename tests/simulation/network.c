@@ -272,14 +272,15 @@ uint32_t network_other_node(const stream_t *stream)
 
 /* ---- faults ---- */
 
+/* What is on its way is lost from some point on, or all of it. */
 static void drop_line(stream_t *stream, bool all)
 {
-    while (stream->line != NULL && (all || chance(500))) {
-        stream->line = stream->line->next;
+    segment_t **at = &stream->line;
+    while (*at != NULL && !all && chance(700)) {
+        at = &(*at)->next;
     }
-    if (stream->line == NULL) {
-        stream->line_tail = &stream->line;
-    }
+    *at = NULL;
+    stream->line_tail = at;
 }
 
 void network_process_ends(process_t *process, bool with_its_host)

@@ -215,32 +215,33 @@ void __wrap_kvist_lease_release(kvist_lease_t *lease)
 
 /* ---- the mover ---- */
 
-kv_status_t __real_kv_mover_expect(kv_mover_t *mover, kv_link_t link, uint64_t transfer_id,
-    const uint32_t *slots, uint32_t block_count, kv_error_t *error);
-kv_status_t __wrap_kv_mover_expect(kv_mover_t *mover, kv_link_t link, uint64_t transfer_id,
-    const uint32_t *slots, uint32_t block_count, kv_error_t *error);
-kv_status_t __wrap_kv_mover_expect(kv_mover_t *mover, kv_link_t link, uint64_t transfer_id,
-    const uint32_t *slots, uint32_t block_count, kv_error_t *error)
+kv_status_t __real_kv_mover_expect(
+    kv_mover_t *mover, kv_link_t link, const kv_expectation_t *wanted, kv_error_t *error);
+kv_status_t __wrap_kv_mover_expect(
+    kv_mover_t *mover, kv_link_t link, const kv_expectation_t *wanted, kv_error_t *error);
+kv_status_t __wrap_kv_mover_expect(
+    kv_mover_t *mover, kv_link_t link, const kv_expectation_t *wanted, kv_error_t *error)
 {
     if (chance(refusal_chance)) {
         return kv_fail(error, KV_BUSY, "simulated: too many transfers are expected");
     }
     ownership_t *ownership = here();
+    const uint64_t transfer_id = wanted->transfer_id;
+    const uint32_t *slots = wanted->slots;
     for (const expected_t *at = ownership->expected; at != NULL; at = at->next) {
         if (at->transfer_id == transfer_id) {
             violation("transfer id %llu is used twice", (unsigned long long)transfer_id);
         }
     }
-    kv_status_t status =
-        __real_kv_mover_expect(mover, link, transfer_id, slots, block_count, error);
+    kv_status_t status = __real_kv_mover_expect(mover, link, wanted, error);
     if (status != KV_OK) {
         return status;
     }
     expected_t *expected = world_allocate(sizeof *expected);
-    *expected = (expected_t){ownership->expected, transfer_id, false, block_count,
-        world_allocate(block_count * sizeof *expected->slots)};
+    *expected = (expected_t){ownership->expected, transfer_id, false, wanted->block_count,
+        world_allocate(wanted->block_count * sizeof *expected->slots)};
     ownership->expected = expected;
-    for (uint32_t i = 0; i < block_count; i++) {
+    for (uint32_t i = 0; i < wanted->block_count; i++) {
         slot_t *slot = &ownership->slots[slots[i]];
         expected->slots[i] = slots[i];
         if (slot->owner == NULL || slot->sealed || slot->transfer_id != 0 || slot->computing != 0) {
@@ -249,7 +250,7 @@ kv_status_t __wrap_kv_mover_expect(kv_mover_t *mover, kv_link_t link, uint64_t t
         }
         slot->transfer_id = transfer_id;
     }
-    trace("expects transfer %llu: %u blocks", (unsigned long long)transfer_id, block_count);
+    trace("expects transfer %llu: %u blocks", (unsigned long long)transfer_id, wanted->block_count);
     return KV_OK;
 }
 

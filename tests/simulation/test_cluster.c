@@ -36,6 +36,7 @@ static void make_nodes(const clients_params_t *params)
     bool roomy = chance(500);
     uint32_t prefill_count = 1 + pick(3), decode_count = 1 + pick(3), gateway_count = 1 + pick(2);
     bool host_tier = chance(500);
+    int wire = chance(500) ? KV_WIRE_AUTO : KV_WIRE_TCP;
     static const uint64_t COMPUTE_NS[] = {100 * US, 2 * MS, 20 * MS, 100 * MS};
     uint64_t compute_ns = COMPUTE_NS[pick(4)];
     for (uint32_t i = 0; i < prefill_count + decode_count; i++) {
@@ -51,7 +52,7 @@ static void make_nodes(const clients_params_t *params)
         node->transfer_limit_ns = between(1 * SECOND, 10 * SECOND);
         node->request_limit_ns = between(1 * SECOND, 20 * SECOND);
         node->compute_ns = compute_ns;
-        node->wire = (int)pick(2) * KV_WIRE_TCP;
+        node->wire = wire;
     }
     for (uint32_t i = 0; i < gateway_count; i++) {
         add_node(KVIST__WIRE__ROLE__ROLE_GATEWAY, "gateway", i);
