@@ -1,7 +1,7 @@
 /* The simulated world: one clock, one queue of what will happen, one source of chance.
  *
  * Nothing moves but by an event of the queue, and the clock jumps from one to the next. An event
- * belongs to a process (process.h) or, with NULL, to the world: a stopped process' events wait until
+ * Nothing moves but by an event of the queue, and the clock jumps from one to the next. An event
  * it goes on, those of one that is gone are dropped.
  *
  * Owns: the events; all memory of world_allocate, until world_end.
