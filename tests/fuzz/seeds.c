@@ -290,6 +290,55 @@ static void write_admin(const char *folder)
     write_seed(folder, "admin", "show-list-stop", &seed);
 }
 
+/* ---- KV events ---- */
+
+static void add_message(seed_t *seed, uint8_t how, const ProtobufCMessage *message)
+{
+    uint8_t bytes[2048];
+    size_t count = protobuf_c_message_get_packed_size(message);
+    KV_CHECK(count <= sizeof bytes);
+    protobuf_c_message_pack(message, bytes);
+    add_u8(seed, how);
+    add_u16(seed, (uint16_t)count);
+    add(seed, bytes, count);
+}
+
+/* A whole snapshot, an event that follows it, a subscription. */
+static void write_events(const char *folder)
+{
+    seed_t seed = {.count = 0};
+    uint8_t keys[64] = {1, 2, 3};
+    Kvist__Events__Cleared cleared = KVIST__EVENTS__CLEARED__INIT;
+    Kvist__Events__Stored stored = KVIST__EVENTS__STORED__INIT;
+    Kvist__Events__Removed removed = KVIST__EVENTS__REMOVED__INIT;
+    Kvist__Events__Event events[3] = {
+        KVIST__EVENTS__EVENT__INIT, KVIST__EVENTS__EVENT__INIT, KVIST__EVENTS__EVENT__INIT};
+    Kvist__Events__Event *pointers[] = {&events[0], &events[1], &events[2]};
+    Kvist__Events__Batch batch = KVIST__EVENTS__BATCH__INIT;
+    Kvist__Events__Subscribe subscribe = KVIST__EVENTS__SUBSCRIBE__INIT;
+    stored.keys = (ProtobufCBinaryData){sizeof keys, keys};
+    stored.name_space = stored.parent = (ProtobufCBinaryData){sizeof digest, digest};
+    removed.keys = (ProtobufCBinaryData){32, keys};
+    events[0].body_case = KVIST__EVENTS__EVENT__BODY_CLEARED;
+    events[0].cleared = &cleared;
+    events[1].body_case = KVIST__EVENTS__EVENT__BODY_STORED;
+    events[1].stored = &stored;
+    events[2].body_case = KVIST__EVENTS__EVENT__BODY_REMOVED;
+    events[2].removed = &removed;
+    batch.instance = subscribe.instance = (ProtobufCBinaryData){16, digest};
+    batch.node = (char *)"prefill-0";
+    batch.first_sequence = subscribe.next_sequence = 1;
+    batch.events = pointers;
+    batch.n_events = 2;
+    batch.part = KVIST__EVENTS__PART__PART_ONLY;
+    add_message(&seed, 0, &batch.base);
+    batch.part = KVIST__EVENTS__PART__PART_NONE;
+    batch.events = pointers + 1;
+    add_message(&seed, 2, &batch.base);
+    add_message(&seed, 3, &subscribe.base);
+    write_seed(folder, "events", "whole", &seed);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2 || (mkdir(argv[1], 0755) != 0 && errno != EEXIST)) {
@@ -301,5 +350,6 @@ int main(int argc, char **argv)
     write_data(argv[1]);
     write_mover(argv[1]);
     write_admin(argv[1]);
+    write_events(argv[1]);
     return 0;
 }
