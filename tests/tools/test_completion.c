@@ -1,8 +1,8 @@
 /* The client of the HTTP API against a server that answers with given bytes, in given pieces. */
 #include "testing/testing.h"
 
+#include "node/http_client.h"
 #include "tools/kvist/completion.h"
-#include "tools/kvist/http.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>

@@ -1,11 +1,11 @@
 /* `kvist chat`: a conversation over the HTTP endpoint; after each answer, what the cache did. */
 #include "base/clock.h"
 #include "base/memory.h"
+#include "node/http_client.h"
 #include "tools/kvist/arguments.h"
 #include "tools/kvist/cluster.h"
 #include "tools/kvist/command.h"
 #include "tools/kvist/completion.h"
-#include "tools/kvist/http.h"
 #include "tools/kvist/text.h"
 
 #include <stdio.h>

@@ -3,10 +3,10 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/memory.h"
+#include "node/http_client.h"
 #include "tools/kvist/admin.h"
 #include "tools/kvist/cluster_file.h"
 #include "tools/kvist/cluster_plan.h"
-#include "tools/kvist/http.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -2,7 +2,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
-#include "tools/kvist/http.h"
+#include "node/http_client.h"
 #include "tools/kvist/text.h"
 
 #include <stdio.h>

@@ -1,8 +1,8 @@
 /* `kvist up`. */
+#include "node/http_client.h"
 #include "tools/kvist/arguments.h"
 #include "tools/kvist/cluster.h"
 #include "tools/kvist/command.h"
-#include "tools/kvist/http.h"
 
 #include <stdio.h>
 #include <string.h>
