@@ -110,7 +110,8 @@ kv_peer_t *kv_peers_find(kv_peers_t *peers, const char *name);
  * connection ended: nothing was queued. */
 kv_status_t kv_peer_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message);
 
-/* Ends the connection; down() follows with this status. One that this side wants is opened again. */
+/* Ends the connection; down() follows with this status. One that this side wants is opened again.
+ */
 void kv_peer_close(kv_peer_t *peer, kv_status_t status, const char *reason);
 
 /* Frames of this peer that wait for its socket: whoever can wait looks here before it sends. */

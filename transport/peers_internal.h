@@ -20,7 +20,7 @@ enum {
 typedef enum {
     PEER_CONNECTING,
     PEER_HANDSHAKE,
-    PEER_HELD, /* accepted, proved; this side says so when its own attempt to that node has failed */
+    PEER_HELD, /* accepted, proved, and unanswered while this side's own attempt may succeed */
     PEER_UP,
     PEER_CLOSING,
 } kv_peer_state_t;
@@ -121,8 +121,8 @@ bool kv_targets_must_wait(const kv_peer_t *peer);
 /* It is up: others to the same node end. */
 void kv_targets_came_up(kv_peer_t *peer);
 
-/* A proved connection of a name that is up: whether it was sent before the other side knew that, and
- * no second node of that name. */
+/* A proved connection of a name that is up: whether it was sent before the other side knew that,
+ * and is not of a second node of that name. */
 bool kv_targets_crossed(const kv_peer_t *peer, const kv_peer_t *older);
 
 /* Whether it is no news that the other side ended a connection that is not up. */
