@@ -314,6 +314,7 @@ static kv_status_t open_peers(kv_gateway_t *gateway, kv_error_t *error)
     kv_peers_params_t params = {.loop = kv_reactor_loop(gateway->reactor),
         .name = options->node.name,
         .role = KVIST__WIRE__ROLE__ROLE_GATEWAY,
+        .useful_roles = kv_discovery_useful_roles(KVIST__WIRE__ROLE__ROLE_GATEWAY),
         .cluster_key = key,
         .callbacks = {gateway, on_peer_up, on_peer_down, on_message}};
     kv_status_t status = kv_options_cluster_key(options, key, &params.cluster_key_bytes, error);
@@ -321,10 +322,15 @@ static kv_status_t open_peers(kv_gateway_t *gateway, kv_error_t *error)
         status = kv_peers_create(&params, &gateway->peers, error);
     }
     explicit_bzero(key, sizeof key);
-    for (uint32_t i = 0; status == KV_OK && i < options->gateway.decode_nodes.count; i++) {
-        status = kv_peers_connect(gateway->peers, options->gateway.decode_nodes.items[i], error);
+    if (status != KV_OK) {
+        return status;
     }
-    return status;
+    const kv_discovery_params_t discovery = {.loop = params.loop,
+        .peers = gateway->peers,
+        .options = options,
+        .role = params.role,
+        .list = &options->gateway.decode_nodes};
+    return kv_discovery_open(&discovery, &gateway->discovery, error);
 }
 
 static kv_status_t open_http(kv_gateway_t *gateway, kv_error_t *error)
@@ -388,8 +394,10 @@ static void set_up(kv_gateway_t *gateway)
 kv_status_t kv_gateway_open(kv_reactor_t *reactor, const kv_options_t *options,
     const kv_tokenizer_t *tokenizer, kv_gateway_t **gateway_out, kv_error_t *error)
 {
-    if (options->gateway.decode_nodes.count == 0) {
-        return kv_fail(error, KV_INVALID, "gateway.decode_nodes: is empty: name at least one");
+    if (options->gateway.decode_nodes.count == 0 && !kv_discovery_is_configured(options)) {
+        return kv_fail(error, KV_INVALID,
+            "gateway.decode_nodes: is empty: name at least one, or set cluster.nodes or "
+            "cluster.etcd");
     }
     kv_gateway_t *gateway = kv_allocate(sizeof *gateway);
     *gateway = (kv_gateway_t){.reactor = reactor, .options = options, .tokenizer = tokenizer};
@@ -406,9 +414,8 @@ kv_status_t kv_gateway_open(kv_reactor_t *reactor, const kv_options_t *options,
         kv_gateway_close(gateway);
         return status;
     }
-    kv_log_info("gateway", "listening http %s:%u model %s decode_nodes %u",
-        options->gateway.http_host, kv_http_port(gateway->http), gateway->limits.model,
-        options->gateway.decode_nodes.count);
+    kv_log_info("gateway", "listening http %s:%u model %s", options->gateway.http_host,
+        kv_http_port(gateway->http), gateway->limits.model);
     *gateway_out = gateway;
     return KV_OK;
 }
@@ -443,6 +450,7 @@ void kv_gateway_close(kv_gateway_t *gateway)
     }
     KV_CHECK(gateway->active_count == 0);
     kv_http_close(gateway->http);
+    kv_discovery_close(gateway->discovery);
     if (gateway->peers != NULL) {
         kv_peers_destroy(gateway->peers);
     }

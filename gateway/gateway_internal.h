@@ -6,6 +6,7 @@
 #include "base/metrics.h"
 #include "base/queue.h"
 #include "base/worker.h"
+#include "cluster/discovery.h"
 #include "gateway/api.h"
 #include "gateway/gateway.h"
 #include "gateway/http.h"
@@ -37,6 +38,7 @@ struct kv_gateway {
     kv_workers_t *workers;
     kv_http_t *http;
     kv_peers_t *peers;
+    kv_discovery_t *discovery;
     kv_admin_t *admin;
     kv_timer_t *timer;
 

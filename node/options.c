@@ -16,7 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PLACE_BYTES = 256, TEXT_BYTES = 160 };
+enum { PLACE_BYTES = 256, TEXT_BYTES = 160, URL_BYTES_MAX = 255 };
 
 static void *member_of(kv_options_t *options, const kv_option_t *option)
 {
@@ -103,6 +103,9 @@ static void describe_bounds(const kv_option_t *option, char *text_out, size_t by
         break;
     case KV_OPTION_ADDRESSES:
         snprintf(text_out, bytes, "at most %s of host:port with a numeric host", most);
+        break;
+    case KV_OPTION_URLS:
+        snprintf(text_out, bytes, "at most %s of http://host:port or https://host:port", most);
         break;
     default:
         snprintf(text_out, bytes, "%s%s to %s%s", UNITS[option->type], least, most,
@@ -223,13 +226,32 @@ kv_status_t kv_options_disk(const char *item, char **folder_out, uint64_t *bytes
     return KV_OK;
 }
 
+/* Scheme, host and port alone: no user, no path. */
+static bool is_url(const char *text)
+{
+    const char *host = strncmp(text, "http://", 7) == 0    ? text + 7
+                       : strncmp(text, "https://", 8) == 0 ? text + 8
+                                                           : "";
+    const char *colon = strrchr(host, ':');
+    uint64_t port;
+    return kv_text_is_plain(text, '!', URL_BYTES_MAX) && strpbrk(host, "/@?#\\") == NULL &&
+           colon != NULL && colon > host && parse_u32(colon + 1, &port) && port >= 1 &&
+           port <= UINT16_MAX;
+}
+
 static bool item_is_good(const kv_option_t *option, const char *item)
 {
     struct sockaddr_storage address;
     uint64_t bytes;
     char *folder = NULL;
-    bool good = option->type == KV_OPTION_DISKS ? kv_options_disk(item, &folder, &bytes) == KV_OK
-                                                : kv_address_parse(item, &address, NULL) == KV_OK;
+    bool good = false;
+    if (option->type == KV_OPTION_DISKS) {
+        good = kv_options_disk(item, &folder, &bytes) == KV_OK;
+    } else if (option->type == KV_OPTION_URLS) {
+        good = is_url(item);
+    } else {
+        good = kv_address_parse(item, &address, NULL) == KV_OK;
+    }
     free(folder);
     return good;
 }
@@ -404,9 +426,24 @@ static void derive(const kv_options_program_t *program, kv_options_t *options)
     }
 }
 
-/* Bounds between options. */
+/* Bounds between options, and of texts that have a form. */
 static kv_status_t check_together(const kv_options_t *options, kv_error_t *error)
 {
+    struct sockaddr_storage address;
+    const char *prefix = options->cluster.etcd_prefix;
+    if (prefix[0] != '/' || prefix[strlen(prefix) - 1] == '/' ||
+        !kv_text_is_plain(prefix, '!', strlen(prefix))) {
+        return kv_fail(error, KV_INVALID,
+            "cluster.etcd_prefix: \"%s\" is wrong: must be printable characters from '/' on, "
+            "without '/' at the end",
+            prefix);
+    }
+    if (options->node.advertise[0] != '\0' &&
+        kv_address_parse(options->node.advertise, &address, NULL) != KV_OK) {
+        return kv_fail(error, KV_INVALID,
+            "node.advertise: \"%s\" is wrong: must be host:port with a numeric host",
+            options->node.advertise);
+    }
     if (strlen(options->node.admin) > 107) {
         return kv_fail(error, KV_INVALID, "node.admin: %zu bytes, at most 107: %s",
             strlen(options->node.admin), options->node.admin);

@@ -38,13 +38,19 @@ typedef struct {
         char *name;
         char *key_file;
         char *key;
+        kv_string_list_t nodes; /* "host:port" */
+        kv_string_list_t etcd;  /* "http://host:port" */
+        char *etcd_prefix;      /* without '/' at its end */
+        uint64_t etcd_ttl_ns;
+        char *etcd_ca_file; /* empty: the system's */
     } cluster;
     struct {
         char *name;
         char *host;
-        uint32_t port; /* 0: any */
-        int wire;      /* kv_wire_t */
-        char *admin;   /* path of the admin socket, never empty after kv_options_load */
+        uint32_t port;   /* 0: any */
+        char *advertise; /* "host:port", or empty: host and port */
+        int wire;        /* kv_wire_t */
+        char *admin;     /* path of the admin socket, never empty after kv_options_load */
         uint64_t drain_limit_ns;
         int log_level; /* kv_log_level_t */
     } node;

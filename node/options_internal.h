@@ -14,6 +14,7 @@ typedef enum {
     KV_OPTION_BOOL,
     KV_OPTION_ENUM,
     KV_OPTION_ADDRESSES, /* list of "host:port" */
+    KV_OPTION_URLS,      /* list of "http://host:port" or https */
     KV_OPTION_DISKS,     /* list of "FOLDER=SIZE" */
 } kv_option_type_t;
 
@@ -29,7 +30,8 @@ typedef struct {
 
 static inline bool kv_option_is_list(const kv_option_t *option)
 {
-    return option->type == KV_OPTION_ADDRESSES || option->type == KV_OPTION_DISKS;
+    return option->type == KV_OPTION_ADDRESSES || option->type == KV_OPTION_URLS ||
+           option->type == KV_OPTION_DISKS;
 }
 
 extern const kv_option_t KV_OPTIONS[];

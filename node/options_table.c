@@ -52,9 +52,9 @@ static const struct {
         .offset = AT(group, member), .initial = initial_text, .names = name_list,                  \
         .help = help_text                                                                          \
     }
-#define ADDRESSES(SECTION, group, member, help_text)                                               \
+#define LIST(SECTION, group, member, kind, help_text)                                              \
     {                                                                                              \
-        .section = KV_SECTION_##SECTION, .name = #member, .type = KV_OPTION_ADDRESSES,             \
+        .section = KV_SECTION_##SECTION, .name = #member, .type = kind,                            \
         .offset = AT(group, member), .initial = "", .max = KV_OPTION_LIST_MAX, .help = help_text   \
     }
 /* NOLINTEND(bugprone-macro-parentheses) */
@@ -69,12 +69,26 @@ const kv_option_t KV_OPTIONS[] = {
         "only"),
     TEXT(CLUSTER, cluster, key, KV_OPTION_STRING, "", 0, KV_CLUSTER_KEY_BYTES_MAX,
         "the key itself instead of a file; on a command line every user of the machine can see it"),
+    LIST(CLUSTER, cluster, nodes, KV_OPTION_ADDRESSES,
+        "all prefill and decode nodes as host:port, the same list for every node: engine nodes "
+        "connect to each other, gateways to decode nodes; a node leaves itself out"),
+    LIST(CLUSTER, cluster, etcd, KV_OPTION_URLS,
+        "etcd's endpoints, tried in turn: nodes register there and find each other; none: not "
+        "used"),
+    TEXT(CLUSTER, cluster, etcd_prefix, KV_OPTION_STRING, "/kvist", 2, 128,
+        "where in etcd: nodes stand under PREFIX/CLUSTER/nodes"),
+    DURATION(CLUSTER, cluster, etcd_ttl, "10s", 2 * SECOND, HOUR,
+        "a node that has not been heard by etcd for so long is forgotten there; whole seconds"),
+    TEXT(CLUSTER, cluster, etcd_ca_file, KV_OPTION_PATH, "", 0, 4096,
+        "certificates that an https endpoint's is checked with, in PEM; empty: the system's"),
 
     TEXT(NODE, node, name, KV_OPTION_NAME, "", 0, 31,
         "unique in the cluster; empty: the program's role"),
     TEXT(NODE, node, host, KV_OPTION_STRING, "127.0.0.1", 1, 255,
         "address on which peers are accepted"),
     NUMBER(NODE, node, port, "0", 0, 65535, "port for peers; 0: any free one, which the log names"),
+    TEXT(NODE, node, advertise, KV_OPTION_STRING, "", 0, 63,
+        "host:port that other nodes are told to reach this one at; empty: node.host and its port"),
     CHOICE(NODE, node, wire, "auto", "auto|shm|tcp",
         "how KV travels; auto: shared memory between processes of one machine, TCP otherwise"),
     TEXT(NODE, node, admin, KV_OPTION_PATH, "", 0, 107,
@@ -154,9 +168,9 @@ const kv_option_t KV_OPTIONS[] = {
     DURATION(PREFILL, prefill, request_limit, "120s", 100 * MS, 24 * HOUR,
         "longest life of a request here"),
 
-    ADDRESSES(DECODE, decode, prefill_nodes,
-        "prefill nodes as host:port (numeric, or localhost); none: this node computes prompts "
-        "itself"),
+    LIST(DECODE, decode, prefill_nodes, KV_OPTION_ADDRESSES,
+        "prefill nodes as host:port (numeric, or localhost), beside those of the cluster section; "
+        "while none is up this node computes prompts itself"),
     NUMBER(DECODE, decode, batch_rows, "8", 1, 256, "sequences decoded in one step"),
     NUMBER(DECODE, decode, queue_max, "64", 1, 65536,
         "requests that may wait; one more is refused as busy"),
@@ -172,7 +186,8 @@ const kv_option_t KV_OPTIONS[] = {
         "its port; 0: any free one, which the log names"),
     TEXT(GATEWAY, gateway, model_name, KV_OPTION_STRING, "", 0, 100,
         "the model's name in requests; empty: the name of its file without .gguf"),
-    ADDRESSES(GATEWAY, gateway, decode_nodes, "decode nodes as host:port (numeric, or localhost)"),
+    LIST(GATEWAY, gateway, decode_nodes, KV_OPTION_ADDRESSES,
+        "decode nodes as host:port (numeric, or localhost), beside those of the cluster section"),
     SIZE(GATEWAY, gateway, body_bytes_max, "4MiB", 1024, 64 << 20,
         "largest HTTP body; a larger one is answered with 413"),
     NUMBER(GATEWAY, gateway, queue_max, "256", 1, 65536,

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/metrics.h"
+#include "cluster/discovery.h"
 #include "node/admin.h"
 #include "node/notify.h"
 #include "runtime/remote.h"
@@ -31,6 +32,7 @@ typedef struct {
     kv_device_t *device;
     kvist_key_t model;
     kv_admin_t *admin;
+    kv_discovery_t *discovery;
     kv_watch_t *store_watch, *compute_watch, *mover_watch;
     kv_timer_t *tick;
     bool ticking; /* only while there are requests: an idle node sleeps */
@@ -386,6 +388,7 @@ static void stop(void *context)
     core_t *core = context;
     kv_log_info("runtime", "stopping: requests end, then the store is made durable");
     core->public.stopping = true;
+    kv_discovery_leave(core->discovery);
     keep_ticking(core);
     kv_requests_stop(&core->requests);
     kv_requests_stop(&core->sources);
@@ -606,11 +609,15 @@ static kv_status_t open_transport(core_t *core, kv_error_t *error)
     };
     status = kv_peers_create(&peers, &core->public.peers, error);
     explicit_bzero(key, sizeof key);
-    const kv_string_list_t *connect = core->params->connect;
-    for (uint32_t i = 0; status == KV_OK && connect != NULL && i < connect->count; i++) {
-        status = kv_peers_connect(core->public.peers, connect->items[i], error);
+    if (status != KV_OK) {
+        return status;
     }
-    return status;
+    kv_discovery_params_t discovery = {.loop = peers.loop,
+        .peers = core->public.peers,
+        .options = options,
+        .role = core->params->role,
+        .list = core->params->connect};
+    return kv_discovery_open(&discovery, &core->discovery, error);
 }
 
 static kv_status_t open_all(core_t *core, kv_error_t *error)
@@ -669,6 +676,7 @@ static void close_all(core_t *core)
     if (core->admin != NULL) {
         kv_admin_close(core->admin);
     }
+    kv_discovery_close(core->discovery);
     if (public->peers != NULL) {
         kv_peers_destroy(public->peers);
     }

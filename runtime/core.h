@@ -64,7 +64,7 @@ typedef void *(*kv_accept_t)(
 
 enum { KV_CORE_TICK_MS = 20 };
 
-/* compute_rows_max: of a decode step. connect: addresses of peers to keep connected, or NULL. */
+/* compute_rows_max: of a decode step. connect: the role's own list of peers, or NULL. */
 typedef struct {
     Kvist__Wire__Role role;
     uint32_t compute_rows_max;

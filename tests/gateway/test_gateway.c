@@ -218,6 +218,25 @@ kv_status_t kv_peers_connect(kv_peers_t *peers, const char *address, kv_error_t 
     return KV_OK;
 }
 
+void kv_peers_disconnect(kv_peers_t *peers, const char *address)
+{
+    (void)peers;
+    (void)address;
+}
+
+kv_peer_t *kv_peers_find(kv_peers_t *peers, const char *name)
+{
+    (void)peers;
+    (void)name;
+    return NULL;
+}
+
+uint16_t kv_peers_port(const kv_peers_t *peers)
+{
+    (void)peers;
+    return 0;
+}
+
 kv_status_t kv_peer_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     if (!peer->up) {

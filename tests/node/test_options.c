@@ -131,6 +131,9 @@ static void test_file_errors(void **state)
     expect_file_error("\n\nnode:\n  port: -1\n", ":4: node.port: \"-1\"");
     expect_file_error("node:\n  port: 0x10\n", ":2: node.port: \"0x10\"");
     expect_file_error("node:\n  port:\n", ":2: node.port: \"\"");
+    expect_file_error("cluster:\n  etcd:\n  - http://a:1\n  - http://u@b:2\n",
+        ":4: cluster.etcd: \"http://u@b:2\" is wrong: must be at most 64 of http://host:port");
+    expect_file_error("cluster:\n  nodes: ['127.0.0.1:0']\n", ":2: cluster.nodes: \"127.0.0.1:0\"");
     expect_file_error("node:\n  port: [1]\n", ":2: port: wrong type: Expecting STRING");
     expect_file_error("node:\n  port: {a: 1}\n", ":2: port: wrong type");
     expect_file_error("node: 5\n", ":1: node: wrong type: Expecting MAPPING");
@@ -208,6 +211,18 @@ static void test_argument_errors(void **state)
         "--decode.prefill_nodes=localhost:1,", "decode.prefill_nodes: \"\" is wrong");
     expect_argument_error("--node.name=../x", "node.name: \"../x\" is wrong");
     expect_argument_error("--node.name=..", "node.name");
+    static const char *const WRONG_URLS[] = {"etcd:2379", "http://", "http://a", "http://a:0",
+        "http://a:65536", "http://a:1/", "http://a b:1", "ftp://a:1", "http://:1", "http://a:1?x"};
+    for (size_t i = 0; i < sizeof WRONG_URLS / sizeof WRONG_URLS[0]; i++) {
+        char argument[64];
+        snprintf(argument, sizeof argument, "--cluster.etcd=%s", WRONG_URLS[i]);
+        expect_argument_error(argument, "cluster.etcd: \"");
+    }
+    expect_argument_error("--cluster.etcd_prefix=kvist", "cluster.etcd_prefix: \"kvist\" is wrong");
+    expect_argument_error("--cluster.etcd_prefix=/kvist/", "without '/' at the end");
+    expect_argument_error("--cluster.etcd_ttl=1s", "cluster.etcd_ttl: \"1s\" is wrong");
+    expect_argument_error("--node.advertise=host:1", "node.advertise: \"host:1\" is wrong");
+    expect_argument_error("--node.advertise=10.0.0.1", "node.advertise");
     expect_argument_error("--store.disk_bytes=1MiB", "store.disk_bytes: 1048576 is wrong: must be "
                                                      "at least two of store.segment_bytes");
     expect_argument_error("--cluster.key=\xff", "cluster.key: \"(not shown)\" is wrong");
