@@ -53,8 +53,7 @@ typedef struct {
 kv_members_t *kv_members_create(const char *own_name, const kv_members_callbacks_t *callbacks);
 void kv_members_destroy(kv_members_t *members); /* nobody goes */
 
-/* One entry. revision: another one with each change of it; what is wrong with the same one is logged
- * once. */
+/* One entry. revision: another one with each change; what is wrong with one is logged once. */
 void kv_members_put(kv_members_t *members, const char *name, const char *value, size_t value_bytes,
     int64_t revision);
 void kv_members_remove(kv_members_t *members, const char *name);
