@@ -133,18 +133,24 @@ static kv_status_t enter_folder(
     return status;
 }
 
-static bool sees_peer(const Kvist__Admin__Status *status, const char *role)
+/* Whether the node is connected to all members of the role. */
+static bool sees_all(
+    const kv_cluster_t *cluster, const Kvist__Admin__Status *status, const char *role)
 {
+    size_t seen = 0, wanted = 0;
     for (size_t i = 0; i < status->n_peers; i++) {
-        if (strcmp(status->peers[i]->role, role) == 0 && status->peers[i]->up) {
-            return true;
-        }
+        seen += strcmp(status->peers[i]->role, role) == 0 && status->peers[i]->up;
     }
-    return false;
+    for (size_t i = 0; i < cluster->member_count; i++) {
+        const char *name = cluster->members[i].name;
+        wanted += strncmp(name, role, strlen(role)) == 0 && name[strlen(role)] == '-';
+    }
+    return seen >= wanted;
 }
 
 /* The member answers on its admin socket, it is the process that we started, and it is connected to
- * the node that it sends requests to: a gateway to the decode node, that to the prefill node. */
+ * the nodes that it sends requests to: a gateway to the decode nodes, those to the prefill nodes.
+ */
 static bool is_healthy(const kv_cluster_t *cluster, const kv_member_t *member)
 {
     Kvist__Admin__Reply *reply;
@@ -154,10 +160,9 @@ static bool is_healthy(const kv_cluster_t *cluster, const kv_member_t *member)
     const Kvist__Admin__Status *status = reply->status;
     bool healthy = status->pid == (uint64_t)member->child.pid;
     if (strcmp(status->role, "gateway") == 0) {
-        healthy = healthy && sees_peer(status, "decode");
-    } else if (strcmp(status->role, "decode") == 0 &&
-               strncmp(cluster->members[0].name, "prefill", strlen("prefill")) == 0) {
-        healthy = healthy && sees_peer(status, "prefill");
+        healthy = healthy && sees_all(cluster, status, "decode");
+    } else if (strcmp(status->role, "decode") == 0) {
+        healthy = healthy && sees_all(cluster, status, "prefill");
     }
     kvist__admin__reply__free_unpacked(reply, NULL);
     return healthy;

@@ -19,7 +19,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KV_CLUSTER_MEMBERS_MAX = 3, KV_PATH_BYTES = 4096 };
+enum {
+    KV_CLUSTER_NODES_MAX = 16, /* of one role */
+    KV_CLUSTER_MEMBERS_MAX = 2 * KV_CLUSTER_NODES_MAX + 1,
+    KV_PATH_BYTES = 4096,
+};
 
 typedef struct {
     char *name; /* "prefill-0" */
@@ -41,8 +45,9 @@ typedef struct {
     const char *model;                        /* NULL: the one that tools/fetch-model fetched */
     const char *config;                       /* a YAML file for all nodes, or NULL */
     uint64_t http_port;                       /* 0: the one it had, 8080, or any that is free */
-    uint64_t prefill_threads, decode_threads; /* 0: half of the cores each */
-    bool colocated;      /* no prefill node: the decode node computes prompts */
+    uint64_t prefill_count, decode_count;     /* 0: one */
+    uint64_t prefill_threads, decode_threads; /* of each; 0: half of the cores for all of a role */
+    bool colocated;                           /* no prefill node: decode nodes compute prompts */
     const char **extras; /* "--section.name=value" for the nodes that know it */
     size_t extra_count;
 } kv_cluster_params_t;

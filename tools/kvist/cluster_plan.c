@@ -18,21 +18,20 @@ enum { DEFAULT_HTTP_PORT = 8080, WORDS_MAX = 16 + KV_EXTRA_ARGUMENTS_MAX };
 
 /* A node's kind: its program and the sections of options that the program knows. */
 typedef struct {
-    const char *program, *name;
+    const char *program, *role;
     const char *sections[6];
 } kind_t;
 
 static const kind_t PREFILL = {
-    "kvist-prefill", "prefill-0", {"cluster", "node", "model", "store", "prefill"}};
+    "kvist-prefill", "prefill", {"cluster", "node", "model", "store", "prefill"}};
 static const kind_t DECODE = {
-    "kvist-decode", "decode-0", {"cluster", "node", "model", "store", "decode"}};
-static const kind_t GATEWAY = {
-    "kvist-gateway", "gateway-0", {"cluster", "node", "model", "gateway"}};
+    "kvist-decode", "decode", {"cluster", "node", "model", "store", "decode"}};
+static const kind_t GATEWAY = {"kvist-gateway", "gateway", {"cluster", "node", "model", "gateway"}};
 
 /* What the plan sets itself: nodes could not find each other if it were set otherwise. */
 static const char *const SET_BY_PLAN[] = {"cluster.key", "cluster.key_file", "node.name",
-    "node.host", "node.port", "node.admin", "model.path", "model.threads", "decode.prefill_nodes",
-    "gateway.decode_nodes", "gateway.http_host", "gateway.http_port"};
+    "node.host", "node.port", "node.admin", "model.path", "model.threads", "cluster.nodes",
+    "decode.prefill_nodes", "gateway.decode_nodes", "gateway.http_host", "gateway.http_port"};
 
 typedef struct {
     const kv_cluster_params_t *params;
@@ -159,14 +158,15 @@ static void add_number(
 }
 
 /* A member with what all nodes have in common; its command line has room for WORDS_MAX words. */
-static kv_member_t *add_member(const plan_t *plan, const kind_t *kind, size_t *count)
+static kv_member_t *add_member(
+    const plan_t *plan, const kind_t *kind, uint64_t index, size_t *count)
 {
     kv_member_t *member = &plan->cluster->members[plan->cluster->member_count++];
     const kv_cluster_params_t *params = plan->params;
     char path[KV_PATH_BYTES];
-    member->name = kv_duplicate_string(kind->name);
-    member->admin = text("%s/run/%s.sock", plan->folder, kind->name);
-    member->log = text("%s/logs/%s.log", plan->folder, kind->name);
+    member->name = text("%s-%llu", kind->role, (unsigned long long)index);
+    member->admin = text("%s/run/%s.sock", plan->folder, member->name);
+    member->log = text("%s/logs/%s.log", plan->folder, member->name);
     member->argv = kv_allocate_array(WORDS_MAX + 1, sizeof(char *));
     member->argv[(*count)++] = text("%s/%s", plan->programs, kind->program);
     if (params->config != NULL) {
@@ -175,11 +175,11 @@ static kv_member_t *add_member(const plan_t *plan, const kind_t *kind, size_t *c
     }
     snprintf(path, sizeof path, "%s/cluster.key", plan->folder);
     add(plan, member, count, "cluster.key_file", path);
-    add(plan, member, count, "node.name", kind->name);
+    add(plan, member, count, "node.name", member->name);
     add(plan, member, count, "node.admin", member->admin);
     add(plan, member, count, "model.path", plan->model);
     if (knows_section(kind, "store", strlen("store"))) {
-        snprintf(path, sizeof path, "%s/store/%s", plan->folder, kind->name);
+        snprintf(path, sizeof path, "%s/store/%s", plan->folder, member->name);
         add(plan, member, count, "store.directory", path);
     }
     for (size_t i = 0; i < params->extra_count; i++) {
@@ -191,42 +191,89 @@ static kv_member_t *add_member(const plan_t *plan, const kind_t *kind, size_t *c
     return member;
 }
 
-static uint64_t half_of_the_cores(void)
+/* Of each of a role's nodes, which together have half of the cores. */
+static uint64_t default_threads(uint64_t node_count)
 {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    return cores >= 2 ? (uint64_t)cores / 2 : 1;
+    uint64_t threads = cores > 0 ? (uint64_t)cores / 2 / node_count : 1;
+    return threads > 0 ? threads : 1;
+}
+
+/* Ports of all prefill and decode nodes: each once. */
+static kv_status_t choose_ports(uint16_t *ports_out, uint64_t count, kv_error_t *error)
+{
+    for (uint64_t i = 0; i < count;) {
+        uint16_t port = probe_port(0);
+        bool twice = false;
+        for (uint64_t j = 0; j < i; j++) {
+            twice = twice || ports_out[j] == port;
+        }
+        if (port == 0) {
+            return kv_fail(error, KV_NO_SPACE, "no TCP port is free on 127.0.0.1");
+        }
+        ports_out[i] = port;
+        i += !twice;
+    }
+    return KV_OK;
+}
+
+/* How nodes find one another: of one each the two roles' own lists, of more one list for all. */
+typedef struct {
+    uint64_t prefill_count, decode_count;
+    uint16_t ports[2 * KV_CLUSTER_NODES_MAX]; /* of prefill nodes, then of decode nodes */
+    char list[2 * KV_CLUSTER_NODES_MAX * 16]; /* of all, between commas */
+} nodes_t;
+
+static void add_engine_nodes(plan_t *plan, const nodes_t *nodes)
+{
+    const kv_cluster_params_t *params = plan->params;
+    for (uint64_t i = 0; i < nodes->prefill_count + nodes->decode_count; i++) {
+        bool prefill = i < nodes->prefill_count;
+        uint64_t index = prefill ? i : i - nodes->prefill_count;
+        uint64_t threads = prefill ? params->prefill_threads : params->decode_threads;
+        uint64_t role_count = prefill ? nodes->prefill_count : nodes->decode_count;
+        size_t count = 0;
+        kv_member_t *member = add_member(plan, prefill ? &PREFILL : &DECODE, index, &count);
+        add_number(plan, member, &count, "node.port", nodes->ports[i]);
+        add_number(plan, member, &count, "model.threads",
+            threads != 0 ? threads : default_threads(role_count));
+        if (nodes->prefill_count + nodes->decode_count > 2) {
+            add(plan, member, &count, "cluster.nodes", nodes->list);
+        } else if (!prefill && nodes->prefill_count == 1) {
+            char address[32];
+            snprintf(address, sizeof address, "127.0.0.1:%u", nodes->ports[0]);
+            add(plan, member, &count, "decode.prefill_nodes", address);
+        }
+    }
 }
 
 static kv_status_t add_members(plan_t *plan, uint16_t http_port, kv_error_t *error)
 {
     const kv_cluster_params_t *params = plan->params;
-    uint16_t prefill_port = probe_port(0), decode_port = probe_port(0);
-    if (prefill_port == 0 || decode_port == 0) {
-        return kv_fail(error, KV_NO_SPACE, "no TCP port is free on 127.0.0.1");
+    if (params->colocated && params->prefill_count > 0) {
+        return kv_fail(error, KV_INVALID, "--prefill and --colocated exclude each other");
     }
-    char address[64];
+    nodes_t nodes = {.prefill_count = params->prefill_count, .decode_count = params->decode_count};
+    nodes.prefill_count += nodes.prefill_count == 0 && !params->colocated;
+    nodes.decode_count += nodes.decode_count == 0;
+    uint64_t node_count = nodes.prefill_count + nodes.decode_count;
+    kv_status_t status = choose_ports(nodes.ports, node_count, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    for (uint64_t i = 0; i < node_count; i++) {
+        size_t used = strlen(nodes.list);
+        snprintf(nodes.list + used, sizeof nodes.list - used, "%s127.0.0.1:%u", i > 0 ? "," : "",
+            nodes.ports[i]);
+    }
+    add_engine_nodes(plan, &nodes);
     size_t count = 0;
-    kv_member_t *member;
-    if (!params->colocated) {
-        member = add_member(plan, &PREFILL, &count);
-        add_number(plan, member, &count, "node.port", prefill_port);
-        add_number(plan, member, &count, "model.threads",
-            params->prefill_threads != 0 ? params->prefill_threads : half_of_the_cores());
-    }
-    count = 0;
-    member = add_member(plan, &DECODE, &count);
-    add_number(plan, member, &count, "node.port", decode_port);
-    add_number(plan, member, &count, "model.threads",
-        params->decode_threads != 0 ? params->decode_threads : half_of_the_cores());
-    if (!params->colocated) {
-        snprintf(address, sizeof address, "127.0.0.1:%u", prefill_port);
-        add(plan, member, &count, "decode.prefill_nodes", address);
-    }
-    count = 0;
-    member = add_member(plan, &GATEWAY, &count);
-    snprintf(address, sizeof address, "127.0.0.1:%u", decode_port);
-    add(plan, member, &count, "gateway.decode_nodes", address);
-    add_number(plan, member, &count, "gateway.http_port", http_port);
+    kv_member_t *gateway = add_member(plan, &GATEWAY, 0, &count);
+    bool one = nodes.decode_count == 1 && node_count <= 2;
+    const char *decode = strrchr(nodes.list, ',');
+    add(plan, gateway, &count, one ? "gateway.decode_nodes" : "cluster.nodes",
+        one && decode != NULL ? decode + 1 : nodes.list);
+    add_number(plan, gateway, &count, "gateway.http_port", http_port);
     return KV_OK;
 }
 
@@ -279,7 +326,7 @@ kv_status_t kv_cluster_plan(const kv_cluster_params_t *params, const char *folde
     kv_cluster_t cluster = {0};
     plan_t plan = {.params = params, .folder = folder, .cluster = &cluster};
     uint16_t http_port = 0;
-    size_t socket_bytes = strlen(folder) + strlen("/run/prefill-0.sock") + 1;
+    size_t socket_bytes = strlen(folder) + strlen("/run/prefill-15.sock") + 1;
     if (socket_bytes > sizeof((struct sockaddr_un *)0)->sun_path) {
         return kv_fail(error, KV_INVALID,
             "the folder %s is too long for a Unix socket in it by %zu bytes; choose a shorter "

@@ -22,19 +22,26 @@ int kv_command_up(int argc, char **argv)
         {"--port", KV_ARGUMENT_NUMBER, "N",
             "HTTP port (default: the one before, 8080, or any free one)", &params.http_port, 1,
             65535},
-        {"--prefill-threads", KV_ARGUMENT_NUMBER, "N", "default: half of the cores",
+        {"--prefill", KV_ARGUMENT_NUMBER, "N", "prefill nodes (default: 1)", &params.prefill_count,
+            1, KV_CLUSTER_NODES_MAX},
+        {"--decode", KV_ARGUMENT_NUMBER, "N", "decode nodes (default: 1)", &params.decode_count, 1,
+            KV_CLUSTER_NODES_MAX},
+        {"--prefill-threads", KV_ARGUMENT_NUMBER, "N",
+            "of each prefill node (default: half of the cores for all of them)",
             &params.prefill_threads, 1, 1024},
-        {"--decode-threads", KV_ARGUMENT_NUMBER, "N", "default: half of the cores",
+        {"--decode-threads", KV_ARGUMENT_NUMBER, "N",
+            "of each decode node (default: half of the cores for all of them)",
             &params.decode_threads, 1, 1024},
         {"--colocated", KV_ARGUMENT_FLAG, NULL,
-            "no prefill node: the decode node computes prompts itself (to compare)",
+            "no prefill node: decode nodes compute prompts themselves (to compare)",
             &params.colocated, 0, 0},
     };
     const kv_arguments_t arguments = {
         .usage = "kvist up [OPTIONS]",
-        .summary = "Starts a gateway, a prefill node and a decode node on this machine, each a "
-                   "process of its own,\nand waits until they are healthy. Run again: nodes that "
-                   "died are started again.",
+        .summary =
+            "Starts a gateway, prefill nodes and decode nodes on this machine, each a process "
+            "of its own,\nand waits until they are healthy. Run again: nodes that died are "
+            "started again.",
         .rows = rows,
         .row_count = sizeof rows / sizeof *rows,
         .extras = extras,
