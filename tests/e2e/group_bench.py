@@ -80,9 +80,30 @@ def test_wire_json(cluster):
             assert f"{wire}, {rest}" in names, f"no '{wire}, {rest}' in {names}"
 
 
+def test_pd_json(cluster):
+    with tempfile.TemporaryDirectory(prefix="kvist-bench-") as folder:
+        series, figure = os.path.join(folder, "pace.csv"), os.path.join(folder, "pace.svg")
+        run = bench(cluster, "pd", "--model", os.environ["KVIST_MODEL"], "--json", "--pairs", "1",
+                    "--prompt-tokens", "700", "--window-ms", "1000", "--idle-s", "1",
+                    "--series", series, "--figure", figure)
+        with open(series, encoding="utf-8") as file:
+            rows = [line.split(",") for line in file.read().splitlines()]
+        with open(figure, encoding="utf-8") as file:
+            drawn = file.read()
+    names = [check_line(line)["measure"] for line in run.stdout.splitlines()]
+    assert names == ["idle, prefill-0", "idle, decode-0", "idle, gateway-0", "TTFT, 700 tokens",
+                     "TPOT p50, 4 decodes, apart", "TPOT p99, 4 decodes, apart",
+                     "TPOT p50, 4 decodes, together", "TPOT p99, 4 decodes, together"], names
+    assert rows[0] == ["layout", "round", "decode", "window", "at_s", "gap_ms"], rows[0]
+    seen = {(layout, decode, window) for layout, _, decode, window, _, _ in rows[1:]}
+    assert len(seen) == 2 * 4 * 2, seen
+    assert drawn.startswith("<svg") and drawn.count("<circle") == len(rows) - 1, drawn[:200]
+
+
 def test_refused(cluster):
     for arguments in ((), ("stoer",), ("store", "--pairs", "0"), ("store", "--object-kib", "1"),
-                      ("engine",), ("wire", "--wire", "rdma"), ("wire", "--depth", "0")):
+                      ("engine",), ("wire", "--wire", "rdma"), ("wire", "--depth", "0"),
+                      ("pd", "--only", "nothing"), ("pd", "--pairs", "0")):
         run = cluster.kvist("bench", *arguments)
         assert run.returncode == 2, f"kvist bench {arguments}: {run.returncode} {run.stderr}"
         assert run.stderr, arguments

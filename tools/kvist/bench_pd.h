@@ -1,0 +1,39 @@
+/* What the files of `kvist bench pd` share.
+ *
+ *   bench_pd.c        options, clusters, the order of things; time to first token, idle nodes
+ *   bench_pd_pace.c   the pace of running decodes while long prompts arrive
+ *
+ * Prompts are token ids drawn from a seed, so that none is stored anywhere; every request bypasses
+ * the cache all the same. */
+#ifndef KV_TOOLS_BENCH_PD_H
+#define KV_TOOLS_BENCH_PD_H
+
+#include "tools/kvist/cluster.h"
+#include "tools/kvist/completion.h"
+#include "tools/kvist/measure.h"
+
+enum { KV_BENCH_PD_LIMIT_MS = 600000 };
+
+typedef struct {
+    kv_report_t report;
+    FILE *notes;          /* where lines that are no measures go */
+    const char *model_id; /* as requests name it */
+    uint64_t prompt_tokens, window_ms;
+    const char *series, *figure; /* files to write; NULL: none */
+} kv_bench_pd_t;
+
+/* Sends a prompt that only this seed gives. answer_out: clear it in any case. */
+kv_status_t kv_bench_pd_ask(const kv_bench_pd_t *bench, const char *endpoint, uint64_t seed,
+    uint64_t prompt_tokens, uint32_t answer_tokens, kv_answer_t *answer_out, kv_error_t *error);
+
+/* Two ways to use the same cores. */
+typedef struct {
+    const char *name;
+    const char *endpoint;
+    double target; /* of the 99th percentile beside prefills, against idle; NAN: none */
+} kv_pace_layout_t;
+
+kv_status_t kv_bench_pd_pace(const kv_bench_pd_t *bench, kv_report_t *report,
+    const kv_pace_layout_t *layouts, uint32_t layout_count, kv_error_t *error);
+
+#endif
