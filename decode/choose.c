@@ -1,39 +1,94 @@
 #include "decode/choose.h"
 
-typedef struct {
-    const uint64_t *tried;
-    size_t tried_count;
-    kv_peer_t *best;
-    uint32_t best_load;
-} choice_t;
+#include "base/memory.h"
+#include "decode/request.h"
+#include "runtime/remote.h"
 
-static bool was_tried(const choice_t *choice, const kv_peer_t *peer)
+#include <stdlib.h>
+
+typedef struct {
+    kv_core_t *core;
+    const kv_decode_choice_t *choice;
+    kv_peer_t *best; /* the first of the least loaded */
+    uint32_t load, equals;
+    uint64_t others[KV_PEERS_MAX]; /* kv_peer_id of all peers but the least loaded */
+    size_t other_count;
+} search_t;
+
+static uint32_t load_of(const kv_core_t *core, const kv_peer_t *peer)
+{
+    uint32_t told = kv_peer_queued_requests(peer) + kv_peer_running_requests(peer);
+    uint32_t sent = 0;
+    for (uint32_t i = 0; i < core->requests->count; i++) {
+        sent += kv_decode_request_waits_for(core->requests->items[i], peer);
+    }
+    return told > sent ? told : sent;
+}
+
+static bool will_do(const kv_decode_choice_t *choice, const kv_peer_t *peer)
 {
     for (size_t i = 0; i < choice->tried_count; i++) {
         if (choice->tried[i] == kv_peer_id(peer)) {
-            return true;
+            return false;
         }
     }
-    return false;
+    return kv_peer_role(peer) == KVIST__WIRE__ROLE__ROLE_PREFILL && !kv_peer_draining(peer);
 }
 
 static void consider(void *context, kv_peer_t *peer)
 {
-    choice_t *choice = context;
-    if (kv_peer_role(peer) != KVIST__WIRE__ROLE__ROLE_PREFILL || kv_peer_draining(peer) ||
-        was_tried(choice, peer)) {
+    search_t *search = context;
+    if (!will_do(search->choice, peer)) {
         return;
     }
-    uint32_t load = kv_peer_queued_requests(peer) + kv_peer_running_requests(peer);
-    if (choice->best == NULL || load < choice->best_load) {
-        choice->best = peer;
-        choice->best_load = load;
+    uint32_t load = load_of(search->core, peer);
+    if (search->best == NULL || load < search->load) {
+        search->best = peer;
+        search->load = load;
+        search->equals = 0;
+    }
+    search->equals += load == search->load;
+}
+
+static void note_other(void *context, kv_peer_t *peer)
+{
+    search_t *search = context;
+    bool least = will_do(search->choice, peer) && load_of(search->core, peer) == search->load;
+    if (!least && search->other_count < KV_PEERS_MAX) {
+        search->others[search->other_count++] = kv_peer_id(peer);
     }
 }
 
-kv_peer_t *kv_decode_choose(kv_core_t *core, const uint64_t *tried, size_t tried_count)
+/* Of the least loaded, the one that is thought to hold most. */
+static kv_peer_t *holder(search_t *search)
 {
-    choice_t choice = {.tried = tried, .tried_count = tried_count};
-    kv_peers_visit(core->peers, consider, &choice);
-    return choice.best;
+    const kv_decode_choice_t *choice = search->choice;
+    uint32_t block_count = choice->token_count / search->core->info->shape.block_tokens;
+    if (choice->held_blocks >= block_count) {
+        return NULL;
+    }
+    kv_peers_visit(search->core->peers, note_other, search);
+    kvist_key_t *keys = kv_allocate_array(block_count, sizeof *keys);
+    kvist_keys(choice->name_space, choice->tokens, choice->token_count,
+        search->core->info->shape.block_tokens, keys);
+    kv_peer_t *found = NULL;
+    uint32_t found_blocks;
+    if (!kv_remote_find(search->core, keys + choice->held_blocks, block_count - choice->held_blocks,
+            search->others, search->other_count, &found, &found_blocks)) {
+        found = NULL;
+    }
+    free(keys);
+    return found;
+}
+
+kv_peer_t *kv_decode_choose(kv_core_t *core, const kv_decode_choice_t *choice, uint32_t *ahead_out)
+{
+    search_t search = {.core = core, .choice = choice};
+    kv_peers_visit(core->peers, consider, &search);
+    if (search.equals > 1) {
+        kv_peer_t *found = holder(&search);
+        search.best = found != NULL ? found : search.best;
+    }
+    *ahead_out = search.load;
+    return search.best;
 }

@@ -1,5 +1,9 @@
 /* Which prefill node computes a prompt.
  *
+ * Of those that take new requests: the one with the fewest; of those, the one that is thought to
+ * hold most of the prompt (runtime/remote.h). A node's requests are what its last heartbeat said,
+ * or what this node has sent it since, whichever is more.
+ *
  * Threads: the reactor's.
  * Errors: none: there may be no node to ask. */
 #ifndef KV_DECODE_CHOOSE_H
@@ -10,8 +14,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The prefill node with the fewest requests that takes new ones and is not among those that were
- * tried (kv_peer_id); NULL: none. */
-kv_peer_t *kv_decode_choose(kv_core_t *core, const uint64_t *tried, size_t tried_count);
+typedef struct {
+    const uint64_t *tried; /* [tried_count] kv_peer_id of those that will not do */
+    size_t tried_count;
+    const kvist_key_t *name_space; /* of the prompt, whose first held_blocks this node holds */
+    const uint32_t *tokens;
+    uint32_t token_count, held_blocks;
+} kv_decode_choice_t;
+
+/* NULL: none. ahead_out: requests that it has already. */
+kv_peer_t *kv_decode_choose(kv_core_t *core, const kv_decode_choice_t *choice, uint32_t *ahead_out);
 
 #endif

@@ -30,7 +30,9 @@ struct kv_decode_request {
     size_t salt_bytes;
     kvist_key_t name_space;
     kvist_mode_t mode;
-    uint64_t deadline_ns; /* of the prompt's stage */
+    /* Of this attempt: when it ends at the latest, and when without a sign of progress. */
+    uint64_t deadline_ns, progress_deadline_ns;
+    uint32_t ahead; /* requests that the prefill node had already */
 
     kvist_lease_t *lease;
     char **streamed_arithmetic; /* of the whole blocks that this attempt streams; NULL: not known */
@@ -277,8 +279,16 @@ static void do_choose(kv_decode_request_t *request)
             request->request_id, kv_status_name(machine->reason));
     }
     forget_streamed(request);
-    request->deadline_ns = UINT64_MAX;
-    request->prefill = kv_decode_choose(request->core, request->tried, request->tried_count);
+    request->deadline_ns = request->progress_deadline_ns = UINT64_MAX;
+    kv_decode_choice_t choice = {
+        .tried = request->tried,
+        .tried_count = request->tried_count,
+        .name_space = &request->name_space,
+        .tokens = request->tokens,
+        .token_count = request->prompt_count,
+        .held_blocks = machine->held_blocks,
+    };
+    request->prefill = kv_decode_choose(request->core, &choice, &request->ahead);
     kv_pd_decode_event_t event = {.kind = KV_PD_DECODE_EV_CHOSEN};
     if (request->prefill != NULL) {
         request->tried[request->tried_count++] = kv_peer_id(request->prefill);
@@ -322,6 +332,15 @@ static void do_keep(kv_decode_request_t *request, const kv_pd_decode_action_t *a
         action->block_count);
 }
 
+/* The prefill node has so long to say something, from now on. */
+static void expect_progress(kv_decode_request_t *request)
+{
+    uint64_t limit_ns =
+        kv_rates_prefill_limit_ns(&request->core->rates, request->ahead, request->prompt_count);
+    uint64_t now_ns = kv_clock_now_ns();
+    request->progress_deadline_ns = limit_ns < UINT64_MAX - now_ns ? now_ns + limit_ns : UINT64_MAX;
+}
+
 static void do_send_prefill(kv_decode_request_t *request)
 {
     if (request->prefill == NULL) {
@@ -346,6 +365,7 @@ static void do_send_prefill(kv_decode_request_t *request)
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILL;
     envelope.prefill = &prefill;
     request->deadline_ns = kv_clock_now_ns() + request->core->options->decode.transfer_limit_ns;
+    expect_progress(request);
     kv_core_send(request->prefill, &envelope);
 }
 
@@ -465,7 +485,7 @@ kv_decode_request_t *kv_decode_request_create(
     request->name_space = kv_core_namespace(core, request->salt, request->salt_bytes);
     request->mode = (kvist_mode_t)message->cache_mode;
     request->arrived_ns = kv_clock_now_ns();
-    request->deadline_ns = UINT64_MAX;
+    request->deadline_ns = request->progress_deadline_ns = UINT64_MAX;
     kvist__wire__usage__init(&request->usage);
     kvist__wire__cached_tokens__init(&request->cached);
     request->usage.cached = &request->cached;
@@ -523,6 +543,10 @@ static void take_usage(kv_decode_request_t *request, const Kvist__Wire__Usage *f
     usage->load_ns = from->load_ns;
     usage->compute_ns = from->compute_ns;
     usage->decode_kv_reused = from->decode_kv_reused;
+    uint32_t cached = kv_core_cached_tokens(from);
+    if (cached < request->prompt_count) {
+        kv_rates_prefilled(&request->core->rates, request->prompt_count - cached, from->compute_ns);
+    }
 }
 
 /* Whole blocks of the prompt that this attempt streams. */
@@ -562,6 +586,7 @@ static void take_prefilling(kv_decode_request_t *request, const Kvist__Wire__Pre
     }
     request->streamed_count = whole;
     request->found_count = (uint32_t)found;
+    expect_progress(request);
     post(request, (kv_pd_decode_event_t){
                       .kind = KV_PD_DECODE_EV_PREFILLING, .transfer_id = prefilling->transfer_id});
 }
@@ -646,6 +671,13 @@ static bool receive(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope 
     return false;
 }
 
+bool kv_decode_request_waits_for(const void *context, const kv_peer_t *prefill)
+{
+    const kv_decode_request_t *request = context;
+    return request->prefill == prefill && request->machine.state == KV_PD_DECODE_STREAMING &&
+           !request->machine.prefilled;
+}
+
 /* A prefill node of version 1 asks for blocks of the request that it works on. */
 static bool context_of(const void *context, const kv_peer_t *peer, const char *request_id,
     kv_request_context_t *context_out)
@@ -728,8 +760,8 @@ static void peer_down(void *context, kv_peer_t *peer)
 static void tick(void *context, uint64_t now_ns)
 {
     kv_decode_request_t *request = context;
-    if (now_ns > request->deadline_ns) {
-        request->deadline_ns = UINT64_MAX;
+    if (now_ns > request->deadline_ns || now_ns > request->progress_deadline_ns) {
+        request->deadline_ns = request->progress_deadline_ns = UINT64_MAX;
         post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_TIMEOUT});
     }
 }

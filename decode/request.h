@@ -26,6 +26,9 @@ kv_decode_request_t *kv_decode_request_create(
 /* Its life from then on (runtime/requests.h). */
 extern const kv_request_ops_t KV_DECODE_REQUEST_OPS;
 
+/* Whether the request was sent to that prefill node, whose answer has not come. */
+bool kv_decode_request_waits_for(const void *request, const kv_peer_t *prefill);
+
 /* Answers a message that makes no request. */
 void kv_decode_refuse(
     kv_peer_t *gateway, const Kvist__Wire__Generate *message, kv_status_t status, const char *text);

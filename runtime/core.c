@@ -707,6 +707,7 @@ kv_status_t kv_core_run(
         .requests.ops = params->ops,
         .sources.ops = &KV_SOURCE_OPS,
         .started_ns = kv_clock_now_ns()};
+    core.public.requests = &core.requests;
     kv_status_t status = open_all(&core, error);
     if (status == KV_OK) {
         kv_log_info("runtime",

@@ -2,6 +2,11 @@
 
 #include "base/clock.h"
 
+/* A refusal says nothing of the wire. */
+static const uint64_t REFUSED_NS = 100 * KV_NS_PER_MS;
+
+static const double SILENCE_NS = 10e9, PATIENCE = 4;
+
 static void observe(double *rate, double amount, uint64_t duration_ns)
 {
     double now = amount * (double)KV_NS_PER_S / (double)(duration_ns > 0 ? duration_ns : 1);
@@ -10,7 +15,8 @@ static void observe(double *rate, double amount, uint64_t duration_ns)
 
 void kv_rates_fetched(kv_rates_t *rates, uint64_t bytes, uint64_t duration_ns)
 {
-    if (bytes > 0 || rates->fetched_bytes_per_s > 0) {
+    bool refused = bytes == 0 && duration_ns < REFUSED_NS;
+    if (!refused && (bytes > 0 || rates->fetched_bytes_per_s > 0)) {
         observe(&rates->fetched_bytes_per_s, (double)bytes, duration_ns);
     }
 }
@@ -38,4 +44,25 @@ bool kv_rates_fetch_pays(
     }
     rates->skipped = 0;
     return true;
+}
+
+void kv_rates_prefilled(kv_rates_t *rates, uint32_t token_count, uint64_t duration_ns)
+{
+    if (token_count > 0 && duration_ns > 0) {
+        double now_ns = (double)duration_ns;
+        rates->prefill_ns =
+            rates->prefill_ns > 0 ? rates->prefill_ns * 0.75 + now_ns * 0.25 : now_ns;
+        observe(&rates->prefilled_tokens_per_s, (double)token_count, duration_ns);
+    }
+}
+
+uint64_t kv_rates_prefill_limit_ns(
+    const kv_rates_t *rates, uint32_t ahead_count, uint32_t token_count)
+{
+    if (rates->prefilled_tokens_per_s <= 0) {
+        return UINT64_MAX;
+    }
+    double own_ns = token_count / rates->prefilled_tokens_per_s * (double)KV_NS_PER_S;
+    double limit_ns = SILENCE_NS + PATIENCE * (ahead_count * rates->prefill_ns + own_ns);
+    return limit_ns < 1e18 ? (uint64_t)limit_ns : UINT64_MAX;
 }
