@@ -379,6 +379,7 @@ static void drain(void *context)
         core->requests.count,
         (unsigned long long)(core->public.options->node.drain_limit_ns / KV_NS_PER_MS));
     core->public.draining = true;
+    kv_discovery_leave(core->discovery);
     kv_peers_set_draining(core->public.peers, true);
     keep_ticking(core);
 }

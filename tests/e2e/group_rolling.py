@@ -1,0 +1,177 @@
+"""Nodes are drained, restarted and killed under load: every request gets the answer that an
+undisturbed one gets, streams go on where they stopped."""
+import os
+import signal
+import threading
+import time
+
+from cluster import FAILURE_LIMIT_S, is_alive, prose, wait_until
+
+OPTIONS = ("--prefill", "2", "--decode", "2", "--store.device_bytes=96MiB",
+           "--store.host_bytes=64MiB", "--store.disk_bytes=256MiB", "--gateway.node_wait=60s")
+CLIENTS = 3
+TOKENS = 40
+
+
+def engine_nodes(cluster):
+    return [name for name in cluster.nodes() if not name.startswith("gateway")]
+
+
+def running_at(cluster, role):
+    """The names of that role's nodes that have a request in work."""
+    return [node["name"] for node in cluster.status()["nodes"]
+            if node["name"].startswith(role) and node.get("running_requests", 0) > 0]
+
+
+class Load:
+    """Clients that ask for answers that are known, streamed and whole in turn."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.questions = [prose(700 + i, 60 + 40 * i) + " What comes next?" for i in range(5)]
+        self.known = [self.ask(question, False) for question in self.questions]
+        self.answered, self.wrong, self.slowest_s = 0, [], 0
+        self.lock = threading.Lock()
+        self.ending = threading.Event()
+        self.threads = [threading.Thread(target=self.run, args=(i,)) for i in range(CLIENTS)]
+
+    def ask(self, question, streamed):
+        if not streamed:
+            answer = self.cluster.chat(question, max_tokens=TOKENS, ignore_eos=True)
+            assert answer.code == 200, f"HTTP {answer.code}: {answer.error()}"
+            assert answer.usage["completion_tokens"] == TOKENS, answer.usage
+            return answer.text
+        stream = self.cluster.stream(question, max_tokens=TOKENS, ignore_eos=True)
+        stream.read()
+        assert stream.done and not stream.error, f"a stream ended with {stream.error}"
+        assert stream.usage["completion_tokens"] == TOKENS, stream.usage
+        return stream.text
+
+    def run(self, number):
+        turn = number
+        while not self.ending.is_set():
+            which = turn % len(self.questions)
+            begun = time.monotonic()
+            try:
+                text = self.ask(self.questions[which], turn % 2 == 0)
+                found = None if text == self.known[which] else f"{self.known[which]!r}: {text!r}"
+            except Exception as error:  # whatever a client sees counts as lost
+                found = f"{type(error).__name__}: {error}"
+            with self.lock:
+                self.answered += 1
+                self.slowest_s = max(self.slowest_s, time.monotonic() - begun)
+                if found:
+                    self.wrong.append(found)
+            turn += CLIENTS
+
+    def wait_for(self, count):
+        """Until so many more were answered."""
+        target = self.answered + count
+        wait_until(lambda: self.answered >= target or self.wrong, 60, f"{count} more answers")
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ending.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def test_rolling_restart_loses_no_request(cluster):
+    with Load(cluster) as load:
+        load.wait_for(CLIENTS)
+        for name in engine_nodes(cluster):
+            node = cluster.nodes()[name]
+            if name.endswith("0"):
+                run = cluster.kvist("drain", name, "--dir", cluster.folder)
+                assert run.returncode == 0, run.stdout + run.stderr
+            else:
+                os.kill(node["pid"], signal.SIGTERM)
+                wait_until(lambda pid=node["pid"]: not is_alive(pid), 40, f"{name} to end")
+            load.wait_for(1)
+            cluster.up()
+            assert cluster.nodes()[name]["pid"] != node["pid"]
+            load.wait_for(1)
+    assert not load.wrong, f"{len(load.wrong)} of {load.answered}: " + "\n".join(load.wrong[:3])
+    assert load.answered >= CLIENTS + 2 * len(engine_nodes(cluster))
+    assert load.slowest_s < FAILURE_LIMIT_S, f"an answer took {load.slowest_s:.1f} s"
+
+
+def check_killed(cluster, fields):
+    question = prose(720, 150) + " Tell me all of it."
+
+    def begin():
+        return cluster.stream(question, max_tokens=120, ignore_eos=True, **fields)
+    undisturbed = begin()
+    undisturbed.read()
+    assert undisturbed.done, undisturbed.error
+    stream = begin()
+    assert stream.read(lambda s: len(s.text) > len(undisturbed.text) / 4), "no stream"
+    names = running_at(cluster, "decode")
+    assert len(names) == 1, names
+    os.kill(cluster.nodes()[names[0]]["pid"], signal.SIGKILL)
+    begun = time.monotonic()
+    stream.read()
+    assert stream.done and not stream.error, f"{names[0]} was killed: {stream.error}"
+    assert time.monotonic() - begun < FAILURE_LIMIT_S
+    assert stream.text == undisturbed.text, f"{undisturbed.text!r}, with a kill {stream.text!r}"
+    for field in ("prompt_tokens", "completion_tokens"):
+        assert stream.usage[field] == undisturbed.usage[field], stream.usage
+    assert stream.finish == undisturbed.finish
+    assert stream.usage["prompt_tokens_details"]["cached_tokens"] <= stream.usage["prompt_tokens"]
+    cluster.up()
+
+
+def test_greedy_stream_goes_on_after_a_kill(cluster):
+    check_killed(cluster, {})
+
+
+def test_sampled_stream_goes_on_after_a_kill(cluster):
+    check_killed(cluster, {"temperature": 0.9, "top_p": 0.95, "seed": 11})
+
+
+def test_all_decode_nodes_killed_and_back(cluster):
+    """The client waits; nothing is left of what was computed but what the gateway has."""
+    question = prose(721, 100) + " Go on."
+    undisturbed = cluster.stream(question, max_tokens=60, ignore_eos=True)
+    undisturbed.read()
+    stream = cluster.stream(question, max_tokens=60, ignore_eos=True)
+    assert stream.read(lambda s: len(s.text) > 40), "no stream"
+    for name, node in cluster.nodes().items():
+        if name.startswith("decode"):
+            os.kill(node["pid"], signal.SIGKILL)
+    reader = threading.Thread(target=stream.read)
+    reader.start()
+    cluster.up()
+    reader.join(FAILURE_LIMIT_S)
+    assert not reader.is_alive(), "the stream hangs"
+    assert stream.done and stream.text == undisturbed.text, f"{stream.error}: {stream.text!r}"
+
+
+def test_gateway_drains(cluster):
+    pid = cluster.node_named("gateway")["pid"]
+    stream = cluster.stream("Tell me a story.", max_tokens=150, ignore_eos=True)
+    assert stream.read(lambda s: len(s.text) > 20), "no stream"
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: cluster.request("/healthz").json["status"] == "draining", 5, "the drain")
+    assert cluster.request("/healthz").code == 503
+    refused = cluster.chat("Hello", max_tokens=4)
+    assert refused.code == 503 and "draining" in refused.error(), refused.body
+    stream.read()
+    assert stream.done and stream.usage["completion_tokens"] == 150, stream.error
+    wait_until(lambda: not is_alive(pid), 5, "the gateway to end when it has nothing left")
+
+
+def test_second_signal_ends_at_once(cluster):
+    pid = cluster.node_named("gateway")["pid"]
+    stream = cluster.stream("Tell me a story.", max_tokens=1500, ignore_eos=True)
+    assert stream.read(lambda s: len(s.text) > 20), "no stream"
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: cluster.request("/healthz").json["status"] == "draining", 5, "the drain")
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not is_alive(pid), 2, "the gateway to end at once")
+    stream.read()
+    assert not stream.done
