@@ -1,5 +1,6 @@
 """Nodes are drained, restarted and killed under load: every request gets the answer that an
 undisturbed one gets, streams go on where they stopped."""
+import json
 import os
 import signal
 import threading
@@ -175,3 +176,19 @@ def test_second_signal_ends_at_once(cluster):
     wait_until(lambda: not is_alive(pid), 2, "the gateway to end at once")
     stream.read()
     assert not stream.done
+
+
+def test_nodes_that_somebody_else_started(cluster):
+    """kvist finds them by their admin sockets alone, as it does those of systemd's units."""
+    sockets = os.path.join(cluster.folder, "run")
+    shown = cluster.kvist("status", "--dir", sockets, "--json")
+    assert shown.returncode == 0, shown.stderr
+    page = json.loads(shown.stdout)
+    assert {node["name"] for node in page["nodes"]} == set(cluster.nodes())
+    assert page["endpoint"] == cluster.endpoint
+    listed = cluster.kvist("quota", "--dir", sockets, "--json")
+    assert {row["node"] for row in json.loads(listed.stdout)} == set(engine_nodes(cluster))
+    metrics = cluster.kvist("metrics", "decode-0", "--dir", sockets)
+    assert 'kvist_store_capacity_bytes{tier="device"}' in metrics.stdout, metrics.stderr
+    assert cluster.kvist("metrics", "nobody", "--dir", sockets).returncode == 2
+    assert "no cluster was started" in cluster.kvist("down", "--dir", sockets).stdout

@@ -93,6 +93,13 @@ kv_status_t kv_ask_quota(
         KV_ADMIN_LIMIT_MS, reply_out, error);
 }
 
+kv_status_t kv_ask_metrics(const char *admin, Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    Kvist__Admin__MetricsRequest body = KVIST__ADMIN__METRICS_REQUEST__INIT;
+    return ask(admin, KVIST__ADMIN__REQUEST__BODY_METRICS, &body, KVIST__ADMIN__REPLY__BODY_METRICS,
+        KV_ADMIN_LIMIT_MS, reply_out, error);
+}
+
 /* A question that is answered with "done". */
 static kv_status_t tell(const char *admin, Kvist__Admin__Request__BodyCase question, void *body,
     uint64_t limit_ms, kv_error_t *error)

@@ -37,6 +37,7 @@ kv_status_t kv_ask_events(const char *admin, const Kvist__Admin__EventsRequest *
 
 /* Everything stored before is durable when it returns KV_OK. */
 kv_status_t kv_ask_flush(const char *admin, uint64_t limit_ms, kv_error_t *error);
+kv_status_t kv_ask_metrics(const char *admin, Kvist__Admin__Reply **reply_out, kv_error_t *error);
 kv_status_t kv_ask_stop(const char *admin, kv_error_t *error);
 kv_status_t kv_ask_drain(const char *admin, kv_error_t *error);
 

@@ -95,6 +95,13 @@ kv_status_t kv_child_start(
     return KV_OK;
 }
 
+kv_child_t kv_child_of(pid_t pid)
+{
+    char state;
+    kv_child_t child = {.pid = pid};
+    return read_stat(pid, &state, &child.start_ticks) ? child : (kv_child_t){0};
+}
+
 bool kv_child_alive(const kv_child_t *child)
 {
     char state;

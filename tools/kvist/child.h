@@ -23,6 +23,9 @@ typedef struct {
 kv_status_t kv_child_start(
     char *const *argv, const char *log_path, kv_child_t *child_out, kv_error_t *error);
 
+/* A process that somebody else started; one that is not there has ended. */
+kv_child_t kv_child_of(pid_t pid);
+
 /* false once it has ended (a zombie has ended, and is reaped where it is our own child). */
 bool kv_child_alive(const kv_child_t *child);
 

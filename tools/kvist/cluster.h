@@ -30,6 +30,7 @@ typedef struct {
     char *admin, *log;
     char **argv; /* NULL-terminated: how it is started (again) */
     kv_child_t child;
+    bool stores; /* no gateway */
 } kv_member_t;
 
 typedef struct {

@@ -76,6 +76,7 @@ static bool unpack_member(json_t *entry, kv_member_t *member)
     member->name = kv_duplicate_string(name);
     member->admin = kv_duplicate_string(admin);
     member->log = kv_duplicate_string(log);
+    member->stores = strncmp(name, "gateway", strlen("gateway")) != 0;
     member->child = (kv_child_t){.pid = (pid_t)pid, .start_ticks = (uint64_t)start_ticks};
     return true;
 }

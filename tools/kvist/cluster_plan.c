@@ -167,6 +167,7 @@ static kv_member_t *add_member(
     member->name = text("%s-%llu", kind->role, (unsigned long long)index);
     member->admin = text("%s/run/%s.sock", plan->folder, member->name);
     member->log = text("%s/logs/%s.log", plan->folder, member->name);
+    member->stores = knows_section(kind, "store", strlen("store"));
     member->argv = kv_allocate_array(WORDS_MAX + 1, sizeof(char *));
     member->argv[(*count)++] = text("%s/%s", plan->programs, kind->program);
     if (params->config != NULL) {
@@ -178,7 +179,7 @@ static kv_member_t *add_member(
     add(plan, member, count, "node.name", member->name);
     add(plan, member, count, "node.admin", member->admin);
     add(plan, member, count, "model.path", plan->model);
-    if (knows_section(kind, "store", strlen("store"))) {
+    if (member->stores) {
         snprintf(path, sizeof path, "%s/store/%s", plan->folder, member->name);
         add(plan, member, count, "store.directory", path);
     }

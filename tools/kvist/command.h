@@ -19,6 +19,7 @@ int kv_command_up(int argc, char **argv);
 int kv_command_down(int argc, char **argv);
 int kv_command_drain(int argc, char **argv);
 int kv_command_status(int argc, char **argv);
+int kv_command_metrics(int argc, char **argv);
 int kv_command_list(int argc, char **argv);
 int kv_command_show(int argc, char **argv);
 int kv_command_verify(int argc, char **argv);

@@ -1,21 +1,10 @@
 /* `kvist drain`: one node ends without a request lost. */
 #include "tools/kvist/admin.h"
 #include "tools/kvist/arguments.h"
-#include "tools/kvist/cluster.h"
+#include "tools/kvist/cluster_attach.h"
 #include "tools/kvist/command.h"
 
 #include <stdio.h>
-#include <string.h>
-
-static const kv_member_t *find_member(const kv_cluster_t *cluster, const char *name)
-{
-    for (size_t i = 0; i < cluster->member_count; i++) {
-        if (strcmp(cluster->members[i].name, name) == 0) {
-            return &cluster->members[i];
-        }
-    }
-    return NULL;
-}
 
 static int drain_member(const kv_member_t *member, uint64_t wait_s)
 {
@@ -33,7 +22,8 @@ static int drain_member(const kv_member_t *member, uint64_t wait_s)
             member->name, (unsigned long long)wait_s);
         return kv_command_fail("drain", text, "kvist drain again waits on (--wait)");
     }
-    printf("%s has finished what it had and ended; kvist up starts it again\n", member->name);
+    printf("%s has finished what it had and ended%s\n", member->name,
+        member->argv[0] != NULL ? "; kvist up starts it again" : "");
     return KV_EXIT_DONE;
 }
 
@@ -60,18 +50,12 @@ int kv_command_drain(int argc, char **argv)
     if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
         return code;
     }
-    if (name == NULL) {
-        return kv_command_misuse("drain", "name the node", "kvist status shows them");
-    }
     kv_cluster_t cluster;
-    kv_error_t error;
-    if (kv_cluster_load(folder, &cluster, &error) != KV_OK) {
-        return kv_command_fail("drain", error.text, "kvist up");
+    const kv_member_t *member;
+    code = kv_cluster_find_member("drain", folder, name, &cluster, &member);
+    if (code == KV_EXIT_DONE) {
+        code = drain_member(member, wait_s);
+        kv_cluster_clear(&cluster);
     }
-    const kv_member_t *member = find_member(&cluster, name);
-    code = member != NULL ? drain_member(member, wait_s)
-                          : kv_command_misuse("drain", "there is no node of that name",
-                                "kvist status shows them");
-    kv_cluster_clear(&cluster);
     return code;
 }

@@ -2,7 +2,7 @@
 #include "base/clock.h"
 #include "tools/kvist/admin.h"
 #include "tools/kvist/arguments.h"
-#include "tools/kvist/cluster.h"
+#include "tools/kvist/cluster_attach.h"
 #include "tools/kvist/command.h"
 #include "tools/kvist/text.h"
 
@@ -95,7 +95,7 @@ int kv_command_list(int argc, char **argv)
     }
     kv_cluster_t cluster;
     kv_error_t error;
-    if (kv_cluster_load(folder, &cluster, &error) != KV_OK) {
+    if (kv_cluster_find(folder, &cluster, &error) != KV_OK) {
         return kv_command_fail("ls", error.text, "kvist up");
     }
     json_t *all = json ? json_array() : NULL;
@@ -105,9 +105,10 @@ int kv_command_list(int argc, char **argv)
     }
     uint64_t total = 0;
     bool whole = true;
-    /* The last member is the gateway, which stores nothing. */
-    for (size_t i = 0; i + 1 < cluster.member_count; i++) {
-        whole = list_node(&cluster.members[i], (uint32_t)count_max, all, &total) && whole;
+    for (size_t i = 0; i < cluster.member_count; i++) {
+        whole = (!cluster.members[i].stores ||
+                    list_node(&cluster.members[i], (uint32_t)count_max, all, &total)) &&
+                whole;
     }
     if (json) {
         json_dumpf(all, stdout, JSON_INDENT(2));

@@ -12,6 +12,7 @@ static const kv_command_t commands[] = {
     {"down", "stop them; what is cached stays on disk", kv_command_down},
     {"drain", "end one node without a request lost; kvist up starts it again", kv_command_drain},
     {"status", "hit rate, nodes, tiers, how full they are", kv_command_status},
+    {"metrics", "a node's metrics, as Prometheus reads them", kv_command_metrics},
     {"ls", "the contexts that are stored", kv_command_list},
     {"show", "one stored block: where it is, who made it, until when it is kept", kv_command_show},
     {"verify", "read everything that is stored, drop what is damaged", kv_command_verify},

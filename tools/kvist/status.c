@@ -1,7 +1,7 @@
 /* `kvist status`: the hit rate first, then the nodes and their tiers. */
 #include "tools/kvist/admin.h"
 #include "tools/kvist/arguments.h"
-#include "tools/kvist/cluster.h"
+#include "tools/kvist/cluster_attach.h"
 #include "tools/kvist/command.h"
 #include "tools/kvist/text.h"
 
@@ -87,8 +87,10 @@ static int print_text(const view_t *view)
     printf("hit rate  %s   (%s of %s prompt tokens were not recomputed)\n",
         kv_text_percent(view->cached_tokens, view->prompt_tokens, rate),
         kv_text_count(view->cached_tokens, cached), kv_text_count(view->prompt_tokens, prompt));
-    printf("endpoint  %s\nmodel     %s\nlogs      %s/logs\n", view->cluster->endpoint,
-        view->cluster->model, view->cluster->folder);
+    printf("endpoint  %s\nmodel     %s\n", view->cluster->endpoint, view->cluster->model);
+    if (view->cluster->members[0].argv[0] != NULL) { /* kvist up started them */
+        printf("logs      %s/logs\n", view->cluster->folder);
+    }
     for (size_t i = 0; i < view->cluster->member_count; i++) {
         const kv_member_t *member = &view->cluster->members[i];
         if (view->replies[i] != NULL) {
@@ -208,7 +210,7 @@ int kv_command_status(int argc, char **argv)
     }
     kv_cluster_t cluster;
     kv_error_t error;
-    if (kv_cluster_load(folder, &cluster, &error) != KV_OK) {
+    if (kv_cluster_find(folder, &cluster, &error) != KV_OK) {
         return kv_command_fail("status", error.text, "kvist up");
     }
     if (endpoint) {

@@ -1,6 +1,7 @@
 #include "tools/kvist/stores.h"
 
 #include "tools/kvist/admin.h"
+#include "tools/kvist/cluster_attach.h"
 #include "tools/kvist/command.h"
 
 #include <stdio.h>
@@ -11,10 +12,12 @@ enum { KEY_BYTES = 65 };
 static int fail_node(const kv_stores_t *stores, const char *node)
 {
     char text[256], names[160] = "";
-    for (size_t i = 0; i + 1 < stores->cluster.member_count; i++) {
+    for (size_t i = 0; i < stores->cluster.member_count; i++) {
         size_t used = strlen(names);
-        snprintf(names + used, sizeof names - used, "%s%s", i > 0 ? ", " : "",
-            stores->cluster.members[i].name);
+        if (stores->cluster.members[i].stores) {
+            snprintf(names + used, sizeof names - used, "%s%s", used > 0 ? ", " : "",
+                stores->cluster.members[i].name);
+        }
     }
     snprintf(text, sizeof text, "no node that stores is named '%.60s'; there are %s", node, names);
     return kv_command_fail(stores->command, text, NULL);
@@ -25,13 +28,12 @@ int kv_stores_open(
 {
     kv_error_t error;
     *stores_out = (kv_stores_t){.command = command};
-    if (kv_cluster_load(folder, &stores_out->cluster, &error) != KV_OK) {
+    if (kv_cluster_find(folder, &stores_out->cluster, &error) != KV_OK) {
         return kv_command_fail(command, error.text, "kvist up");
     }
-    /* The last member is the gateway, which stores nothing. */
-    for (size_t i = 0; i + 1 < stores_out->cluster.member_count; i++) {
+    for (size_t i = 0; i < stores_out->cluster.member_count; i++) {
         const kv_member_t *member = &stores_out->cluster.members[i];
-        if (node == NULL || strcmp(member->name, node) == 0) {
+        if (member->stores && (node == NULL || strcmp(member->name, node) == 0)) {
             stores_out->members[stores_out->count++] = member;
         }
     }
