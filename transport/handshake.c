@@ -26,7 +26,7 @@ void kv_host_id(uint8_t *id_out)
         }
         fclose(boot);
     }
-    /* net: UCX wakes a sleeping receiver by an abstract Unix socket, which ends at its namespace. */
+    /* net: UCX wakes a sleeping receiver by an abstract Unix socket, which ends at its space. */
     static const char *const SPACES[] = {
         "/proc/self/ns/ipc", "/proc/self/ns/pid", "/proc/self/ns/net", "/proc/self/ns/user"};
     for (size_t i = 0; i < sizeof SPACES / sizeof SPACES[0]; i++) {

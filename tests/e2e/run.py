@@ -4,8 +4,9 @@
 usage: run.py [--bin FOLDER] [--keep] [GROUP or CASE...]
 
 Each group is a file group_NAME.py with functions test_*; a group shares one cluster, which the
-group's OPTIONS configure. A case that fails shows why and where the logs are. The last line is
-"e2e: N passed, N failed".
+group's OPTIONS configure or its make_cluster(binaries) makes. Its why_not() says why it cannot run
+here. A case that fails shows why and where the logs are. The last line is
+"e2e: N passed, N failed, N skipped".
 """
 import argparse
 import glob
@@ -67,7 +68,7 @@ def main():
 
     groups = [os.path.basename(path)[6:-3] for path in sorted(glob.glob(f"{HERE}/group_*.py"))]
     known = set(groups)
-    passed = failed = 0
+    passed = failed = skipped = 0
     for group in groups:
         module = importlib.import_module("group_" + group)
         cases = cases_of(module)
@@ -76,8 +77,14 @@ def main():
             cases = [case for case in cases if case.__name__ in arguments.names]
         if not cases:
             continue
+        reason = module.why_not() if hasattr(module, "why_not") else None
+        if reason is not None:
+            print(f"skipped  e2e.{group}, {len(cases)} cases: {reason}")
+            skipped += len(cases)
+            continue
         options = ("--model", os.environ["KVIST_MODEL"], *getattr(module, "OPTIONS", ()))
-        cluster = Cluster(arguments.bin, *options)
+        make = getattr(module, "make_cluster", None)
+        cluster = make(arguments.bin) if make else Cluster(arguments.bin, *options)
         failed_before = failed
         try:
             for case in cases:
@@ -93,7 +100,7 @@ def main():
         failed += 1
         print(f"FAILED   there is no group or case {', '.join(sorted(unknown))}; groups: "
               f"{', '.join(groups)}")
-    print(f"e2e: {passed} passed, {failed} failed")
+    print(f"e2e: {passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed else 0
 
 
