@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "base/metrics.h"
 #include "decode/choose.h"
 #include "runtime/message.h"
 #include "transport/pd.h"
@@ -277,6 +278,9 @@ static void do_choose(kv_decode_request_t *request)
     if (request->tried_count > 0) {
         kv_log_warn("decode", "request %s: the KV of a prefill node did not come (%s)",
             request->request_id, kv_status_name(machine->reason));
+        kv_metric_add(kv_metric_counter("kvist_prefills_failed_total", "",
+                          "prompts that a prefill node was asked for in vain"),
+            1);
     }
     forget_streamed(request);
     request->deadline_ns = request->progress_deadline_ns = UINT64_MAX;
@@ -328,6 +332,9 @@ static void do_keep(kv_decode_request_t *request, const kv_pd_decode_action_t *a
         request->found_count < action->block_count ? request->found_count : action->block_count;
     request->kept_found += found;
     request->kept_computed += action->block_count - found;
+    kv_metric_add(kv_metric_counter("kvist_kept_blocks_total", "",
+                      "blocks that had landed whole when a prefill node was lost"),
+        action->block_count);
     kv_log_info("decode", "request %s: %u blocks had landed whole", request->request_id,
         action->block_count);
 }
@@ -752,8 +759,8 @@ static void peer_down(void *context, kv_peer_t *peer)
         request->gateway = NULL;
         cancel(request, NULL);
     } else if (peer == request->prefill) {
+        request->prefill = NULL; /* before the event, which may choose another one */
         post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_PEER_DOWN});
-        request->prefill = NULL;
     }
 }
 

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "base/metrics.h"
 #include "runtime/message.h"
 #include "runtime/remote.h"
 #include "transport/pd.h"
@@ -35,6 +36,7 @@ struct kv_prefill_request {
     kv_peer_t *source;                 /* of the fetch that runs; NULL: none, or it is gone */
     uint64_t asked[KV_PD_FETCHES_MAX]; /* kv_peer_id of the sources so far */
     uint32_t asked_count;
+    uint32_t asked_blocks;     /* of the last one */
     kvist_key_t *keys;         /* of the prompt's whole blocks; NULL: not needed so far */
     char **fetched_arithmetic; /* [fetched_count]: of the blocks that the source sends; NULL: it did
                                   not say */
@@ -222,6 +224,7 @@ static void do_find_source(kv_prefill_request_t *request, const kv_pd_prefill_ac
     KV_CHECK(request->asked_count < KV_PD_FETCHES_MAX);
     request->asked[request->asked_count++] = kv_peer_id(source);
     request->source = source;
+    request->asked_blocks = count;
     request->fetch_begun_ns = now_ns;
     post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_SOURCE,
                       .block_count = count,
@@ -318,6 +321,18 @@ static void forget_fetched(kv_prefill_request_t *request)
     request->fetched_count = 0;
 }
 
+static void count_fetch(uint32_t block_count, uint32_t asked_count, uint64_t bytes)
+{
+    const char *outcome = block_count == 0            ? "outcome=\"none\""
+                          : block_count < asked_count ? "outcome=\"part\""
+                                                      : "outcome=\"whole\"";
+    kv_metric_add(kv_metric_counter("kvist_fetches_total", outcome,
+                      "fetches of blocks from other nodes, by how much came"),
+        1);
+    kv_metric_add(
+        kv_metric_counter("kvist_fetched_bytes_total", "", "KV that those brought"), (double)bytes);
+}
+
 /* What a fetch brought becomes objects here too, made by whom the source said. */
 static void do_seal(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
 {
@@ -329,6 +344,7 @@ static void do_seal(kv_prefill_request_t *request, const kv_pd_prefill_action_t 
             (action->first_block + i + 1) * block_tokens(request), request->fetched_arithmetic[i]);
     }
     kv_rates_fetched(&request->core->rates, bytes, now_ns - request->fetch_begun_ns);
+    count_fetch(action->block_count, request->asked_blocks, bytes);
     forget_fetched(request);
     request->source = NULL;
     if (action->block_count > 0) {

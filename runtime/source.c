@@ -5,9 +5,11 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "base/metrics.h"
 #include "runtime/message.h"
 #include "transport/pd.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -58,6 +60,11 @@ static void answer(kv_peer_t *peer, char *request_id, uint64_t transfer_id, kv_s
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_FETCHED;
     envelope.fetched = &fetched;
     kv_core_send(peer, &envelope);
+    char label[64];
+    snprintf(label, sizeof label, "status=\"%s\"", kv_status_name(status));
+    kv_metric_add(
+        kv_metric_counter("kvist_fetches_served_total", label, "answers to fetches of other nodes"),
+        1);
 }
 
 /* Who made the action's blocks; the strings are the store's. Release with free(). */
