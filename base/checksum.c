@@ -27,7 +27,17 @@ uint64_t kv_checksum_seeded(const void *bytes, size_t count, uint64_t seed)
 
 uint64_t kv_checksum_copy(void *to, const void *from, size_t bytes)
 {
-    return kernel()->copy(to, from, bytes);
+    return kernel()->copy(to, from, bytes, 0); /* seed 0 is none */
+}
+
+uint64_t kv_checksum_copy_seeded(void *to, const void *from, size_t bytes, uint64_t seed)
+{
+    return kernel()->copy(to, from, bytes, seed);
+}
+
+uint64_t kv_checksum_copy_near(void *to, const void *from, size_t bytes, uint64_t seed)
+{
+    return kernel()->copy_near(to, from, bytes, seed);
 }
 
 void kv_checksum_copy_fence(void)

@@ -20,6 +20,12 @@ uint64_t kv_checksum_seeded(const void *bytes, size_t count, uint64_t seed);
  * Before another thread, the kernel or a device is told of the copy: kv_checksum_copy_fence. */
 uint64_t kv_checksum_copy(void *to, const void *from, size_t bytes);
 
+/* The same with kv_checksum_seeded's value. */
+uint64_t kv_checksum_copy_seeded(void *to, const void *from, size_t bytes, uint64_t seed);
+
+/* The same for a copy that somebody reads at once: it stays in the caches. */
+uint64_t kv_checksum_copy_near(void *to, const void *from, size_t bytes, uint64_t seed);
+
 /* Makes this thread's copies visible in order, before what it does next. One for many copies. */
 void kv_checksum_copy_fence(void);
 

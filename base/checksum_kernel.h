@@ -8,6 +8,7 @@
 #ifndef KV_BASE_CHECKSUM_KERNEL_H
 #define KV_BASE_CHECKSUM_KERNEL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -28,7 +29,8 @@ enum {
 typedef struct {
     uint64_t (*sum)(const void *bytes, size_t count);
     uint64_t (*sum_seeded)(const void *bytes, size_t count, uint64_t seed);
-    uint64_t (*copy)(void *to, const void *from, size_t bytes);
+    uint64_t (*copy)(void *to, const void *from, size_t bytes, uint64_t seed);
+    uint64_t (*copy_near)(void *to, const void *from, size_t bytes, uint64_t seed);
 } kv_checksum_kernel_t;
 
 extern const kv_checksum_kernel_t kv_checksum_plain, kv_checksum_avx2, kv_checksum_avx512;
@@ -74,26 +76,46 @@ static inline void kv_checksum_store(char *to, const char *from, size_t bytes)
     memcpy(to + at, from + at, bytes - at);
 }
 
-static inline uint64_t kv_checksum_copy_long(char *to, const char *from, size_t bytes)
+/* near: the copy stays in the caches, for who reads it next. */
+static inline uint64_t kv_checksum_copy_long(
+    char *to, const char *from, size_t bytes, uint64_t seed, bool near)
 {
     XXH3_state_t state;
-    XXH3_64bits_reset(&state);
+    state.seed = 0; /* the reset looks at what was there before */
+    state.extSecret = NULL;
+    XXH3_64bits_reset_withSeed(&state, seed);
     for (size_t at = 0; at < bytes; at += KV_CHECKSUM_PIECE_BYTES) {
         size_t left = bytes - at;
         size_t piece = left < KV_CHECKSUM_PIECE_BYTES ? left : KV_CHECKSUM_PIECE_BYTES;
         kv_checksum_prefetch(from + at + piece, piece);
         XXH3_64bits_update(&state, from + at, piece);
-        kv_checksum_store(to + at, from + at, piece);
+        if (near) {
+            memcpy(to + at, from + at, piece);
+        } else {
+            kv_checksum_store(to + at, from + at, piece);
+        }
     }
     return XXH3_64bits_digest(&state);
 }
 
-static inline uint64_t kv_checksum_copy_short(char *to, const char *from, size_t bytes)
+static inline uint64_t kv_checksum_copy_short(
+    char *to, const char *from, size_t bytes, uint64_t seed, bool near)
 {
     kv_checksum_prefetch(from + bytes, bytes);
-    uint64_t sum = XXH3_64bits(from, bytes);
-    kv_checksum_store(to, from, bytes);
+    uint64_t sum = XXH3_64bits_withSeed(from, bytes, seed);
+    if (near) {
+        memcpy(to, from, bytes);
+    } else {
+        kv_checksum_store(to, from, bytes);
+    }
     return sum;
+}
+
+static inline uint64_t kv_checksum_copy_any(
+    char *to, const char *from, size_t bytes, uint64_t seed, bool near)
+{
+    return bytes <= KV_CHECKSUM_PIECE_BYTES ? kv_checksum_copy_short(to, from, bytes, seed, near)
+                                            : kv_checksum_copy_long(to, from, bytes, seed, near);
 }
 
 #define KV_CHECKSUM_KERNEL(name)                                                                   \
@@ -105,11 +127,14 @@ static inline uint64_t kv_checksum_copy_short(char *to, const char *from, size_t
     {                                                                                              \
         return XXH3_64bits_withSeed(bytes, count, seed);                                           \
     }                                                                                              \
-    static uint64_t copy(void *to, const void *from, size_t bytes)                                 \
+    static uint64_t copy(void *to, const void *from, size_t bytes, uint64_t seed)                  \
     {                                                                                              \
-        return bytes <= KV_CHECKSUM_PIECE_BYTES ? kv_checksum_copy_short(to, from, bytes)          \
-                                                : kv_checksum_copy_long(to, from, bytes);          \
+        return kv_checksum_copy_any(to, from, bytes, seed, false);                                 \
     }                                                                                              \
-    const kv_checksum_kernel_t name = {sum, sum_seeded, copy}
+    static uint64_t copy_near(void *to, const void *from, size_t bytes, uint64_t seed)             \
+    {                                                                                              \
+        return kv_checksum_copy_any(to, from, bytes, seed, true);                                  \
+    }                                                                                              \
+    const kv_checksum_kernel_t name = {sum, sum_seeded, copy, copy_near}
 
 #endif

@@ -121,6 +121,8 @@ typedef struct {
 
 typedef struct {
     const char *name; /* "cpu" */
+    bool host;        /* its pointers are addresses of this process after all: who copies may do so
+                         without it, and do more on the way */
 
     void (*close)(kv_device_t *device);
 

@@ -171,13 +171,17 @@ uint64_t kv_data_place(const kv_data_blocks_t *blocks)
     return kv_checksum(table, (size_t)(blocks->range_count - 1) * KV_DATA_RANGE_BYTES);
 }
 
-uint64_t kv_data_checksum(
-    const kv_data_blocks_t *blocks, uint64_t place, uint32_t index, const void *data)
+uint64_t kv_data_seed(const kv_data_blocks_t *blocks, uint64_t place, uint32_t index)
 {
     uint8_t position[24] = {0};
     kv_put_u64(position, blocks->transfer_id);
     kv_put_u64(position + 8, (uint64_t)blocks->first_block + index);
     kv_put_u64(position + 16, blocks->ranges[0].offset_bytes);
-    uint64_t seed = kv_checksum_seeded(position, sizeof position, place);
-    return kv_checksum_seeded(data, blocks->block_bytes, seed);
+    return kv_checksum_seeded(position, sizeof position, place);
+}
+
+uint64_t kv_data_checksum(
+    const kv_data_blocks_t *blocks, uint64_t place, uint32_t index, const void *data)
+{
+    return kv_checksum_seeded(data, blocks->block_bytes, kv_data_seed(blocks, place, index));
 }

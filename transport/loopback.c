@@ -1,5 +1,6 @@
 /* The wire's plain twin: pipes between sides of one process. One mutex guards everything; it is
- * never held while an upcall runs. */
+ * never held while an upcall runs. As over UCX, a large message that was built in a pipe's buffer
+ * is read there and comes back when it was, where the pipe says "shm"; others are copied. */
 #include "base/check.h"
 #include "base/memory.h"
 #include "transport/wire.h"
@@ -12,12 +13,21 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { FIRST_PORT = 1000 };
+enum { FIRST_PORT = 1000, LENT_BYTES_MIN = 4096 };
+
+/* A pipe's buffers. Whoever reads in them keeps them, as a map of shared memory would. */
+typedef struct {
+    uint32_t holders;
+    uint8_t bytes[];
+} segment_t;
 
 typedef struct message message_t;
 struct message {
     message_t *next;
+    const uint8_t *at;
     size_t count;
+    segment_t *segment; /* holds what is at; NULL: it is behind this */
+    uint32_t buffer;    /* of the segment */
     uint8_t bytes[];
 };
 
@@ -34,6 +44,11 @@ struct kv_wire_pipe {
     void *owner;
     bool shm, accepted, opened, lost, reported;
     message_t *inbox, **inbox_tail;
+    segment_t *segment; /* ours; NULL: none was asked for */
+    struct {
+        void *tag;
+        bool lent, taken; /* the other side is to read it; has read it */
+    } buffers[KV_WIRE_BUFFERS];
 };
 
 struct kv_wire_side {
@@ -142,23 +157,73 @@ static void loopback_reject(kv_wire_side_t *side, kv_wire_request_t *request)
     free(request);
 }
 
+static size_t buffer_bytes(const kv_wire_pipe_t *pipe)
+{
+    return pipe->side->params.message_bytes_max;
+}
+
+static void *loopback_buffer(kv_wire_pipe_t *pipe, uint32_t index)
+{
+    if (pipe->segment == NULL) {
+        pipe->segment = kv_allocate(sizeof *pipe->segment + KV_WIRE_BUFFERS * buffer_bytes(pipe));
+        pipe->segment->holders = 1;
+    }
+    return pipe->segment->bytes + index * buffer_bytes(pipe);
+}
+
+static void segment_release(segment_t *segment)
+{
+    if (segment != NULL && --segment->holders == 0) {
+        free(segment);
+    }
+}
+
+static bool lends(const kv_wire_pipe_t *pipe, const uint8_t *bytes, size_t count)
+{
+    return pipe->shm && pipe->segment != NULL && count >= LENT_BYTES_MIN &&
+           bytes >= pipe->segment->bytes &&
+           bytes < pipe->segment->bytes + KV_WIRE_BUFFERS * buffer_bytes(pipe);
+}
+
+static message_t *message_make(kv_wire_pipe_t *pipe, const uint8_t *bytes, size_t count, void *tag)
+{
+    if (!lends(pipe, bytes, count)) {
+        message_t *message = kv_allocate(sizeof *message + count);
+        message->count = count;
+        message->at = memcpy(message->bytes, bytes, count);
+        return message;
+    }
+    message_t *message = kv_allocate(sizeof *message);
+    message->at = bytes;
+    message->count = count;
+    message->segment = pipe->segment;
+    message->buffer = (uint32_t)((size_t)(bytes - pipe->segment->bytes) / buffer_bytes(pipe));
+    message->segment->holders++;
+    pipe->buffers[message->buffer].lent = true;
+    pipe->buffers[message->buffer].tag = tag;
+    return message;
+}
+
+static void message_free(message_t *message)
+{
+    segment_release(message->segment);
+    free(message);
+}
+
 static kv_status_t loopback_send(kv_wire_pipe_t *pipe, const void *bytes, size_t count, void *tag)
 {
-    (void)tag; /* every message is copied at once: nothing is ever in flight */
-    message_t *message = kv_allocate(sizeof *message + count);
-    message->count = count;
-    memcpy(message->bytes, bytes, count);
+    kv_status_t status = KV_PEER_LOST;
     pthread_mutex_lock(&mutex);
     kv_wire_pipe_t *to = pipe->other;
-    if (to != NULL && !pipe->lost) {
+    if (to != NULL) {
+        message_t *message = message_make(pipe, bytes, count, tag);
+        status = message->segment != NULL ? KV_BUSY : KV_OK;
         *to->inbox_tail = message;
         to->inbox_tail = &message->next;
         wake(to->side);
-    } else {
-        free(message);
     }
     pthread_mutex_unlock(&mutex);
-    return to != NULL ? KV_OK : KV_PEER_LOST;
+    return status;
 }
 
 static kv_status_t loopback_describe(
@@ -206,10 +271,42 @@ static void loopback_drop(kv_wire_pipe_t *pipe)
     }
     message_t *message;
     while ((message = take_message(pipe)) != NULL) {
-        free(message);
+        message_free(message);
     }
+    segment_release(pipe->segment);
     pthread_mutex_unlock(&mutex);
+    for (size_t i = 0; i < KV_WIRE_BUFFERS; i++) {
+        if (pipe->buffers[i].lent) {
+            pipe->side->params.upcalls.sent(pipe->owner, pipe->buffers[i].tag, KV_CANCELLED);
+        }
+    }
     free(pipe);
+}
+
+/* After the message was read: its buffer goes back, where its pipe is still there. */
+static void give_back(kv_wire_pipe_t *pipe, message_t *message)
+{
+    pthread_mutex_lock(&mutex);
+    kv_wire_pipe_t *from = pipe->other;
+    if (message->segment != NULL && from != NULL) {
+        from->buffers[message->buffer].taken = true;
+        wake(from->side);
+    }
+    message_free(message);
+    pthread_mutex_unlock(&mutex);
+}
+
+/* The first buffer that came back, KV_WIRE_BUFFERS where none did; with the mutex held. */
+static uint32_t take_buffer(kv_wire_pipe_t *pipe)
+{
+    uint32_t index = 0;
+    while (index < KV_WIRE_BUFFERS && !pipe->buffers[index].taken) {
+        index++;
+    }
+    if (index < KV_WIRE_BUFFERS) {
+        pipe->buffers[index].lent = pipe->buffers[index].taken = false;
+    }
+    return index;
 }
 
 /* One thing that happens to the pipe, outside of the mutex. */
@@ -219,19 +316,23 @@ static bool progress_pipe(kv_wire_pipe_t *pipe)
     pthread_mutex_lock(&mutex);
     bool opens = pipe->accepted && !pipe->opened;
     pipe->opened |= opens;
-    message_t *message = opens ? NULL : take_message(pipe);
-    bool ends = !opens && message == NULL && pipe->lost && !pipe->reported;
+    uint32_t buffer = opens ? KV_WIRE_BUFFERS : take_buffer(pipe);
+    bool frees = buffer < KV_WIRE_BUFFERS;
+    message_t *message = opens || frees ? NULL : take_message(pipe);
+    bool ends = !opens && !frees && message == NULL && pipe->lost && !pipe->reported;
     pipe->reported |= ends;
     pthread_mutex_unlock(&mutex);
     if (opens) {
         upcalls->opened(pipe->owner);
+    } else if (frees) {
+        upcalls->sent(pipe->owner, pipe->buffers[buffer].tag, KV_OK);
     } else if (message != NULL) {
-        upcalls->received(pipe->owner, message->bytes, message->count);
-        free(message);
+        upcalls->received(pipe->owner, message->at, message->count);
+        give_back(pipe, message);
     } else if (ends) {
         upcalls->lost(pipe->owner, KV_PEER_LOST, "it closed the loopback pipe");
     }
-    return opens || message != NULL || ends;
+    return opens || frees || message != NULL || ends;
 }
 
 static unsigned loopback_progress(kv_wire_side_t *side)
@@ -302,6 +403,7 @@ const kv_wire_driver_t kv_wire_loopback = {
     .connect = loopback_connect,
     .accept = loopback_accept,
     .reject = loopback_reject,
+    .buffer = loopback_buffer,
     .send = loopback_send,
     .describe = loopback_describe,
     .drop = loopback_drop,

@@ -43,12 +43,13 @@
 enum {
     KV_DATA_TOKEN_BYTES = 16,
     KV_MOVER_LINKS_MAX = 256,
-    KV_MOVER_PIECES_MAX = 16384,        /* accepted by kv_mover_send and not polled as SENT yet */
-    KV_MOVER_EXPECTATIONS_MAX = 4096,   /* accepted and not ended */
-    KV_MOVER_BLOCKS_MAX = 1 << 20,      /* of one transfer */
-    KV_MOVER_RANGES_MAX = 16384,        /* of one piece, of one expectation */
-    KV_MOVER_MESSAGE_BYTES = 512 << 10, /* the largest message, checksums and all */
-    KV_MOVER_IN_FLIGHT = 6,             /* messages a link */
+    KV_MOVER_PIECES_MAX = 16384,      /* accepted by kv_mover_send and not polled as SENT yet */
+    KV_MOVER_EXPECTATIONS_MAX = 4096, /* accepted and not ended */
+    KV_MOVER_BLOCKS_MAX = 1 << 20,    /* of one transfer */
+    KV_MOVER_RANGES_MAX = 16384,      /* of one piece, of one expectation */
+    KV_MOVER_MESSAGE_BYTES =
+        (256 << 10) + 4096, /* the largest message: data, and a page for the rest */
+    KV_MOVER_IN_FLIGHT = 6, /* messages a link */
 };
 
 typedef struct kv_mover kv_mover_t;

@@ -65,9 +65,15 @@ static uint64_t request_id(const link_t *link)
 
 static bool staging_open(link_t *link)
 {
-    for (int i = 0; i < KV_MOVER_IN_FLIGHT; i++) {
-        link->staging[i].bytes = malloc(link->mover->message_bytes);
-        if (link->staging[i].bytes == NULL) {
+    const kv_wire_driver_t *driver = link->mover->driver;
+    for (uint32_t i = 0; i < KV_MOVER_IN_FLIGHT; i++) {
+        staging_t *staging = &link->staging[i];
+        staging->bytes = driver->buffer != NULL ? driver->buffer(link->pipe, i) : NULL;
+        if (staging->bytes == NULL) {
+            staging->bytes = staging->own = malloc(link->mover->message_bytes);
+        }
+        if (staging->bytes == NULL) {
+            link_fail(link, KV_NO_SPACE, "no memory for staging");
             return false;
         }
     }
@@ -83,10 +89,6 @@ static void begin_connecting(link_t *link)
         return;
     }
     link->shm = mover->wire != KV_WIRE_TCP && link->same_host;
-    if (!staging_open(link)) {
-        link_fail(link, KV_NO_SPACE, "no memory for staging");
-        return;
-    }
     kv_error_t error;
     kv_status_t status = mover->driver->connect(mover->side, link->host, link->port,
         request_id(link) | link->shm, link->shm, link, &link->pipe, &error);
@@ -94,7 +96,9 @@ static void begin_connecting(link_t *link)
         link_fail(link, status, "%s", error.text);
         return;
     }
-    link->state = LINK_CONNECTING;
+    if (staging_open(link)) {
+        link->state = LINK_CONNECTING;
+    }
 }
 
 void link_opened(void *owner)
@@ -132,11 +136,6 @@ void link_requested(void *context, kv_wire_request_t *request, uint64_t id)
             link->shm ? "shm" : "tcp");
         return;
     }
-    if (!staging_open(link)) {
-        refuse(mover, request, "no memory for staging");
-        link_fail(link, KV_NO_SPACE, "no memory for staging");
-        return;
-    }
     kv_error_t error;
     kv_status_t status =
         mover->driver->accept(mover->side, request, link->shm, link, &link->pipe, &error);
@@ -144,7 +143,9 @@ void link_requested(void *context, kv_wire_request_t *request, uint64_t id)
         link_fail(link, status, "%s", error.text);
         return;
     }
-    link->state = LINK_UNPROVEN;
+    if (staging_open(link)) {
+        link->state = LINK_UNPROVEN;
+    }
 }
 
 /* The wire says itself what carries the messages: a link that fell back silently is not used. */
@@ -230,7 +231,7 @@ static void link_end(link_t *link)
     mover_emit(mover, &event);
     atomic_fetch_sub(&mover->link_count, 1);
     for (int i = 0; i < KV_MOVER_IN_FLIGHT; i++) {
-        free(link->staging[i].bytes);
+        free(link->staging[i].own);
     }
     free(link);
 }

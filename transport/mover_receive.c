@@ -1,8 +1,11 @@
 /* Receiving: a message of blocks is written into the slots of the transfer that expects it, or
- * nowhere. Everything that it says is checked first, and its checksums before any byte of it is
- * written. Slots are written on this thread and inside receive_blocks alone: once an expectation
- * left the table, nothing reaches its slots. */
+ * nowhere. Where it would be written is checked before any byte is: transfer, link, ranges, nothing
+ * twice. The bytes themselves are hashed on their way into the slots, which are nobody's until they
+ * landed: what proves wrong is never said to have landed, and ends the transfer. Slots are written
+ * on this thread and inside receive_blocks alone: once an expectation left the table, nothing
+ * reaches its slots. */
 #include "base/bytes.h"
+#include "base/checksum.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "transport/mover_internal.h"
@@ -203,7 +206,7 @@ static bool block_open(const kv_mover_t *mover, const expectation_t *expectation
 
 /* The first reason why this message may not be written, or KV_OK. */
 static kv_status_t check_blocks(const kv_mover_t *mover, const expectation_t *expectation,
-    const kv_data_blocks_t *blocks, const uint8_t *bytes, const char **reason_out)
+    const kv_data_blocks_t *blocks, const char **reason_out)
 {
     if (blocks->first_block > expectation->block_count ||
         blocks->block_count > expectation->block_count - blocks->first_block) {
@@ -219,43 +222,68 @@ static kv_status_t check_blocks(const kv_mover_t *mover, const expectation_t *ex
             return KV_INVALID;
         }
     }
-    uint64_t place = kv_data_place(blocks);
     for (uint32_t i = 0; i < blocks->block_count; i++) {
         if (!block_open(mover, expectation, blocks, i)) {
             *reason_out = "the peer sent a range twice, or one that is not expected of it";
             return KV_INVALID;
         }
-        if (kv_get_u64(bytes + kv_data_checksum_at(blocks, i)) !=
-            kv_data_checksum(blocks, place, i, bytes + kv_data_block_at(blocks, i))) {
-            *reason_out = "a checksum does not agree";
-            return KV_CORRUPT;
-        }
     }
     return KV_OK;
 }
 
-static void scatter(kv_mover_t *mover, expectation_t *expectation, const kv_data_blocks_t *blocks,
-    const uint8_t *bytes)
+/* A block's data into its slot; false: not with this checksum. */
+static bool write_block(const kv_mover_t *mover, const kv_data_blocks_t *blocks, uint64_t place,
+    uint32_t index, uint8_t *slot, const uint8_t *data, uint64_t checksum)
 {
-    for (uint32_t i = 0; i < blocks->block_count; i++) {
-        uint32_t block = blocks->first_block + i;
-        uint8_t *slot = mover->arena + expectation->slots[block] * mover->slot_bytes;
-        const uint8_t *data = bytes + kv_data_block_at(blocks, i);
-        for (uint32_t j = 0; j < blocks->range_count; j++) {
-            const kv_data_range_t *range = &blocks->ranges[j];
-            mover->device->ops->copy_in(
-                mover->device, slot + range->offset_bytes, data, range->bytes);
-            data += range->bytes;
-            uint64_t unit = first_unit(mover, block, range->offset_bytes);
-            uint64_t end = unit + range->bytes / mover->unit_bytes;
-            for (; unit < end; unit++) {
-                close_unit(expectation, unit);
-            }
+    if (mover->device->ops->host && blocks->range_count == 1) { /* one pass over memory */
+        return kv_checksum_copy_seeded(slot + blocks->ranges[0].offset_bytes, data,
+                   blocks->block_bytes, kv_data_seed(blocks, place, index)) == checksum;
+    }
+    if (kv_data_checksum(blocks, place, index, data) != checksum) {
+        return false;
+    }
+    for (uint32_t j = 0; j < blocks->range_count; j++) {
+        const kv_data_range_t *range = &blocks->ranges[j];
+        mover->device->ops->copy_in(mover->device, slot + range->offset_bytes, data, range->bytes);
+        data += range->bytes;
+    }
+    return true;
+}
+
+static void close_block(const kv_mover_t *mover, expectation_t *expectation,
+    const kv_data_blocks_t *blocks, uint32_t block)
+{
+    for (uint32_t j = 0; j < blocks->range_count; j++) {
+        const kv_data_range_t *range = &blocks->ranges[j];
+        uint64_t unit = first_unit(mover, block, range->offset_bytes);
+        uint64_t end = unit + range->bytes / mover->unit_bytes;
+        for (; unit < end; unit++) {
+            close_unit(expectation, unit);
         }
     }
-    uint64_t count = (uint64_t)blocks->block_count * blocks->block_bytes;
-    expectation->units_left -= count / mover->unit_bytes;
-    atomic_fetch_add(&mover->received_bytes, count);
+    expectation->units_left -= blocks->block_bytes / mover->unit_bytes;
+}
+
+/* false: a block's bytes are not what was sent. Those before it are good. */
+static bool scatter(kv_mover_t *mover, expectation_t *expectation, const kv_data_blocks_t *blocks,
+    const uint8_t *bytes)
+{
+    uint64_t place = kv_data_place(blocks);
+    uint32_t written = 0;
+    while (written < blocks->block_count) {
+        uint32_t block = blocks->first_block + written;
+        uint8_t *slot = mover->arena + expectation->slots[block] * mover->slot_bytes;
+        if (!write_block(mover, blocks, place, written, slot,
+                bytes + kv_data_block_at(blocks, written),
+                kv_get_u64(bytes + kv_data_checksum_at(blocks, written)))) {
+            break;
+        }
+        close_block(mover, expectation, blocks, block);
+        written++;
+    }
+    kv_checksum_copy_fence(); /* before another thread is told */
+    atomic_fetch_add(&mover->received_bytes, (uint64_t)written * blocks->block_bytes);
+    return written == blocks->block_count;
 }
 
 void receive_blocks(link_t *link, const uint8_t *bytes, size_t count)
@@ -279,7 +307,11 @@ void receive_blocks(link_t *link, const uint8_t *bytes, size_t count)
         return;
     }
     const char *reason = NULL;
-    kv_status_t status = check_blocks(mover, expectation, &blocks, bytes, &reason);
+    kv_status_t status = check_blocks(mover, expectation, &blocks, &reason);
+    if (status == KV_OK && !scatter(mover, expectation, &blocks, bytes)) {
+        reason = "a checksum does not agree";
+        status = KV_CORRUPT;
+    }
     if (status != KV_OK) {
         if (status == KV_CORRUPT) {
             atomic_fetch_add(&mover->corrupt_fragments, 1);
@@ -288,6 +320,5 @@ void receive_blocks(link_t *link, const uint8_t *bytes, size_t count)
         fail(mover, expectation, status, reason);
         return;
     }
-    scatter(mover, expectation, &blocks, bytes);
     land_when_complete(mover, at);
 }

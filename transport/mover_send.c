@@ -4,6 +4,7 @@
  * its buffer. */
 #include "base/bytes.h"
 #include "base/check.h"
+#include "base/checksum.h"
 #include "transport/mover_internal.h"
 
 #include <stdlib.h>
@@ -95,24 +96,34 @@ static void next_blocks(const kv_mover_t *mover, const piece_t *piece, kv_data_b
     }
 }
 
+/* One block's ranges, one after the other; the checksum of all. */
+static uint64_t gather_block(const kv_mover_t *mover, const piece_t *piece,
+    const kv_data_blocks_t *blocks, uint64_t place, uint32_t index, uint8_t *data)
+{
+    const uint8_t *slot =
+        mover->arena + piece->slots[piece->next_block + index] * mover->slot_bytes;
+    const kv_range_t *range = &piece->ranges[piece->next_range];
+    size_t at = 0, skip = piece->next_offset_bytes;
+    if (mover->device->ops->host && blocks->range_count == 1) { /* one pass over memory */
+        return kv_checksum_copy_near(data, slot + range->source_offset_bytes + skip,
+            blocks->block_bytes, kv_data_seed(blocks, place, index));
+    }
+    for (uint32_t j = 0; j < blocks->range_count; j++, range++, skip = 0) {
+        mover->device->ops->copy_out(mover->device, data + at,
+            slot + range->source_offset_bytes + skip, blocks->ranges[j].bytes);
+        at += blocks->ranges[j].bytes;
+    }
+    return kv_data_checksum(blocks, place, index, data);
+}
+
 static void gather(
     const kv_mover_t *mover, const piece_t *piece, const kv_data_blocks_t *blocks, uint8_t *message)
 {
     kv_data_blocks_encode(message, blocks);
     uint64_t place = kv_data_place(blocks);
     for (uint32_t i = 0; i < blocks->block_count; i++) {
-        const uint8_t *slot =
-            mover->arena + piece->slots[piece->next_block + i] * mover->slot_bytes;
-        uint8_t *data = message + kv_data_block_at(blocks, i);
-        size_t at = 0, skip = piece->next_offset_bytes;
-        for (uint32_t j = 0; j < blocks->range_count; j++, skip = 0) {
-            size_t source = piece->ranges[piece->next_range + j].source_offset_bytes + skip;
-            mover->device->ops->copy_out(
-                mover->device, data + at, slot + source, blocks->ranges[j].bytes);
-            at += blocks->ranges[j].bytes;
-        }
-        kv_put_u64(
-            message + kv_data_checksum_at(blocks, i), kv_data_checksum(blocks, place, i, data));
+        kv_put_u64(message + kv_data_checksum_at(blocks, i),
+            gather_block(mover, piece, blocks, place, i, message + kv_data_block_at(blocks, i)));
     }
 }
 

@@ -4,7 +4,7 @@
  * arrive whole, or not at all; their order is not promised. ucx/ucx_wire.c is the real one,
  * loopback.c its plain twin within one process.
  *
- * Owns: a side owns its pipes.
+ * Owns: a side owns its pipes; a pipe may own memory to build messages in.
  * Borrows: message bytes, from send until done.
  * Threads: a side belongs to one thread. Upcalls run inside progress and drop only; received, sent
  * and opened must not call back into the driver but for send; lost and requested may call anything
@@ -20,6 +20,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum { KV_WIRE_BUFFERS = KV_MOVER_IN_FLIGHT };
+
 typedef struct kv_wire_side kv_wire_side_t;
 typedef struct kv_wire_pipe kv_wire_pipe_t;
 typedef struct kv_wire_request kv_wire_request_t;
@@ -30,7 +32,9 @@ typedef struct {
     void (*requested)(void *context, kv_wire_request_t *request, uint64_t id);
     /* A pipe that was asked for by connect may be sent on. */
     void (*opened)(void *owner);
-    /* A message for the pipe's owner; its bytes are valid inside. */
+    /* A message for the pipe's owner; its bytes are valid inside. They may lie in memory that the
+     * peer can still write to: what was looked at once may be something else when it is looked at
+     * again. */
     void (*received)(void *owner, const void *bytes, size_t count);
     /* The bytes given to send with this tag are free again. */
     void (*sent)(void *owner, void *tag, kv_status_t status);
@@ -61,6 +65,12 @@ struct kv_wire_driver {
         kv_wire_pipe_t **pipe_out, kv_error_t *error);
     void (*reject)(kv_wire_side_t *side, kv_wire_request_t *request);
 
+    /* Memory to build the index-th message in, message_bytes_max of it (index below
+     * KV_WIRE_BUFFERS): the pipe's, until it is dropped. What is sent from there reaches the
+     * receiver with fewer copies; the peer may read it at any time. Without this function, or
+     * where it gives NULL, the caller's own memory serves. */
+    void *(*buffer)(kv_wire_pipe_t *pipe, uint32_t index);
+
     /* KV_OK: done, the bytes are free. KV_BUSY: accepted; sent() follows. Else: not accepted. */
     kv_status_t (*send)(kv_wire_pipe_t *pipe, const void *bytes, size_t count, void *tag);
 
@@ -85,7 +95,8 @@ struct kv_wire_driver {
 extern const kv_wire_driver_t kv_wire_ucx;
 
 /* The twin within one process: its ports are numbers in a table of the process, its pipes lists of
- * messages. Carries what UCX would, in order; says "shm" or "tcp" as asked. */
+ * messages. Carries what UCX would, in order; says "shm" or "tcp" as asked, and over "shm" lends
+ * its buffers as UCX's pipes do. */
 extern const kv_wire_driver_t kv_wire_loopback;
 
 #endif

@@ -82,6 +82,7 @@ static void cpu_close(kv_device_t *device)
 
 static const kv_device_ops_t cpu_ops = {
     .name = "cpu",
+    .host = true,
     .close = cpu_close,
     .allocate = cpu_allocate,
     .release = cpu_release,

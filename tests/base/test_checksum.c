@@ -34,22 +34,27 @@ static bool kernel_runs_here(size_t kernel)
            (kernel == 2 && __builtin_cpu_supports("avx512f"));
 }
 
-/* One copy: the bytes, the checksum, and not a byte around them. */
+/* One copy by each of the two: the bytes, the checksum, and not a byte around them. */
 static void check_copy(const kv_checksum_kernel_t *kernel, const char *from, char *room,
     size_t to_offset, size_t bytes)
 {
     size_t room_bytes = to_offset + bytes + GUARD_BYTES;
-    memset(room, 0x5a, room_bytes);
-    uint64_t sum = kernel->copy(room + to_offset, from, bytes);
-    kv_checksum_copy_fence();
-    assert_true(sum == XXH3_64bits(from, bytes));
-    assert_memory_equal(room + to_offset, from, bytes);
-    for (size_t i = 0; i < to_offset; i++) {
-        assert_int_equal(room[i], 0x5a);
+    for (int near = 0; near < 2; near++) {
+        const uint64_t seed = near ? 0x1234567 + bytes : 0;
+        memset(room, 0x5a, room_bytes);
+        uint64_t sum = near ? kernel->copy_near(room + to_offset, from, bytes, seed)
+                            : kernel->copy(room + to_offset, from, bytes, seed);
+        kv_checksum_copy_fence();
+        assert_true(sum == XXH3_64bits_withSeed(from, bytes, seed));
+        assert_memory_equal(room + to_offset, from, bytes);
+        for (size_t i = 0; i < to_offset; i++) {
+            assert_int_equal(room[i], 0x5a);
+        }
+        for (size_t i = to_offset + bytes; i < room_bytes; i++) {
+            assert_int_equal(room[i], 0x5a);
+        }
     }
-    for (size_t i = to_offset + bytes; i < room_bytes; i++) {
-        assert_int_equal(room[i], 0x5a);
-    }
+    assert_true(kernel->copy(room, from, bytes, 9) == XXH3_64bits_withSeed(from, bytes, 9));
 }
 
 static void fused_copy_agrees_at_every_size_and_alignment(void **state)
@@ -83,7 +88,7 @@ static void fused_copy_agrees_at_every_size_and_alignment(void **state)
 static void every_instruction_set_gives_one_value(void **state)
 {
     (void)state;
-    char *bytes = kv_allocate(70000);
+    char *bytes = kv_allocate(70000), *copy = kv_allocate(70000);
     fill(bytes, 70000, 2);
     for (size_t count = 0; count <= 70000; count += count < 600 ? 1 : 997) {
         uint64_t sum = kv_checksum(bytes, count), seeded = kv_checksum_seeded(bytes, count, 77);
@@ -91,10 +96,13 @@ static void every_instruction_set_gives_one_value(void **state)
             if (kernel_runs_here(kernel)) {
                 assert_true(KERNELS[kernel]->sum(bytes, count) == sum);
                 assert_true(KERNELS[kernel]->sum_seeded(bytes, count, 77) == seeded);
+                assert_true(KERNELS[kernel]->copy(copy, bytes, count, 77) == seeded);
+                assert_true(KERNELS[kernel]->copy_near(copy, bytes, count, 0) == sum);
             }
         }
     }
     free(bytes);
+    free(copy);
 }
 
 int main(void)

@@ -141,6 +141,20 @@ static void assert_clear(const toy_node_t *node)
     }
 }
 
+/* Of the arena, no byte but of the slots that were reserved was touched. */
+static void assert_clear_beside_four(const toy_node_t *node)
+{
+    for (uint32_t slot = 0; slot < SLOTS; slot++) {
+        bool reserved = false;
+        for (size_t i = 0; i < sizeof FOUR / sizeof FOUR[0]; i++) {
+            reserved |= slot == FOUR[i];
+        }
+        for (size_t at = 0; at < SLOT && !reserved; at++) {
+            assert_int_equal(node->arena[slot * SLOT + at], 0);
+        }
+    }
+}
+
 static void pieces_land_in_any_order_exactly_once(void **state)
 {
     (void)state;
@@ -318,6 +332,16 @@ static void fewer_blocks_land_as_well(void **state)
     rude_close(&rude, &node);
 }
 
+/* Corrupt, and nothing of it is said to have landed. */
+static void expect_corrupt(toy_node_t *node, uint64_t id, uint32_t landed_blocks)
+{
+    kv_mover_event_t event = toy_expect_event(node, KV_MOVED_FAILED);
+    assert_int_equal(event.status, KV_CORRUPT);
+    assert_int_equal(event.landed_blocks, landed_blocks);
+    kv_mover_revoke(node->mover, id);
+    assert_int_equal(toy_expect_event(node, KV_MOVED_REVOKED).landed_blocks, landed_blocks);
+}
+
 static void every_flipped_bit_is_noticed(void **state)
 {
     (void)state;
@@ -325,23 +349,35 @@ static void every_flipped_bit_is_noticed(void **state)
     toy_node_t node;
     kv_link_t link = rude_open(&rude, &node);
     rude_prove(&rude, &node);
-    wire_message_t sample = blocks_message(1, 0, 1, 0, UNIT);
-    for (size_t at = KV_DATA_HEADER_BYTES; at < sample.count; at += 3) {
-        uint64_t id = expect_four(&node, link);
-        wire_message_t message = blocks_message(id, 0, 1, 0, UNIT);
-        message.bytes[at] ^= (uint8_t)(1 << at % 8);
-        rude_say(&rude, message.bytes, message.count);
-        assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_CORRUPT);
-        kv_mover_revoke(node.mover, id);
-        toy_expect_event(&node, KV_MOVED_REVOKED);
+    for (int remote = 0; remote < 2; remote++) {
+        toy_device.ops = remote ? &TOY_REMOTE_OPS : &TOY_OPS;
+        wire_message_t sample = blocks_message(1, 0, 1, 0, UNIT);
+        for (size_t at = KV_DATA_HEADER_BYTES; at < sample.count; at += 3) {
+            uint64_t id = expect_four(&node, link);
+            wire_message_t message = blocks_message(id, 0, 1, 0, UNIT);
+            message.bytes[at] ^= (uint8_t)(1 << at % 8);
+            rude_say(&rude, message.bytes, message.count);
+            expect_corrupt(&node, id, 0);
+        }
     }
+    toy_device.ops = &TOY_OPS;
     /* Right bytes under another place: the checksum is bound to it. */
     uint64_t id = expect_four(&node, link);
     wire_message_t message = blocks_message(id, 0, 1, 0, UNIT);
     kv_put_u32(message.bytes + 16, 1);
     rude_say(&rude, message.bytes, message.count);
-    assert_int_equal(toy_expect_event(&node, KV_MOVED_FAILED).status, KV_CORRUPT);
-    assert_clear(&node);
+    expect_corrupt(&node, id, 0);
+    /* What came before the damage, in the same message, is whole and stays so. */
+    id = expect_four(&node, link);
+    message = blocks_message(id, 0, 3, 0, SLOT);
+    message.bytes[message.count - 1] ^= 1;
+    rude_say(&rude, message.bytes, message.count);
+    expect_corrupt(&node, id, 2);
+    for (size_t at = 0; at < SLOT; at++) {
+        assert_int_equal(node.arena[FOUR[0] * SLOT + at], 1);
+        assert_int_equal(node.arena[FOUR[1] * SLOT + at], 2);
+    }
+    assert_clear_beside_four(&node);
     rude_close(&rude, &node);
 }
 
@@ -457,15 +493,15 @@ static void a_transfer_belongs_to_its_link(void **state)
 }
 
 /* Two movers, both directions at once, pieces larger and smaller than a message. */
-static void two_movers_exchange_blocks(void **state)
+/* Large messages are read where they were built, or copied; slots are written directly, or through
+ * the device. */
+static void exchange(kv_wire_t wire, const kv_device_ops_t *ops)
 {
-    (void)state;
     enum { BIG_UNIT = 200 << 10, BIG_SLOT = 5 * BIG_UNIT, COUNT = 8 };
+    toy_device.ops = ops;
     toy_node_t a, b;
-    assert_int_equal(
-        toy_open(&a, KV_WIRE_AUTO, &kv_wire_loopback, COUNT, BIG_SLOT, BIG_UNIT), KV_OK);
-    assert_int_equal(
-        toy_open(&b, KV_WIRE_AUTO, &kv_wire_loopback, COUNT, BIG_SLOT, BIG_UNIT), KV_OK);
+    assert_int_equal(toy_open(&a, wire, &kv_wire_loopback, COUNT, BIG_SLOT, BIG_UNIT), KV_OK);
+    assert_int_equal(toy_open(&b, wire, &kv_wire_loopback, COUNT, BIG_SLOT, BIG_UNIT), KV_OK);
     toy_fill(&a, 1);
     kv_link_t la = toy_link(&a, 0, false, 5);
     kv_link_t lb = toy_link(&b, kv_mover_port(a.mover), true, 5);
@@ -493,6 +529,44 @@ static void two_movers_exchange_blocks(void **state)
     toy_close(&a);
     toy_expect_event(&b, KV_MOVED_LINK_DOWN);
     toy_close(&b);
+    toy_device.ops = &TOY_OPS;
+}
+
+static void two_movers_exchange_blocks(void **state)
+{
+    (void)state;
+    exchange(KV_WIRE_AUTO, &TOY_OPS);
+    exchange(KV_WIRE_AUTO, &TOY_REMOTE_OPS);
+    exchange(KV_WIRE_TCP, &TOY_OPS);
+    exchange(KV_WIRE_TCP, &TOY_REMOTE_OPS);
+}
+
+/* A receiver that reads no more holds what is lent to it until the pipe ends; then each piece has
+ * its SENT all the same. */
+static void what_is_lent_comes_back_at_the_end(void **state)
+{
+    (void)state;
+    rude_t rude;
+    toy_node_t node;
+    kv_link_t link = rude_open(&rude, &node);
+    rude_prove(&rude, &node);
+    enum { PIECES = 3 };
+    const uint32_t slots[] = {0, 1, 2, 3, 4, 5};
+    const kv_range_t range = kv_range_alike(0, SLOT);
+    const kv_piece_t piece = {
+        .transfer_id = 5, .block_count = 6, .ranges = &range, .range_count = 1, .slots = slots};
+    for (int i = 0; i < PIECES; i++) {
+        assert_int_equal(kv_mover_send(node.mover, link, &piece, NULL), KV_OK);
+    }
+    kv_mover_event_t event;
+    assert_false(toy_wait(&node, &event, 50));
+    kv_mover_link_close(node.mover, link);
+    for (int i = 0; i < PIECES; i++) {
+        assert_int_equal(toy_expect_event(&node, KV_MOVED_SENT).status, KV_PEER_LOST);
+    }
+    toy_expect_event(&node, KV_MOVED_LINK_DOWN);
+    rude_until(&rude, &rude.lost); /* reads what was lent, after its owner has gone */
+    rude_close(&rude, &node);
 }
 
 /* ---- ranges ---- */
@@ -721,6 +795,7 @@ int main(void)
         cmocka_unit_test(nothing_is_taken_before_the_token),
         cmocka_unit_test(a_transfer_belongs_to_its_link),
         cmocka_unit_test(two_movers_exchange_blocks),
+        cmocka_unit_test(what_is_lent_comes_back_at_the_end),
         cmocka_unit_test(the_calls_refuse_what_leaves_the_arena),
         cmocka_unit_test(what_is_not_expected_of_this_link_is_not_written),
         cmocka_unit_test(ranges_are_bound_by_the_checksum),

@@ -29,7 +29,11 @@ static inline void toy_copy_out(
 }
 
 static const kv_device_ops_t TOY_OPS = {
-    .name = "toy", .copy_in = toy_copy_in, .copy_out = toy_copy_out};
+    .name = "toy", .host = true, .copy_in = toy_copy_in, .copy_out = toy_copy_out};
+
+/* The same, and it hides that its memory is this process's: everything goes through its copies. */
+static const kv_device_ops_t TOY_REMOTE_OPS = {
+    .name = "toy, remote", .copy_in = toy_copy_in, .copy_out = toy_copy_out};
 static kv_device_t toy_device = {&TOY_OPS};
 
 typedef struct {

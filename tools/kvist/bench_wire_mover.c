@@ -11,7 +11,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { STALL_LIMIT_MS = 20000 };
+enum {
+    STALL_LIMIT_MS = 20000,
+    UNIT_BYTES = 16 << 10, /* of whole objects: one layer of a larger model */
+};
 
 typedef struct {
     kv_mover_t *mover;
@@ -75,7 +78,7 @@ static kv_status_t open_mover(kv_lane_t *lane, kv_error_t *error)
         .arena = lane->end->arena,
         .slot_count = lane->slot_count,
         .slot_bytes = kv_lane_slot_bytes(lane),
-        .unit_bytes = lane->route.shape.range_bytes,
+        .unit_bytes = lane->route.shape.ranges > 1 ? lane->route.shape.range_bytes : UNIT_BYTES,
         .host = "127.0.0.1",
         .wire = lane->route.shm ? KV_WIRE_SHM : KV_WIRE_TCP,
     };

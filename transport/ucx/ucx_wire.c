@@ -1,5 +1,6 @@
 /* The wire over UCX 1.13: eager active messages between workers whose addresses were exchanged over
- * a plain socket, the *front*.
+ * a plain socket, the *front*; over shared memory the large ones are read where they were built
+ * (ucx_share.c).
  *
  * Why not UCX's own listener: its connection manager stops the whole process (an assertion) when
  * anybody sends a few hundred bytes of rubbish to its port. The front is read by this file instead:
@@ -21,7 +22,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "transport/data_message.h"
-#include "transport/wire.h"
+#include "transport/ucx/ucx_internal.h"
 
 #include <errno.h>
 #include <ifaddrs.h>
@@ -33,54 +34,13 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <ucp/api/ucp.h>
 #include <unistd.h>
 
 enum {
-    MESSAGE_ID = 1,
     PROGRESS_ROUNDS = 16,
     FRONTS_MAX = 64, /* accepted, and their request not read yet */
     FRONT_BYTES_MAX = KV_DATA_FRONT_BYTES + KV_DATA_ADDRESS_BYTES_MAX,
     EVENTS_MAX = 16,
-};
-
-/* One front: a request that is being read (no pipe), or the companion of a pipe. */
-typedef struct kv_wire_request front_t;
-struct kv_wire_request {
-    front_t *next;
-    kv_wire_side_t *side;
-    kv_wire_pipe_t *pipe;
-    int fd;
-    uint8_t *in, *out; /* [FRONT_BYTES_MAX], until both were exchanged */
-    size_t in_count, out_count, out_done;
-    bool closed;
-};
-
-struct kv_wire_pipe {
-    kv_wire_side_t *side;
-    ucp_worker_h worker;
-    ucp_ep_h endpoint; /* NULL until the peer's address is here */
-    int worker_fd;
-    void *owner;
-    bool shm;
-    bool broken, reported;
-    kv_status_t broken_status;
-    char broken_reason[96];
-    kv_wire_pipe_t *next;
-    front_t *front;
-};
-
-struct kv_wire_side {
-    kv_wire_params_t params;
-    ucp_context_h context;
-    int epoll_fd;       /* workers' descriptors and front_epoll_fd */
-    int front_epoll_fd; /* the listener (data NULL) and fronts */
-    int listen_fd;
-    uint16_t port;
-    kv_wire_pipe_t *pipes;
-    front_t *fronts;
-    uint32_t request_count; /* fronts without a pipe */
-    uint64_t rendezvous_count;
 };
 
 /* A message that came as a rendezvous, on its way into memory of its own. */
@@ -90,7 +50,7 @@ typedef struct {
     uint8_t bytes[];
 } rendezvous_t;
 
-static kv_status_t status_from_ucs(ucs_status_t status)
+kv_status_t status_from_ucs(ucs_status_t status)
 {
     switch (status) {
     case UCS_OK:
@@ -208,7 +168,7 @@ static ucs_status_t on_message(void *argument, const void *header, size_t header
     return UCS_OK;
 }
 
-static void pipe_break(kv_wire_pipe_t *pipe, kv_status_t status, const char *reason)
+void pipe_break(kv_wire_pipe_t *pipe, kv_status_t status, const char *reason)
 {
     if (!pipe->broken) {
         pipe->broken = true;
@@ -274,6 +234,7 @@ static void pipe_destroy(kv_wire_pipe_t *pipe)
         epoll_ctl(pipe->side->epoll_fd, EPOLL_CTL_DEL, pipe->worker_fd, NULL);
         ucp_worker_destroy(pipe->worker);
     }
+    share_close(pipe);
     if (pipe->front != NULL) {
         front_close(pipe->front);
     }
@@ -302,6 +263,9 @@ static kv_status_t pipe_open(
         result = fail_ucs(error, status, "cannot receive UCX messages");
         goto destroy;
     }
+    if (shm) {
+        share_open(pipe);
+    }
     *pipe_out = pipe;
     return KV_OK;
 
@@ -326,7 +290,11 @@ static kv_status_t endpoint_open(kv_wire_pipe_t *pipe, const uint8_t *address, k
         .err_handler = {on_endpoint_error, pipe},
     };
     ucs_status_t status = ucp_ep_create(pipe->worker, &params, &pipe->endpoint);
-    return status == UCS_OK ? KV_OK : fail_ucs(error, status, "cannot make a UCX endpoint");
+    if (status != UCS_OK) {
+        return fail_ucs(error, status, "cannot make a UCX endpoint");
+    }
+    share_offer(pipe);
+    return KV_OK;
 }
 
 /* ---- fronts ---- */
@@ -591,6 +559,9 @@ static kv_status_t ucx_send(kv_wire_pipe_t *pipe, const void *bytes, size_t coun
 {
     if (pipe->broken || pipe->endpoint == NULL) {
         return KV_PEER_LOST;
+    }
+    if (share_send(pipe, bytes, count, tag)) {
+        return KV_BUSY;
     }
     sending_t *sending = kv_allocate(sizeof *sending);
     *sending = (sending_t){pipe, tag};
@@ -887,6 +858,7 @@ const kv_wire_driver_t kv_wire_ucx = {
     .connect = ucx_connect,
     .accept = ucx_accept,
     .reject = ucx_reject,
+    .buffer = share_buffer,
     .send = ucx_send,
     .describe = ucx_describe,
     .drop = ucx_drop,
