@@ -92,12 +92,13 @@ def test_pd_json(cluster):
             drawn = file.read()
     names = [check_line(line)["measure"] for line in run.stdout.splitlines()]
     assert names == ["idle, prefill-0", "idle, decode-0", "idle, gateway-0", "TTFT, 700 tokens",
-                     "TPOT p50, 4 decodes, apart", "TPOT p99, 4 decodes, apart",
-                     "TPOT p50, 4 decodes, together", "TPOT p99, 4 decodes, together"], names
+                     "exposed transfer, 700 tokens", "TPOT p50, 4 decodes, apart",
+                     "TPOT p99, 4 decodes, apart", "TPOT p50, 4 decodes, together",
+                     "TPOT p99, 4 decodes, together"], names
     assert rows[0] == ["layout", "round", "decode", "window", "at_s", "gap_ms"], rows[0]
     seen = {(layout, decode, window) for layout, _, decode, window, _, _ in rows[1:]}
     assert len(seen) == 2 * 4 * 2, seen
-    assert drawn.startswith("<svg") and drawn.count("<circle") == len(rows) - 1, drawn[:200]
+    assert drawn.startswith("<svg") and drawn.count("h0") == len(rows) - 1, drawn[:200]
 
 
 def test_refused(cluster):

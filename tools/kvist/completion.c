@@ -51,6 +51,7 @@ static void read_usage(const json_t *usage, kv_answer_t *answer)
     answer->streamed_bytes = count_of(own, "streamed_bytes");
     answer->load_ms = json_number_value(json_object_get(own, "load_ms"));
     answer->compute_ms = json_number_value(json_object_get(own, "compute_ms"));
+    answer->node_first_ms = json_number_value(json_object_get(own, "ttft_ms"));
     answer->decode_kv_reused = json_is_true(json_object_get(own, "decode_kv_reused"));
     copy_text(answer->miss, sizeof answer->miss, json_string_value(json_object_get(own, "miss")));
     copy_text(answer->prefilled_by, sizeof answer->prefilled_by,

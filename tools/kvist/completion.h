@@ -37,6 +37,7 @@ typedef struct {
     uint64_t seen_tokens[KV_SEEN_COUNT];   /* cached_tokens by the tier they came from */
     uint64_t loaded_bytes, streamed_bytes; /* read from a tier or node; sent prefill to decode */
     double load_ms, compute_ms;
+    double node_first_ms; /* at the decode node: from the request's arrival to the first token */
     bool decode_kv_reused;
     char miss[64], prefilled_by[64], finish[32];
 } kv_answer_t;

@@ -117,12 +117,14 @@ static void write_panel(FILE *file, const kv_plot_t *plot, const bounds_t *bound
     }
     write_axes(file, plot, bounds, panel);
     write_text(file, x_of(bounds, panel, bounds->x_low), TOP - 8, "start", "#1f4e79", from->title);
-    fputs("<g fill='#1f4e79' fill-opacity='0.5'>\n", file);
+    fputs("<path fill='none' stroke='#1f4e79' stroke-opacity='0.5' stroke-width='3.2' "
+          "stroke-linecap='round' d='",
+        file); /* a dot is a line without length that has round ends */
     for (size_t i = 0; i < from->point_count; i++) {
-        fprintf(file, "<circle cx='%.1f' cy='%.1f' r='1.6'/>\n",
-            x_of(bounds, panel, from->points[i].x), y_of(bounds, from->points[i].y));
+        fprintf(file, "M%.1f %.1fh0", x_of(bounds, panel, from->points[i].x),
+            y_of(bounds, from->points[i].y));
     }
-    fputs("</g>\n", file);
+    fputs("'/>\n", file);
 }
 
 kv_status_t kv_plot_write(const kv_plot_t *plot, const char *path, kv_error_t *error)
