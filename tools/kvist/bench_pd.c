@@ -90,10 +90,21 @@ static kv_status_t start_together(run_t *run, uint64_t threads, kv_error_t *erro
     return status;
 }
 
+static kv_bench_pd_layout_t apart_layout(const run_t *run)
+{
+    return (kv_bench_pd_layout_t){"apart", run->apart.endpoint, "prefill"};
+}
+
+static kv_bench_pd_layout_t together_layout(const run_t *run)
+{
+    return (kv_bench_pd_layout_t){"together", run->together.endpoint, "decode"};
+}
+
 /* ---- time to first token ---- */
 
-kv_status_t kv_bench_pd_ask(const kv_bench_pd_t *bench, const char *endpoint, uint64_t seed,
-    uint64_t prompt_tokens, uint32_t answer_tokens, kv_answer_t *answer_out, kv_error_t *error)
+kv_status_t kv_bench_pd_ask(const kv_bench_pd_t *bench, const kv_bench_pd_layout_t *layout,
+    uint64_t seed, uint64_t prompt_tokens, uint32_t answer_tokens, kv_answer_t *answer_out,
+    kv_error_t *error)
 {
     json_t *prompt = json_array();
     uint64_t state = (seed + 1) * 0x9e3779b97f4a7c15u;
@@ -107,18 +118,23 @@ kv_status_t kv_bench_pd_ask(const kv_bench_pd_t *bench, const char *endpoint, ui
     json_t *request = json_pack("{s:s, s:o, s:i, s:i, s:b, s:{s:s}}", "model", bench->model_id,
         "prompt", prompt, "max_tokens", (int)answer_tokens, "temperature", 0, "ignore_eos", 1,
         "kvist", "cache_mode", "bypass");
-    kv_status_t status = kv_complete(
-        endpoint, "/v1/completions", request, KV_BENCH_PD_LIMIT_MS, NULL, NULL, answer_out, error);
+    kv_status_t status = kv_complete(layout->endpoint, "/v1/completions", request,
+        KV_BENCH_PD_LIMIT_MS, NULL, NULL, answer_out, error);
     json_decref(request);
     if (status == KV_OK && answer_out->arrival_count == 0) {
         status = kv_fail(error, KV_FATAL, "an answer came without text: nothing can be timed");
+    }
+    if (status == KV_OK && strncmp(answer_out->prefilled_by, layout->prefill_role,
+                               strlen(layout->prefill_role)) != 0) {
+        status = kv_fail(error, KV_FATAL, "%s: '%s' computed a prompt, not a %s node", layout->name,
+            answer_out->prefilled_by, layout->prefill_role);
     }
     return status;
 }
 
 typedef struct {
     const kv_bench_pd_t *bench;
-    const char *endpoint;
+    kv_bench_pd_layout_t layout;
     uint64_t prompt_tokens, samples;
     char *text;                          /* of the last answer; allocated */
     double exposed_ms[KV_PAIRS_MAX + 1]; /* of each sample */
@@ -129,7 +145,7 @@ static kv_status_t sample_first(void *context, double *value_out, kv_error_t *er
     first_t *first = context;
     kv_answer_t answer;
     uint64_t sample = first->samples++;
-    kv_status_t status = kv_bench_pd_ask(first->bench, first->endpoint,
+    kv_status_t status = kv_bench_pd_ask(first->bench, &first->layout,
         first->prompt_tokens << 20 | sample, first->prompt_tokens, ANSWER_TOKENS, &answer, error);
     if (status == KV_OK) {
         first->exposed_ms[sample] = answer.node_first_ms - answer.compute_ms;
@@ -159,8 +175,8 @@ static kv_status_t measure_first(run_t *run, uint64_t prompt_tokens, kv_error_t 
     char name[96];
     snprintf(name, sizeof name, "TTFT, %llu tokens", (unsigned long long)prompt_tokens);
     first_t sides[2] = {
-        {.bench = &run->bench, .endpoint = run->apart.endpoint, .prompt_tokens = prompt_tokens},
-        {.bench = &run->bench, .endpoint = run->together.endpoint, .prompt_tokens = prompt_tokens}};
+        {.bench = &run->bench, .layout = apart_layout(run), .prompt_tokens = prompt_tokens},
+        {.bench = &run->bench, .layout = together_layout(run), .prompt_tokens = prompt_tokens}};
     kv_measure_t measure = {.name = name,
         .unit = "ms",
         .against = "one node, as many threads",
@@ -240,8 +256,8 @@ static kv_status_t run_pace(run_t *run, kv_error_t *error)
     if (status == KV_OK) {
         status = kv_child_pin(&run->apart.members[1].child, half, cores - half, error);
     }
-    const kv_pace_layout_t layouts[] = {{"apart", run->apart.endpoint, PACE_TARGET_PERCENT / 100.0},
-        {"together", run->together.endpoint, NAN}};
+    const kv_pace_layout_t layouts[] = {
+        {apart_layout(run), PACE_TARGET_PERCENT / 100.0}, {together_layout(run), NAN}};
     if (status == KV_OK) {
         status = kv_bench_pd_pace(&run->bench, &run->bench.report, layouts, 2, error);
     }

@@ -22,14 +22,21 @@ typedef struct {
     const char *series, *figure; /* files to write; NULL: none */
 } kv_bench_pd_t;
 
-/* Sends a prompt that only this seed gives. answer_out: clear it in any case. */
-kv_status_t kv_bench_pd_ask(const kv_bench_pd_t *bench, const char *endpoint, uint64_t seed,
-    uint64_t prompt_tokens, uint32_t answer_tokens, kv_answer_t *answer_out, kv_error_t *error);
-
-/* Two ways to use the same cores. */
+/* A way to use the cores. */
 typedef struct {
     const char *name;
     const char *endpoint;
+    const char *prefill_role; /* "prefill" or "decode": who computes prompts */
+} kv_bench_pd_layout_t;
+
+/* Sends a prompt that only this seed gives. KV_FATAL: another role than the layout's computed it,
+ * so that a figure would say nothing. answer_out: clear it in any case. */
+kv_status_t kv_bench_pd_ask(const kv_bench_pd_t *bench, const kv_bench_pd_layout_t *layout,
+    uint64_t seed, uint64_t prompt_tokens, uint32_t answer_tokens, kv_answer_t *answer_out,
+    kv_error_t *error);
+
+typedef struct {
+    kv_bench_pd_layout_t layout;
     double target; /* of the 99th percentile beside prefills, against idle; NAN: none */
 } kv_pace_layout_t;
 

@@ -62,7 +62,7 @@ static kv_status_t start_decodes(round_t *round, kv_error_t *error)
     kv_status_t status = KV_OK;
     for (int i = 0; status == KV_OK && i < DECODES; i++) {
         status = kv_running_start(
-            round->layout->endpoint, round->bench->model_id, &round->decodes[i], error);
+            round->layout->layout.endpoint, round->bench->model_id, &round->decodes[i], error);
     }
     for (int i = 0; status == KV_OK && i < DECODES; i++) {
         status = kv_running_await_pace(round->decodes[i], error);
@@ -87,7 +87,7 @@ static kv_status_t watch_busy(round_t *round, window_t *window_out, kv_error_t *
     window_out->from_ns = kv_clock_now_ns();
     do {
         kv_answer_t answer;
-        status = kv_bench_pd_ask(round->bench, round->layout->endpoint, round->seed++,
+        status = kv_bench_pd_ask(round->bench, &round->layout->layout, round->seed++,
             round->bench->prompt_tokens, 1, &answer, error);
         kv_answer_clear(&answer);
         round->pace->prompts++;
@@ -129,9 +129,9 @@ static void keep_series(const round_t *round, const window_t *idle, const window
             double at_s = (double)(at_ns - from_ns) / KV_NS_PER_S;
             double gap_ms = (double)(at_ns - answer->arrivals_ns[j - 1]) / KV_NS_PER_MS;
             if (round->series != NULL) {
-                fprintf(round->series, "%s,%u,%d,%s,%.6f,%.3f\n", round->layout->name, round->round,
-                    i, at_ns >= busy->from_ns && at_ns <= busy->to_ns ? "busy" : "idle", at_s,
-                    gap_ms);
+                fprintf(round->series, "%s,%u,%d,%s,%.6f,%.3f\n", round->layout->layout.name,
+                    round->round, i,
+                    at_ns >= busy->from_ns && at_ns <= busy->to_ns ? "busy" : "idle", at_s, gap_ms);
             }
             if (round->round == 0) {
                 pace->points[pace->point_count++] =
@@ -181,14 +181,15 @@ static void report_pace(
 {
     for (int i = 0; i < PERCENTILES; i++) {
         char name[96];
-        snprintf(name, sizeof name, "TPOT p%u, %d decodes, %s", PERCENT[i], DECODES, layout->name);
+        snprintf(name, sizeof name, "TPOT p%u, %d decodes, %s", PERCENT[i], DECODES,
+            layout->layout.name);
         kv_measure_t measure = {.name = name,
             .unit = "ms",
             .against = "without prefills",
             .target = PERCENT[i] == 99 ? layout->target : NAN};
         kv_report_samples(report, &measure, pace->busy[i], pace->idle[i], report->pairs);
     }
-    fprintf(bench->notes, "# %s: %.0f prompts of %llu tokens arrived\n", layout->name,
+    fprintf(bench->notes, "# %s: %.0f prompts of %llu tokens arrived\n", layout->layout.name,
         pace->prompts, (unsigned long long)bench->prompt_tokens);
 }
 
@@ -199,7 +200,7 @@ static kv_status_t draw(const kv_bench_pd_t *bench, const kv_pace_layout_t *layo
     kv_plot_panel_t panels[LAYOUTS_MAX];
     for (uint32_t i = 0; i < layout_count; i++) {
         panels[i] = (kv_plot_panel_t){
-            layouts[i].name, paces[i].points, paces[i].point_count, paces[i].band};
+            layouts[i].layout.name, paces[i].points, paces[i].point_count, paces[i].band};
     }
     snprintf(
         title, sizeof title, "Time between tokens of %d running decodes, equal cores", DECODES);
@@ -245,7 +246,7 @@ kv_status_t kv_bench_pd_pace(const kv_bench_pd_t *bench, kv_report_t *report,
             .round = i / layout_count,
             .seed = UINT64_C(1) << 32 | i << 8};
         fprintf(bench->notes, "# round %u of %u, %s\n", round.round + 1, report->pairs,
-            layouts[which].name);
+            layouts[which].layout.name);
         status = run_round(&round, error);
     }
     for (uint32_t i = 0; i < layout_count && status == KV_OK; i++) {
