@@ -1,8 +1,8 @@
 /* The simulated world: one clock, one queue of what will happen, one source of chance.
  *
  * Nothing moves but by an event of the queue, and the clock jumps from one to the next. An event
- * Nothing moves but by an event of the queue, and the clock jumps from one to the next. An event
- * it goes on, those of one that is gone are dropped.
+ * belongs to a process (process.h) or, with NULL, to the world: a stopped process' events wait
+ * until it goes on, those of one that is gone are dropped.
  *
  * Owns: the events; all memory of world_allocate, until world_end.
  * Threads: one. The world is a single one: the code under test has a single clock, too.
