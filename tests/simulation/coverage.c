@@ -5,6 +5,7 @@
 #include "transport/pd.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 enum { STATES_MAX = 16, EVENTS_MAX = 32 };
 
@@ -17,38 +18,40 @@ typedef struct {
 static machine_t decode = {"decode", KV_PD_DECODE_DONE + 1, KV_PD_DECODE_EV_CANCEL + 1, {{0}}};
 static machine_t prefill = {
     "prefill", KV_PD_PREFILL_DONE + 1, KV_PD_PREFILL_EV_PEER_DOWN + 1, {{0}}};
+static machine_t source = {"source", KV_PD_SOURCE_DONE + 1, KV_PD_SOURCE_EV_PEER_DOWN + 1, {{0}}};
 
-void __real_kv_pd_decode_step(kv_pd_decode_t *machine, const kv_pd_decode_event_t *event,
-    kv_pd_decode_actions_t *actions_out);
-void __wrap_kv_pd_decode_step(kv_pd_decode_t *machine, const kv_pd_decode_event_t *event,
-    kv_pd_decode_actions_t *actions_out);
-void __wrap_kv_pd_decode_step(
-    kv_pd_decode_t *machine, const kv_pd_decode_event_t *event, kv_pd_decode_actions_t *actions_out)
+static void step_begins(machine_t *machine, int state, int event)
 {
-    int before = (int)machine->state;
-    decode.counts[before][event->kind]++;
+    machine->counts[state][event]++;
     faults_at_step();
-    __real_kv_pd_decode_step(machine, event, actions_out);
-    trace("decode machine %llu: state %d event %d -> state %d, %u actions",
-        (unsigned long long)machine->transfer_id, before, (int)event->kind, (int)machine->state,
-        actions_out->count);
 }
 
-void __real_kv_pd_prefill_step(kv_pd_prefill_t *machine, const kv_pd_prefill_event_t *event,
-    kv_pd_prefill_actions_t *actions_out);
-void __wrap_kv_pd_prefill_step(kv_pd_prefill_t *machine, const kv_pd_prefill_event_t *event,
-    kv_pd_prefill_actions_t *actions_out);
-void __wrap_kv_pd_prefill_step(kv_pd_prefill_t *machine, const kv_pd_prefill_event_t *event,
-    kv_pd_prefill_actions_t *actions_out)
+static void step_ends(const machine_t *machine, uint64_t transfer_id, int before, int event,
+    int after, uint32_t action_count)
 {
-    int before = (int)machine->state;
-    prefill.counts[before][event->kind]++;
-    faults_at_step();
-    __real_kv_pd_prefill_step(machine, event, actions_out);
-    trace("prefill machine %llu: state %d event %d -> state %d, %u actions",
-        (unsigned long long)machine->transfer_id, before, (int)event->kind, (int)machine->state,
-        actions_out->count);
+    trace("%s machine %llu: state %d event %d -> state %d, %u actions", machine->name,
+        (unsigned long long)transfer_id, before, event, after, action_count);
 }
+
+/* Each machine's step, with a look at it before and after. */
+#define LOOK_AT(machine)                                                                           \
+    void __real_kv_pd_##machine##_step(kv_pd_##machine##_t *self,                                  \
+        const kv_pd_##machine##_event_t *event, kv_pd_##machine##_actions_t *actions_out);         \
+    void __wrap_kv_pd_##machine##_step(kv_pd_##machine##_t *self,                                  \
+        const kv_pd_##machine##_event_t *event, kv_pd_##machine##_actions_t *actions_out);         \
+    void __wrap_kv_pd_##machine##_step(kv_pd_##machine##_t *self,                                  \
+        const kv_pd_##machine##_event_t *event, kv_pd_##machine##_actions_t *actions_out)          \
+    {                                                                                              \
+        int before = (int)self->state;                                                             \
+        step_begins(&machine, before, (int)event->kind);                                           \
+        __real_kv_pd_##machine##_step(self, event, actions_out);                                   \
+        step_ends(&machine, self->transfer_id, before, (int)event->kind, (int)self->state,         \
+            actions_out->count);                                                                   \
+    }
+
+LOOK_AT(decode)
+LOOK_AT(prefill)
+LOOK_AT(source)
 
 static void print_machine(const machine_t *machine)
 {
@@ -60,14 +63,15 @@ static void print_machine(const machine_t *machine)
     }
     printf("%s machine: %u of %u pairs of state and event\n", machine->name, reached,
         machine->state_count * machine->event_count);
-    if (world_traces()) {
-        for (uint32_t state = 0; state < machine->state_count; state++) {
-            printf("  state %2u:", state);
-            for (uint32_t event = 0; event < machine->event_count; event++) {
-                printf(" %llu", (unsigned long long)machine->counts[state][event]);
-            }
-            printf("\n");
+    if (getenv("KVIST_COVERAGE") == NULL) {
+        return;
+    }
+    for (uint32_t state = 0; state < machine->state_count; state++) {
+        printf("  state %2u:", state);
+        for (uint32_t event = 0; event < machine->event_count; event++) {
+            printf(" %llu", (unsigned long long)machine->counts[state][event]);
         }
+        printf("\n");
     }
 }
 
@@ -75,4 +79,5 @@ void coverage_print(void)
 {
     print_machine(&decode);
     print_machine(&prefill);
+    print_machine(&source);
 }
