@@ -19,10 +19,12 @@
 #include <unistd.h>
 
 /* Beside each peer that is up. */
-typedef struct {
+typedef struct peer_link peer_link_t;
+struct peer_link {
+    peer_link_t *next;
     kv_link_t link;
     char wire[8]; /* "shm", "tcp"; empty until the link is up */
-} peer_link_t;
+};
 
 /* The core and what only this file uses. The public part is first, so that a kv_core_t * is a
  * core_t *. */
@@ -37,6 +39,7 @@ typedef struct {
     kv_timer_t *tick;
     bool ticking; /* only while there are requests: an idle node sleeps */
     kv_requests_t requests, sources;
+    peer_link_t *links;
     uint64_t last_request_id, started_ns;
 } core_t;
 
@@ -208,6 +211,18 @@ static void peer_up(void *context, kv_peer_t *peer)
         return;
     }
     kv_peer_set_context(peer, link);
+    link->next = core->links;
+    core->links = link;
+}
+
+static void forget_link(core_t *core, peer_link_t *link)
+{
+    peer_link_t **at = &core->links;
+    while (*at != link) {
+        at = &(*at)->next;
+    }
+    *at = link->next;
+    free(link);
 }
 
 static void peer_down(void *context, kv_peer_t *peer, kv_status_t status, const char *reason)
@@ -222,7 +237,7 @@ static void peer_down(void *context, kv_peer_t *peer, kv_status_t status, const 
     if (link != NULL) {
         kv_mover_link_close(core->public.mover, link->link);
         kv_peer_set_context(peer, NULL);
-        free(link);
+        forget_link(core, link);
     }
 }
 
@@ -680,6 +695,9 @@ static void close_all(core_t *core)
     kv_discovery_close(core->discovery);
     if (public->peers != NULL) {
         kv_peers_destroy(public->peers);
+    }
+    while (core->links != NULL) { /* of peers whose down() does not come any more */
+        forget_link(core, core->links);
     }
     if (public->mover != NULL) {
         kv_mover_destroy(public->mover);
