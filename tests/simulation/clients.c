@@ -37,6 +37,7 @@ struct conversation {
     /* of the attempt */
     char id[ID_BYTES];
     kv_peer_t *peer; /* who was asked; NULL: nobody now */
+    char node[NODE_NAME_BYTES];
     uint32_t received_count;
     bool cancelled;
 };
@@ -105,6 +106,7 @@ static void try_again(conversation_t *conversation)
 /* ---- asking ---- */
 
 typedef struct {
+    const char *node; /* that had the turn before; "": any */
     kv_peer_t *chosen;
     uint32_t count;
 } choice_t;
@@ -112,7 +114,8 @@ typedef struct {
 static void choose(void *context, kv_peer_t *peer)
 {
     choice_t *choice = context;
-    if (pick(++choice->count) == 0) {
+    bool same = choice->node[0] != '\0' && strcmp(kv_peer_name(peer), choice->node) == 0;
+    if (pick(++choice->count) == 0 || same) {
         choice->chosen = peer;
     }
 }
@@ -137,13 +140,14 @@ static void ask(void *subject, uint64_t detail)
 {
     conversation_t *conversation = subject;
     (void)detail;
-    choice_t choice = {NULL, 0};
+    choice_t choice = {chance(700) ? conversation->node : "", NULL, 0};
     kv_peers_visit(conversation->gateway->peers, choose, &choice);
     if (choice.chosen == NULL) {
         try_again(conversation);
         return;
     }
     conversation->peer = choice.chosen;
+    snprintf(conversation->node, sizeof conversation->node, "%s", kv_peer_name(choice.chosen));
     conversation->attempt++;
     conversation->received_count = 0;
     conversation->cancelled = false;
@@ -235,6 +239,27 @@ static void take_error(conversation_t *conversation, const Kvist__Wire__Finished
     trace("client: %s failed: %s (%s)", conversation->id, kv_status_name(status), finished->error);
 }
 
+/* A cancelled request has left all nodes: who still worked on it was told. */
+static void check_cancelled(void *subject, uint64_t detail)
+{
+    const char *id = subject;
+    (void)detail;
+    for (uint32_t i = 0; i < node_count; i++) {
+        if (nodes[i].process != NULL && process_has_request(nodes[i].process, id)) {
+            violation("%s still has request %s, which was cancelled", nodes[i].process->name, id);
+        }
+    }
+}
+
+static void expect_gone(const conversation_t *conversation)
+{
+    if (clients.params.faultless) {
+        char *id = world_allocate(ID_BYTES);
+        memcpy(id, conversation->id, ID_BYTES);
+        world_after(clients.params.cancel_limit_ns, NULL, check_cancelled, id, 0);
+    }
+}
+
 static void take_finished(conversation_t *conversation, const Kvist__Wire__Finished *finished)
 {
     conversation->peer = NULL;
@@ -251,6 +276,7 @@ static void take_finished(conversation_t *conversation, const Kvist__Wire__Finis
             violation("request %s: cancelled, and nobody asked for it", conversation->id);
         }
         clients_figures.cancelled++;
+        expect_gone(conversation);
         end_turn(conversation);
         return;
     default:

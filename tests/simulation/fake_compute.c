@@ -173,8 +173,8 @@ kv_status_t kv_compute_submit(
     sequence->slots = kv_allocate_array(sequence->slot_count, sizeof *sequence->slots);
     memcpy(sequence->slots, params->slots, sequence->slot_count * sizeof *sequence->slots);
     compute->known_count++;
-    ownership_compute(process_current(), sequence->slots,
-        params->computed_count / MODEL_BLOCK_TOKENS, sequence->slot_count, true);
+    ownership_compute(process_current(), params->slots, params->computed_count / MODEL_BLOCK_TOKENS,
+        sequence->slot_count, true);
     check_computed(sequence, "submitted");
     bool prompt = sequence->computed_count < prompt_count(sequence);
     append(prompt ? &compute->prompts : &compute->generating, sequence);
@@ -244,7 +244,7 @@ static void emit(const sequence_t *sequence, kv_compute_event_t event)
 /* The sequence is in no list. Its last access to the slots is over. */
 static void end(sequence_t *sequence, kv_status_t status, bool end_token)
 {
-    ownership_compute(process_current(), sequence->slots,
+    ownership_compute(process_current(), sequence->params.slots,
         sequence->params.computed_count / MODEL_BLOCK_TOKENS, sequence->slot_count, false);
     emit(sequence,
         (kv_compute_event_t){.type = KV_COMPUTE_ENDED, .status = status, .end_token = end_token});

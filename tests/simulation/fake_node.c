@@ -76,7 +76,13 @@ static struct {
 
 static void destroyed(uint32_t role, void *request)
 {
-    process_current()->request_count--;
+    process_t *process = process_current();
+    process->request_count--;
+    request_note_t **at = &process->requests;
+    while ((*at)->request != request) {
+        at = &(*at)->next;
+    }
+    *at = (*at)->next;
     roles[role].destroy(request);
 }
 
@@ -93,8 +99,18 @@ static void destroyed_decode(void *request)
 static void *accepted(uint32_t role, kv_core_t *core, uint64_t id, kv_peer_t *peer,
     const Kvist__Wire__Envelope *message)
 {
+    process_t *process = process_current();
     void *request = roles[role].accept(core, id, peer, message);
-    process_current()->request_count += request != NULL;
+    if (request != NULL) {
+        const char *name = message->body_case == KVIST__WIRE__ENVELOPE__BODY_PREFILL
+                               ? message->prefill->request_id
+                               : message->generate->request_id;
+        process->request_count++;
+        request_note_t *note = world_allocate(sizeof *note);
+        *note = (request_note_t){process->requests, request, world_allocate(strlen(name) + 1)};
+        memcpy(note->id, name, strlen(name));
+        process->requests = note;
+    }
     return request;
 }
 
@@ -185,6 +201,9 @@ kv_status_t __wrap_kv_mover_create(
     kv_mover_params_t own = *params;
     own.driver = &FAKE_WIRE;
     kv_status_t status = mover_create_threadless(&own, mover_out, error);
+    if (status == KV_OK) {
+        (*mover_out)->message_bytes = process_current()->node->message_bytes;
+    }
     process_current()->mover = status == KV_OK ? *mover_out : NULL;
     return status;
 }

@@ -21,6 +21,7 @@ struct lease_note {
     kvist_lease_t *lease;
     bool prepared, released;
     uint32_t slot_count, *slots;
+    uint32_t reading, computing; /* pieces and computations that were given its block table */
     kvist_prepared_t done;
     void *context;
 };
@@ -36,6 +37,7 @@ struct expected {
 typedef struct piece_note piece_note_t;
 struct piece_note {
     piece_note_t *next;
+    lease_note_t *lease;
     kv_link_t link;
     uint64_t transfer_id, tag;
     uint32_t block_count, *slots;
@@ -181,19 +183,34 @@ kv_status_t __wrap_kvist_lease_seal(
     return __real_kvist_lease_seal(lease, tokens, arithmetic);
 }
 
+/* Whose block table that is. */
+static lease_note_t *lease_of(const ownership_t *ownership, const uint32_t *slots)
+{
+    lease_note_t *at = ownership->leases;
+    while (at != NULL && (!at->prepared || slots < kvist_lease_slots(at->lease) ||
+                             slots >= kvist_lease_slots(at->lease) + at->slot_count)) {
+        at = at->next;
+    }
+    if (at == NULL) {
+        violation("a block table that is no lease's");
+    }
+    return at;
+}
+
 static void disown(ownership_t *ownership, const lease_note_t *note)
 {
+    if (note->reading != 0 || note->computing != 0) {
+        violation("a lease is released while %u pieces and %u computations use its slots",
+            note->reading, note->computing);
+    }
     for (uint32_t block = 0; block < note->slot_count; block++) {
         slot_t *slot = &ownership->slots[note->slots[block]];
         if (slot->owner != note->lease) {
             continue; /* found, not made by this one */
         }
-        if (slot->transfer_id != 0 || slot->computing != 0 ||
-            (slot->reading != 0 && !slot->sealed)) {
-            violation("slot %u is released while transfer %llu may write it, %u pieces and %u "
-                      "computations use it",
-                note->slots[block], (unsigned long long)slot->transfer_id, slot->reading,
-                slot->computing);
+        if (slot->transfer_id != 0) {
+            violation("slot %u is released while transfer %llu may write it", note->slots[block],
+                (unsigned long long)slot->transfer_id);
         }
         slot->owner = NULL;
     }
@@ -282,9 +299,11 @@ kv_status_t __wrap_kv_mover_send(
     }
     ownership_t *ownership = here();
     piece_note_t *note = world_allocate(sizeof *note);
-    *note = (piece_note_t){ownership->pieces, link, piece->transfer_id, piece->tag,
-        piece->block_count, world_allocate(piece->block_count * sizeof *note->slots)};
+    *note = (piece_note_t){ownership->pieces, lease_of(ownership, piece->slots), link,
+        piece->transfer_id, piece->tag, piece->block_count,
+        world_allocate(piece->block_count * sizeof *note->slots)};
     ownership->pieces = note;
+    note->lease->reading++;
     for (uint32_t i = 0; i < piece->block_count; i++) {
         note->slots[i] = piece->slots[i];
         ownership->slots[piece->slots[i]].reading++;
@@ -305,6 +324,7 @@ static void piece_ends(ownership_t *ownership, const kv_mover_event_t *event)
             "a SENT of transfer %llu without a piece", (unsigned long long)event->transfer_id);
     }
     *at = note->next;
+    note->lease->reading--;
     for (uint32_t i = 0; i < note->block_count; i++) {
         ownership->slots[note->slots[i]].reading--;
     }
@@ -340,6 +360,7 @@ void ownership_enter_mover(process_t *process, bool enter)
 void ownership_compute(process_t *process, const uint32_t *slots, uint32_t first_block,
     uint32_t slot_count, bool begins)
 {
+    lease_of(process->ownership, slots)->computing += begins ? 1 : -1;
     for (uint32_t block = first_block; block < slot_count; block++) {
         slot_t *slot = &process->ownership->slots[slots[block]];
         if (begins && (slot->owner == NULL || slot->transfer_id != 0 || slot->computing != 0)) {

@@ -312,6 +312,15 @@ uint32_t process_dying_count(void)
     return dying_count;
 }
 
+bool process_has_request(const process_t *process, const char *id)
+{
+    const request_note_t *note = process->requests;
+    while (note != NULL && strcmp(note->id, id) != 0) {
+        note = note->next;
+    }
+    return note != NULL;
+}
+
 void process_check_quiet(const process_t *process)
 {
     if (process->request_count != 0) {
@@ -330,6 +339,11 @@ void process_check_quiet(const process_t *process)
     if (pieces != 0 || expected != 0) {
         violation("%s: the mover has %u pieces and %u expectations left", process->name, pieces,
             expected);
+    }
+    kv_mover_stats_t moved;
+    kv_mover_stats(process->mover, &moved);
+    if (moved.links >= node_count) { /* one for each of the others, at most */
+        violation("%s: %u data links are open", process->name, moved.links);
     }
     if (compute_sequence_count(process->compute) != 0) {
         violation("%s: %u sequences are left in compute", process->name,

@@ -48,11 +48,20 @@ typedef struct {
     process_t *process;      /* NULL: none now */
     uint64_t slowness;       /* 1, or how many times longer everything takes */
     uint64_t compute_ns;     /* at most, of a layer or a step */
+    size_t message_bytes;    /* of the data wire: a few blocks, so that much is sent in parts */
     uint64_t store_delay_ns; /* at most, before the store's answers are looked at */
 } node_t;
 
 typedef struct loop loop_t;           /* loop.c */
 typedef struct ownership ownership_t; /* ownership.c */
+
+/* A living request of a node. */
+typedef struct request_note request_note_t;
+struct request_note {
+    request_note_t *next;
+    const void *request;
+    char *id;
+};
 
 struct process {
     char name[PROCESS_NAME_BYTES];
@@ -72,6 +81,7 @@ struct process {
     bool store_ready;                       /* its descriptor is readable */
     uint64_t store_due_ns, mover_due_ns;
     uint32_t request_count; /* living ones */
+    request_note_t *requests;
 };
 
 extern node_t nodes[NODES_MAX];
@@ -100,6 +110,9 @@ void process_wake(process_t *process);
 
 /* How long something of the process takes, by its slowness. */
 uint64_t process_delay(const process_t *process, uint64_t most_ns);
+
+/* Whether a request of that id lives there. */
+bool process_has_request(const process_t *process, const char *id);
 
 /* Killed, and not gone yet. */
 uint32_t process_dying_count(void);

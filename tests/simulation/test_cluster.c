@@ -39,6 +39,7 @@ static void make_nodes(const clients_params_t *params)
     int wire = chance(500) ? KV_WIRE_AUTO : KV_WIRE_TCP;
     static const uint64_t COMPUTE_NS[] = {100 * US, 2 * MS, 20 * MS, 100 * MS};
     uint64_t compute_ns = COMPUTE_NS[pick(4)];
+    size_t message_bytes = 1024 + (chance(500) ? pick(8 << 10) : pick(128 << 10));
     for (uint32_t i = 0; i < prefill_count + decode_count; i++) {
         bool prefill = i < prefill_count;
         node_t *node = prefill
@@ -52,6 +53,7 @@ static void make_nodes(const clients_params_t *params)
         node->transfer_limit_ns = between(1 * SECOND, 10 * SECOND);
         node->request_limit_ns = between(1 * SECOND, 20 * SECOND);
         node->compute_ns = compute_ns;
+        node->message_bytes = message_bytes;
         node->wire = wire;
     }
     for (uint32_t i = 0; i < gateway_count; i++) {
@@ -128,7 +130,8 @@ static void simulate(uint64_t seed)
     uint64_t latency_ns = LATENCIES_NS[pick(4)];
     network_begin(latency_ns, latency_ns * (1 + pick(4)));
     wire_begin();
-    uint32_t kinds = chance(200) ? 0 : (uint32_t)world_random() & (uint32_t)world_random();
+    uint32_t kinds = (uint32_t)world_random() & (uint32_t)world_random();
+    kinds = chance(200) ? chance(500) ? 0 : 1u << FAULT_CANCEL : kinds;
     kinds &= (1u << FAULTS) - 1;
     clients_params_t params = {
         .conversation_count = 1 + pick(12),
@@ -137,10 +140,11 @@ static void simulate(uint64_t seed)
         .answer_tokens_max = 1 + pick(24),
         .cancel_chance = (kinds & 1u << FAULT_CANCEL) != 0 ? 300 : 0,
         .begin_within_ns = between(10 * MS, chance(500) ? 200 * MS : 5 * SECOND),
-        .faultless = kinds == 0,
+        .faultless = (kinds & ~(1u << FAULT_CANCEL)) == 0,
     };
     node_count = 0;
     make_nodes(&params);
+    params.cancel_limit_ns = 300 * MS + 3 * nodes[0].compute_ns + 20 * latency_ns;
     for (uint32_t i = 0; i < node_count; i++) {
         if (nodes[i].role != KVIST__WIRE__ROLE__ROLE_GATEWAY) {
             process_start(&nodes[i]);
@@ -151,7 +155,7 @@ static void simulate(uint64_t seed)
     faults_begin(kinds, 1 + pick(20), world_now_ns() + faults_ns);
     world_after(faults_ns, NULL, calm, NULL, 0);
     /* Whoever is stopped or stalled goes on within 8 s. */
-    serve(world_now_ns() + faults_ns + (kinds == 0 ? 0 : 8 * SECOND));
+    serve(world_now_ns() + faults_ns + (params.faultless ? 0 : 8 * SECOND));
     run_until(everything_is_quiet, "quiet");
     stop_all();
     run_until(everything_is_gone, "gone");
@@ -162,13 +166,16 @@ static void simulate(uint64_t seed)
 static void clusters_keep_their_promises(void **state)
 {
     (void)state;
-    bool one = getenv("KVIST_SEED") != NULL;
     uint64_t first = kv_test_seed(), events = 0;
     const char *count = getenv("KVIST_RUNS");
-    uint64_t runs = one              ? 1
-                    : count != NULL  ? strtoull(count, NULL, 10)
-                    : kv_test_long() ? RUNS_LONG
-                                     : RUNS;
+    uint64_t runs = RUNS;
+    if (count != NULL) {
+        runs = strtoull(count, NULL, 10);
+    } else if (getenv("KVIST_SEED") != NULL) {
+        runs = 1;
+    } else if (kv_test_long()) {
+        runs = RUNS_LONG;
+    }
     for (uint64_t run = 0; run < runs; run++) {
         simulate(first + run);
         events += world_event_count();
