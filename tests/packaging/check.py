@@ -3,7 +3,7 @@
 
 usage: check.py [--build FOLDER]
 
-The last line is "packaging: N passed, N failed".
+The last line is "packaging: N passed, N failed, N skipped".
 """
 import argparse
 import glob
@@ -189,7 +189,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", default=os.path.join(ROOT, "build"))
     arguments = parser.parse_args()
-    passed = failed = 0
+    passed = failed = skipped = 0
     checks = [value for name, value in globals().items() if name.startswith("check_")]
     with tempfile.TemporaryDirectory() as folder:
         image = Image(os.path.abspath(arguments.build), folder)
@@ -199,6 +199,7 @@ def main():
                 check(image)
             except Skipped as why:
                 print(f"skipped  {label}: {why}")
+                skipped += 1
                 continue
             except Exception as error:  # one that fails must not hide the others
                 failed += 1
@@ -206,7 +207,7 @@ def main():
                 continue
             passed += 1
             print(f"ok       {label}")
-    print(f"packaging: {passed} passed, {failed} failed")
+    print(f"packaging: {passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed else 0
 
 
