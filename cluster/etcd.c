@@ -47,7 +47,8 @@ struct kv_etcd {
     kv_http_call_t *call, *watch, *heartbeat;
     step_t step;
     int64_t lease, revision;
-    uint64_t pause_until_ns, heartbeat_at_ns, watch_until_ns;
+    uint64_t granted_ns, pause_until_ns, heartbeat_at_ns, watch_until_ns, watch_limit_ns;
+    bool watch_confirmed;
     uint32_t pause_ms;
     bool up; /* as was logged last */
     char last_reason[256];
@@ -131,7 +132,8 @@ static bool is_answer(kv_etcd_t *etcd, const char *what, kv_status_t status, lon
     char *said = kv_etcd_error(text, bytes, &missing);
     snprintf(reason, sizeof reason, "HTTP %ld: %.200s", code, said != NULL ? said : "no etcd?");
     free(said);
-    if (missing && etcd->key != NULL && etcd->step != STEP_GRANT) {
+    bool lately = kv_clock_now_ns() < etcd->granted_ns + KV_NS_PER_S;
+    if (missing && etcd->key != NULL && etcd->step != STEP_GRANT && !lately) {
         kv_log_warn("cluster", "etcd: %s: %s: registering again", what, reason);
         take_step(etcd, STEP_GRANT);
     } else {
@@ -187,6 +189,18 @@ static void take_event(void *context, const kv_etcd_entry_t *entry)
     kv_metric_set(etcd->member_metric, kv_members_count(etcd->members));
 }
 
+static void come_up(kv_etcd_t *etcd)
+{
+    etcd->pause_ms = PAUSE_MS_MIN;
+    etcd->last_reason[0] = '\0';
+    if (!etcd->up) {
+        etcd->up = true;
+        kv_metric_set(etcd->up_metric, 1);
+        kv_log_info("cluster", "etcd at %s up: %u other nodes under %s",
+            etcd->endpoints[etcd->endpoint], kv_members_count(etcd->members), etcd->prefix);
+    }
+}
+
 static void on_watch_line(void *context, const char *text, size_t bytes)
 {
     kv_etcd_t *etcd = context;
@@ -205,13 +219,9 @@ static void on_watch_line(void *context, const char *text, size_t bytes)
     } else if (events.own_is_gone) {
         kv_log_warn("cluster", "etcd: this node's key is gone: registering again");
         take_step(etcd, STEP_GRANT);
-    } else if (created && !etcd->up) {
-        etcd->up = true;
-        etcd->pause_ms = PAUSE_MS_MIN;
-        etcd->last_reason[0] = '\0';
-        kv_metric_set(etcd->up_metric, 1);
-        kv_log_info("cluster", "etcd at %s up: %u other nodes under %s",
-            etcd->endpoints[etcd->endpoint], kv_members_count(etcd->members), etcd->prefix);
+    } else if (created) {
+        etcd->watch_confirmed = true;
+        come_up(etcd);
     }
 }
 
@@ -240,6 +250,7 @@ static void on_granted(void *context, kv_status_t status, long code, const char 
         fail(etcd, "lease/grant", error.text);
         return;
     }
+    etcd->granted_ns = kv_clock_now_ns();
     take_step(etcd, STEP_PUT);
 }
 
@@ -275,7 +286,10 @@ static void on_listed(void *context, kv_status_t status, long code, const char *
             KV_ETCD_LIST_MAX, etcd->prefix);
     }
     kv_metric_set(etcd->member_metric, kv_members_count(etcd->members));
-    etcd->watch_until_ns = kv_clock_now_ns() + (uint64_t)WATCH_LIFE_MS * KV_NS_PER_MS;
+    uint64_t now_ns = kv_clock_now_ns();
+    etcd->watch_until_ns = now_ns + (uint64_t)WATCH_LIFE_MS * KV_NS_PER_MS;
+    etcd->watch_limit_ns = now_ns + (uint64_t)CALL_LIMIT_MS * KV_NS_PER_MS;
+    etcd->watch_confirmed = false;
     etcd->step = STEP_FOLLOW;
     start(etcd, &etcd->watch, "/v3/watch", kv_etcd_watch(etcd->prefix, etcd->revision + 1),
         (kv_http_call_params_t){.line = on_watch_line, .ended = on_watch_ended});
@@ -347,6 +361,8 @@ static void on_tick(uv_timer_t *timer)
         take_step(etcd, STEP_GRANT);
     } else if (etcd->step == STEP_FOLLOW && now_ns >= etcd->watch_until_ns) {
         take_step(etcd, STEP_RANGE);
+    } else if (etcd->watch != NULL && !etcd->watch_confirmed && now_ns >= etcd->watch_limit_ns) {
+        fail(etcd, "watch", "not confirmed in time");
     }
     if (etcd->key != NULL && (etcd->step == STEP_FOLLOW || etcd->step == STEP_RANGE) &&
         etcd->heartbeat == NULL && now_ns >= etcd->heartbeat_at_ns) {

@@ -50,7 +50,7 @@ typedef struct {
     kv_remote_t *remote;
     kv_rates_t rates;
     const kv_requests_t *requests; /* the living ones of this role */
-    uint32_t request_count; /* living ones */
+    uint32_t request_count;        /* living ones */
     /* Of the peer whose message is being accepted: its requests, and the peers of its role. */
     uint32_t asker_request_count, asker_count;
     bool draining; /* no new ones */
