@@ -1,5 +1,6 @@
 #include "tools/kvist/cluster_plan.h"
 
+#include "base/check.h"
 #include "base/memory.h"
 #include "tools/kvist/arguments.h"
 
@@ -10,6 +11,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -200,11 +202,27 @@ static uint64_t default_threads(uint64_t node_count)
     return threads > 0 ? threads : 1;
 }
 
+/* A free port outside of the range that the kernel gives to whoever connects: what is free now is
+ * still free when the node starts. Any other where none is found; 0 where there is none at all. */
+static uint16_t find_port(void)
+{
+    enum { LEAST = 20000, MOST = 32000, ATTEMPTS = 64 };
+    for (int i = 0; i < ATTEMPTS; i++) {
+        uint16_t wish;
+        KV_CHECK(getrandom(&wish, sizeof wish, 0) == sizeof wish);
+        uint16_t port = probe_port((uint16_t)(LEAST + wish % (MOST - LEAST)));
+        if (port != 0) {
+            return port;
+        }
+    }
+    return probe_port(0);
+}
+
 /* Ports of all prefill and decode nodes: each once. */
 static kv_status_t choose_ports(uint16_t *ports_out, uint64_t count, kv_error_t *error)
 {
     for (uint64_t i = 0; i < count;) {
-        uint16_t port = probe_port(0);
+        uint16_t port = find_port();
         bool twice = false;
         for (uint64_t j = 0; j < i; j++) {
             twice = twice || ports_out[j] == port;
