@@ -67,7 +67,6 @@ static void begin_turn(conversation_t *conversation)
 {
     clients_figures.requests++;
     conversation->begun_ns = world_now_ns();
-    conversation->attempt = 0;
     conversation->answer_max = 1 + pick(clients.params.answer_tokens_max);
     conversation->ignore_end = false;
     conversation->answer_count =
@@ -114,9 +113,21 @@ typedef struct {
 static void choose(void *context, kv_peer_t *peer)
 {
     choice_t *choice = context;
+    if (kv_peer_draining(peer)) {
+        return;
+    }
     bool same = choice->node[0] != '\0' && strcmp(kv_peer_name(peer), choice->node) == 0;
     if (pick(++choice->count) == 0 || same) {
         choice->chosen = peer;
+    }
+}
+
+/* Whoever cancels is answered at once, whatever the request waits for. */
+static void check_answered(void *subject, uint64_t attempt)
+{
+    const conversation_t *conversation = subject;
+    if (conversation->peer != NULL && conversation->attempt == attempt && conversation->cancelled) {
+        violation("request %s was cancelled, and has no outcome yet", conversation->id);
     }
 }
 
@@ -134,6 +145,10 @@ static void cancel(void *subject, uint64_t attempt)
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_CANCEL;
     envelope.cancel = &message;
     (void)kv_peer_send(conversation->peer, &envelope);
+    if (clients.params.faultless) {
+        world_after(clients.params.cancel_limit_ns, conversation->gateway->process, check_answered,
+            conversation, attempt);
+    }
 }
 
 static void ask(void *subject, uint64_t detail)

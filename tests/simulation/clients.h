@@ -13,7 +13,7 @@ typedef struct {
     uint32_t cancel_chance;   /* per mille: the client goes away */
     uint64_t begin_within_ns; /* of each conversation */
     bool faultless;           /* nothing but KV_BUSY is an excuse */
-    uint64_t cancel_limit_ns; /* faultless: within it no node has a cancelled request any more */
+    uint64_t cancel_limit_ns; /* faultless: a cancel is answered, and then has reached all nodes */
 } clients_params_t;
 
 typedef struct {

@@ -5,6 +5,7 @@
 #include "kvstore/store_internal.h"
 #include "node/admin.h"
 #include "node/process.h"
+#include "runtime/rates.h"
 #include "simulation/fake_wire.h"
 #include "simulation/model.h"
 #include "simulation/network.h"
@@ -35,6 +36,7 @@ bool kv_process_begin(const kv_options_program_t *program, int argc, char **argv
     const node_t *node = process_current()->node;
     options_out->node.port = CONTROL_PORT + node->number;
     options_out->node.wire = node->wire;
+    options_out->node.drain_limit_ns = node->drain_limit_ns;
     options_out->model.chunk_tokens = 32;
     options_out->store.device_slots = node->slot_count;
     options_out->store.host_bytes = node->host_slot_count * kv_block_bytes(&MODEL_SHAPE);
@@ -48,6 +50,9 @@ bool kv_process_begin(const kv_options_program_t *program, int argc, char **argv
     for (uint32_t i = 0; i < node_count; i++) {
         if (nodes[i].role == KVIST__WIRE__ROLE__ROLE_PREFILL) {
             add_target(&options_out->decode.prefill_nodes, i);
+        }
+        if (node->meshed && nodes[i].role != KVIST__WIRE__ROLE__ROLE_GATEWAY) {
+            add_target(&options_out->cluster.nodes, i);
         }
     }
     *code_out = 0;
@@ -170,6 +175,17 @@ kv_status_t __wrap_kvist_fingerprint_file(
     (void)error;
     memset(fingerprint_out, 0x11, sizeof *fingerprint_out);
     return KV_OK;
+}
+
+/* Fetches pay more often than the rates of a simulated machine say. */
+bool __real_kv_rates_fetch_pays(
+    kv_rates_t *rates, uint32_t block_count, uint32_t block_tokens, uint64_t block_bytes);
+bool __wrap_kv_rates_fetch_pays(
+    kv_rates_t *rates, uint32_t block_count, uint32_t block_tokens, uint64_t block_bytes);
+bool __wrap_kv_rates_fetch_pays(
+    kv_rates_t *rates, uint32_t block_count, uint32_t block_tokens, uint64_t block_bytes)
+{
+    return chance(700) || __real_kv_rates_fetch_pays(rates, block_count, block_tokens, block_bytes);
 }
 
 /* ---- store and mover ---- */

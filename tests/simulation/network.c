@@ -24,6 +24,7 @@ struct stream {
     void *handle;                 /* NULL: nobody has it (any more) */
     bool closed;                  /* by its owner */
     bool cut;                     /* nothing that is sent arrives */
+    bool silent;                  /* nor is it answered, ever */
     segment_t *line, **line_tail; /* on their way to this end */
     segment_t *received, **received_tail;
     size_t taken; /* of the first received one */
@@ -222,7 +223,7 @@ void network_send(stream_t *stream, const void *bytes, size_t count)
 {
     if (stream->other != NULL && !stream->cut) {
         put(stream->other, SEGMENT_BYTES, bytes, count);
-    } else if (stream->cut && chance(500)) {
+    } else if (stream->cut && !stream->silent && nodes[stream->other_node].process != NULL) {
         put(stream, SEGMENT_RESET, NULL, 0); /* who is asked knows of no such connection */
     }
 }
@@ -321,9 +322,11 @@ bool network_cut_any(cut_t cut)
     stream_t *ends[] = {chosen, chosen->other};
     trace("control connection %s - %s is cut (%d)", ends[0]->process->name, ends[1]->process->name,
         (int)cut);
+    bool silent = chance(500);
     for (int i = 0; i < 2; i++) {
         drop_line(ends[i], chance(500));
         ends[i]->cut = true;
+        ends[i]->silent = silent;
         if (cut == CUT_BOTH || (cut == CUT_ONE && i == 0)) {
             put(ends[i], SEGMENT_RESET, NULL, 0);
         }

@@ -1,8 +1,8 @@
 /* The control network: connections that carry bytes in order, between processes.
  *
  * Bytes take their time, and wait while their direction is stalled. A connection may be cut so that
- * both ends hear of it, or one, or none (half open: what is sent then is answered by a reset, once
- * it arrives). A process that is killed leaves ends that its kernel resets; one that dies with its
+ * both ends hear of it, or one, or none (half open: what is sent then is answered by a reset, or
+ * never). A process that is killed leaves ends that its kernel resets; one that dies with its
  * host leaves silence. The data network (fake_wire.c) has its own messages, and the same stalls.
  *
  * Owns: connections, until the world's end. */

@@ -42,8 +42,9 @@ typedef struct {
     Kvist__Wire__Role role;
     char name[NODE_NAME_BYTES];
     uint32_t slot_count, host_slot_count, queue_max, batch_rows;
-    uint64_t reserve_limit_ns, transfer_limit_ns, request_limit_ns;
+    uint64_t reserve_limit_ns, transfer_limit_ns, request_limit_ns, drain_limit_ns;
     int wire;                /* kv_wire_t */
+    bool meshed;             /* each engine node is told of all others */
     uint32_t lives;          /* begun */
     process_t *process;      /* NULL: none now */
     uint64_t slowness;       /* 1, or how many times longer everything takes */

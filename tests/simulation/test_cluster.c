@@ -26,16 +26,17 @@ static node_t *add_node(Kvist__Wire__Role role, const char *kind, uint32_t index
     return node;
 }
 
-/* Some clusters have room for everything, some for hardly more than one request at a time. */
+/* Some clusters have room for everything, some for hardly more than one request at a time; some
+ * prefill nodes forget what decode nodes still hold. */
 static void make_nodes(const clients_params_t *params)
 {
     uint32_t longest = (params->prompt_tokens_max + params->answer_tokens_max +
                            (params->turns_max - 1) * (params->answer_tokens_max + 12)) /
                            16 +
                        2;
-    bool roomy = chance(500);
+    bool roomy = chance(600), forgetful = chance(500);
     uint32_t prefill_count = 1 + pick(3), decode_count = 1 + pick(3), gateway_count = 1 + pick(2);
-    bool host_tier = chance(500);
+    bool host_tier = chance(500), meshed = chance(500);
     int wire = chance(500) ? KV_WIRE_AUTO : KV_WIRE_TCP;
     static const uint64_t COMPUTE_NS[] = {100 * US, 2 * MS, 20 * MS, 100 * MS};
     uint64_t compute_ns = COMPUTE_NS[pick(4)];
@@ -45,7 +46,7 @@ static void make_nodes(const clients_params_t *params)
         node_t *node = prefill
                            ? add_node(KVIST__WIRE__ROLE__ROLE_PREFILL, "prefill", i)
                            : add_node(KVIST__WIRE__ROLE__ROLE_DECODE, "decode", i - prefill_count);
-        node->slot_count = roomy ? 8 * longest : longest + pick(longest);
+        node->slot_count = roomy && !(forgetful && prefill) ? 8 * longest : longest + pick(longest);
         node->host_slot_count = host_tier ? 1 + pick(2 * longest) : 0;
         node->queue_max = chance(800) ? 64 : 1 + pick(4);
         node->batch_rows = 1 + pick(8);
@@ -54,7 +55,9 @@ static void make_nodes(const clients_params_t *params)
         node->request_limit_ns = between(1 * SECOND, 20 * SECOND);
         node->compute_ns = compute_ns;
         node->message_bytes = message_bytes;
+        node->drain_limit_ns = chance(300) ? 0 : between(10 * MS, 10 * SECOND);
         node->wire = wire;
+        node->meshed = meshed;
     }
     for (uint32_t i = 0; i < gateway_count; i++) {
         add_node(KVIST__WIRE__ROLE__ROLE_GATEWAY, "gateway", i);
