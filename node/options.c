@@ -33,7 +33,7 @@ static const char *section_of(const kv_option_t *option)
 static const struct {
     const char *name;
     double ns;
-} DURATIONS[] = {{"ms", 1e6}, {"s", 1e9}, {"m", 60e9}, {"h", 3600e9}};
+} DURATIONS[] = {{"us", 1e3}, {"ms", 1e6}, {"s", 1e9}, {"m", 60e9}, {"h", 3600e9}};
 
 static bool parse_duration(const char *text, uint64_t *ns_out)
 {
@@ -63,7 +63,7 @@ static void format_number(const kv_option_t *option, uint64_t value, char *text_
         }
         snprintf(text_out, bytes, "%llu%s", (unsigned long long)value, SIZES[unit]);
     } else if (option->type == KV_OPTION_DURATION) {
-        int unit = 3;
+        int unit = 4;
         while (unit > 0 && value % (uint64_t)DURATIONS[unit].ns != 0) {
             unit--;
         }

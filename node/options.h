@@ -50,6 +50,7 @@ typedef struct {
         uint32_t port;   /* 0: any */
         char *advertise; /* "host:port", or empty: host and port */
         int wire;        /* kv_wire_t */
+        uint64_t busy_poll_ns;
         char *admin;     /* path of the admin socket, never empty after kv_options_load */
         uint64_t drain_limit_ns;
         int log_level; /* kv_log_level_t */

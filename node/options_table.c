@@ -91,6 +91,9 @@ const kv_option_t KV_OPTIONS[] = {
         "host:port that other nodes are told to reach this one at; empty: node.host and its port"),
     CHOICE(NODE, node, wire, "auto", "auto|shm|tcp",
         "how KV travels; auto: shared memory between processes of one machine, TCP otherwise"),
+    DURATION(NODE, node, busy_poll, "0us", 0, SECOND,
+        "how long the thread that moves KV looks for more before it sleeps: quicker while KV "
+        "moves, for a core of its own; 0: sleeps at once"),
     TEXT(NODE, node, admin, KV_OPTION_PATH, "", 0, 107,
         "path of the admin socket; empty: kvist/NAME.sock in $XDG_RUNTIME_DIR, or in "
         "/tmp/kvist-UID"),

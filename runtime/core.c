@@ -592,6 +592,7 @@ static kv_status_t open_transport(core_t *core, kv_error_t *error)
         .unit_bytes = kv_block_layer_bytes(shape),
         .host = options->node.host,
         .wire = (kv_wire_t)options->node.wire,
+        .busy_poll_ns = options->node.busy_poll_ns,
     };
     kv_status_t status = kv_mover_create(&mover, &core->public.mover, error);
     if (status != KV_OK) {

@@ -103,10 +103,14 @@ unsigned mover_turn(kv_mover_t *mover, uint64_t now_ns, uint64_t *deadline_ns_ou
 static void *run(void *argument)
 {
     kv_mover_t *mover = argument;
+    uint64_t busy_ns = 0; /* when something happened last */
     while (!mover->stopping) {
         uint64_t now_ns = kv_clock_now_ns(), deadline_ns = UINT64_MAX;
         unsigned happened = mover_turn(mover, now_ns, &deadline_ns);
-        if (happened == 0 && !mover->stopping && mover->driver->arm(mover->side)) {
+        if (happened > 0) {
+            busy_ns = now_ns;
+        } else if (now_ns - busy_ns >= mover->busy_poll_ns && !mover->stopping &&
+                   mover->driver->arm(mover->side)) {
             wait_for_work(mover, deadline_ns, now_ns);
         }
     }
@@ -145,6 +149,7 @@ kv_status_t mover_create_threadless(
     mover->unit_bytes = params->unit_bytes;
     mover->units_per_block = (uint32_t)(params->slot_bytes / params->unit_bytes);
     mover->wire = params->wire;
+    mover->busy_poll_ns = params->busy_poll_ns;
     mover->driver = params->driver != NULL ? params->driver : &kv_wire_ucx;
     size_t unit_message_bytes = kv_data_head_bytes(1) + sizeof(uint64_t) + params->unit_bytes;
     mover->message_bytes =

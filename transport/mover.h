@@ -71,6 +71,8 @@ typedef struct {
     const char *host; /* numeric address of the data listener; copied */
     uint16_t port;    /* 0: any; see kv_mover_port */
     kv_wire_t wire;
+    uint64_t busy_poll_ns; /* the thread looks for more so long before it sleeps: costs a core while
+                              KV moves and saves wake-ups; 0: not at all. Idle, it sleeps. */
     const kv_wire_driver_t *driver; /* NULL: UCX */
 } kv_mover_params_t;
 

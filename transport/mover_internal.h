@@ -118,6 +118,7 @@ struct kv_mover {
     kv_wire_side_t *side;
     pthread_t thread;
     bool threaded, stopping;
+    uint64_t busy_poll_ns;
     kv_mailbox_t commands, events;
     link_t *links;
     expectation_t *expectations[EXPECTATION_BUCKETS];

@@ -14,6 +14,7 @@ enum { SLOTS = 256, LAYERS = 30, UNIT_BYTES = 12 << 10, SLOT_BYTES = LAYERS * UN
 typedef struct {
     kv_wire_t wire;
     const char *name;
+    uint64_t busy_poll_ns;
 } wire_case_t;
 
 static void put(int fd, const void *bytes, size_t count)
@@ -565,6 +566,7 @@ static void nobody_comes(void **state)
 static void an_idle_mover_uses_no_cpu(void **state)
 {
     const wire_case_t *wire = *state;
+    toy_busy_poll_ns = wire->busy_poll_ns;
     int fd;
     pid_t pid = start_child(child_sends, wire->wire, &fd);
     toy_node_t node;
@@ -582,6 +584,7 @@ static void an_idle_mover_uses_no_cpu(void **state)
         (double)(end.tv_sec - begin.tv_sec) * 1e3 + (double)(end.tv_nsec - begin.tv_nsec) / 1e6;
     print_message("wire %s: idle for 1 s, %.2f ms of CPU\n", wire->name, used_ms);
     assert_true(used_ms < 10);
+    toy_busy_poll_ns = 0;
     end_child(pid, fd, false);
     toy_close(&node);
 }
@@ -593,8 +596,9 @@ static void an_idle_mover_uses_no_cpu(void **state)
 
 int main(void)
 {
-    static wire_case_t shm = {KV_WIRE_SHM, "shm"}, tcp = {KV_WIRE_TCP, "tcp"},
-                       automatic = {KV_WIRE_AUTO, "shm"};
+    static wire_case_t shm = {KV_WIRE_SHM, "shm", 0}, tcp = {KV_WIRE_TCP, "tcp", 0},
+                       automatic = {KV_WIRE_AUTO, "shm", 0},
+                       polling = {KV_WIRE_TCP, "tcp", KV_NS_PER_MS};
     const struct CMUnitTest tests[] = {
         ON(shm, blocks_arrive_layer_by_layer),
         ON(tcp, blocks_arrive_layer_by_layer),
@@ -614,6 +618,7 @@ int main(void)
         cmocka_unit_test(ucx_listens_where_it_was_told),
         ON(shm, an_idle_mover_uses_no_cpu),
         ON(tcp, an_idle_mover_uses_no_cpu),
+        ON(polling, an_idle_mover_uses_no_cpu),
         cmocka_unit_test(nobody_comes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

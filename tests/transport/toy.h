@@ -35,6 +35,7 @@ static const kv_device_ops_t TOY_OPS = {
 static const kv_device_ops_t TOY_REMOTE_OPS = {
     .name = "toy, remote", .copy_in = toy_copy_in, .copy_out = toy_copy_out};
 static kv_device_t toy_device = {&TOY_OPS};
+static uint64_t toy_busy_poll_ns; /* of movers that are opened from now on */
 
 typedef struct {
     kv_mover_t *mover;
@@ -56,6 +57,7 @@ static inline kv_status_t toy_open(toy_node_t *node, kv_wire_t wire, const kv_wi
         .unit_bytes = unit_bytes,
         .host = "127.0.0.1",
         .wire = wire,
+        .busy_poll_ns = toy_busy_poll_ns,
         .driver = driver,
     };
     kv_error_t error = {0};

@@ -1,6 +1,7 @@
 /* `kvist bench wire`: the mover between two processes, beside UCX alone. */
 #include "tools/kvist/bench_wire.h"
 
+#include "base/clock.h"
 #include "tools/kvist/arguments.h"
 #include "tools/kvist/bench.h"
 #include "tools/kvist/command.h"
@@ -23,8 +24,12 @@ enum {
     QUICK_PAIRS = 3,
     OPERATION_SAMPLES = 3, /* of each operation of bare UCX, to find the one to compare with */
     LATENCY_RUNS = 50,
+    PROMPT_BLOCKS = 512, /* of 16 tokens: a prompt of 8k */
+    PACE_MS = 20,        /* a layer of it takes longer to compute on any machine without a GPU */
+    WORD_BYTES = 64,
     LANE_OURS = 0,
     LANE_THEIRS = 1,
+    LANE_WORDS = 2,
 };
 
 static const struct {
@@ -53,13 +58,14 @@ typedef struct {
     const char *only;
     size_t arena_bytes, sample_bytes;
     uint32_t depth;
+    uint64_t pace_ns, busy_poll_ns;
     bool quick;
     kv_ends_t ends;
 } bench_t;
 
 typedef struct {
     const char *wire, *only;
-    uint64_t pairs, sample_mib, depth;
+    uint64_t pairs, sample_mib, depth, pace_ms, busy_poll_us;
     bool quick, json;
 } options_t;
 
@@ -138,9 +144,14 @@ static kv_status_t sample_perftest(void *context, double *value_out, kv_error_t 
 
 /* ---- measures ---- */
 
-static kv_route_t route_of(bool shm, const kv_shape_t *shape, kv_carrier_t carrier, int operation)
+static kv_route_t route_of(
+    const bench_t *bench, bool shm, const kv_shape_t *shape, kv_carrier_t carrier, int operation)
 {
-    return (kv_route_t){.carrier = carrier, .operation = operation, .shm = shm, .shape = *shape};
+    return (kv_route_t){.carrier = carrier,
+        .operation = operation,
+        .shm = shm,
+        .busy_poll_ns = bench->busy_poll_ns,
+        .shape = *shape};
 }
 
 /* The operation of bare UCX that is fastest for this wire and shape. */
@@ -151,7 +162,7 @@ static kv_status_t find_best(
     kv_status_t status = KV_OK;
     for (int operation = KV_BARE_EAGER; operation <= KV_BARE_RENDEZVOUS && status == KV_OK;
          operation++) {
-        const kv_route_t route = route_of(shm, shape, KV_CARRIER_BARE, operation);
+        const kv_route_t route = route_of(bench, shm, shape, KV_CARRIER_BARE, operation);
         side_t side = {bench, LANE_THEIRS, batch_of(bench, shape)};
         double values[OPERATION_SAMPLES];
         status = kv_ends_open(&bench->ends, LANE_THEIRS, &route, error);
@@ -265,20 +276,81 @@ static kv_status_t measure_all_beside(
     kv_status_t status = KV_OK;
     char against[80];
     for (int operation = 0; operation < KV_BARE_OPERATIONS && status == KV_OK; operation++) {
-        const kv_route_t route = route_of(shm, shape, KV_CARRIER_BARE, operation);
+        const kv_route_t route = route_of(bench, shm, shape, KV_CARRIER_BARE, operation);
         if (operation == KV_BARE_GET && !shm) {
             continue; /* nobody would have to be asked, but over TCP it is slow */
         }
         snprintf(against, sizeof against, "bare UCX, %s", KV_BARE_NAMES[operation]);
         status = measure_beside(bench, &route, BESIDE[operation], against, error);
     }
-    const kv_route_t route = route_of(shm, shape, KV_CARRIER_SOCKET, 0);
+    const kv_route_t route = route_of(bench, shm, shape, KV_CARRIER_SOCKET, 0);
     if (status == KV_OK) {
         status = measure_beside(bench, &route, BESIDE[BESIDE_SOCKET],
             shm ? "a Unix socket" : "a plain TCP socket", error);
     }
     kv_ends_close(&bench->ends, LANE_THEIRS);
     return status == KV_OK ? measure_perftest(bench, &route, error) : status;
+}
+
+/* ---- a prompt's layers, one after the other ---- */
+
+/* From the last layer's being there to LANDED, while all layers become available at a pace. */
+static kv_status_t sample_exposed(void *context, double *value_out, kv_error_t *error)
+{
+    const side_t *side = context;
+    kv_ends_t *ends = &side->bench->ends;
+    kv_status_t status = kv_ends_move(ends, side->lane, &side->batch, error);
+    if (status == KV_OK) {
+        const uint32_t last = side->batch.run_count - 1;
+        *value_out = (double)(ends->landed_ns[last] - ends->sent_ns[last]) / 1e3;
+    }
+    return status;
+}
+
+/* The last layer's transfer with nothing before it, and a round trip of UCX alone. */
+static kv_status_t sample_unhidden(void *context, double *value_out, kv_error_t *error)
+{
+    const side_t *side = context;
+    const kv_batch_t turns = {.run_count = LATENCY_RUNS, .depth = 1, .turns = true};
+    side_t words = {side->bench, LANE_WORDS, turns}, layer = *side;
+    double one_way_us = 0, layer_us = 0;
+    layer.batch.last_alone = true;
+    layer.batch.pace_ns = 0;
+    kv_status_t status = sample_latency(&words, &one_way_us, error);
+    if (status == KV_OK) {
+        status = sample_exposed(&layer, &layer_us, error);
+    }
+    *value_out = layer_us + 2 * one_way_us;
+    return status;
+}
+
+static kv_status_t measure_exposed(bench_t *bench, bool shm, kv_error_t *error)
+{
+    static const kv_shape_t layers = {LAYER_BYTES, PROMPT_BLOCKS, LAYERS},
+                            word = {WORD_BYTES, 1, 1};
+    char name[KV_BENCH_NAME_BYTES_MAX];
+    const kv_measure_t measure = {.name = name_of(name, shm, &layers, ", exposed"),
+        .unit = "us",
+        .against = "the last layer's transfer alone and one round trip",
+        .target = 1};
+    if (!wants(bench, name)) {
+        return KV_OK;
+    }
+    const kv_route_t ours = route_of(bench, shm, &layers, KV_CARRIER_MOVER, 0);
+    const kv_route_t words = route_of(bench, shm, &word, KV_CARRIER_BARE, KV_BARE_EAGER);
+    kv_status_t status = kv_ends_open(&bench->ends, LANE_OURS, &ours, error);
+    if (status == KV_OK) {
+        status = kv_ends_open(&bench->ends, LANE_WORDS, &words, error);
+    }
+    if (status == KV_OK) {
+        side_t side = {
+            bench, LANE_OURS, {.run_count = LAYERS, .depth = LAYERS, .pace_ns = bench->pace_ns}};
+        status = kv_report_pairs(&bench->report, &measure, &(kv_side_t){sample_unhidden, &side},
+            &(kv_side_t){sample_exposed, &side}, error);
+    }
+    kv_ends_close(&bench->ends, LANE_OURS);
+    kv_ends_close(&bench->ends, LANE_WORDS);
+    return status;
 }
 
 static kv_status_t run_shape(bench_t *bench, bool shm, size_t index, kv_error_t *error)
@@ -292,14 +364,14 @@ static kv_status_t run_shape(bench_t *bench, bool shm, size_t index, kv_error_t 
     if ((bench->quick && !SHAPES[index].quick) || !(rate || latency || beside)) {
         return KV_OK;
     }
-    const kv_route_t ours = route_of(shm, shape, KV_CARRIER_MOVER, 0);
+    const kv_route_t ours = route_of(bench, shm, shape, KV_CARRIER_MOVER, 0);
     kv_status_t status = kv_ends_open(&bench->ends, LANE_OURS, &ours, error);
     int best = KV_BARE_EAGER;
     if (status == KV_OK && (rate || latency)) {
         status = find_best(bench, shm, shape, &best, error);
     }
     if (status == KV_OK && (rate || latency)) {
-        const kv_route_t theirs = route_of(shm, shape, KV_CARRIER_BARE, best);
+        const kv_route_t theirs = route_of(bench, shm, shape, KV_CARRIER_BARE, best);
         status = kv_ends_open(&bench->ends, LANE_THEIRS, &theirs, error);
     }
     if (status == KV_OK && rate) {
@@ -323,9 +395,9 @@ static void print_notes(const bench_t *bench)
     char arena[KV_TEXT_BYTES], sample[KV_TEXT_BYTES];
     kv_machine_print(bench->notes, NULL);
     fprintf(bench->notes,
-        "# slots on either side: %s; a sample moves %s, %u runs in flight; all sleep when idle\n",
+        "# slots on either side: %s; a sample moves %s, %u runs in flight; all sleep when idle%s\n",
         kv_text_size(bench->arena_bytes, arena), kv_text_size(bench->sample_bytes, sample),
-        bench->depth);
+        bench->depth, bench->busy_poll_ns > 0 ? ", the mover a little later" : "");
     if (bench->arena_bytes < kv_machine_cache_bytes()) {
         fprintf(bench->notes, "# that is less than the largest cache: the figures flatter\n");
     }
@@ -350,6 +422,9 @@ static int run(bench_t *bench, const options_t *options)
         for (size_t i = 0; i < SHAPE_COUNT && status == KV_OK; i++) {
             status = run_shape(bench, shm, i, &error);
         }
+        if (status == KV_OK) {
+            status = measure_exposed(bench, shm, &error);
+        }
     }
     kv_report_end(&bench->report);
     kv_ends_stop(&bench->ends);
@@ -358,7 +433,7 @@ static int run(bench_t *bench, const options_t *options)
 
 int kv_bench_wire(int argc, char **argv)
 {
-    options_t options = {.depth = 4};
+    options_t options = {.depth = 4, .pace_ms = PACE_MS};
     const kv_argument_t rows[] = {
         {"--wire", KV_ARGUMENT_TEXT, "WIRE", "only shm or tcp", &options.wire, 0, 0},
         {"--only", KV_ARGUMENT_TEXT, "TEXT", "measures that have this in their name", &options.only,
@@ -368,6 +443,12 @@ int kv_bench_wire(int argc, char **argv)
             KV_PAIRS_MAX},
         {"--sample-mib", KV_ARGUMENT_NUMBER, "N", "that a sample moves (default: 192)",
             &options.sample_mib, 1, 1024},
+        {"--pace-ms", KV_ARGUMENT_NUMBER, "N",
+            "between two layers of the prompt whose last one's time is exposed (default: 20)",
+            &options.pace_ms, 1, 10000},
+        {"--busy-poll-us", KV_ARGUMENT_NUMBER, "N",
+            "the mover looks for more so long before it sleeps, as node.busy_poll (default: 0)",
+            &options.busy_poll_us, 0, 1000000},
         {"--quick", KV_ARGUMENT_FLAG, NULL, "few and small samples: does everything run?",
             &options.quick, 0, 0},
         {"--json", KV_ARGUMENT_FLAG, NULL, "one JSON object a line", &options.json, 0, 0},
@@ -404,6 +485,8 @@ int kv_bench_wire(int argc, char **argv)
         .arena_bytes = options.quick ? (size_t)QUICK_ARENA_MIB * MIB : kv_machine_working_bytes(),
         .sample_bytes = options.sample_mib * MIB,
         .depth = (uint32_t)options.depth,
+        .pace_ns = options.pace_ms * KV_NS_PER_MS,
+        .busy_poll_ns = options.busy_poll_us * KV_NS_PER_US,
         .quick = options.quick};
     if (bench.sample_bytes > bench.arena_bytes / 2) {
         bench.sample_bytes = bench.arena_bytes / 2; /* no slot twice in a sample */

@@ -5,7 +5,6 @@
  *   bench_wire_ends.c    the two processes, the slots that runs rotate over, the proof of the bytes
  *   bench_wire_mover.c   the mover as a carrier
  *   bench_wire_plain.c   bare UCX and a plain socket as carriers; ucx_perftest
- *   bench_wire_stream.c  a long prompt's layers, as a compute thread would make them
  *
  * This process receives; the other one, a fork of it, sends. Both do the same steps, each on its
  * end, at a word from this one. A run is the same byte range of run_blocks slots; consecutive runs
@@ -42,7 +41,7 @@ typedef struct {
     kv_carrier_t carrier;
     int operation; /* kv_bare_operation_t, where the carrier is bare UCX */
     bool shm;
-    bool busy_poll;
+    uint64_t busy_poll_ns; /* of the mover */
     kv_shape_t shape;
 } kv_route_t;
 
@@ -51,6 +50,7 @@ typedef struct {
     uint32_t depth;     /* runs in flight, by the sender's completions */
     bool turns;         /* each is sent when the one before has landed */
     uint64_t pace_ns;   /* a run becomes available so long after the one before; 0: all at once */
+    bool last_alone;    /* of each group only the last run is expected and sent (the mover alone) */
 } kv_batch_t;
 
 typedef struct kv_end kv_end_t;

@@ -272,7 +272,8 @@ kv_status_t kv_ends_move(kv_ends_t *ends, uint32_t lane, const kv_batch_t *batch
     kv_end_t *end = &ends->end;
     const kv_shape_t *shape = &end->lanes[lane].route.shape;
     const command_t command = {.kind = MOVE, .lane = lane, .batch = *batch, .block = end->block};
-    const uint32_t proved = (uint32_t)(end->block % batch->run_count);
+    const uint32_t proved =
+        batch->last_alone ? batch->run_count - 1 : (uint32_t)(end->block % batch->run_count);
     clear_run(&end->lanes[lane], proved);
     kv_status_t status = command_both(ends, &command, error);
     if (status == KV_OK) {

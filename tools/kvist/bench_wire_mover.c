@@ -81,6 +81,7 @@ static kv_status_t open_mover(kv_lane_t *lane, kv_error_t *error)
         .unit_bytes = lane->route.shape.ranges > 1 ? lane->route.shape.range_bytes : UNIT_BYTES,
         .host = "127.0.0.1",
         .wire = lane->route.shm ? KV_WIRE_SHM : KV_WIRE_TCP,
+        .busy_poll_ns = lane->route.busy_poll_ns,
     };
     kv_status_t status = kv_mover_create(&params, &state->mover, error);
     if (status == KV_OK) {
@@ -94,17 +95,21 @@ static kv_status_t open_mover(kv_lane_t *lane, kv_error_t *error)
 
 /* ---- moving ---- */
 
-static kv_status_t expect_all(
-    kv_lane_t *lane, state_t *state, uint32_t group_count, kv_error_t *error)
+static kv_status_t expect_all(kv_lane_t *lane, state_t *state, const kv_batch_t *batch,
+    uint32_t group_count, kv_error_t *error)
 {
     const kv_shape_t *shape = &lane->route.shape;
+    const kv_range_t last =
+        kv_range_alike((shape->ranges - 1) * shape->range_bytes, shape->range_bytes);
     kv_status_t status = KV_OK;
     for (uint32_t group = 0; group < group_count && status == KV_OK; group++) {
-        size_t offset; /* not looked at: all of the slots is expected */
+        size_t offset; /* not looked at: all of the slots is expected, or all of the last range */
         const kv_expectation_t expectation = {
             .transfer_id = state->ids[group] = kv_mover_transfer_id(state->mover),
             .block_count = shape->run_blocks,
             .slots = kv_lane_run(lane, group * shape->ranges, &offset),
+            .ranges = &last,
+            .range_count = batch->last_alone,
         };
         status = kv_mover_expect(state->mover, state->link, &expectation, error);
     }
@@ -159,11 +164,13 @@ static kv_status_t send_run(kv_lane_t *lane, state_t *state, uint32_t run, kv_er
 static kv_status_t send_all(
     kv_lane_t *lane, state_t *state, const kv_batch_t *batch, uint64_t *times_ns, kv_error_t *error)
 {
+    const uint32_t ranges = lane->route.shape.ranges;
     kv_mover_event_t event;
     kv_status_t status = KV_OK;
     uint32_t in_flight = 0;
     const uint64_t begin_ns = kv_clock_now_ns();
-    for (uint32_t run = 0; run < batch->run_count && status == KV_OK; run++) {
+    for (uint32_t run = batch->last_alone ? ranges - 1 : 0;
+         run < batch->run_count && status == KV_OK; run += batch->last_alone ? ranges : 1) {
         if (batch->pace_ns > 0) {
             sleep_until(begin_ns + (run + 1) * batch->pace_ns);
         }
@@ -173,7 +180,7 @@ static kv_status_t send_all(
         times_ns[run] = kv_clock_now_ns();
         status = status == KV_OK ? send_run(lane, state, run, error) : status;
         in_flight++;
-        if (status == KV_OK && batch->turns && (run + 1) % lane->route.shape.ranges == 0) {
+        if (status == KV_OK && batch->turns && (run + 1) % ranges == 0) {
             uint8_t byte;
             status = kv_end_hear(lane->end, &byte, 1, error);
         }
@@ -194,7 +201,7 @@ static kv_status_t move(
             KV_MOVER_EXPECTATIONS_MAX);
     }
     if (!lane->end->sends) {
-        kv_status_t status = expect_all(lane, state, group_count, error);
+        kv_status_t status = expect_all(lane, state, batch, group_count, error);
         return status == KV_OK ? receive_all(lane, state, batch, group_count, times_ns, error)
                                : status;
     }
