@@ -3,6 +3,7 @@ undisturbed one gets, streams go on where they stopped."""
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -176,6 +177,22 @@ def test_second_signal_ends_at_once(cluster):
     wait_until(lambda: not is_alive(pid), 2, "the gateway to end at once")
     stream.read()
     assert not stream.done
+
+
+def test_signal_while_opening(cluster):
+    """Nothing was begun: the node ends at once, whatever it was opening."""
+    for wait_s in (0.05, 0.3, 0.8):
+        node = subprocess.Popen(
+            [os.path.join(cluster.binaries, "kvist-decode"), "--node.name=early",
+             f"--cluster.key_file={cluster.folder}/cluster.key",
+             f"--model.path={os.environ['KVIST_MODEL']}", "--model.threads=1",
+             f"--node.admin={cluster.parent}/early.sock",
+             f"--store.directory={cluster.parent}/early"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(wait_s)
+        node.send_signal(signal.SIGTERM)
+        code = node.wait(10)
+        assert code in (0, -signal.SIGTERM), f"{code} after {wait_s} s"
 
 
 def test_nodes_that_somebody_else_started(cluster):

@@ -114,9 +114,20 @@ static void one_peer_leaves_room_for_the_others(void **state)
     assert_int_equal(ask_room(40, 0, 200, ""), KV_OK); /* never less than one */
 }
 
+/* KV_BUSY makes whoever asks go elsewhere. */
+static void a_draining_node_takes_nothing(void **state)
+{
+    (void)state;
+    kv_core_t core = {.asker_count = 1, .draining = true};
+    kv_error_t error;
+    assert_int_equal(kv_message_check_room(&core, 64, "decode.queue_max", &error), KV_BUSY);
+    assert_non_null(strstr(error.text, "draining"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_draining_node_takes_nothing),
         cmocka_unit_test(every_field_has_its_bounds),
         cmocka_unit_test(a_request_id_is_short_and_plain),
         cmocka_unit_test(arithmetic_ids_are_short_and_plain),
