@@ -153,6 +153,46 @@ def test_all_decode_nodes_killed_and_back(cluster):
     assert stream.done and stream.text == undisturbed.text, f"{stream.error}: {stream.text!r}"
 
 
+def in_background(function, *arguments, **fields):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(function(*arguments, **fields)))
+    thread.start()
+    return thread, results
+
+
+def test_draining_prefill_node_finishes_its_prompt(cluster):
+    thread, results = in_background(cluster.chat, prose(722, 1500), max_tokens=4)
+    wait_until(lambda: running_at(cluster, "prefill"), 15, "a prompt under way")
+    name = running_at(cluster, "prefill")[0]
+    run = cluster.kvist("drain", name, "--dir", cluster.folder)
+    assert run.returncode == 0, run.stdout + run.stderr
+    thread.join(FAILURE_LIMIT_S)
+    assert results and results[0].code == 200, results
+    assert results[0].usage["kvist"]["prefilled_by"] == name, results[0].usage
+    cluster.up()
+
+
+def test_last_decode_node_finishes_what_it_has(cluster):
+    """With nowhere to go an answer stays; what comes meanwhile waits for a node."""
+    assert cluster.kvist("drain", "decode-0", "--dir", cluster.folder).returncode == 0
+    stream = cluster.stream("Tell me a story.", max_tokens=300, ignore_eos=True)
+    assert stream.read(lambda s: len(s.text) > 20), "no stream"
+    drain, ended = in_background(cluster.kvist, "drain", "decode-1", "--dir", cluster.folder)
+
+    def draining():
+        return any(node.get("draining") for node in cluster.status()["nodes"])
+    wait_until(draining, 5, "the drain")
+    waiting, answers = in_background(cluster.chat, "Hello", max_tokens=4)
+    stream.read()
+    assert stream.done and stream.usage["completion_tokens"] == 300, stream.error
+    drain.join(FAILURE_LIMIT_S)
+    assert ended and ended[0].returncode == 0, ended
+    assert not answers, "somebody answered without a decode node"
+    cluster.up()
+    waiting.join(FAILURE_LIMIT_S)
+    assert answers and answers[0].code == 200, answers
+
+
 def test_gateway_drains(cluster):
     pid = cluster.node_named("gateway")["pid"]
     stream = cluster.stream("Tell me a story.", max_tokens=150, ignore_eos=True)
