@@ -95,7 +95,8 @@ typedef struct {
     kv_pd_prefill_t prefill;
     bool matching, computing, stop;
     uint32_t next_block, matched;
-    int source; /* node of the fetch that runs, or -1 */
+    int source;     /* node of the fetch that runs, or -1 */
+    uint32_t known; /* blocks of that fetch whose makers were named */
     bool asked[NODES];
 } node_t;
 
@@ -118,7 +119,8 @@ typedef struct {
 
     kv_pd_decode_t decode;
     bool reserving;
-    int chosen; /* node, or -1 */
+    int chosen;    /* node, or -1 */
+    uint64_t told; /* the transfer whose blocks' makers were named */
     bool tried[NODES];
     uint32_t held; /* by the decode node, what it kept included */
     int outcomes;
@@ -307,6 +309,7 @@ static void carry_out_decode(world_t *world, const kv_pd_decode_action_t *action
         break;
     case KV_PD_DECODE_DO_KEEP:
         assert_false(node->expected.active);
+        assert_true(world->told == world->decode.transfer_id);
         assert_int_equal(action->first_block, world->held);
         check_slots(node->slots, action->first_block, action->block_count);
         world->held += action->block_count;
@@ -369,6 +372,7 @@ static void find_source(world_t *world, int node, uint32_t first, uint32_t count
         thought > first) {
         at->asked[candidate] = true;
         at->source = candidate;
+        at->known = 0;
         event.block_count = thought - first < count ? thought - first : count;
         event.transfer_id = ++world->last_id;
     }
@@ -407,6 +411,7 @@ static void fetched(world_t *world, int node, uint32_t first, uint32_t count)
 {
     node_t *at = &world->nodes[node];
     assert_false(at->expected.active);
+    assert_true(count <= at->known);
     check_slots(at->slots, first, count);
     tally.fetched += count;
     tally.fetched_in_part += count > 0 && count < at->expected.count;
@@ -601,6 +606,9 @@ static void unfetch(world_t *world, const message_t *message)
 static void deliver_to_decode(world_t *world, const message_t *message)
 {
     if (message->from == world->chosen) {
+        if (message->status == KV_OK) {
+            world->told = message->id;
+        }
         step_decode(world, (kv_pd_decode_event_t){.kind = message->says == SAYS_PREFILLED
                                                               ? KV_PD_DECODE_EV_PREFILLED
                                                               : KV_PD_DECODE_EV_PREFILLING,
@@ -629,6 +637,8 @@ static void deliver_to_prefill(world_t *world, const message_t *message)
         event.kind =
             message->says == SAYS_BEGINS ? KV_PD_PREFILL_EV_FETCH_BEGINS : KV_PD_PREFILL_EV_FETCHED;
         event.block_count = message->count;
+        at->known =
+            message->status == KV_OK && message->count > at->known ? message->count : at->known;
         break;
     }
     step_prefill(world, message->to, event);
