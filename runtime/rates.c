@@ -5,7 +5,7 @@
 /* A refusal says nothing of the wire. */
 static const uint64_t REFUSED_NS = 100 * KV_NS_PER_MS;
 
-static const double SILENCE_NS = 10e9, PATIENCE = 4;
+static const double SILENCE_NS = 15e9, PATIENCE = 6;
 
 static void observe(double *rate, double amount, uint64_t duration_ns)
 {

@@ -9,8 +9,8 @@
  * pay; after KV_FETCH_SKIPPED_MAX refusals in a row one is tried all the same, so that a wire that
  * was slow for a while is used again.
  *
- * How long a prefill node may be silent: 10 s, and four times what the requests ahead and this
- * prompt should take it, at the average of the latest prompts. A node that needs longer is given
+ * How long a prefill node may be silent: 15 s, and six times what the requests ahead and this prompt
+ * should take it, at the average of the latest prompts. A node that needs longer is given
  * up.
  *
  * Threads: as its caller.

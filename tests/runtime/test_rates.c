@@ -69,8 +69,8 @@ static void patience_grows_with_the_queue(void **state)
     kv_rates_prefilled(&rates, 0, KV_NS_PER_S); /* all was cached */
     assert_true(kv_rates_prefill_limit_ns(&rates, 5, 1000) == UINT64_MAX);
     kv_rates_prefilled(&rates, 1000, 2ull * KV_NS_PER_S);
-    assert_true(kv_rates_prefill_limit_ns(&rates, 0, 500) == 14ull * KV_NS_PER_S);
-    assert_true(kv_rates_prefill_limit_ns(&rates, 3, 500) == 38ull * KV_NS_PER_S);
+    assert_true(kv_rates_prefill_limit_ns(&rates, 0, 500) == 21ull * KV_NS_PER_S);
+    assert_true(kv_rates_prefill_limit_ns(&rates, 3, 500) == 57ull * KV_NS_PER_S);
 }
 
 int main(void)
