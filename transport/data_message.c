@@ -3,6 +3,7 @@
 #include "base/bytes.h"
 #include "base/checksum.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 static const char MAGIC[][5] = {
@@ -108,15 +109,12 @@ static kv_status_t check_blocks(const kv_data_blocks_t *blocks, kv_error_t *erro
     return KV_OK;
 }
 
-/* The ranges; what they add up to may be more than 32 bits hold. */
-static kv_status_t read_ranges(
-    const uint8_t *at, kv_data_blocks_t *blocks, uint64_t *block_bytes_out, kv_error_t *error)
+/* The ranges after the first; what they add up to may be more than 32 bits hold. */
+static kv_status_t read_table(const uint8_t *at, uint32_t count, kv_data_blocks_t *blocks,
+    uint64_t *block_bytes_out, kv_error_t *error)
 {
-    uint64_t sum = kv_get_u32(at + 20);
-    kv_data_blocks_add(blocks, kv_get_u64(at + 24), (uint32_t)sum);
-    uint32_t more = kv_get_u32(at + 32);
-    at += KV_DATA_HEADER_BYTES;
-    for (uint32_t i = 0; i < more; i++, at += KV_DATA_RANGE_BYTES) {
+    uint64_t sum = blocks->ranges[0].bytes;
+    for (uint32_t i = 0; i < count; i++, at += KV_DATA_RANGE_BYTES) {
         if (kv_get_u32(at + 12) != 0) {
             return kv_fail(error, KV_INVALID, "reserved bytes of a data message are not 0");
         }
@@ -130,25 +128,32 @@ static kv_status_t read_ranges(
 kv_status_t kv_data_blocks_decode(
     const void *bytes, size_t count, kv_data_blocks_t *blocks_out, kv_error_t *error)
 {
-    const uint8_t *at = bytes;
     if (count < KV_DATA_HEADER_BYTES || kv_data_kind(bytes, count) != KV_DATA_BLOCKS) {
         return kv_fail(error, KV_INVALID, "a data message of %zu bytes has no header", count);
     }
-    uint32_t more = kv_get_u32(at + 32);
-    if (kv_get_u32(at + 36) != 0) {
+    /* The message may lie in memory that the peer can write to: what is checked is a copy, and it
+     * is the copy that is used. */
+    uint8_t header[KV_DATA_HEADER_BYTES];
+    memcpy(header, bytes, sizeof header);
+    atomic_signal_fence(memory_order_seq_cst); /* not read again from there instead */
+    uint32_t more = kv_get_u32(header + 32);
+    if (kv_get_u32(header + 36) != 0) {
         return kv_fail(error, KV_INVALID, "reserved bytes of a data message are not 0");
     }
     if (more >= KV_DATA_RANGES_MAX || (count - KV_DATA_HEADER_BYTES) / KV_DATA_RANGE_BYTES < more) {
         return kv_fail(error, KV_INVALID, "%zu bytes do not hold %u more ranges (at most %d)",
             count, more, KV_DATA_RANGES_MAX - 1);
     }
-    blocks_out->block_count = kv_get_u32(at + 4);
-    blocks_out->transfer_id = kv_get_u64(at + 8);
-    blocks_out->first_block = kv_get_u32(at + 16);
+    blocks_out->block_count = kv_get_u32(header + 4);
+    blocks_out->transfer_id = kv_get_u64(header + 8);
+    blocks_out->first_block = kv_get_u32(header + 16);
     blocks_out->range_count = 0;
     blocks_out->block_bytes = 0;
+    kv_data_blocks_add(blocks_out, kv_get_u64(header + 24), kv_get_u32(header + 20));
     uint64_t block_bytes = 0;
-    kv_status_t status = read_ranges(at, blocks_out, &block_bytes, error);
+    kv_status_t status = read_table(
+        (const uint8_t *)bytes + KV_DATA_HEADER_BYTES, more, blocks_out, &block_bytes, error);
+    atomic_signal_fence(memory_order_seq_cst);
     if (status == KV_OK) {
         status = check_blocks(blocks_out, error);
     }

@@ -81,7 +81,7 @@ static void copy_in(kv_device_t *device, void *device_to, const void *from, size
 
 /* One whose memory is written to directly, and one that copies. */
 static const kv_device_ops_t DEVICE_OPS[2] = {
-    {.name = "fuzz", .copy_in = copy_in}, {.name = "fuzz, host", .host = true}};
+    {.name = "fuzz", .copy_in = copy_in}, {.name = "fuzz, host", .copy_in = copy_in, .host = true}};
 static kv_device_t device;
 
 /* ---- the model ---- */

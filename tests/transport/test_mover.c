@@ -6,6 +6,9 @@
 #include "transport/data_message.h"
 #include "transport/wire.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+
 enum { SLOTS = 16, UNITS = 4, UNIT = 256, SLOT = UNITS * UNIT };
 
 /* A peer without manners. */
@@ -783,6 +786,48 @@ static void a_cancelled_transfer_still_answers_every_piece(void **state)
     toy_close(&a);
 }
 
+typedef struct {
+    uint8_t bytes[KV_DATA_HEADER_BYTES + KV_DATA_RANGES_MAX * KV_DATA_RANGE_BYTES];
+    atomic_bool enough;
+} changing_t;
+
+static void *change_head(void *argument)
+{
+    changing_t *changing = argument;
+    volatile uint8_t *more = changing->bytes + 32;
+    while (!atomic_load(&changing->enough)) {
+        more[1] = (uint8_t)~more[1]; /* 1 range more, or 65,281 */
+    }
+    return NULL;
+}
+
+/* A message may lie in the peer's memory: what it says of itself is read once. */
+static void a_head_may_change_while_it_is_read(void **state)
+{
+    (void)state;
+    changing_t changing = {.enough = false};
+    static const kv_data_range_t PAIR[] = {{0, UNIT}, {2 * UNIT, UNIT}};
+    wire_message_t message = ranges_message(1, 0, 1, PAIR, 2);
+    memcpy(changing.bytes, message.bytes, kv_data_head_bytes(2));
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, change_head, &changing), 0);
+    uint64_t end_ns = kv_clock_now_ns() + 200 * (uint64_t)KV_NS_PER_MS;
+    struct {
+        kv_data_blocks_t blocks;
+        uint8_t guard[1 << 20];
+    } *place = calloc(1, sizeof *place);
+    assert_non_null(place);
+    for (int i = 0; i % 1024 != 0 || kv_clock_now_ns() < end_ns; i++) {
+        kv_error_t error;
+        kv_data_blocks_decode(changing.bytes, message.count, &place->blocks, &error);
+        assert_true(place->blocks.range_count <= 2);
+        assert_int_equal(place->guard[0], 0);
+    }
+    atomic_store(&changing.enough, true);
+    pthread_join(thread, NULL);
+    free(place);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -800,6 +845,7 @@ int main(void)
         cmocka_unit_test(what_is_not_expected_of_this_link_is_not_written),
         cmocka_unit_test(ranges_are_bound_by_the_checksum),
         cmocka_unit_test(many_ranges_go_from_place_to_place),
+        cmocka_unit_test(a_head_may_change_while_it_is_read),
         cmocka_unit_test(a_cancelled_transfer_still_answers_every_piece),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
