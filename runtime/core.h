@@ -6,7 +6,7 @@
  *
  * A binary's main gives its role: how a message becomes a request, and what a request does. The
  * core opens a data link beside each peer that moves KV, answers the admin socket, counts tokens,
- * and stops in order.
+ * drains, and stops in order.
  *
  * Owns: all of the above.
  * Borrows: the options.
