@@ -13,9 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* All fetches of a request together: computing is always possible. */
-static const uint64_t FETCH_LIMIT_NS = 5ull * KV_NS_PER_S;
-
 /* Events that an action causes wait until the actions before them were carried out. */
 enum { EVENTS_MAX = 16 };
 
@@ -210,7 +207,8 @@ static void do_find_source(kv_prefill_request_t *request, const kv_pd_prefill_ac
     uint64_t now_ns = kv_clock_now_ns();
     uint32_t count = 0;
     if (request->fetches_end_ns == 0) {
-        request->fetches_end_ns = now_ns + FETCH_LIMIT_NS;
+        request->fetches_end_ns = now_ns + kv_rates_fetch_limit_ns(&request->core->rates,
+                                               action->block_count * block_tokens(request));
     }
     kv_peer_t *source = NULL;
     if (now_ns < request->fetches_end_ns) {

@@ -5,6 +5,7 @@
 /* A refusal says nothing of the wire. */
 static const uint64_t REFUSED_NS = 100 * KV_NS_PER_MS;
 
+static const double FETCH_SHORTEST_NS = 5e9, FETCH_LONGEST_NS = 60e9;
 static const double SILENCE_NS = 15e9, PATIENCE = 6;
 
 static void observe(double *rate, double amount, uint64_t duration_ns)
@@ -44,6 +45,16 @@ bool kv_rates_fetch_pays(
     }
     rates->skipped = 0;
     return true;
+}
+
+uint64_t kv_rates_fetch_limit_ns(const kv_rates_t *rates, uint32_t token_count)
+{
+    double limit_ns = FETCH_SHORTEST_NS;
+    if (rates->computed_tokens_per_s > 0) {
+        double compute_ns = token_count / rates->computed_tokens_per_s * (double)KV_NS_PER_S;
+        limit_ns = compute_ns > limit_ns ? compute_ns : limit_ns;
+    }
+    return (uint64_t)(limit_ns < FETCH_LONGEST_NS ? limit_ns : FETCH_LONGEST_NS);
 }
 
 void kv_rates_prefilled(kv_rates_t *rates, uint32_t token_count, uint64_t duration_ns)

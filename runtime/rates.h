@@ -9,6 +9,9 @@
  * pay; after KV_FETCH_SKIPPED_MAX refusals in a row one is tried all the same, so that a wire that
  * was slow for a while is used again.
  *
+ * All fetches of a prompt together may take as long as computing what they are for would take, at
+ * least 5 s and at most 60: what has landed by then is kept, and the rest is computed.
+ *
  * How long a prefill node may be silent: 15 s, and six times what the requests ahead and this prompt
  * should take it, at the average of the latest prompts. A node that needs longer is given
  * up.
@@ -36,6 +39,9 @@ void kv_rates_computed(kv_rates_t *rates, uint32_t token_count, uint64_t duratio
 /* Of so many blocks; counts a refusal. */
 bool kv_rates_fetch_pays(
     kv_rates_t *rates, uint32_t block_count, uint32_t block_tokens, uint64_t block_bytes);
+
+/* For the fetches of so many tokens. */
+uint64_t kv_rates_fetch_limit_ns(const kv_rates_t *rates, uint32_t token_count);
 
 /* What a prefill node said of a prompt: tokens that it computed, and how long that took it. */
 void kv_rates_prefilled(kv_rates_t *rates, uint32_t token_count, uint64_t duration_ns);

@@ -16,7 +16,7 @@
 /* To bring blocks up: slots are first come first served, so that a longer wait would hold up this
  * node's own requests. */
 static const uint64_t PREPARE_LIMIT_NS = 1ull * KV_NS_PER_S;
-static const uint64_t LIMIT_NS = 10ull * KV_NS_PER_S;
+static const uint64_t LIMIT_NS = 60ull * KV_NS_PER_S;
 
 enum { EVENTS_MAX = 8 };
 

@@ -11,7 +11,7 @@
  * Errors: a message that is out of bounds, or one too many, is answered with Fetched and its
  * status, and makes no source.
  * Limits: KV_SOURCES_MAX at once, KV_SOURCES_PEER_MAX of one peer; blocks that are not in device
- * memory for half of its slots, all sources together; 1 s to bring them there, 10 s in all. The
+ * memory for half of its slots, all sources together; 1 s to bring them there, 60 s in all. The
  * blocks before those asked for are brought there too: device memory holds no block without its
  * parents. */
 #ifndef KV_RUNTIME_SOURCE_H

@@ -61,6 +61,17 @@ static void what_brought_nothing_counts_where_it_took_time(void **state)
     assert_true(rates.fetched_bytes_per_s == before * 0.75);
 }
 
+static void a_fetch_may_take_as_long_as_computing(void **state)
+{
+    (void)state;
+    kv_rates_t rates = {0};
+    assert_true(kv_rates_fetch_limit_ns(&rates, 100000) == 5ull * KV_NS_PER_S);
+    kv_rates_computed(&rates, 100, KV_NS_PER_S);
+    assert_true(kv_rates_fetch_limit_ns(&rates, 100) == 5ull * KV_NS_PER_S);
+    assert_true(kv_rates_fetch_limit_ns(&rates, 2000) == 20ull * KV_NS_PER_S);
+    assert_true(kv_rates_fetch_limit_ns(&rates, 100000) == 60ull * KV_NS_PER_S);
+}
+
 static void patience_grows_with_the_queue(void **state)
 {
     (void)state;
@@ -80,6 +91,7 @@ int main(void)
         cmocka_unit_test(the_faster_one_is_chosen),
         cmocka_unit_test(a_slow_wire_is_tried_again),
         cmocka_unit_test(what_brought_nothing_counts_where_it_took_time),
+        cmocka_unit_test(a_fetch_may_take_as_long_as_computing),
         cmocka_unit_test(patience_grows_with_the_queue),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
