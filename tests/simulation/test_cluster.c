@@ -6,6 +6,7 @@
 #include "simulation/fake_wire.h"
 #include "simulation/faults.h"
 #include "simulation/network.h"
+#include "simulation/version.h"
 #include "testing/testing.h"
 
 #include <stdio.h>
@@ -129,6 +130,7 @@ static void serve(uint64_t calm_ns)
 static void simulate(uint64_t seed)
 {
     world_begin(seed);
+    version_begin(seed % 8 == 7);
     static const uint64_t LATENCIES_NS[] = {5 * US, 50 * US, 500 * US, 5 * MS};
     uint64_t latency_ns = LATENCIES_NS[pick(4)];
     network_begin(latency_ns, latency_ns * (1 + pick(4)));
