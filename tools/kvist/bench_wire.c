@@ -120,6 +120,21 @@ static kv_status_t sample_rate(void *context, double *value_out, kv_error_t *err
     return status;
 }
 
+/* What both processes' cores did for a gigabyte. */
+static kv_status_t sample_cpu(void *context, double *value_out, kv_error_t *error)
+{
+    const side_t *side = context;
+    kv_ends_t *ends = &side->bench->ends;
+    kv_status_t status = kv_ends_move(ends, side->lane, &side->batch, error);
+    if (status == KV_OK) {
+        *value_out =
+            (double)ends->cpu_ns / 1e6 /
+            ((double)side->batch.run_count *
+                (double)kv_shape_run_bytes(&ends->end.lanes[side->lane].route.shape) / 1e9);
+    }
+    return status;
+}
+
 /* The median of the runs, from begin to landing. */
 static kv_status_t sample_latency(void *context, double *value_out, kv_error_t *error)
 {
@@ -194,20 +209,27 @@ static kv_status_t measure_latency(
         &(kv_side_t){sample_latency, &ours}, error);
 }
 
-static kv_status_t measure_rate(
-    bench_t *bench, bool shm, const kv_shape_t *shape, int operation, kv_error_t *error)
+/* The bandwidth, or the CPU time that it costs. */
+static kv_status_t measure_stream(
+    bench_t *bench, bool shm, const kv_shape_t *shape, bool cpu, int operation, kv_error_t *error)
 {
     char name[KV_BENCH_NAME_BYTES_MAX], against[80];
+    name_of(name, shm, shape, cpu ? ", CPU" : "");
+    if (!wants(bench, name)) {
+        return KV_OK;
+    }
     size_t run_bytes = kv_shape_run_bytes(shape);
     snprintf(against, sizeof against, "bare UCX, %s", KV_BARE_NAMES[operation]);
-    const kv_measure_t measure = {.name = name_of(name, shm, shape, ""),
-        .unit = "GB/s",
+    const bool judged = !cpu && run_bytes >= MIB && run_bytes < MIB + MIB / 16;
+    const kv_measure_t measure = {.name = name,
+        .unit = cpu ? "ms/GB" : "GB/s",
         .against = against,
-        .target = run_bytes >= MIB && run_bytes < MIB + MIB / 16 ? TARGET_BANDWIDTH : NAN};
+        .target = judged ? TARGET_BANDWIDTH : NAN};
     side_t ours = {bench, LANE_OURS, batch_of(bench, shape)};
     side_t theirs = {bench, LANE_THEIRS, ours.batch};
-    return kv_report_pairs(&bench->report, &measure, &(kv_side_t){sample_rate, &theirs},
-        &(kv_side_t){sample_rate, &ours}, error);
+    kv_status_t (*sample)(void *, double *, kv_error_t *) = cpu ? sample_cpu : sample_rate;
+    return kv_report_pairs(&bench->report, &measure, &(kv_side_t){sample, &theirs},
+        &(kv_side_t){sample, &ours}, error);
 }
 
 /* ---- beside what no target is set against ---- */
@@ -357,7 +379,8 @@ static kv_status_t run_shape(bench_t *bench, bool shm, size_t index, kv_error_t 
 {
     const kv_shape_t *shape = &SHAPES[index].shape;
     char name[KV_BENCH_NAME_BYTES_MAX];
-    const bool rate = wants(bench, name_of(name, shm, shape, ""));
+    const bool rate = wants(bench, name_of(name, shm, shape, "")) ||
+                      (SHAPES[index].beside && wants(bench, name_of(name, shm, shape, ", CPU")));
     const bool latency =
         SHAPES[index].latency && wants(bench, name_of(name, shm, shape, ", alone"));
     const bool beside = SHAPES[index].beside && wants_beside(bench, shm, shape);
@@ -374,8 +397,8 @@ static kv_status_t run_shape(bench_t *bench, bool shm, size_t index, kv_error_t 
         const kv_route_t theirs = route_of(bench, shm, shape, KV_CARRIER_BARE, best);
         status = kv_ends_open(&bench->ends, LANE_THEIRS, &theirs, error);
     }
-    if (status == KV_OK && rate) {
-        status = measure_rate(bench, shm, shape, best, error);
+    for (int cpu = 0; cpu <= SHAPES[index].beside && status == KV_OK && rate; cpu++) {
+        status = measure_stream(bench, shm, shape, cpu, best, error);
     }
     if (status == KV_OK && latency) {
         status = measure_latency(bench, shm, shape, best, error);

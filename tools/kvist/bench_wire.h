@@ -105,6 +105,7 @@ typedef struct {
     kv_end_t end;
     pid_t child;
     uint64_t *sent_ns, *landed_ns; /* [KV_BENCH_RUNS_MAX] of the last batch; shared memory */
+    uint64_t cpu_ns;               /* of both processes, for the last batch */
     bool opened[KV_LANES_MAX], failed;
 } kv_ends_t;
 

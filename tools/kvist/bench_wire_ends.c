@@ -12,6 +12,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static const kv_carrier_ops_t *const CARRIERS[KV_CARRIERS] = {
@@ -30,6 +31,7 @@ typedef struct {
 typedef struct {
     kv_status_t status;
     kv_error_t error;
+    uint64_t cpu_ns; /* that the command cost this process */
 } answer_t;
 
 /* ---- talking ---- */
@@ -123,6 +125,13 @@ static kv_status_t prove_run(kv_lane_t *lane, uint32_t run, kv_error_t *error)
 
 /* ---- the processes ---- */
 
+static uint64_t cpu_now_ns(void)
+{
+    struct timespec used;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+    return (uint64_t)used.tv_sec * KV_NS_PER_S + (uint64_t)used.tv_nsec;
+}
+
 static kv_status_t end_open(kv_end_t *end, size_t arena_bytes, kv_error_t *error)
 {
     kv_status_t status = kv_device_cpu_open(1, &end->device, error);
@@ -177,15 +186,19 @@ static _Noreturn void be_child(kv_end_t *end, size_t arena_bytes, uint64_t *sent
     answer.status = end_open(end, arena_bytes, &answer.error);
     while (kv_end_say(end, &answer, sizeof answer, NULL) == KV_OK &&
            kv_end_hear(end, &command, sizeof command, NULL) == KV_OK) {
+        const uint64_t begin_ns = cpu_now_ns();
         obey(end, &command, sent_ns, &answer);
+        answer.cpu_ns = cpu_now_ns() - begin_ns;
     }
     _exit(0);
 }
 
+/* Its CPU time is added to what is there. */
 static kv_status_t hear_answer(kv_ends_t *ends, kv_error_t *error)
 {
-    answer_t answer;
+    answer_t answer = {.cpu_ns = 0};
     kv_status_t status = kv_end_hear(&ends->end, &answer, sizeof answer, error);
+    ends->cpu_ns += answer.cpu_ns;
     return status != KV_OK || answer.status == KV_OK
                ? status
                : kv_fail(error, answer.status, "the sending process: %s", answer.error.text);
@@ -250,7 +263,9 @@ static kv_status_t command_both(kv_ends_t *ends, const command_t *command, kv_er
     kv_status_t status = kv_end_say(&ends->end, command, sizeof *command, error);
     if (status == KV_OK) {
         answer_t own;
+        const uint64_t begin_ns = cpu_now_ns();
         obey(&ends->end, command, ends->landed_ns, &own);
+        ends->cpu_ns = cpu_now_ns() - begin_ns;
         status = own.status == KV_OK ? hear_answer(ends, error)
                                      : kv_fail(error, own.status, "%s", own.error.text);
     }

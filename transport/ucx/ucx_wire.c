@@ -41,6 +41,8 @@ enum {
     FRONTS_MAX = 64, /* accepted, and their request not read yet */
     FRONT_BYTES_MAX = KV_DATA_FRONT_BYTES + KV_DATA_ADDRESS_BYTES_MAX,
     EVENTS_MAX = 16,
+    SEGMENT_HEAD_BYTES = 4 << 10, /* UCX's own, and to spare */
+    SEGMENT_BYTES_MAX = 1 << 20,
 };
 
 /* A message that came as a rendezvous, on its way into memory of its own. */
@@ -715,23 +717,34 @@ static kv_status_t device_of(const char *host, char *name_out, size_t name_bytes
     return status;
 }
 
+/* UCX's TCP segments, for sending and receiving (8 KiB and 64 KiB are its defaults): a message that
+ * fits into one is handed over where it was received, a larger one is first put together in memory
+ * of its own. */
+static void choose_segments(size_t message_bytes, char send_out[24], char receive_out[24])
+{
+    size_t bytes = message_bytes + SEGMENT_HEAD_BYTES;
+    bytes = bytes < SEGMENT_BYTES_MAX ? bytes : SEGMENT_BYTES_MAX;
+    snprintf(send_out, 24, "%zu", bytes);
+    snprintf(receive_out, 24, "%zu", 2 * bytes);
+}
+
 /* What UCX shall use, whatever its environment says: the network that the listener is on; large TCP
- * segments, since eager messages alone move KV (8 KiB is its default; the names carry no "TCP_"
- * here); no zero-copy sends, which stop the process when the peer resets the connection between two
+ * segments, since eager messages alone move KV (the names carry no "TCP_" here); no zero-copy sends, which stop the process when the peer resets the connection between two
  * halves of one (README.md). */
 static kv_status_t context_open(
-    bool shm, const char *host, ucp_context_h *context_out, kv_error_t *error)
+    const kv_wire_params_t *wire, ucp_context_h *context_out, kv_error_t *error)
 {
-    char device[IF_NAMESIZE + 1];
-    kv_status_t known = device_of(host, device, sizeof device, error);
+    char device[IF_NAMESIZE + 1], send_bytes[24], receive_bytes[24];
+    choose_segments(wire->message_bytes_max, send_bytes, receive_bytes);
+    kv_status_t known = device_of(wire->host, device, sizeof device, error);
     if (known != KV_OK) {
         return known;
     }
     const char *const settings[][2] = {
-        {"TLS", shm ? "posix,cma,tcp" : "tcp"},
+        {"TLS", wire->shm ? "posix,cma,tcp" : "tcp"},
         {"NET_DEVICES", device},
-        {"TX_SEG_SIZE", "64K"},
-        {"RX_SEG_SIZE", "256K"},
+        {"TX_SEG_SIZE", send_bytes},
+        {"RX_SEG_SIZE", receive_bytes},
         {"ZCOPY_THRESH", "inf"},
     };
     ucp_config_t *config;
@@ -824,7 +837,7 @@ static kv_status_t ucx_open(
         status = listener_open(side, error);
     }
     if (status == KV_OK) {
-        status = context_open(params->shm, params->host, &side->context, error);
+        status = context_open(params, &side->context, error);
     }
     if (status != KV_OK) {
         ucx_close(side);
