@@ -56,6 +56,7 @@ typedef struct {
     kv_store_seams_t seams;
     kvist_key_t name_space;
     kvist_store_t *store;
+    int64_t told[KVIST_TIER_REMOTE]; /* objects that each tier holds, as the store told it */
     char folder[512];
 } bench_t;
 
@@ -102,6 +103,23 @@ static inline void bench_with_disk(bench_t *bench, uint32_t segments)
     bench->params.disk_bytes = segments * bench->params.segment_bytes;
 }
 
+static inline void bench_note_change(void *context, const kvist_change_t *change)
+{
+    bench_t *bench = (bench_t *)context;
+    bench->told[change->tier] +=
+        change->stored ? change->block_count : -(int64_t)change->block_count;
+}
+
+/* So that check_accounts can hold what is told against what is there. */
+static inline void bench_listen(bench_t *bench)
+{
+    uint32_t cursor = 0;
+    memset(bench->told, 0, sizeof bench->told);
+    kvist_store_listen(bench->store, bench_note_change, bench);
+    while (kvist_store_held(bench->store, &cursor, 100, bench_note_change, bench)) {
+    }
+}
+
 /* The table fills while the store is polled. */
 static inline void bench_open_filling(bench_t *bench)
 {
@@ -111,6 +129,7 @@ static inline void bench_open_filling(bench_t *bench)
         print_message("open: %s\n", error.text);
     }
     assert_int_equal(status, KV_OK);
+    bench_listen(bench);
 }
 
 /* One round: waits for the store's descriptor (without threads everything is in the store's own
@@ -359,6 +378,7 @@ static inline void check_accounts(const bench_t *bench)
 {
     const kvist_store_t *store = bench->store;
     uint64_t device = 0, host = 0, disk = 0, disk_bytes = 0, linked = 0, unsaved = 0;
+    int64_t held[KVIST_TIER_REMOTE] = {0};
     for (uint32_t number = 0; number < kv_table_bound(store->table); number++) {
         const kv_object_t *object = kv_table_at(store->table, number);
         if ((object->flags & KV_OBJECT_USED) == 0) {
@@ -376,6 +396,9 @@ static inline void check_accounts(const bench_t *bench)
         host += kv_object_on_host(object);
         disk += kv_object_on_disk(object);
         unsaved += !kv_object_on_disk(object);
+        held[KVIST_TIER_DEVICE] += on_device;
+        held[KVIST_TIER_HOST] += kv_object_on_host(object);
+        held[KVIST_TIER_DISK] += kv_object_on_disk(object);
         disk_bytes +=
             kv_object_on_disk(object) ? (uint64_t)object->length_pages * KV_PAGE_BYTES : 0;
         assert_true(on_device || kv_object_on_host(object) || kv_object_on_disk(object));
@@ -394,6 +417,10 @@ static inline void check_accounts(const bench_t *bench)
     assert_int_equal(disk, stats.tiers[KVIST_TIER_DISK].object_count);
     assert_int_equal(disk_bytes, stats.tiers[KVIST_TIER_DISK].used_bytes);
     assert_int_equal(unsaved, stats.unsaved_objects);
+    if (store->changes != NULL) {
+        kv_changes_tell(bench->store);
+        assert_memory_equal(held, bench->told, sizeof held);
+    }
     uint64_t quota_bytes = bench->params.disk_bytes;
     for (uint32_t i = 0; i < bench->params.disk_count; i++) {
         quota_bytes += bench->params.disks[i].bytes;

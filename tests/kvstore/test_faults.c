@@ -150,6 +150,7 @@ static bool try(trial_t *trial)
     kv_status_t status =
         kv_store_open_with(&trial->bench.params, &trial->bench.seams, &trial->bench.store, &error);
     if (status == KV_OK) {
+        bench_listen(&trial->bench);
         if (trial->index != NULL) {
             kv_index_memory_watch(trial->index, (kv_index_watch_t){fail_index, trial});
         }
