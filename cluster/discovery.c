@@ -156,6 +156,11 @@ void kv_discovery_leave(kv_discovery_t *discovery)
     }
 }
 
+bool kv_discovery_has_left(const kv_discovery_t *discovery)
+{
+    return discovery == NULL || discovery->etcd == NULL || kv_etcd_has_left(discovery->etcd);
+}
+
 void kv_discovery_close(kv_discovery_t *discovery)
 {
     if (discovery != NULL) {

@@ -26,6 +26,7 @@
 enum {
     TICK_MS = 250,
     CALL_LIMIT_MS = 3000,
+    LEAVE_LIMIT_MS = 1000,
     PAUSE_MS_MIN = 250,
     PAUSE_MS_MAX = 2000,
     WATCH_LIFE_MS = 60000,
@@ -428,8 +429,13 @@ void kv_etcd_leave(kv_etcd_t *etcd)
     uv_timer_stop(&etcd->timer);
     if (registered) {
         start(etcd, &etcd->call, "/v3/lease/revoke", kv_etcd_lease(etcd->lease),
-            (kv_http_call_params_t){.limit_ms = CALL_LIMIT_MS, .ended = on_revoked});
+            (kv_http_call_params_t){.limit_ms = LEAVE_LIMIT_MS, .ended = on_revoked});
     }
+}
+
+bool kv_etcd_has_left(const kv_etcd_t *etcd)
+{
+    return etcd->call == NULL;
 }
 
 static void on_timer_closed(uv_handle_t *handle)

@@ -43,6 +43,9 @@ kv_status_t kv_etcd_open(const kv_etcd_params_t *params, kv_etcd_t **etcd_out, k
  * more. */
 void kv_etcd_leave(kv_etcd_t *etcd);
 
+/* After a leave: whether etcd has answered, or had its second. */
+bool kv_etcd_has_left(const kv_etcd_t *etcd);
+
 /* No callback any more. Its handles end in later turns of the loop. */
 void kv_etcd_close(kv_etcd_t *etcd);
 

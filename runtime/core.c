@@ -372,7 +372,8 @@ static void ticked(void *context)
     kv_requests_tick(&core->sources, kv_clock_now_ns());
     uint32_t running = kv_requests_running(&core->requests);
     kv_peers_set_load(core->public.peers, core->requests.count - running, running);
-    if (core->requests.count > 0 || core->sources.count > 0) {
+    if (core->requests.count > 0 || core->sources.count > 0 ||
+        (core->public.stopping && !kv_discovery_has_left(core->discovery))) {
         return;
     }
     kv_timer_stop(core->tick);
