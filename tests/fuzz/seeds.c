@@ -5,12 +5,14 @@
 #include "fuzz.h"
 
 #include "base/check.h"
+#include "cluster/members.h"
 #include "proto/admin.pb-c.h"
 #include "proto/frame.h"
 #include "proto/wire.pb-c.h"
 #include "transport/data_message.h"
 
 #include <errno.h>
+#include <openssl/evp.h>
 #include <sys/stat.h>
 
 typedef struct {
@@ -339,6 +341,44 @@ static void write_events(const char *folder)
     write_seed(folder, "events", "whole", &seed);
 }
 
+static void add_text(seed_t *seed, uint8_t kind, const char *text)
+{
+    add_u8(seed, kind);
+    add_u16(seed, (uint16_t)strlen(text));
+    add(seed, text, strlen(text));
+}
+
+/* A list of two nodes, one of which goes, then a lease and an error. */
+static void write_etcd(const char *folder)
+{
+    seed_t seed = {.count = 0};
+    char keys[2][128], values[2][256], text[1024];
+    for (int i = 0; i < 2; i++) {
+        kv_member_t member = {.role = KVIST__WIRE__ROLE__ROLE_DECODE, .version = "1"};
+        snprintf(member.name, sizeof member.name, "decode-%d", i);
+        snprintf(member.address, sizeof member.address, "10.0.0.%d:7000", i);
+        snprintf(text, sizeof text, "/kvist/kvist/nodes/%s", member.name);
+        EVP_EncodeBlock((uint8_t *)keys[i], (const uint8_t *)text, (int)strlen(text));
+        char *value = kv_member_write(&member);
+        EVP_EncodeBlock((uint8_t *)values[i], (const uint8_t *)value, (int)strlen(value));
+        free(value);
+    }
+    snprintf(text, sizeof text,
+        "{\"header\":{\"revision\":\"9\"},\"kvs\":[{\"key\":\"%s\",\"value\":\"%s\","
+        "\"mod_revision\":\"7\"},{\"key\":\"%s\",\"value\":\"%s\",\"mod_revision\":\"8\"}]}",
+        keys[0], values[0], keys[1], values[1]);
+    add_text(&seed, 0, text);
+    snprintf(text, sizeof text,
+        "{\"result\":{\"events\":[{\"type\":\"DELETE\",\"kv\":{\"key\":\"%s\"}},{\"kv\":{"
+        "\"key\":\"%s\",\"value\":\"%s\",\"mod_revision\":\"10\"}}]}}",
+        keys[0], keys[1], values[0]);
+    add_text(&seed, 1, text);
+    add_text(&seed, 1, "{\"result\":{\"canceled\":true,\"compact_revision\":\"5\"}}");
+    add_text(&seed, 2, "{\"result\":{\"ID\":\"7587848390\",\"TTL\":\"10\"}}");
+    add_text(&seed, 3, "{\"error\":\"etcdserver: requested lease not found\",\"code\":5}");
+    write_seed(folder, "etcd", "whole", &seed);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2 || (mkdir(argv[1], 0755) != 0 && errno != EEXIST)) {
@@ -351,5 +391,6 @@ int main(int argc, char **argv)
     write_mover(argv[1]);
     write_admin(argv[1]);
     write_events(argv[1]);
+    write_etcd(argv[1]);
     return 0;
 }
