@@ -108,7 +108,7 @@ class EtcdCluster(Cluster):
                      f"--cluster.key_file={self.folder}/key", f"--model.path={self.model}",
                      f"--cluster.etcd={self.etcd_url()}", *own, *options]
         if role == "gateway":
-            arguments.append(f"--gateway.http_port={self.ports['http']}")
+            arguments.append(f"--gateway.http_port={self.ports['http'] if name == 'g1' else 0}")
         elif name in self.ports:
             arguments.append(f"--node.port={self.ports[name]}")
         with open(f"{self.folder}/logs/{name}.log", "ab") as log:
@@ -246,6 +246,33 @@ def test_etcd_dies_and_returns(cluster):
     assert not clients.failures, clients.failures
     assert cluster.log("d1").count("peer down name p1") == 1, cluster.log("d1")
     print(f"         connected {back_s:.2f} s after its return", flush=True)
+
+
+def test_https_is_checked(cluster):
+    """A second etcd with a certificate of its own; gateways, which only read, with and without it."""
+    folder, port, peer_port = cluster.folder, free_port(), free_port() + 7001
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=etcd", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout",
+         f"{folder}/tls.key", "-out", f"{folder}/tls.pem"], check=True, capture_output=True)
+    url, peer = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
+    with open(f"{folder}/logs/etcd-tls.log", "ab") as log:
+        cluster.processes["etcd-tls"] = subprocess.Popen(
+            ["etcd", "--name", "tls", "--data-dir", f"{folder}/etcd-tls", "--cert-file",
+             f"{folder}/tls.pem", "--key-file", f"{folder}/tls.key", "--listen-client-urls", url,
+             "--advertise-client-urls", url, "--listen-peer-urls", peer,
+             "--initial-advertise-peer-urls", peer, "--initial-cluster", f"tls={peer}"],
+            stdout=log, stderr=log)
+    named = f"https://localhost:{port}"  # a name is looked up
+    cluster.start("g2", f"--cluster.etcd={named}", f"--cluster.etcd_ca_file={folder}/tls.pem")
+    cluster.start("g3", f"--cluster.etcd={named}")
+    try:
+        wait_until(lambda: f"etcd at {named} up" in cluster.log("g2"), 20, "g2 to trust it")
+        wait_until(lambda: "certificate" in cluster.log("g3"), 20, "g3 to refuse it")
+        assert f"etcd at {named} up" not in cluster.log("g3")
+    finally:
+        for name in ("g2", "g3", "etcd-tls"):
+            cluster.stop(name, signal.SIGTERM)
 
 
 def test_rubbish_in_etcd_is_left_alone(cluster):

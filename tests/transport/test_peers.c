@@ -723,6 +723,46 @@ static void a_mesh_of_one_list(void **state)
     close_loop(&loop);
 }
 
+/* An address that does not even answer (its packets are lost), for as long as a pause can grow: a
+ * node that appears there is up within 2 s, whatever the attempt before it was doing. */
+static void a_return_out_of_silence_takes_2_s_at_most(void **state)
+{
+    (void)state;
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    node_t a = {0}, b = {0};
+    kv_peers_params_t pa = params_of(&a, &loop, "a", false), pb = params_of(&b, &loop, "b", true);
+    /* A full backlog: the kernel drops what else comes. */
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t bytes = sizeof address;
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    assert_int_equal(bind(listener, (struct sockaddr *)&address, bytes), 0);
+    assert_int_equal(listen(listener, 0), 0);
+    assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &bytes), 0);
+    int fillers[4];
+    for (int i = 0; i < 4; i++) {
+        fillers[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        (void)!connect(fillers[i], (struct sockaddr *)&address, sizeof address);
+    }
+    open_node(&a, &pa);
+    connect_to(&a, ntohs(address.sin_port));
+    run_for(&loop, 4100); /* in the middle of an attempt */
+    assert_int_equal(a.up, 0);
+    for (int i = 0; i < 4; i++) {
+        close(fillers[i]);
+    }
+    close(listener);
+    pb.listen_port = ntohs(address.sin_port);
+    open_node(&b, &pb);
+    uint64_t begin_ns = kv_clock_now_ns();
+    assert_true(run_until(&loop, &a.up, 1, 2000));
+    print_message("out of silence after %.0f ms\n", (double)(kv_clock_now_ns() - begin_ns) / 1e6);
+    kv_peers_destroy(a.peers);
+    kv_peers_destroy(b.peers);
+    close_loop(&loop);
+}
+
 static void an_address_is_taken_away(void **state)
 {
     (void)state;
@@ -848,6 +888,7 @@ int main(void)
         cmocka_unit_test(a_full_queue_answers_busy),
         cmocka_unit_test(two_that_open_to_each_other_keep_one),
         cmocka_unit_test(a_mesh_of_one_list),
+        cmocka_unit_test(a_return_out_of_silence_takes_2_s_at_most),
         cmocka_unit_test(an_address_is_taken_away),
         cmocka_unit_test(only_useful_roles_are_opened),
         cmocka_unit_test(a_false_name_keeps_nobody_out),
