@@ -45,7 +45,7 @@ kv_status_t kv_discovery_open(
  * no more. Connections stay. NULL: nothing. */
 void kv_discovery_leave(kv_discovery_t *discovery);
 
-/* After a leave: whether that was heard, or has been waited for long enough (a second). NULL: true. */
+/* After a leave: whether that was heard, or waited for long enough (a second). NULL: true. */
 bool kv_discovery_has_left(const kv_discovery_t *discovery);
 
 /* Before kv_peers_destroy. Its handles end in later turns of the loop. NULL: nothing. */

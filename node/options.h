@@ -51,7 +51,7 @@ typedef struct {
         char *advertise; /* "host:port", or empty: host and port */
         int wire;        /* kv_wire_t */
         uint64_t busy_poll_ns;
-        char *admin;     /* path of the admin socket, never empty after kv_options_load */
+        char *admin; /* path of the admin socket, never empty after kv_options_load */
         uint64_t drain_limit_ns;
         int log_level; /* kv_log_level_t */
     } node;

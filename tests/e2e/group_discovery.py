@@ -249,7 +249,7 @@ def test_etcd_dies_and_returns(cluster):
 
 
 def test_https_is_checked(cluster):
-    """A second etcd with a certificate of its own; gateways, which only read, with and without it."""
+    """A second etcd with a certificate of its own; gateways with and without it."""
     folder, port, peer_port = cluster.folder, free_port(), free_port() + 7001
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
