@@ -117,7 +117,7 @@ static void write_panel(FILE *file, const kv_plot_t *plot, const bounds_t *bound
     }
     write_axes(file, plot, bounds, panel);
     write_text(file, x_of(bounds, panel, bounds->x_low), TOP - 8, "start", "#1f4e79", from->title);
-    fputs("<path fill='none' stroke='#1f4e79' stroke-opacity='0.5' stroke-width='3.2' "
+    fputs("<path fill='none' stroke='#1f4e79' stroke-opacity='0.7' stroke-width='3.2' "
           "stroke-linecap='round' d='",
         file); /* a dot is a line without length that has round ends */
     for (size_t i = 0; i < from->point_count; i++) {
