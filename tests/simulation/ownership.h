@@ -20,8 +20,7 @@ void ownership_close(process_t *process);
 /* Turns of the mover begin and end: what is written meanwhile, the mover writes. */
 void ownership_enter_mover(process_t *process, bool enter);
 
-/* A computation begins or ends on a lease's block table, whose blocks from first_block on it writes.
- */
+/* A computation begins or ends on a lease's block table; it writes blocks from first_block on. */
 void ownership_compute(process_t *process, const uint32_t *slots, uint32_t first_block,
     uint32_t slot_count, bool begins);
 void ownership_written(process_t *process, uint32_t slot, const char *who);
