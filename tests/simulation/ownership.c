@@ -29,8 +29,9 @@ struct lease_note {
 typedef struct expected expected_t;
 struct expected {
     expected_t *next;
+    kv_link_t link;
     uint64_t transfer_id;
-    bool ended;
+    bool failed, ended;
     uint32_t block_count, *slots;
 };
 
@@ -255,8 +256,11 @@ kv_status_t __wrap_kv_mover_expect(
         return status;
     }
     expected_t *expected = world_allocate(sizeof *expected);
-    *expected = (expected_t){ownership->expected, transfer_id, false, wanted->block_count,
-        world_allocate(wanted->block_count * sizeof *expected->slots)};
+    *expected = (expected_t){.next = ownership->expected,
+        .link = link,
+        .transfer_id = transfer_id,
+        .block_count = wanted->block_count,
+        .slots = world_allocate(wanted->block_count * sizeof *expected->slots)};
     ownership->expected = expected;
     for (uint32_t i = 0; i < wanted->block_count; i++) {
         slot_t *slot = &ownership->slots[slots[i]];
@@ -330,6 +334,25 @@ static void piece_ends(ownership_t *ownership, const kv_mover_event_t *event)
     }
 }
 
+/* What was expected of a link that is gone has failed, soon. */
+static void check_failed(void *subject, uint64_t link)
+{
+    const ownership_t *ownership = subject;
+    for (const expected_t *at = ownership->expected; at != NULL; at = at->next) {
+        if (at->link == link && !at->failed && !at->ended) {
+            violation("transfer %llu is expected of a link that is down",
+                (unsigned long long)at->transfer_id);
+        }
+    }
+}
+
+static void expectation_fails(ownership_t *ownership, uint64_t transfer_id)
+{
+    for (expected_t *at = ownership->expected; at != NULL; at = at->next) {
+        at->failed |= at->transfer_id == transfer_id;
+    }
+}
+
 bool __real_kv_mover_poll(kv_mover_t *mover, kv_mover_event_t *event_out);
 bool __wrap_kv_mover_poll(kv_mover_t *mover, kv_mover_event_t *event_out);
 bool __wrap_kv_mover_poll(kv_mover_t *mover, kv_mover_event_t *event_out)
@@ -342,7 +365,11 @@ bool __wrap_kv_mover_poll(kv_mover_t *mover, kv_mover_event_t *event_out)
     trace("mover: %s transfer %llu status %s %s", NAMES[event_out->kind],
         (unsigned long long)event_out->transfer_id, kv_status_name(event_out->status),
         event_out->text);
-    if (event_out->kind == KV_MOVED_SENT) {
+    if (event_out->kind == KV_MOVED_LINK_DOWN) {
+        world_after(1 * SECOND, process_current(), check_failed, here(), event_out->link);
+    } else if (event_out->kind == KV_MOVED_FAILED) {
+        expectation_fails(here(), event_out->transfer_id);
+    } else if (event_out->kind == KV_MOVED_SENT) {
         piece_ends(here(), event_out);
     } else if (event_out->kind == KV_MOVED_LANDED || event_out->kind == KV_MOVED_REVOKED) {
         expectation_ends(here(), event_out->transfer_id);
