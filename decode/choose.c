@@ -15,6 +15,9 @@ typedef struct {
     size_t other_count;
 } search_t;
 
+/* Behind all whose data link is up: that one may lead nowhere. */
+enum { LOAD_WITHOUT_LINK = 1 << 24 };
+
 static uint32_t load_of(const kv_core_t *core, const kv_peer_t *peer)
 {
     uint32_t told = kv_peer_queued_requests(peer) + kv_peer_running_requests(peer);
@@ -22,7 +25,7 @@ static uint32_t load_of(const kv_core_t *core, const kv_peer_t *peer)
     for (uint32_t i = 0; i < core->requests->count; i++) {
         sent += kv_decode_request_waits_for(core->requests->items[i], peer);
     }
-    return told > sent ? told : sent;
+    return (told > sent ? told : sent) + (kv_core_link_up(peer) ? 0 : LOAD_WITHOUT_LINK);
 }
 
 static bool will_do(const kv_decode_choice_t *choice, const kv_peer_t *peer)
@@ -89,6 +92,6 @@ kv_peer_t *kv_decode_choose(kv_core_t *core, const kv_decode_choice_t *choice, u
         kv_peer_t *found = holder(&search);
         search.best = found != NULL ? found : search.best;
     }
-    *ahead_out = search.load;
+    *ahead_out = search.load % LOAD_WITHOUT_LINK;
     return search.best;
 }

@@ -33,7 +33,8 @@ struct kv_decode_request {
     kvist_mode_t mode;
     /* Of this attempt: when it ends at the latest, and when without a sign of progress. */
     uint64_t deadline_ns, progress_deadline_ns;
-    uint32_t ahead; /* requests that the prefill node had already */
+    uint64_t landing_deadline_ns; /* of what the peer has sent, all of it */
+    uint32_t ahead;               /* requests that the prefill node had already */
 
     kvist_lease_t *lease;
     char **streamed_arithmetic; /* of the whole blocks that this attempt streams; NULL: not known */
@@ -58,6 +59,12 @@ struct kv_decode_request {
     char miss[32], prefilled_by[64];
     uint64_t arrived_ns, compute_started_ns;
 };
+
+static void forget_deadlines(kv_decode_request_t *request)
+{
+    request->deadline_ns = request->progress_deadline_ns = UINT64_MAX;
+    request->landing_deadline_ns = UINT64_MAX;
+}
 
 static uint32_t block_tokens(const kv_decode_request_t *request)
 {
@@ -283,7 +290,7 @@ static void do_choose(kv_decode_request_t *request)
             1);
     }
     forget_streamed(request);
-    request->deadline_ns = request->progress_deadline_ns = UINT64_MAX;
+    forget_deadlines(request);
     kv_decode_choice_t choice = {
         .tried = request->tried,
         .tried_count = request->tried_count,
@@ -492,7 +499,7 @@ kv_decode_request_t *kv_decode_request_create(
     request->name_space = kv_core_namespace(core, request->salt, request->salt_bytes);
     request->mode = (kvist_mode_t)message->cache_mode;
     request->arrived_ns = kv_clock_now_ns();
-    request->deadline_ns = request->progress_deadline_ns = UINT64_MAX;
+    forget_deadlines(request);
     kvist__wire__usage__init(&request->usage);
     kvist__wire__cached_tokens__init(&request->cached);
     request->usage.cached = &request->cached;
@@ -598,6 +605,18 @@ static void take_prefilling(kv_decode_request_t *request, const Kvist__Wire__Pre
                       .kind = KV_PD_DECODE_EV_PREFILLING, .transfer_id = prefilling->transfer_id});
 }
 
+/* All of it was handed to the wire, says the peer. Where it does not come all the same, its data
+ * link leads nowhere, whatever its heartbeats say: links and connections are made anew. */
+static void expect_landing(kv_decode_request_t *request)
+{
+    const kv_pd_decode_t *machine = &request->machine;
+    if (machine->state == KV_PD_DECODE_STREAMING && machine->prefilled && !machine->landed) {
+        request->progress_deadline_ns = UINT64_MAX;
+        request->landing_deadline_ns =
+            kv_clock_now_ns() + (uint64_t)KV_MOVER_STALL_MS * KV_NS_PER_MS;
+    }
+}
+
 static void take_prefilled(kv_decode_request_t *request, const Kvist__Wire__Prefilled *prefilled)
 {
     kv_status_t status = (kv_status_t)prefilled->status;
@@ -637,6 +656,7 @@ static void take_prefilled(kv_decode_request_t *request, const Kvist__Wire__Pref
     post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_PREFILLED,
                       .transfer_id = prefilled->transfer_id,
                       .status = status});
+    expect_landing(request);
 }
 
 static void cancel(kv_decode_request_t *request, const char *why)
@@ -767,8 +787,14 @@ static void peer_down(void *context, kv_peer_t *peer)
 static void tick(void *context, uint64_t now_ns)
 {
     kv_decode_request_t *request = context;
+    if (now_ns > request->landing_deadline_ns) {
+        request->landing_deadline_ns = UINT64_MAX;
+        if (request->machine.state == KV_PD_DECODE_STREAMING && request->prefill != NULL) {
+            kv_peer_close(request->prefill, KV_PEER_LOST, "what it has sent does not come");
+        }
+    }
     if (now_ns > request->deadline_ns || now_ns > request->progress_deadline_ns) {
-        request->deadline_ns = request->progress_deadline_ns = UINT64_MAX;
+        forget_deadlines(request);
         post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_TIMEOUT});
     }
 }

@@ -86,6 +86,7 @@ static void wait_for_work(kv_mover_t *mover, uint64_t deadline_ns, uint64_t now_
 
 unsigned mover_turn(kv_mover_t *mover, uint64_t now_ns, uint64_t *deadline_ns_out)
 {
+    mover->now_ns = now_ns;
     mover_drain_commands(mover);
     if (mover->stopping) {
         return 0;

@@ -48,8 +48,9 @@ enum {
     KV_MOVER_BLOCKS_MAX = 1 << 20,    /* of one transfer */
     KV_MOVER_RANGES_MAX = 16384,      /* of one piece, of one expectation */
     KV_MOVER_MESSAGE_BYTES =
-        (256 << 10) + 4096, /* the largest message: data, and a page for the rest */
-    KV_MOVER_IN_FLIGHT = 6, /* messages a link */
+        (256 << 10) + 4096,   /* the largest message: data, and a page for the rest */
+    KV_MOVER_IN_FLIGHT = 6,   /* messages a link */
+    KV_MOVER_STALL_MS = 4000, /* none of them leaves: the link is lost */
 };
 
 typedef struct kv_mover kv_mover_t;

@@ -85,7 +85,8 @@ struct link {
     uint16_t port;
     uint8_t token[KV_DATA_TOKEN_BYTES];
     bool connects, same_host, shm, was_up;
-    uint64_t deadline_ns; /* to be up */
+    uint64_t deadline_ns; /* to be up; then for one of the messages in flight to leave */
+    uint32_t in_flight;
     kv_wire_pipe_t *pipe;
     staging_t staging[KV_MOVER_IN_FLIGHT];
     piece_t *queue, **queue_tail;
@@ -121,6 +122,7 @@ struct kv_mover {
     uint64_t busy_poll_ns;
     kv_mailbox_t commands, events;
     link_t *links;
+    uint64_t now_ns; /* of this turn */
     expectation_t *expectations[EXPECTATION_BUCKETS];
 
     _Atomic uint64_t next_link, next_transfer;
@@ -149,6 +151,8 @@ void link_adopt(kv_mover_t *mover, link_t *link);
 void link_requested(void *context, kv_wire_request_t *request, uint64_t id);
 void link_opened(void *owner);
 void link_received(void *owner, const void *bytes, size_t count);
+/* One of the messages in flight has KV_MOVER_STALL_MS to leave, from now on. */
+void link_expect_progress(link_t *link);
 void link_lost(void *owner, kv_status_t status, const char *reason);
 void link_fail(link_t *link, kv_status_t status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -58,6 +58,13 @@ void link_adopt(kv_mover_t *mover, link_t *link)
     mover->links = link;
 }
 
+void link_expect_progress(link_t *link)
+{
+    if (link->state == LINK_UP) {
+        link->deadline_ns = link->mover->now_ns + (uint64_t)KV_MOVER_STALL_MS * KV_NS_PER_MS;
+    }
+}
+
 static uint64_t request_id(const link_t *link)
 {
     return kv_get_u64(link->token) >> 1 << 1;
@@ -161,6 +168,7 @@ static void come_up(link_t *link)
         return;
     }
     link->state = LINK_UP;
+    link_expect_progress(link);
     link->was_up = true;
     atomic_fetch_add(&mover->links_up, 1);
     kv_log_info("transport", "data link up peer %s wire %s lane %s", link->name,
@@ -236,6 +244,21 @@ static void link_end(link_t *link)
     free(link);
 }
 
+/* Heartbeats pass on another connection: they do not tell that this one leads nowhere. */
+static void link_late(link_t *link)
+{
+    if (link->state == LINK_UP) {
+        link_fail(
+            link, KV_PEER_LOST, "nothing that was sent has left for %d ms", KV_MOVER_STALL_MS);
+        return;
+    }
+    if (link->state == LINK_UNPROVEN) {
+        atomic_fetch_add(&link->mover->refused_endpoints, 1);
+    }
+    link_fail(
+        link, KV_PEER_LOST, "the peer did not open the data link within %d ms", LINK_UP_LIMIT_MS);
+}
+
 uint64_t links_advance(kv_mover_t *mover, uint64_t now_ns)
 {
     uint64_t deadline_ns = UINT64_MAX;
@@ -245,13 +268,9 @@ uint64_t links_advance(kv_mover_t *mover, uint64_t now_ns)
         if (link->state == LINK_NEW) {
             begin_connecting(link);
         }
-        if (link->state != LINK_UP && link->state != LINK_FAILED) {
+        if (link->state == LINK_UP ? link->in_flight > 0 : link->state != LINK_FAILED) {
             if (link->deadline_ns <= now_ns) {
-                if (link->state == LINK_UNPROVEN) {
-                    atomic_fetch_add(&mover->refused_endpoints, 1);
-                }
-                link_fail(link, KV_PEER_LOST, "the peer did not open the data link within %d ms",
-                    LINK_UP_LIMIT_MS);
+                link_late(link);
             } else if (link->deadline_ns < deadline_ns) {
                 deadline_ns = link->deadline_ns;
             }

@@ -53,6 +53,24 @@ static staging_t *free_staging(link_t *link)
     return NULL;
 }
 
+/* From a first message in flight on, and from each one that left, the next one has its time. */
+static void staging_take(link_t *link, staging_t *staging, piece_t *piece)
+{
+    staging->piece = piece;
+    staging->busy = true;
+    if (link->in_flight++ == 0) {
+        link_expect_progress(link);
+    }
+}
+
+static void staging_give(link_t *link, staging_t *staging)
+{
+    staging->piece = NULL;
+    staging->busy = false;
+    link->in_flight--;
+    link_expect_progress(link);
+}
+
 static bool whole_blocks(const kv_mover_t *mover, const piece_t *piece)
 {
     return piece->range_count <= KV_DATA_RANGES_MAX &&
@@ -163,13 +181,12 @@ static bool send_next_message(link_t *link, piece_t *piece, staging_t *staging)
     kv_data_blocks_t blocks;
     next_blocks(mover, piece, &blocks);
     gather(mover, piece, &blocks, staging->bytes);
-    staging->piece = piece;
-    staging->busy = true;
+    staging_take(link, staging, piece);
     piece->messages++;
     kv_status_t status =
         mover->driver->send(link->pipe, staging->bytes, kv_data_blocks_bytes(&blocks), staging);
     if (status != KV_OK && status != KV_BUSY) {
-        staging->busy = false;
+        staging_give(link, staging);
         piece->messages--;
         link_fail(link, status, "cannot send: %s", kv_status_name(status));
         return false;
@@ -209,13 +226,12 @@ void send_opening(link_t *link, kv_data_kind_t kind)
     } else {
         kv_data_welcome_encode(staging->bytes);
     }
-    staging->piece = NULL;
-    staging->busy = true;
+    staging_take(link, staging, NULL);
     kv_status_t status = link->mover->driver->send(link->pipe, staging->bytes, count, staging);
     if (status == KV_BUSY) {
         return;
     }
-    staging->busy = false;
+    staging_give(link, staging);
     if (status != KV_OK) {
         link_fail(link, status, "cannot send: %s", kv_status_name(status));
     }
@@ -226,8 +242,7 @@ void send_done(void *owner, void *tag, kv_status_t status)
     link_t *link = owner;
     staging_t *staging = tag;
     piece_t *piece = staging->piece;
-    staging->busy = false;
-    staging->piece = NULL;
+    staging_give(link, staging);
     if (status != KV_OK) {
         link_fail(link, KV_PEER_LOST, "the wire gave up a message: %s", kv_status_name(status));
     }

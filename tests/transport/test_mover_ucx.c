@@ -330,6 +330,29 @@ static void a_stopped_receiver_frees_every_piece(void **state)
     a_receiver_dies(*state, true);
 }
 
+/* The same, and nobody closes anything: a network that leads nowhere looks like this too. */
+static void a_stalled_link_ends_by_itself(void **state)
+{
+    const wire_case_t *wire = *state;
+    int fd;
+    pid_t pid = start_child(child_receives, wire->wire, &fd);
+    toy_node_t node;
+    uint16_t port;
+    get(fd, &port, sizeof port);
+    assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
+    kv_link_t link = toy_link(&node, port, true, 0x5a);
+    toy_expect_event(&node, KV_MOVED_LINK_UP);
+    kill(pid, SIGSTOP);
+    uint64_t begin_ns = kv_clock_now_ns();
+    send_to_child(&node, link, 1);
+    assert_int_equal(toy_expect_event(&node, KV_MOVED_SENT).status, KV_PEER_LOST);
+    assert_non_null(strstr(toy_expect_event(&node, KV_MOVED_LINK_DOWN).text, "has left"));
+    assert_true(kv_clock_now_ns() - begin_ns >= (uint64_t)KV_MOVER_STALL_MS * KV_NS_PER_MS);
+    kill(pid, SIGKILL);
+    end_child(pid, fd, true);
+    toy_close(&node);
+}
+
 /* ---- who may not in ---- */
 
 static void child_with_wrong_token(kv_wire_t wire, int fd)
@@ -609,6 +632,8 @@ int main(void)
         ON(tcp, a_killed_receiver_frees_every_piece),
         ON(shm, a_stopped_receiver_frees_every_piece),
         ON(tcp, a_stopped_receiver_frees_every_piece),
+        ON(shm, a_stalled_link_ends_by_itself),
+        ON(tcp, a_stalled_link_ends_by_itself),
         ON(shm, only_the_expected_peer_gets_a_link),
         ON(tcp, only_the_expected_peer_gets_a_link),
         ON(shm, garbage_on_the_data_port_does_no_harm),
