@@ -12,8 +12,8 @@
  * All fetches of a prompt together may take as long as computing what they are for would take, at
  * least 5 s and at most 60: what has landed by then is kept, and the rest is computed.
  *
- * How long a prefill node may be silent: 15 s, and six times what the requests ahead and this prompt
- * should take it, at the average of the latest prompts. A node that needs longer is given
+ * How long a prefill node may be silent: 15 s, and six times what the requests ahead and this
+ * prompt should take it, at the average of the latest prompts. A node that needs longer is given
  * up.
  *
  * Threads: as its caller.
