@@ -24,12 +24,13 @@ const char *fault_name(fault_t fault)
 
 /* ---- nodes that go and come ---- */
 
+/* Waits for the end of one that is ending; where another life has begun already, that is it. */
 static void revive(void *subject, uint64_t detail)
 {
     node_t *node = subject;
     if (node->process == NULL) {
         process_start(node);
-    } else {
+    } else if (node->process->terminated) {
         world_after(100 * MS, NULL, revive, node, detail);
     }
 }

@@ -69,7 +69,7 @@ static bool everything_is_quiet(void)
 {
     for (uint32_t i = 0; i < node_count; i++) {
         const process_t *process = nodes[i].process;
-        if (process == NULL || process->request_count > 0) {
+        if (process == NULL || process->terminated || process->request_count > 0) {
             return false;
         }
     }
