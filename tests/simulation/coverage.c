@@ -12,13 +12,34 @@ enum { STATES_MAX = 16, EVENTS_MAX = 32 };
 typedef struct {
     const char *name;
     uint32_t state_count, event_count;
+    int lost_event;   /* the peer is gone */
+    uint32_t waiting; /* bits: states that wait for it */
     uint64_t counts[STATES_MAX][EVENTS_MAX];
 } machine_t;
 
-static machine_t decode = {"decode", KV_PD_DECODE_DONE + 1, KV_PD_DECODE_EV_CANCEL + 1, {{0}}};
+static machine_t decode = {
+    .name = "decode",
+    .state_count = KV_PD_DECODE_DONE + 1,
+    .event_count = KV_PD_DECODE_EV_CANCEL + 1,
+    .lost_event = KV_PD_DECODE_EV_PEER_DOWN,
+    .waiting = 1u << KV_PD_DECODE_STREAMING,
+};
 static machine_t prefill = {
-    "prefill", KV_PD_PREFILL_DONE + 1, KV_PD_PREFILL_EV_PEER_DOWN + 1, {{0}}};
-static machine_t source = {"source", KV_PD_SOURCE_DONE + 1, KV_PD_SOURCE_EV_PEER_DOWN + 1, {{0}}};
+    .name = "prefill",
+    .state_count = KV_PD_PREFILL_DONE + 1,
+    .event_count = KV_PD_PREFILL_EV_PEER_DOWN + 1,
+    .lost_event = KV_PD_PREFILL_EV_PEER_DOWN,
+    .waiting = 1u << KV_PD_PREFILL_MATCHING | 1u << KV_PD_PREFILL_FINDING |
+               1u << KV_PD_PREFILL_FETCHING | 1u << KV_PD_PREFILL_COMPUTING |
+               1u << KV_PD_PREFILL_DRAINING,
+};
+static machine_t source = {
+    .name = "source",
+    .state_count = KV_PD_SOURCE_DONE + 1,
+    .event_count = KV_PD_SOURCE_EV_PEER_DOWN + 1,
+    .lost_event = KV_PD_SOURCE_EV_PEER_DOWN,
+    .waiting = 1u << KV_PD_SOURCE_MATCHING | 1u << KV_PD_SOURCE_SENDING,
+};
 
 static void step_begins(machine_t *machine, int state, int event)
 {
@@ -31,6 +52,10 @@ static void step_ends(const machine_t *machine, uint64_t transfer_id, int before
 {
     trace("%s machine %llu: state %d event %d -> state %d, %u actions", machine->name,
         (unsigned long long)transfer_id, before, event, after, action_count);
+    if (event == machine->lost_event && (machine->waiting & 1u << after) != 0) {
+        violation("%s machine %llu goes on waiting in state %d for a peer that is gone",
+            machine->name, (unsigned long long)transfer_id, after);
+    }
 }
 
 /* Each machine's step, with a look at it before and after. */
