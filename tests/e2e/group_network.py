@@ -61,6 +61,7 @@ def test_bad_network(cluster):
     matrix = matrix_of(cluster)
     for role, phase, fault in (("prefill", "streaming", "reset"),
                                ("prefill", "streaming", "half_from"),
+                               ("prefill", "streaming", "deaf_long"),
                                ("decode", "streaming", "link"),
                                ("prefill", "idle", "cut_inside")):
         matrix.event(role, phase, fault)

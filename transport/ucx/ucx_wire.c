@@ -729,9 +729,9 @@ static void choose_segments(size_t message_bytes, char send_out[24], char receiv
 }
 
 /* What UCX shall use, whatever its environment says: the network that the listener is on; large TCP
- * segments, since eager messages alone move KV (the names carry no "TCP_" here); no zero-copy sends,
- * which stop the process when the peer resets the connection between two halves of one; connecting
- * without waiting, or a peer that is not reached would stop the thread (README.md). */
+ * segments, since eager messages alone move KV (the names carry no "TCP_" here); no zero-copy
+ * sends, which stop the process when the peer resets the connection between two halves of one;
+ * connecting without waiting, or a peer that is not reached would stop the thread (README.md). */
 static kv_status_t context_open(
     const kv_wire_params_t *wire, ucp_context_h *context_out, kv_error_t *error)
 {
