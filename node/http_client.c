@@ -400,6 +400,9 @@ kv_status_t kv_http_start(kv_http_client_t *client, const kv_http_call_params_t 
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, gather);
     curl_easy_setopt(easy, CURLOPT_WRITEDATA, call);
     curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long)CONNECT_LIMIT_MS);
+    /* A look-up runs on a thread; without this the loop would wait for it where a call ends first:
+     * seconds, with a name server that does not answer. */
+    curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
     curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
     curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
     curl_easy_setopt(easy, CURLOPT_TCP_KEEPIDLE, (long)KEEPALIVE_S);

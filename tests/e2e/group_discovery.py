@@ -275,6 +275,51 @@ def test_https_is_checked(cluster):
             cluster.stop(name, signal.SIGTERM)
 
 
+# In namespaces of its own: a name server that swallows every question.
+SILENT_NAMES = """
+import os, socket, subprocess, sys, time, urllib.error, urllib.request
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", 53))
+gateway = subprocess.Popen(sys.argv[2:], stderr=subprocess.DEVNULL)
+url, worst_s, answers, end = sys.argv[1] + "/healthz", 0, 0, time.monotonic() + 6
+while time.monotonic() < end:
+    begun = time.monotonic()
+    try:
+        urllib.request.urlopen(url, timeout=20).read()
+    except urllib.error.HTTPError:
+        answers += 1  # no decode node is up: that is an answer
+        worst_s = max(worst_s, time.monotonic() - begun)
+    except OSError:
+        pass  # it starts
+    time.sleep(0.02)
+gateway.terminate()
+gateway.wait(20)
+print(answers, worst_s)
+"""
+
+
+def test_a_name_server_that_is_silent_holds_nothing_up(cluster):
+    apart = ["unshare", "--user", "--map-root-user", "--mount", "--net"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode != 0:
+        print("         not run: no user namespaces here", flush=True)
+        return
+    with open(f"{cluster.folder}/resolv.conf", "w", encoding="utf-8") as file:
+        file.write("nameserver 127.0.0.1\n")
+    url = f"http://127.0.0.1:{cluster.ports['http']}"
+    script = (f"ip link set lo up && mount --bind {cluster.folder}/resolv.conf /etc/resolv.conf && "
+              'exec python3 -c "$0" "$@"')
+    run = subprocess.run(
+        [*apart, "bash", "-c", script, SILENT_NAMES, url,
+         os.path.join(cluster.binaries, "kvist-gateway"), "--node.name=g4",
+         f"--node.admin={cluster.folder}/run/g4.sock", f"--cluster.key_file={cluster.folder}/key",
+         f"--model.path={cluster.model}", "--cluster.etcd=http://etcd.example:2379",
+         f"--gateway.http_port={cluster.ports['http']}"], capture_output=True, text=True,
+        timeout=60)
+    assert run.returncode == 0, run.stdout + run.stderr
+    answers, worst_s = run.stdout.split()
+    assert int(answers) > 10 and float(worst_s) < 1.5, run.stdout
+
+
 def test_rubbish_in_etcd_is_left_alone(cluster):
     values = {"x1": "rubbish", "x2": "{}", "x3": json.dumps(
         {"name": "x3", "role": "decode", "address": "nowhere:1"}), "p1": "{}"}
