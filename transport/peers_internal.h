@@ -14,6 +14,7 @@ enum {
     KV_PEER_CONNECT_MS = 1000, /* with the longest pause below: within 2 s of a peer's return */
     KV_TARGET_PAUSE_MS_MIN = 100,
     KV_TARGET_PAUSE_MS_MAX = 500,
+    KV_TARGET_LOOK_MS = 30000,
     KV_TARGET_USELESS_MS = 5000, /* this node itself, or a role that it has no use for */
 };
 
@@ -35,7 +36,7 @@ struct kv_target {
     char name[KV_PEER_NAME_BYTES]; /* of the node that was there; empty: not known */
     uint32_t wanted; /* connects less disconnects; at 0 it goes, with its connection */
     kv_peer_t *connection;
-    uint64_t retry_at_ns;
+    uint64_t retry_at_ns, look_at_ns; /* look: while it sleeps */
     uint32_t pause_ms;
     bool useless;                           /* what was there last time */
     char last_reason[KV_PEER_REASON_BYTES]; /* logged already; the same again is not news */

@@ -13,7 +13,8 @@
  *
  * Between its opener's proof and the acceptor's nothing else can happen to a connection, so that
  * never both are up, and up() comes once. A target sleeps while the node found there is up and
- * wakes, without a pause, when that connection ends. */
+ * wakes, without a pause, when that connection ends. Every half minute it looks whether the address
+ * is another node's by now. */
 #include "transport/peers_internal.h"
 
 #include "base/clock.h"
@@ -123,7 +124,9 @@ bool kv_targets_expect_end(const kv_peer_t *peer)
 void kv_target_ended(kv_target_t *target, bool quiet)
 {
     uint64_t pause_ms = target->useless ? KV_TARGET_USELESS_MS : target->pause_ms;
-    target->retry_at_ns = kv_clock_now_ns() + pause_ms * KV_NS_PER_MS;
+    uint64_t now_ns = kv_clock_now_ns();
+    target->retry_at_ns = now_ns + pause_ms * KV_NS_PER_MS;
+    target->look_at_ns = now_ns + (uint64_t)KV_TARGET_LOOK_MS * KV_NS_PER_MS;
     if (!quiet) {
         bool most = 2 * target->pause_ms > KV_TARGET_PAUSE_MS_MAX;
         target->pause_ms = most ? KV_TARGET_PAUSE_MS_MAX : 2 * target->pause_ms;
@@ -145,7 +148,8 @@ void kv_targets_tick(kv_peers_t *peers, uint64_t now_ns)
             free(target);
             continue;
         }
-        if (target->connection == NULL && now_ns >= target->retry_at_ns && !sleeps(peers, target)) {
+        uint64_t next_ns = sleeps(peers, target) ? target->look_at_ns : target->retry_at_ns;
+        if (target->connection == NULL && now_ns >= next_ns) {
             kv_peer_open(peers, target);
         }
         at = &target->next;
