@@ -251,6 +251,7 @@ static void on_status(void *context, const Kvist__Admin__Request *request, kv_ad
         peers[i].role = (char *)"decode";
         peers[i].address = (char *)kv_peer_address(peer);
         peers[i].up = true;
+        peers[i].draining = kv_peer_draining(peer);
         pointers[i] = &peers[i];
     }
     snprintf(address, sizeof address, "%s:%u", gateway->options->gateway.http_host,

@@ -433,6 +433,7 @@ static void list_peer(void *context, kv_peer_t *peer)
     entry->role = (char *)ROLES[kv_peer_role(peer) < 4 ? kv_peer_role(peer) : 0];
     entry->address = (char *)kv_peer_address(peer);
     entry->up = true;
+    entry->draining = kv_peer_draining(peer);
     entry->wire = link != NULL ? (char *)link->wire : "";
     listing->pointers[listing->count++] = entry;
 }

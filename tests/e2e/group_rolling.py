@@ -99,7 +99,7 @@ def test_rolling_restart_loses_no_request(cluster):
             load.wait_for(1)
     assert not load.wrong, f"{len(load.wrong)} of {load.answered}: " + "\n".join(load.wrong[:3])
     assert load.answered >= CLIENTS + 2 * len(engine_nodes(cluster))
-    assert load.slowest_s < FAILURE_LIMIT_S, f"an answer took {load.slowest_s:.1f} s"
+    assert load.slowest_s < 60, f"an answer took {load.slowest_s:.1f} s"
 
 
 def check_killed(cluster, fields):
@@ -182,6 +182,8 @@ def test_last_decode_node_finishes_what_it_has(cluster):
     def draining():
         return any(node.get("draining") for node in cluster.status()["nodes"])
     wait_until(draining, 5, "the drain")
+    gateway = next(node for node in cluster.status()["nodes"] if node.get("role") == "gateway")
+    assert [peer["draining"] for peer in gateway["peers"]] == [True], gateway["peers"]
     waiting, answers = in_background(cluster.chat, "Hello", max_tokens=4)
     stream.read()
     assert stream.done and stream.usage["completion_tokens"] == 300, stream.error

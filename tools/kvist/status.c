@@ -76,7 +76,10 @@ static void print_node(const kv_member_t *member, const Kvist__Admin__Status *st
     for (size_t i = 0; i < status->n_peers; i++) {
         const Kvist__Admin__Peer *peer = status->peers[i];
         printf("    peer %s (%s) at %s: %s%s%s\n", peer->name, peer->role, peer->address,
-            peer->up ? "up" : "DOWN", peer->wire[0] != '\0' ? ", KV over " : "", peer->wire);
+            !peer->up        ? "DOWN"
+            : peer->draining ? "up, draining"
+                             : "up",
+            peer->wire[0] != '\0' ? ", KV over " : "", peer->wire);
     }
 }
 
@@ -123,9 +126,9 @@ static json_t *pack_node(const kv_member_t *member, const Kvist__Admin__Status *
     }
     for (size_t i = 0; i < status->n_peers; i++) {
         const Kvist__Admin__Peer *peer = status->peers[i];
-        json_array_append_new(
-            peers, json_pack("{s:s, s:s, s:s, s:b, s:s}", "name", peer->name, "role", peer->role,
-                       "address", peer->address, "up", peer->up, "wire", peer->wire));
+        json_array_append_new(peers, json_pack("{s:s, s:s, s:s, s:b, s:b, s:s}", "name", peer->name,
+                                         "role", peer->role, "address", peer->address, "up",
+                                         peer->up, "draining", peer->draining, "wire", peer->wire));
     }
     json_t *node = json_pack("{s:s, s:b, s:s, s:s, s:s, s:s, s:s, s:b, s:b}", "name", member->name,
         "up", 1, "role", status->role, "version", status->version, "device", status->device,
