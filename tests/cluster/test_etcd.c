@@ -129,8 +129,8 @@ static void bodies_are_as_etcd_wants_them(void **state)
     static const char *const EXPECTED[] = {"{\"TTL\":\"10\"}", "{\"ID\":\"7587848390\"}",
         "{\"key\":\"L2svbg==\",\"value\":\"e30=\",\"lease\":\"5\"}",
         "{\"key\":\"L2sv\",\"range_end\":\"L2sw\",\"limit\":\"1024\"}",
-        "{\"create_request\":{\"key\":\"L2sv\",\"range_end\":\"L2sw\",\"start_revision\":\"12\","
-        "\"progress_notify\":true}}"};
+        ("{\"create_request\":{\"key\":\"L2sv\",\"range_end\":\"L2sw\",\"start_revision\":\"12\","
+         "\"progress_notify\":true}}")};
     for (size_t i = 0; i < sizeof bodies / sizeof bodies[0]; i++) {
         assert_string_equal(bodies[i], EXPECTED[i]);
         free(bodies[i]);
