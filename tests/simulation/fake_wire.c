@@ -12,19 +12,22 @@ enum { KEEPALIVE_S = 20, HAPPENINGS_A_TURN = 4 };
 
 typedef enum { REQUESTED, OPENED, RECEIVED, SENT, LOST } kind_t;
 
+/* Accepted by send and not with the wire yet; or lent: in the pipe's own buffer, where the receiver
+ * reads it. */
+typedef struct leaving leaving_t;
+
 typedef struct happening happening_list_t;
 struct happening {
     happening_list_t *next;
     kind_t kind;
     kv_wire_pipe_t *pipe; /* REQUESTED: the asking one */
+    leaving_t *lent;      /* RECEIVED: its bytes are there; SENT: it came back */
     uint64_t id;
     void *tag;
     size_t count;
     uint8_t bytes[];
 };
 
-/* Accepted by send and not with the wire yet. */
-typedef struct leaving leaving_t;
 struct leaving {
     leaving_t *next;
     kv_wire_pipe_t *pipe;
@@ -46,6 +49,8 @@ struct kv_wire_pipe {
     void *owner;
     bool shm, dropped, cut, lost_said;
     leaving_t *leaving;
+    uint8_t *buffers; /* [KV_WIRE_BUFFERS] of a message each; stays for who reads in it */
+    size_t buffer_bytes;
 };
 
 struct kv_wire_side {
@@ -267,15 +272,56 @@ static void leaves(void *subject, uint64_t detail)
     become_ready(leaving->pipe->side, happening);
 }
 
+static void *wire_buffer(kv_wire_pipe_t *pipe, uint32_t index)
+{
+    if (!pipe->shm) {
+        return NULL;
+    }
+    if (pipe->buffers == NULL) {
+        pipe->buffer_bytes = pipe->side->process->node->message_bytes;
+        pipe->buffers = world_allocate(KV_WIRE_BUFFERS * pipe->buffer_bytes);
+    }
+    return pipe->buffers + index * pipe->buffer_bytes;
+}
+
+/* The receiver reads where the sender wrote; the buffer comes back when it has. */
+static void lend(leaving_t *leaving)
+{
+    kv_wire_pipe_t *pipe = leaving->pipe, *to = pipe->other;
+    if (pipe->cut || to == NULL || to->dropped) {
+        return; /* what is lent comes back when the pipe is dropped */
+    }
+    happening_list_t *happening = happening_create(RECEIVED, to, 0);
+    happening->lent = leaving;
+    uint64_t delay_ns = network_arrival_ns(pipe->side->process, to->side->process) - world_now_ns();
+    world_after(
+        delay_ns + between(0, wire.accidents.late_ns), to->side->process, arrives, happening, 0);
+}
+
+static void take_lent(const leaving_t *leaving, kv_wire_pipe_t *pipe)
+{
+    pipe->side->params.upcalls.received(pipe->owner, leaving->bytes, leaving->count);
+    happening_list_t *back = happening_create(SENT, leaving->pipe, 0);
+    back->lent = (leaving_t *)leaving;
+    world_after(between(0, 200 * US), leaving->pipe->side->process, arrives, back, 0);
+}
+
 static kv_status_t wire_send(kv_wire_pipe_t *pipe, const void *bytes, size_t count, void *tag)
 {
-    if (chance(400)) {
+    const uint8_t *from = bytes;
+    bool own = pipe->buffers != NULL && from >= pipe->buffers &&
+               from < pipe->buffers + KV_WIRE_BUFFERS * pipe->buffer_bytes;
+    if (!own && chance(400)) {
         transmit(pipe, bytes, count);
         return KV_OK;
     }
     leaving_t *leaving = world_allocate(sizeof *leaving);
     *leaving = (leaving_t){pipe->leaving, pipe, bytes, count, tag, false};
     pipe->leaving = leaving;
+    if (own) {
+        lend(leaving);
+        return KV_BUSY;
+    }
     world_after(
         process_delay(pipe->side->process, 100 * US), pipe->side->process, leaves, leaving, 0);
     return KV_BUSY;
@@ -300,7 +346,7 @@ static void wire_drop(kv_wire_pipe_t *pipe)
     }
     /* Those that left and whose sent() did not run yet. */
     for (happening_list_t *at = pipe->side->ready; at != NULL; at = at->next) {
-        if (at->pipe == pipe && at->kind == SENT) {
+        if (at->pipe == pipe && at->kind == SENT && at->lent == NULL) {
             at->pipe = NULL;
             upcalls->sent(pipe->owner, at->tag, KV_OK);
         }
@@ -329,10 +375,19 @@ static void happen(kv_wire_side_t *side, happening_list_t *happening)
         upcalls->opened(pipe->owner);
         return;
     case RECEIVED:
-        upcalls->received(pipe->owner, happening->bytes, happening->count);
+        if (happening->lent != NULL) {
+            take_lent(happening->lent, pipe);
+        } else {
+            upcalls->received(pipe->owner, happening->bytes, happening->count);
+        }
         return;
     case SENT:
-        upcalls->sent(pipe->owner, happening->tag, KV_OK);
+        if (happening->lent != NULL) { /* the pipe lives, so that it is still lent */
+            unlink_leaving(happening->lent);
+            upcalls->sent(pipe->owner, happening->lent->tag, KV_OK);
+        } else {
+            upcalls->sent(pipe->owner, happening->tag, KV_OK);
+        }
         return;
     default:
         upcalls->lost(pipe->owner, KV_PEER_LOST, "the simulated pipe broke");
@@ -391,6 +446,7 @@ const kv_wire_driver_t FAKE_WIRE = {
     .connect = wire_connect,
     .accept = wire_accept,
     .reject = wire_reject,
+    .buffer = wire_buffer,
     .send = wire_send,
     .describe = wire_describe,
     .drop = wire_drop,
