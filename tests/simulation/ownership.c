@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 #include "simulation/model.h"
+#include "transport/mover_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -29,9 +30,8 @@ struct lease_note {
 typedef struct expected expected_t;
 struct expected {
     expected_t *next;
-    kv_link_t link;
     uint64_t transfer_id;
-    bool failed, ended;
+    bool ended;
     uint32_t block_count, *slots;
 };
 
@@ -257,7 +257,6 @@ kv_status_t __wrap_kv_mover_expect(
     }
     expected_t *expected = world_allocate(sizeof *expected);
     *expected = (expected_t){.next = ownership->expected,
-        .link = link,
         .transfer_id = transfer_id,
         .block_count = wanted->block_count,
         .slots = world_allocate(wanted->block_count * sizeof *expected->slots)};
@@ -334,22 +333,16 @@ static void piece_ends(ownership_t *ownership, const kv_mover_event_t *event)
     }
 }
 
-/* What was expected of a link that is gone has failed, soon. */
-static void check_failed(void *subject, uint64_t link)
+/* LINK_DOWN is a link's last event: what was expected of it has failed. */
+static void check_failed(const kv_mover_t *mover, kv_link_t link)
 {
-    const ownership_t *ownership = subject;
-    for (const expected_t *at = ownership->expected; at != NULL; at = at->next) {
-        if (at->link == link && !at->failed && !at->ended) {
-            violation("transfer %llu is expected of a link that is down",
-                (unsigned long long)at->transfer_id);
+    for (size_t i = 0; i < EXPECTATION_BUCKETS; i++) {
+        for (const expectation_t *at = mover->expectations[i]; at != NULL; at = at->next) {
+            if (at->link == link && !at->failed) {
+                violation("transfer %llu is expected of a link that is down",
+                    (unsigned long long)at->transfer_id);
+            }
         }
-    }
-}
-
-static void expectation_fails(ownership_t *ownership, uint64_t transfer_id)
-{
-    for (expected_t *at = ownership->expected; at != NULL; at = at->next) {
-        at->failed |= at->transfer_id == transfer_id;
     }
 }
 
@@ -366,9 +359,7 @@ bool __wrap_kv_mover_poll(kv_mover_t *mover, kv_mover_event_t *event_out)
         (unsigned long long)event_out->transfer_id, kv_status_name(event_out->status),
         event_out->text);
     if (event_out->kind == KV_MOVED_LINK_DOWN) {
-        world_after(1 * SECOND, process_current(), check_failed, here(), event_out->link);
-    } else if (event_out->kind == KV_MOVED_FAILED) {
-        expectation_fails(here(), event_out->transfer_id);
+        check_failed(mover, event_out->link);
     } else if (event_out->kind == KV_MOVED_SENT) {
         piece_ends(here(), event_out);
     } else if (event_out->kind == KV_MOVED_LANDED || event_out->kind == KV_MOVED_REVOKED) {
