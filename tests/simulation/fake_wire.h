@@ -2,8 +2,8 @@
  * another, and meet with accidents.
  *
  * Some messages are with the wire as soon as send returns, others stay in the sender's memory for a
- * while: a stopped sender's leave when it goes on. Over shared memory the receiver reads them in the
- * sender's pipe's buffers. */
+ * while: a stopped sender's leave when it goes on. Over shared memory the receiver reads them in
+ * the buffers of the sender's pipe. */
 #ifndef KV_TESTS_SIMULATION_FAKE_WIRE_H
 #define KV_TESTS_SIMULATION_FAKE_WIRE_H
 
