@@ -7,7 +7,7 @@
 enum { SLOTS = 64, PROMPT = 5 * BLOCK_TOKENS + 3, WHOLE = 5, PREFILLS = 2 };
 
 /* Handles that nothing looks into: a gateway, then prefill nodes. */
-static char peer_memory[1 + PREFILLS];
+static max_align_t peer_memory[1 + PREFILLS];
 static bool up[1 + PREFILLS];
 
 static bench_t bench;
@@ -33,13 +33,14 @@ static kv_peer_t *peer_at(int index)
 
 static int index_of(const kv_peer_t *peer)
 {
-    return (int)((const char *)peer - peer_memory);
+    return (int)((const max_align_t *)peer - peer_memory);
 }
 
 /* ---- what is wrapped ---- */
 
 void __wrap_kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message);
 kv_link_t __wrap_kv_core_link(const kv_peer_t *peer);
+bool __wrap_kv_core_link_up(const kv_peer_t *peer);
 kvist_key_t __wrap_kv_core_namespace(const kv_core_t *of, const void *salt, size_t salt_bytes);
 uint64_t __wrap_kv_mover_transfer_id(kv_mover_t *mover);
 kv_status_t __wrap_kv_mover_expect(
@@ -71,6 +72,11 @@ void __wrap_kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 kv_link_t __wrap_kv_core_link(const kv_peer_t *peer)
 {
     return (kv_link_t)index_of(peer);
+}
+
+bool __wrap_kv_core_link_up(const kv_peer_t *peer)
+{
+    return up[index_of(peer)];
 }
 
 kvist_key_t __wrap_kv_core_namespace(const kv_core_t *of, const void *salt, size_t salt_bytes)
