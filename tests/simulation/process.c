@@ -321,6 +321,15 @@ bool process_has_request(const process_t *process, const char *id)
     return note != NULL;
 }
 
+bool process_is_quiet(const process_t *process)
+{
+    return process->request_count == 0 &&
+           (process->store == NULL ||
+               (process->store->lease_count == 0 && process->mover->piece_count == 0 &&
+                   process->mover->expectation_count == 0 &&
+                   compute_sequence_count(process->compute) == 0));
+}
+
 void process_check_quiet(const process_t *process)
 {
     if (process->request_count != 0) {

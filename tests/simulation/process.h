@@ -118,7 +118,9 @@ bool process_has_request(const process_t *process, const char *id);
 /* Killed, and not gone yet. */
 uint32_t process_dying_count(void);
 
-/* Nothing is left of any request in it. */
+/* Nothing is left of any request in it, nor of any fetch that it served: so far; and a violation
+ * that says what is. */
+bool process_is_quiet(const process_t *process);
 void process_check_quiet(const process_t *process);
 
 /* ---- what the parts tell it ---- */

@@ -69,7 +69,7 @@ static bool everything_is_quiet(void)
 {
     for (uint32_t i = 0; i < node_count; i++) {
         const process_t *process = nodes[i].process;
-        if (process == NULL || process->terminated || process->request_count > 0) {
+        if (process == NULL || process->terminated || !process_is_quiet(process)) {
             return false;
         }
     }
@@ -85,12 +85,22 @@ static bool everything_is_gone(void)
     return gone;
 }
 
+static void check_all_quiet(void)
+{
+    for (uint32_t i = 0; i < node_count; i++) {
+        if (nodes[i].process != NULL) {
+            process_check_quiet(nodes[i].process);
+        }
+    }
+}
+
 static void run_until(bool (*reached)(void), const char *what)
 {
     uint64_t limit_ns = world_now_ns() + QUIET_LIMIT_S * SECOND;
     while (!reached()) {
         world_turn();
         if (world_now_ns() > limit_ns) {
+            check_all_quiet();
             violation("the cluster is not %s after %d s", what, QUIET_LIMIT_S);
         }
     }
