@@ -1,6 +1,6 @@
 """Real nodes in network namespaces, a relay between them: killed, stopped, cut off, in each phase.
 
-The default run takes the worst of each kind. KVIST_TEST_LONG=1 draws KVIST_EVENTS (120) of all,
+The default run takes the worst of each kind. KVIST_TEST_LONG=1 draws KVIST_EVENTS (180) of all,
 from KVIST_SEED.
 """
 import os
@@ -83,7 +83,7 @@ def test_the_whole_matrix(cluster):
     if not LONG:
         return
     matrix = Matrix(cluster, SEED)
-    events = draw(random.Random(SEED), int(os.environ.get("KVIST_EVENTS", "130")))
+    events = draw(random.Random(SEED), int(os.environ.get("KVIST_EVENTS", "180")))
     failures = []
     for number, event in enumerate(events):
         try:

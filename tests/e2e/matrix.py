@@ -68,12 +68,15 @@ def all_events():
 
 
 def draw(chance, count):
-    """Every process fault first, then what is left of the matrix, then all of it again."""
-    events = []
+    """Rounds: every kill and stop of the matrix, and half as many of its other events."""
+    events, others = [], []
     while len(events) < count:
         matrix = all_events()
         chance.shuffle(matrix)
-        events += sorted(matrix, key=lambda event: event[2] not in PROCESS_FAULTS)
+        deaths = [event for event in matrix if event[2] in PROCESS_FAULTS]
+        others += [event for event in matrix if event[2] not in PROCESS_FAULTS]
+        events += deaths + others[:len(deaths) // 2]
+        del others[:len(deaths) // 2]
     return events[:count]
 
 
