@@ -78,10 +78,8 @@ def test_reconnects_leave_nothing(cluster):
     matrix_of(cluster).reconnect(100 if LONG else 10)
 
 
-def test_the_whole_matrix(cluster):
-    """KVIST_TEST_LONG=1 alone. A failure does not end it: all of them are told at the end."""
-    if not LONG:
-        return
+def whole_matrix(cluster):
+    """A failure does not end it: all of them are told at the end."""
     matrix = Matrix(cluster, SEED)
     events = draw(random.Random(SEED), int(os.environ.get("KVIST_EVENTS", "180")))
     failures = []
@@ -95,3 +93,8 @@ def test_the_whole_matrix(cluster):
     matrix.table()
     matrix.report()
     assert not failures, f"{len(failures)} of {len(events)} events failed\n" + "\n".join(failures)
+
+
+if LONG:
+    def test_the_whole_matrix(cluster):
+        whole_matrix(cluster)

@@ -371,6 +371,9 @@ class Matrix:
         time.sleep(1)
         self.cluster.network.link_up(self.cluster.members[name].space)
 
+    def spaces(self, scene):
+        return {self.cluster.members[scene.targets[role]].space for role in ("decode", "prefill")}
+
     def deaf(self, name, scene):
         """KV from the prefill node to the decode node is lost, and nothing else."""
         del name
@@ -422,11 +425,12 @@ class Matrix:
     def play(self, role, phase, fault):
         self.asked.clear()
         scene = self.reach(phase, role)
+        while fault.startswith("deaf") and len(self.spaces(scene)) == 1:
+            for question in scene.questions:  # shared memory has no link to cut
+                question.abort()
+            self.settle()
+            scene = self.reach(phase, role)
         name = scene.targets.get(role, "client")
-        if fault.startswith("deaf"):
-            wires = {self.cluster.members[scene.targets[r]].space for r in ("decode", "prefill")}
-            if len(wires) == 1:  # shared memory has no link to cut
-                fault = "reset"
         begun = time.monotonic()
         getattr(self, fault)(name, scene)
         if name in self.cluster.members:
