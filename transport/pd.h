@@ -4,7 +4,7 @@
  * side that serves a Fetch of the latter. The node translates what happens (a message, an event of
  * the mover or the store, a timer) into an event, calls step, and carries out the actions in their
  * order. The machines know states, transfer ids and counts; tokens, leases and messages' other
- * fields stay with the node. Drawn in pd_decode.c, pd_prefill.c and pd_source.c.
+ * fields stay with the node. Drawn in pd/decode.c, pd/prefill.c and pd/source.c.
  *
  * What they promise, whatever comes in whatever order: exactly one outcome; slots are sealed,
  * released or handed on only when nothing can be written to them any more and nothing is being read

@@ -1,7 +1,7 @@
 /* The headers of the data connection: front, open, welcome, blocks. What is accepted encodes to
  * the same bytes again, and what it describes lies within the message. */
 #include "fuzz.h"
-#include "transport/data_message.h"
+#include "transport/mover/data_message.h"
 
 static void look_at_front(const uint8_t *bytes, size_t count)
 {

@@ -4,7 +4,7 @@
  *   1  two nodes with one key and somebody between them who alters messages (a list of edits):
  *      both get through where nothing was altered, and nobody does where a Hello was */
 #include "fuzz.h"
-#include "transport/handshake.h"
+#include "transport/peers/handshake.h"
 
 enum { MESSAGES = 4, OPENER_HELLO = 0, ACCEPTOR_HELLO, OPENER_PROOF, ACCEPTOR_PROOF };
 

@@ -5,7 +5,7 @@
 #include "base/checksum.h"
 #include "base/memory.h"
 #include "fuzz.h"
-#include "transport/mover_internal.h"
+#include "transport/mover/mover_internal.h"
 
 enum {
     SLOTS = 8,

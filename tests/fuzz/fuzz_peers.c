@@ -9,8 +9,8 @@
 
 #include "base/log.h"
 #include "proto/frame.h"
-#include "transport/handshake.h"
 #include "transport/peers.h"
+#include "transport/peers/handshake.h"
 
 #include <arpa/inet.h>
 #include <errno.h>

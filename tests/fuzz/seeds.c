@@ -9,7 +9,7 @@
 #include "proto/admin.pb-c.h"
 #include "proto/frame.h"
 #include "proto/wire.pb-c.h"
-#include "transport/data_message.h"
+#include "transport/mover/data_message.h"
 
 #include <errno.h>
 #include <openssl/evp.h>

@@ -10,7 +10,7 @@
 #include "simulation/model.h"
 #include "simulation/network.h"
 #include "simulation/ownership.h"
-#include "transport/mover_internal.h"
+#include "transport/mover/mover_internal.h"
 
 #include <stdio.h>
 #include <string.h>

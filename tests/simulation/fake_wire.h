@@ -1,4 +1,4 @@
-/* The data network: a driver of transport/wire.h whose messages take their time, overtake one
+/* The data network: a driver of transport/mover/wire.h whose messages take their time, overtake one
  * another, and meet with accidents.
  *
  * Some messages are with the wire as soon as send returns, others stay in the sender's memory for a
@@ -8,7 +8,7 @@
 #define KV_TESTS_SIMULATION_FAKE_WIRE_H
 
 #include "simulation/process.h"
-#include "transport/wire.h"
+#include "transport/mover/wire.h"
 
 extern const kv_wire_driver_t FAKE_WIRE;
 

@@ -3,7 +3,7 @@
 #include "base/memory.h"
 #include "kvstore/store_internal.h"
 #include "simulation/network.h"
-#include "transport/mover_internal.h"
+#include "transport/mover/mover_internal.h"
 
 #include <arpa/inet.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 #include "simulation/mailboxes.h"
 
 #include "simulation/process.h"
-#include "transport/mailbox.h"
+#include "transport/mover/mailbox.h"
 
 #include <stdlib.h>
 

@@ -1,4 +1,4 @@
-/* transport/mailbox.h without its descriptor: who reads one is woken by the world. */
+/* transport/mover/mailbox.h without its descriptor: who reads one is woken by the world. */
 #ifndef KV_TESTS_SIMULATION_MAILBOXES_H
 #define KV_TESTS_SIMULATION_MAILBOXES_H
 

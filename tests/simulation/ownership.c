@@ -2,7 +2,7 @@
 
 #include "base/memory.h"
 #include "simulation/model.h"
-#include "transport/mover_internal.h"
+#include "transport/mover/mover_internal.h"
 
 #include <stdlib.h>
 #include <string.h>

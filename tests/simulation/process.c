@@ -4,7 +4,7 @@
 #include "kvstore/store_internal.h"
 #include "simulation/ownership.h"
 #include "simulation/roles.h"
-#include "transport/mover_internal.h"
+#include "transport/mover/mover_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>

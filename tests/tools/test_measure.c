@@ -1,7 +1,7 @@
 /* What a benchmark says of its samples: medians, intervals, verdicts, and the form of a line. */
 #include "testing/testing.h"
 
-#include "tools/kvist/measure.h"
+#include "tools/kvist/bench/measure.h"
 
 #include <jansson.h>
 #include <math.h>

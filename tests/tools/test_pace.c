@@ -3,8 +3,8 @@
 #include "testing/testing.h"
 
 #include "base/clock.h"
-#include "tools/kvist/cores.h"
-#include "tools/kvist/plot.h"
+#include "tools/kvist/bench/cores.h"
+#include "tools/kvist/bench/plot.h"
 #include "tools/kvist/running.h"
 
 #include <sched.h>

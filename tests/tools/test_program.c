@@ -1,8 +1,8 @@
 /* Programs that are asked and answer: lines, whole outputs, and those that do not answer. */
 #include "testing/testing.h"
 
-#include "tools/kvist/fio.h"
-#include "tools/kvist/peer.h"
+#include "tools/kvist/bench/fio.h"
+#include "tools/kvist/bench/peer.h"
 #include "tools/kvist/program.h"
 
 #include <stdlib.h>

@@ -3,8 +3,8 @@
 #include "toy.h"
 
 #include "base/bytes.h"
-#include "transport/data_message.h"
-#include "transport/wire.h"
+#include "transport/mover/data_message.h"
+#include "transport/mover/wire.h"
 
 #include <pthread.h>
 #include <stdatomic.h>

@@ -1,7 +1,7 @@
 /* The mover over UCX, between two processes. The child is forked before UCX is touched. */
 #include "toy.h"
 
-#include "transport/wire.h"
+#include "transport/mover/wire.h"
 
 #include <arpa/inet.h>
 #include <signal.h>

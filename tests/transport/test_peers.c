@@ -4,8 +4,8 @@
 #include "base/log.h"
 #include "base/metrics.h"
 #include "testing/testing.h"
-#include "transport/handshake.h"
 #include "transport/peers.h"
+#include "transport/peers/handshake.h"
 
 #include <arpa/inet.h>
 #include <errno.h>

@@ -4,9 +4,9 @@
 #include "toy.h"
 
 #include "base/bytes.h"
-#include "transport/data_message.h"
+#include "transport/mover/data_message.h"
+#include "transport/mover/wire.h"
 #include "transport/relayout.h"
-#include "transport/wire.h"
 
 enum { DEGREES = 4, SHARDS_MAX = 8, BLOCKS = 5, SLOTS = 7 };
 

@@ -3,8 +3,8 @@
 #ifndef KV_TRANSPORT_UCX_INTERNAL_H
 #define KV_TRANSPORT_UCX_INTERNAL_H
 
+#include "transport/mover/wire.h"
 #include "transport/ucx/segment.h"
-#include "transport/wire.h"
 
 #include <ucp/api/ucp.h>
 

@@ -21,7 +21,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "transport/data_message.h"
+#include "transport/mover/data_message.h"
 #include "transport/ucx/ucx_internal.h"
 
 #include <errno.h>
