@@ -117,7 +117,8 @@ static void send_token(kv_decode_request_t *request, uint32_t token, float logpr
     tokens.tokens = &token;
     tokens.n_logprobs = 1;
     tokens.logprobs = &logprob;
-    tokens.usage = first ? &request->usage : NULL;
+    bool reads_usage = kv_peer_version(request->gateway) >= 2;
+    tokens.usage = first && reads_usage ? &request->usage : NULL;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_TOKENS;
     envelope.tokens = &tokens;
     kv_core_send(request->gateway, &envelope);

@@ -117,6 +117,13 @@ static bool was_tried(const kv_request_t *request, uint64_t peer_id)
     return false;
 }
 
+/* An answer that was begun goes on only where generated_count is known: a node of version 1 would
+ * take what was generated for the prompt, and draw other tokens. */
+static bool may_serve(const kv_request_t *request, const kv_peer_t *peer)
+{
+    return !kv_peer_draining(peer) && (request->token_count == 0 || kv_peer_version(peer) >= 2);
+}
+
 /* The node that it should have next, or NULL. */
 static kv_decode_node_t *choose_node(const kv_request_t *request)
 {
@@ -126,17 +133,18 @@ static kv_decode_node_t *choose_node(const kv_request_t *request)
         const kv_peer_t *peer = gateway->nodes[i]->peer;
         states[i] = (kv_router_node_t){.outstanding = gateway->nodes[i]->outstanding,
             .reported = kv_peer_queued_requests(peer) + kv_peer_running_requests(peer),
-            .draining = kv_peer_draining(peer),
+            .unfit = !may_serve(request, peer),
             .tried = was_tried(request, kv_peer_id(peer))};
     }
     int choice = kv_router_choose(states, gateway->node_count);
     return choice < 0 ? NULL : gateway->nodes[choice];
 }
 
-static bool any_node_serves(const kv_gateway_t *gateway)
+static bool any_node_serves(const kv_request_t *request)
 {
+    const kv_gateway_t *gateway = request->gateway;
     for (size_t i = 0; i < gateway->node_count; i++) {
-        if (!kv_peer_draining(gateway->nodes[i]->peer)) {
+        if (may_serve(request, gateway->nodes[i]->peer)) {
             return true;
         }
     }
@@ -162,7 +170,7 @@ static void wait_for_node(kv_request_t *request)
 {
     kv_gateway_t *gateway = request->gateway;
     uint64_t now_ns = kv_clock_now_ns();
-    bool serves = any_node_serves(gateway);
+    bool serves = any_node_serves(request);
     if (serves) {
         request->seek_deadline_ns = 0;
     } else if (request->seek_deadline_ns == 0) {
@@ -204,7 +212,7 @@ void kv_request_seek(kv_request_t *request)
     if (request->state == REQUEST_SEEKING) {
         kv_request_route(request);
     } else if ((request->state == REQUEST_WAITING || request->state == REQUEST_RUNNING) &&
-               kv_peer_draining(request->node->peer) && any_node_serves(request->gateway)) {
+               kv_peer_draining(request->node->peer) && any_node_serves(request)) {
         kv_log_info("gateway", "request %s leaves %s, which drains", request->id,
             kv_peer_name(request->node->peer));
         kv_request_cancel_at_node(request);

@@ -7,7 +7,7 @@ int kv_router_choose(const kv_router_node_t *nodes, size_t count)
     for (size_t i = 0; i < count; i++) {
         uint32_t load =
             nodes[i].outstanding > nodes[i].reported ? nodes[i].outstanding : nodes[i].reported;
-        if (!nodes[i].tried && !nodes[i].draining && (best < 0 || load < best_load)) {
+        if (!nodes[i].tried && !nodes[i].unfit && (best < 0 || load < best_load)) {
             best = (int)i;
             best_load = load;
         }

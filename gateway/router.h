@@ -12,7 +12,7 @@
 typedef struct {
     uint32_t outstanding; /* requests that this gateway has there */
     uint32_t reported;    /* queued and running, as its last heartbeat said */
-    bool draining;        /* it takes nothing new */
+    bool unfit;           /* it takes nothing new, or not this request */
     bool tried;           /* it has refused or lost this request */
 } kv_router_node_t;
 

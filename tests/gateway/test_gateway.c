@@ -58,6 +58,7 @@ struct kv_peer {
     void *context;
     atomic_int play;
     atomic_bool draining;
+    atomic_uint version;
     job_t jobs[JOBS_MAX];
 };
 
@@ -322,6 +323,11 @@ bool kv_peer_draining(const kv_peer_t *peer)
     return atomic_load(&peer->draining);
 }
 
+uint32_t kv_peer_version(const kv_peer_t *peer)
+{
+    return atomic_load(&peer->version);
+}
+
 void kv_peers_set_load(kv_peers_t *peers, uint32_t queued_requests, uint32_t running_requests)
 {
     (void)peers;
@@ -434,6 +440,7 @@ static void start_with(fixture_t *fixture, int node_count, const char *const *mo
         atomic_store(&wanted_up[i], i < node_count);
         play(i, PLAY_ANSWER);
         atomic_store(&nodes[i].draining, false);
+        atomic_store(&nodes[i].version, 2);
     }
     atomic_store(&generates, 0);
     atomic_store(&cancels, 0);
@@ -757,6 +764,43 @@ static void test_text_goes_on_at_another_node(void **state)
     stop(&fixture);
 }
 
+/* A node of version 1 would take what was generated for the prompt: it gets whole requests only. */
+static void test_begun_text_stays_from_an_older_node(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 2, NULL);
+    atomic_store(&nodes[1].version, 1);
+    play(0, PLAY_LOST_LATER);
+    unsigned code;
+    char *answer = ask(&fixture, "POST", CHAT, STREAM, &code);
+    assert_int_equal(code, 200);
+    assert_non_null(
+        strstr(answer, "data: {\"error\":{\"message\":\"decode node decode-0 was lost"));
+    assert_int_equal(atomic_load(&generates), 1);
+    free(answer);
+    expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);
+    stop(&fixture);
+    /* A node that drains finishes what no other one could go on with. */
+    start_with(&fixture, 2, NULL);
+    atomic_store(&nodes[1].version, 1);
+    play(0, PLAY_SLOW);
+    int fd = connect_client(&fixture);
+    send_request(fd, "POST", CHAT, STREAM, strlen(STREAM));
+    while (atomic_load(&generates) < 1) {
+        usleep(1000);
+    }
+    usleep(20000);
+    atomic_store(&nodes[0].draining, true);
+    answer = receive_all(fd, &code);
+    assert_non_null(strstr(answer, "data: [DONE]\n\n"));
+    assert_int_equal(atomic_load(&generates), 1);
+    assert_int_equal(atomic_load(&cancels), 0);
+    free(answer);
+    close(fd);
+    stop(&fixture);
+}
+
 /* All nodes gone for a moment, as in a restart. */
 static void test_waits_for_a_node(void **state)
 {
@@ -1050,6 +1094,7 @@ int main(void)
         cmocka_unit_test(test_broken_http),
         cmocka_unit_test(test_nodes_fail),
         cmocka_unit_test(test_text_goes_on_at_another_node),
+        cmocka_unit_test(test_begun_text_stays_from_an_older_node),
         cmocka_unit_test(test_waits_for_a_node),
         cmocka_unit_test(test_no_node_comes_back),
         cmocka_unit_test(test_complete_without_finished),
