@@ -139,6 +139,8 @@ def test_up_and_down_again_change_nothing(cluster):
     pids = {name: node["pid"] for name, node in cluster.nodes().items()}
     run = cluster.up()
     assert "already up" in run.stderr, run.stderr
+    run = cluster.kvist("up", "--dir", cluster.folder, "--decode", "5")
+    assert run.returncode == 0 and "'kvist down' first" in run.stderr, run.stderr
     assert pids == {name: node["pid"] for name, node in cluster.nodes().items()}
     cluster.down()
     run = cluster.down()

@@ -314,6 +314,15 @@ static kv_status_t prepare(const kv_cluster_params_t *params, const char *folder
     return kv_cluster_plan(params, folder, port_before, cluster_out, error);
 }
 
+/* What only a new plan would take up. */
+static bool asks_for_change(const kv_cluster_params_t *params)
+{
+    return params->model != NULL || params->config != NULL || params->http_port != 0 ||
+           params->prefill_count != 0 || params->decode_count != 0 ||
+           params->prefill_threads != 0 || params->decode_threads != 0 || params->colocated ||
+           params->extra_count != 0;
+}
+
 kv_status_t kv_cluster_start(
     const kv_cluster_params_t *params, kv_cluster_t *cluster_out, kv_error_t *error)
 {
@@ -326,6 +335,9 @@ kv_status_t kv_cluster_start(
     kv_cluster_t cluster;
     size_t alive;
     status = prepare(params, folder, &cluster, &alive, error);
+    if (status == KV_OK && alive > 0 && asks_for_change(params)) {
+        fprintf(stderr, "options change nothing while it runs: 'kvist down' first\n");
+    }
     if (status == KV_OK) {
         if (alive == cluster.member_count) {
             fprintf(stderr, "already up (%zu nodes)\n", alive);
