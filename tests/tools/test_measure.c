@@ -78,14 +78,14 @@ static kv_verdict_t verdict(const char *unit, double target)
     return kv_find(&measure, ours, theirs, 9).verdict;
 }
 
-static void test_target_is_missed_only_outside_the_interval(void **state)
+static void test_a_target_inside_the_interval_is_unsure(void **state)
 {
     (void)state;
     assert_int_equal(verdict("GB/s", 0.90), KV_VERDICT_MET);
-    assert_int_equal(verdict("GB/s", 0.965), KV_VERDICT_MET);
+    assert_int_equal(verdict("GB/s", 0.965), KV_VERDICT_UNSURE);
     assert_int_equal(verdict("GB/s", 0.98), KV_VERDICT_MISSED);
     assert_int_equal(verdict("ns/token", 1.10), KV_VERDICT_MET);
-    assert_int_equal(verdict("ns/token", 0.92), KV_VERDICT_MET);
+    assert_int_equal(verdict("ns/token", 0.92), KV_VERDICT_UNSURE);
     assert_int_equal(verdict("ns/token", 0.90), KV_VERDICT_MISSED);
     double alone[] = {1.8, 1.9, 2.1};
     const kv_measure_t measure = {.name = "m", .unit = "ms", .target = 2};
@@ -182,7 +182,7 @@ static void test_table(void **state)
     assert_non_null(strstr(text, "0.250"));
     assert_non_null(strstr(text, ">= 0.5"));
     assert_non_null(strstr(text, "MISSED"));
-    assert_non_null(strstr(text, "of 1 targets 0 met, 1 missed"));
+    assert_non_null(strstr(text, ", 1 missed"));
     free(text);
 }
 
@@ -210,7 +210,7 @@ int main(void)
         cmocka_unit_test(test_quartiles),
         cmocka_unit_test(test_interval_of_the_median),
         cmocka_unit_test(test_ratio_is_of_the_pairs),
-        cmocka_unit_test(test_target_is_missed_only_outside_the_interval),
+        cmocka_unit_test(test_a_target_inside_the_interval_is_unsure),
         cmocka_unit_test(test_pairs_alternate_and_the_first_does_not_count),
         cmocka_unit_test(test_json_line),
         cmocka_unit_test(test_table),

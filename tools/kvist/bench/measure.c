@@ -67,9 +67,12 @@ static kv_verdict_t judge(const kv_measure_t *measure, const kv_spread_t *judged
     if (isnan(measure->target)) {
         return KV_VERDICT_NONE;
     }
-    const bool reachable =
-        is_rate(measure->unit) ? judged->high >= measure->target : judged->low <= measure->target;
-    return reachable ? KV_VERDICT_MET : KV_VERDICT_MISSED;
+    const bool rate = is_rate(measure->unit);
+    if (rate ? judged->median >= measure->target : judged->median <= measure->target) {
+        return KV_VERDICT_MET;
+    }
+    const bool reachable = rate ? judged->high >= measure->target : judged->low <= measure->target;
+    return reachable ? KV_VERDICT_UNSURE : KV_VERDICT_MISSED;
 }
 
 kv_finding_t kv_find(const kv_measure_t *measure, double *ours, double *theirs, uint32_t pair_count)
@@ -98,7 +101,7 @@ static json_t *number_or_null(bool given, double value)
 static void print_json(FILE *out, const kv_measure_t *measure, const kv_finding_t *finding)
 {
     const bool paired = measure->against != NULL;
-    json_t *ok = finding->verdict == KV_VERDICT_NONE
+    json_t *ok = finding->verdict == KV_VERDICT_NONE || finding->verdict == KV_VERDICT_UNSURE
                      ? json_null()
                      : json_boolean(finding->verdict == KV_VERDICT_MET);
     json_t *line = json_pack("{s:s, s:f, s:s, s:o, s:o, s:o, s:[f, f], s:o, s:o}", "measure",
@@ -131,7 +134,7 @@ static void print_side(FILE *out, const kv_spread_t *side)
 
 static void print_row(FILE *out, const kv_measure_t *measure, const kv_finding_t *finding)
 {
-    static const char *const verdicts[] = {"", "met", "MISSED"};
+    static const char *const verdicts[] = {"", "met", "unsure", "MISSED"};
     char low[32], high[32], range[80], target[40] = "";
     fprintf(out, "%-37s %-8s", measure->name, measure->unit);
     print_side(out, &finding->ours);
@@ -172,6 +175,7 @@ void kv_report_samples(
     fflush(report->out);
     report->measured++;
     report->met += finding.verdict == KV_VERDICT_MET;
+    report->unsure += finding.verdict == KV_VERDICT_UNSURE;
     report->missed += finding.verdict == KV_VERDICT_MISSED;
 }
 
@@ -239,9 +243,9 @@ void kv_report_end(const kv_report_t *report)
 {
     if (!report->json && report->measured > 0) {
         fprintf(report->out,
-            "\n%u measures of %u pairs; of %u targets %u met, %u missed (missed: the interval of "
-            "the median excludes it)\n",
-            report->measured, report->pairs, report->met + report->missed, report->met,
-            report->missed);
+            "\n%u measures of %u pairs; of %u targets %u met, %u unsure (the median misses it, its "
+            "interval does not), %u missed\n",
+            report->measured, report->pairs, report->met + report->unsure + report->missed,
+            report->met, report->unsure, report->missed);
     }
 }

@@ -5,7 +5,8 @@
  * slowed both cancels out. Said of each side is the median and the quartiles of its samples; of the
  * ratios the median and an interval that holds the true median with 95 % probability or more, from
  * the order statistics of the ratios (no distribution is assumed; below 6 pairs it is the extremes,
- * and the probability is less). A target is missed only where that interval excludes it.
+ * and the probability is less). A target is met where the median meets it, missed where the
+ * interval excludes it, and between the two nobody knows.
  *
  * Owns: nothing. Borrows: texts of a measure while it is reported.
  * Threads: one.
@@ -34,7 +35,7 @@ typedef struct {
     double low, median, high;
 } kv_spread_t;
 
-typedef enum { KV_VERDICT_NONE, KV_VERDICT_MET, KV_VERDICT_MISSED } kv_verdict_t;
+typedef enum { KV_VERDICT_NONE, KV_VERDICT_MET, KV_VERDICT_UNSURE, KV_VERDICT_MISSED } kv_verdict_t;
 
 typedef struct {
     kv_spread_t ours, theirs; /* quartiles; theirs is 0 where nothing stands against ours */
@@ -64,7 +65,7 @@ typedef struct {
     bool json;         /* a line an object, else a table */
     uint32_t pairs;    /* of each measure */
     uint32_t measured; /* so far, and how their targets fared: */
-    uint32_t met, missed;
+    uint32_t met, unsure, missed;
 } kv_report_t;
 
 /* Takes report->pairs pairs of samples, after one pair that does not count, and reports them.

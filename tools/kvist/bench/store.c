@@ -254,7 +254,8 @@ int kv_bench_store(int argc, char **argv)
         .summary =
             "Puts and gets in alternating pairs with fio, memcpy, the store without verification, "
             "or a\npeer: medians, quartiles, and an interval of the ratio's median (95 % or more). "
-            "A target is\nmissed only where that interval excludes it.",
+            "A target is\nmissed where that interval excludes it, unsure where the median misses "
+            "it.",
         .rows = rows,
         .row_count = sizeof rows / sizeof *rows,
     };
