@@ -90,9 +90,10 @@ static kv_status_t describe_self(
                                              : v4->sin_addr.s_addr == htonl(INADDR_ANY);
     if (any) {
         return kv_fail(error, KV_INVALID,
-            "node.advertise: must be set, to the host:port that others reach this node at: "
-            "node.host is %s",
-            options->node.host);
+            "node.advertise: must be the host:port that others reach this node at: with %s it "
+            "would "
+            "be any address",
+            options->node.advertise[0] != '\0' ? options->node.advertise : options->node.host);
     }
     *member_out = (kv_member_t){.role = params->role};
     snprintf(member_out->name, sizeof member_out->name, "%s", options->node.name);

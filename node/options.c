@@ -102,7 +102,8 @@ static void describe_bounds(const kv_option_t *option, char *text_out, size_t by
             text_out, bytes, "at most %s of FOLDER=SIZE, without commas, of 1MiB or more", most);
         break;
     case KV_OPTION_ADDRESSES:
-        snprintf(text_out, bytes, "at most %s of host:port with a numeric host", most);
+        snprintf(
+            text_out, bytes, "at most %s of host:port with a numeric host, or localhost", most);
         break;
     case KV_OPTION_URLS:
         snprintf(text_out, bytes, "at most %s of http://host:port or https://host:port", most);
@@ -441,7 +442,7 @@ static kv_status_t check_together(const kv_options_t *options, kv_error_t *error
     if (options->node.advertise[0] != '\0' &&
         kv_address_parse(options->node.advertise, &address, NULL) != KV_OK) {
         return kv_fail(error, KV_INVALID,
-            "node.advertise: \"%s\" is wrong: must be host:port with a numeric host",
+            "node.advertise: \"%s\" is wrong: must be host:port with a numeric host, or localhost",
             options->node.advertise);
     }
     if (strlen(options->node.admin) > 107) {

@@ -341,7 +341,9 @@ kv_source_t *kv_source_create(kv_core_t *core, uint64_t id, kv_peer_t *peer,
         status = check_room(core, peer, message, sources, &error);
     }
     if (status != KV_OK) {
-        kv_log_warn("runtime", "a fetch of peer %s is refused: %s", kv_peer_name(peer), error.text);
+        /* Busy is an ordinary answer, and the metric counts it. */
+        KV_LOG_AT(status == KV_BUSY ? KV_LOG_DEBUG : KV_LOG_WARN, "runtime",
+            "a fetch of peer %s is refused: %s", kv_peer_name(peer), error.text);
         answer(peer, message->request_id, message->transfer_id, status, error.text, NULL, 0);
         return NULL;
     }
