@@ -143,8 +143,8 @@ static bool send_text(
 
 static void append_text(kv_request_t *request, const char *text, size_t bytes)
 {
-    if (request->text_bytes + bytes > request->text_capacity) {
-        request->text_capacity = 2 * (request->text_bytes + bytes);
+    if (request->text == NULL || request->text_bytes + bytes > request->text_capacity) {
+        request->text_capacity = 2 * (request->text_bytes + bytes) + 64;
         request->text = kv_reallocate(request->text, request->text_capacity, 1);
     }
     if (bytes > 0) {

@@ -613,6 +613,13 @@ static void test_stop_string(void **state)
     expect(&fixture, "/v1/completions", "{\"prompt\":\"once\",\"stop\":\"fox\",\"stream\":true}",
         200, "brown", "[DONE]");
     wait_for_cancel(2);
+    /* The first token's text waits: it may become the stop string, or is it. */
+    expect(&fixture, "/v1/completions",
+        "{\"prompt\":\"once\",\"stop\":\"The slow\",\"stream\":true}", 200,
+        "\"text\":\"The quick\"", "[DONE]");
+    expect(&fixture, "/v1/completions", "{\"prompt\":\"once\",\"stop\":\"The\",\"stream\":true}",
+        200, "\"finish_reason\":\"stop\"", "[DONE]");
+    wait_for_cancel(3);
     stop(&fixture);
 }
 
