@@ -17,14 +17,6 @@ def in_background(function):
     return thread, results
 
 
-def lose(cluster, *names):
-    """The nodes come back with nothing."""
-    for name in names:
-        cluster.kill(name)
-        shutil.rmtree(f"{cluster.folder}/store/{name}")
-    cluster.up()
-
-
 def node(cluster, name):
     return next(node for node in cluster.status()["nodes"] if node["name"] == name)
 
@@ -32,6 +24,26 @@ def node(cluster, name):
 def device_objects(cluster, name):
     return next(tier["object_count"] for tier in node(cluster, name)["tiers"]
                 if tier["name"] == "device")
+
+
+def known_blocks(cluster, name):
+    """Blocks that the node knows other nodes to hold."""
+    page = cluster.kvist("metrics", name, "--dir", cluster.folder).stdout
+    return next(float(line.split()[1]) for line in page.splitlines()
+                if line.startswith("kvist_remote_entries "))
+
+
+def lose(cluster, *names):
+    """The nodes come back with nothing, and hear from the others what those hold."""
+    for name in names:
+        cluster.kill(name)
+        shutil.rmtree(f"{cluster.folder}/store/{name}")
+    cluster.up()
+    held = sum(device_objects(cluster, f"{role}-{number}")
+               for role in ("prefill", "decode") for number in (0, 1))
+    for name in names:
+        wait_until(lambda of=name: known_blocks(cluster, of) >= held, 20,
+                   f"{name} to know the {held} blocks of the others")
 
 
 def other_prefill(answer):
