@@ -63,9 +63,9 @@ void kv_cluster_clear(kv_cluster_t *cluster);
 size_t kv_cluster_alive_count(const kv_cluster_t *cluster);
 
 /* Brings the cluster up. Whole and alive: nothing is done but a word. Some nodes dead: they are
- * started again as they were; that params are not used is said. All dead: a new start with params. Waits until all nodes are healthy
- * and know each other; when one dies first, what it said last is shown. *cluster_out is set only
- * with KV_OK. */
+ * started again as they were; that params are not used is said. All dead: a new start with params.
+ * Waits until all nodes are healthy and know each other; when one dies first, what it said last is
+ * shown. *cluster_out is set only with KV_OK. */
 kv_status_t kv_cluster_start(
     const kv_cluster_params_t *params, kv_cluster_t *cluster_out, kv_error_t *error);
 
