@@ -10,6 +10,7 @@
 #include "kvstore/store_internal.h"
 
 #include "base/memory.h"
+#include "kvstore/embedded.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -120,7 +121,7 @@ void kv_changes_close(kvist_store_t *store)
     store->changes = NULL;
 }
 
-void kvist_store_listen(kvist_store_t *store, kvist_changed_t changed, void *context)
+void kv_embedded_store_listen(kvist_store_t *store, kvist_changed_t changed, void *context)
 {
     kv_changes_close(store);
     if (changed != NULL) {
@@ -143,7 +144,7 @@ static void tell_held(kv_changes_t *changes, const kvist_store_t *store, const k
     }
 }
 
-bool kvist_store_held(kvist_store_t *store, uint32_t *cursor, uint32_t object_count_max,
+bool kv_embedded_store_held(kvist_store_t *store, uint32_t *cursor, uint32_t object_count_max,
     kvist_changed_t visit, void *context)
 {
     if (store->changes != NULL) {

@@ -11,6 +11,7 @@
 #include "kvstore/store_internal.h"
 
 #include "base/memory.h"
+#include "kvstore/embedded.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -169,7 +170,7 @@ static bool has_begun(kvist_store_t *store, kv_drop_t *drop)
     return drop->stage != WAITING;
 }
 
-kv_status_t kvist_store_drop(
+kv_status_t kv_embedded_store_drop(
     kvist_store_t *store, const kvist_key_t *key, bool erase, kvist_dropped_t done, void *context)
 {
     uint32_t root = kv_fill_find(store, key);

@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 #include "kvstore/disk/budget.h"
+#include "kvstore/embedded.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,7 +17,7 @@ static void add_pool(kvist_tier_stats_t *tier, const kv_pool_t *pool, size_t obj
     tier->used_bytes += (uint64_t)pool->object_count * object_bytes;
 }
 
-void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out)
+void kv_embedded_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out)
 {
     *stats_out = store->stats;
     add_pool(&stats_out->tiers[KVIST_TIER_DEVICE], &store->device_pool,
@@ -161,7 +162,7 @@ void kv_figures_publish(kvist_store_t *store)
 {
     const struct kv_store_metrics *metrics = store->metrics;
     kvist_stats_t now, *before = &store->published;
-    kvist_store_stats(store, &now);
+    kv_embedded_store_stats(store, &now);
     for (int tier = 0; tier < LOCAL_TIERS; tier++) {
         for (int i = 0; i < TIER_FIGURE_COUNT; i++) {
             const figure_t *figure = &TIER_FIGURES[i];

@@ -11,6 +11,7 @@
  *     the match's doing. */
 #include "kvstore/store_internal.h"
 
+#include "kvstore/embedded.h"
 #include "kvstore/terms.h"
 
 enum { SWEEP_OBJECTS = 1 << 16, SWEEP_MS = 1000, PIN_SHARE_TENTHS = 9, FREE_SEGMENTS = 2 };
@@ -21,7 +22,7 @@ enum { SWEEP_OBJECTS = 1 << 16, SWEEP_MS = 1000, PIN_SHARE_TENTHS = 9, FREE_SEGM
 static uint64_t last_tier_bytes(const kvist_store_t *store)
 {
     kvist_stats_t stats;
-    kvist_store_stats(store, &stats);
+    kv_embedded_store_stats(store, &stats);
     for (int tier = KVIST_TIER_DISK; tier >= KVIST_TIER_DEVICE; tier--) {
         if (stats.tiers[tier].capacity_bytes > 0) {
             return stats.tiers[tier].capacity_bytes;
@@ -171,7 +172,7 @@ static bool times_are_good(
     return !in_past && (asked->expires_s == 0 || asked->pin_until_s <= asked->expires_s);
 }
 
-kv_status_t kvist_store_keep(
+kv_status_t kv_embedded_store_keep(
     kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms)
 {
     uint32_t number = kv_fill_find(store, key), now_s = kv_store_now_s(store);

@@ -2,6 +2,7 @@
 #include "kvstore/store_internal.h"
 
 #include "base/memory.h"
+#include "kvstore/embedded.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -68,7 +69,7 @@ static int newest_first(const void *left, const void *right)
     return a->number > b->number ? -1 : 1;
 }
 
-void kvist_store_list(const kvist_store_t *store, size_t count_max,
+void kv_embedded_store_list(const kvist_store_t *store, size_t count_max,
     void (*visit)(void *context, const kvist_context_t *entry), void *context)
 {
     size_t count = 0;

@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "base/memory.h"
+#include "kvstore/embedded.h"
 
 #include <stdlib.h>
 
@@ -100,7 +101,8 @@ static uint64_t share_of(const kv_segments_t *segments, uint32_t volume, uint64_
     return share < 1 ? (uint64_t)((double)all * share) : all;
 }
 
-kv_status_t kvist_store_set_disk_bytes(kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error)
+kv_status_t kv_embedded_store_set_disk_bytes(
+    kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error)
 {
     kv_disk_t *disk = store->disk;
     if (disk == NULL) {

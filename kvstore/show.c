@@ -3,6 +3,7 @@
 
 #include "base/bytes.h"
 #include "base/memory.h"
+#include "kvstore/embedded.h"
 #include "kvstore/identity.h"
 
 #include <stdlib.h>
@@ -35,7 +36,7 @@ static bool is_block(const kvist_store_t *store, const kv_object_t *object)
            kv_object_family(store, object)->group == 0;
 }
 
-kv_status_t kvist_store_find(
+kv_status_t kv_embedded_store_find(
     const kvist_store_t *store, const char *digits, kvist_key_t *key_out, kv_error_t *error)
 {
     size_t count = strlen(digits);
@@ -114,7 +115,7 @@ static uint64_t read_created(const kvist_store_t *store, const kv_object_t *obje
     return read ? record.created_unix_ns : 0;
 }
 
-kv_status_t kvist_store_show(
+kv_status_t kv_embedded_store_show(
     const kvist_store_t *store, const kvist_key_t *key, kvist_object_t *object_out)
 {
     uint32_t number = kv_table_find(store->table, key);

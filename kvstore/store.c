@@ -5,7 +5,9 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "kvstore/disk/read.h"
+#include "kvstore/embedded.h"
 #include "kvstore/figures.h"
+#include "kvstore/store_ops.h"
 #include "kvstore/unverified.h"
 
 #include <stdlib.h>
@@ -190,7 +192,7 @@ static void poll_once(kvist_store_t *store)
     kv_verify_run_callbacks(store);
 }
 
-void kvist_store_poll(kvist_store_t *store)
+void kv_embedded_store_poll(kvist_store_t *store)
 {
     take_wakes(store);
     store->polling = true;
@@ -210,10 +212,39 @@ void kvist_store_poll(kvist_store_t *store)
     kv_figures_publish(store);
 }
 
-int kvist_store_fd(const kvist_store_t *store)
+int kv_embedded_store_fd(const kvist_store_t *store)
 {
     return store->epoll_fd;
 }
+
+/* ---- the table ---- */
+
+const kv_store_ops_t KV_EMBEDDED_OPS = {
+    .close = kv_embedded_store_close,
+    .fd = kv_embedded_store_fd,
+    .poll = kv_embedded_store_poll,
+    .flush = kv_embedded_store_flush,
+    .match = kv_embedded_match,
+    .runs = kv_embedded_lease_runs,
+    .load = kv_embedded_lease_load,
+    .store = kv_embedded_lease_store,
+    .prepare = kv_embedded_lease_prepare,
+    .slots = kv_embedded_lease_slots,
+    .sealed_count = kv_embedded_lease_sealed_count,
+    .seal = kv_embedded_lease_seal,
+    .arithmetic = kv_embedded_lease_arithmetic,
+    .release = kv_embedded_lease_release,
+    .keep = kv_embedded_store_keep,
+    .drop = kv_embedded_store_drop,
+    .verify = kv_embedded_store_verify,
+    .set_disk_bytes = kv_embedded_store_set_disk_bytes,
+    .stats = kv_embedded_store_stats,
+    .find = kv_embedded_store_find,
+    .show = kv_embedded_store_show,
+    .list = kv_embedded_store_list,
+    .listen = kv_embedded_store_listen,
+    .held = kv_embedded_store_held,
+};
 
 /* ---- open ---- */
 
@@ -358,6 +389,7 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
     }
     kvist_store_t *store = kv_allocate(sizeof *store);
     *store = (kvist_store_t){
+        .ops = &KV_EMBEDDED_OPS,
         .device = params->device,
         .arena = params->device_arena,
         .clock = params->clock != NULL ? params->clock : kv_clock_real(),
@@ -440,14 +472,11 @@ static bool idle(const kvist_store_t *store)
            (store->disk == NULL || kv_persist_idle(store));
 }
 
-void kvist_store_close(kvist_store_t *store)
+void kv_embedded_store_close(kvist_store_t *store)
 {
-    if (store == NULL) {
-        return;
-    }
     bool flushed = false;
     kv_verify_cancel(store);
-    kvist_store_flush(store, note_end, &flushed);
+    kv_embedded_store_flush(store, note_end, &flushed);
     while (!flushed || !idle(store)) {
         if (store->first_drop == NULL) { /* a drop waits for all that descends from its block */
             kv_fill_stop(store);
@@ -457,7 +486,7 @@ void kvist_store_close(kvist_store_t *store)
         }
         struct epoll_event event;
         epoll_wait(store->epoll_fd, &event, 1, CLOSE_WAIT_MS);
-        kvist_store_poll(store);
+        kv_embedded_store_poll(store);
     }
     KV_CHECK(store->lease_count == 0);
     if (store->disk != NULL) {

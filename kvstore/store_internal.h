@@ -30,6 +30,7 @@
 #include "kvstore/objects/names.h"
 #include "kvstore/objects/pool.h"
 #include "kvstore/objects/table.h"
+#include "kvstore/store_ops.h"
 
 _Static_assert(KV_ARITHMETIC_BYTES == KVIST_ARITHMETIC_BYTES_MAX + 1, "a record holds any id");
 
@@ -180,6 +181,7 @@ typedef struct {
 } kv_sweep_t;
 
 struct kvist_store {
+    const kv_store_ops_t *ops; /* first: KV_EMBEDDED_OPS */
     uint32_t block_tokens, group_count;
     kv_store_group_t groups[KVIST_GROUPS_MAX];
     size_t object_bytes_max, record_bytes_max; /* of all groups */

@@ -9,6 +9,7 @@
 
 #include "base/memory.h"
 #include "kvstore/disk/read.h"
+#include "kvstore/embedded.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -219,7 +220,7 @@ static void count_all(kv_verify_t *verify)
     verify->state.bytes_total += disk->used_bytes;
 }
 
-kv_status_t kvist_store_verify(kvist_store_t *store,
+kv_status_t kv_embedded_store_verify(kvist_store_t *store,
     void (*progress)(void *context, const kvist_verify_t *state),
     void (*done)(void *context, kv_status_t status, const kvist_verify_t *state), void *context)
 {

@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "kvstore/disk/budget.h"
+#include "kvstore/embedded.h"
 #include "kvstore/index/entry.h"
 #include "kvstore/terms.h"
 
@@ -838,7 +839,7 @@ static void queue_pool(kvist_store_t *store, const kv_pool_t *pool, uint32_t *pa
     }
 }
 
-void kvist_store_flush(
+void kv_embedded_store_flush(
     kvist_store_t *store, void (*done)(void *context, kv_status_t status), void *context)
 {
     kv_flush_t *flush = kv_allocate(sizeof *flush);

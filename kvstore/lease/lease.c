@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "base/memory.h"
+#include "kvstore/embedded.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -268,8 +269,8 @@ void kv_lease_load_ended(kvist_lease_t *lease, bool try_again)
     }
 }
 
-kv_status_t kvist_lease_prepare(kvist_lease_t *lease, uint32_t slot_count, uint64_t deadline_ns,
-    kvist_prepared_t done, void *context)
+kv_status_t kv_embedded_lease_prepare(kvist_lease_t *lease, uint32_t slot_count,
+    uint64_t deadline_ns, kvist_prepared_t done, void *context)
 {
     kvist_store_t *store = lease->store;
     KV_CHECK(lease->state == KV_LEASE_MATCHED && done != NULL);
@@ -436,17 +437,17 @@ void kv_lease_run_callbacks(kvist_store_t *store)
 
 /* ---- the block table ---- */
 
-const uint32_t *kvist_lease_slots(const kvist_lease_t *lease)
+const uint32_t *kv_embedded_lease_slots(const kvist_lease_t *lease)
 {
     return lease->slots;
 }
 
-uint32_t kvist_lease_sealed_count(const kvist_lease_t *lease)
+uint32_t kv_embedded_lease_sealed_count(const kvist_lease_t *lease)
 {
     return lease->sealed_count;
 }
 
-const char *kvist_lease_arithmetic(const kvist_lease_t *lease, uint32_t block)
+const char *kv_embedded_lease_arithmetic(const kvist_lease_t *lease, uint32_t block)
 {
     const kvist_store_t *store = lease->store;
     KV_CHECK(block < lease->sealed_count);
@@ -470,7 +471,7 @@ void kv_lease_settle(kvist_lease_t *lease)
     }
 }
 
-void kvist_lease_release(kvist_lease_t *lease)
+void kv_embedded_lease_release(kvist_lease_t *lease)
 {
     kvist_store_t *store = lease->store;
     KV_CHECK(!lease->released);

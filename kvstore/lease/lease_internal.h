@@ -25,7 +25,7 @@ struct kv_transfer {
 };
 
 struct kvist_lease {
-    kvist_store_t *store;
+    kvist_store_t *store; /* first */
     kvist_mode_t mode;
     kv_lease_state_t state;
     bool released;    /* by its owner; goes when all that is under way is through */

@@ -11,6 +11,7 @@
 #include "base/checksum.h"
 #include "base/memory.h"
 #include "kvstore/disk/read.h"
+#include "kvstore/embedded.h"
 #include "kvstore/lease/pieces.h"
 
 #include <stdlib.h>
@@ -242,7 +243,7 @@ static void start(lease_load_t *load)
     free(reads);
 }
 
-kv_status_t kvist_lease_load(kvist_lease_t *lease, const kvist_selection_t *selection,
+kv_status_t kv_embedded_lease_load(kvist_lease_t *lease, const kvist_selection_t *selection,
     const kvist_piece_t *pieces, size_t piece_count, kvist_loaded_t done, void *context)
 {
     kvist_store_t *store = lease->store;

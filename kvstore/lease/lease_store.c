@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "base/checksum.h"
 #include "base/memory.h"
+#include "kvstore/embedded.h"
 #include "kvstore/lease/pieces.h"
 #include "kvstore/terms.h"
 
@@ -515,7 +516,7 @@ static kv_put_t *make_put(
     return put;
 }
 
-kv_status_t kvist_lease_store(kvist_lease_t *lease, const kvist_put_t *asked,
+kv_status_t kv_embedded_lease_store(kvist_lease_t *lease, const kvist_put_t *asked,
     const kvist_piece_t *pieces, size_t piece_count, kvist_stored_t done, void *context)
 {
     if (!asks_well(lease, asked) ||

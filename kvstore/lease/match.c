@@ -6,6 +6,7 @@
 
 #include "base/memory.h"
 #include "kvstore/disk/budget.h"
+#include "kvstore/embedded.h"
 #include "kvstore/terms.h"
 
 #include <stdlib.h>
@@ -331,8 +332,8 @@ static kvist_lease_t *make_lease(kvist_store_t *store, const kvist_query_t *quer
     return lease;
 }
 
-kv_status_t kvist_match(kvist_store_t *store, const kvist_query_t *query, kvist_lease_t **lease_out,
-    kvist_match_t *match_out)
+kv_status_t kv_embedded_match(kvist_store_t *store, const kvist_query_t *query,
+    kvist_lease_t **lease_out, kvist_match_t *match_out)
 {
     if (query->token_count / store->block_tokens > KVIST_CHAIN_BLOCKS_MAX ||
         (unsigned)query->mode > KVIST_MODE_BYPASS || !terms_are_good(&query->terms)) {
@@ -415,7 +416,7 @@ static uint64_t block_bytes(const kvist_lease_t *lease, uint32_t block)
     return bytes;
 }
 
-size_t kvist_lease_runs(const kvist_lease_t *lease, kvist_run_t *runs_out, size_t count_max)
+size_t kv_embedded_lease_runs(const kvist_lease_t *lease, kvist_run_t *runs_out, size_t count_max)
 {
     size_t count = 0;
     for (uint32_t block = 0; block < lease->match.block_count;) {

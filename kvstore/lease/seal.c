@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "kvstore/disk/budget.h"
+#include "kvstore/embedded.h"
 #include "kvstore/terms.h"
 
 #include <string.h>
@@ -143,7 +144,8 @@ static uint32_t seal_object(
     return number;
 }
 
-kv_status_t kvist_lease_seal(kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic)
+kv_status_t kv_embedded_lease_seal(
+    kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic)
 {
     if (lease->state != KV_LEASE_READY || lease->sealed_count >= lease->slot_count ||
         (arithmetic != NULL && strlen(arithmetic) >= KV_ARITHMETIC_BYTES)) {
