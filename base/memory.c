@@ -44,15 +44,15 @@ char *kv_duplicate_string(const char *text)
     return memcpy(kv_allocate(bytes), text, bytes);
 }
 
-kv_status_t kv_region_map(size_t bytes, kv_region_t *region_out, kv_error_t *error)
+/* Addresses and no memory yet: over-allocated by one huge page, then trimmed to an aligned range. */
+static kv_status_t reserve(size_t bytes, kv_region_t *region_out, kv_error_t *error)
 {
     if (bytes == 0 || bytes > SIZE_MAX - 2 * (size_t)HUGE_PAGE_BYTES) {
         return kv_fail(error, KV_INVALID, "cannot map %zu bytes", bytes);
     }
-    /* Over-allocate by one huge page, then trim to an aligned range. */
     size_t wanted = (bytes + HUGE_PAGE_BYTES - 1) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
     size_t mapped = wanted + HUGE_PAGE_BYTES;
-    char *base = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *base = mmap(NULL, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
         return kv_fail_errno(error, errno, "cannot map %zu bytes of memory", bytes);
     }
@@ -63,10 +63,49 @@ kv_status_t kv_region_map(size_t bytes, kv_region_t *region_out, kv_error_t *err
     if (mapped - head - wanted > 0) {
         munmap(base + head + wanted, mapped - head - wanted);
     }
-    madvise(
-        base + head, wanted, MADV_HUGEPAGE); /* advice: without it the pages are small and slower */
     *region_out = (kv_region_t){base + head, wanted};
     return KV_OK;
+}
+
+/* What lies behind the addresses from now on. */
+static kv_status_t back(kv_region_t *region, int protection, int flags, int fd, kv_error_t *error)
+{
+    if (mmap(region->base, region->bytes, protection, flags | MAP_FIXED, fd, 0) == MAP_FAILED) {
+        int cause = errno;
+        size_t bytes = region->bytes;
+        kv_region_unmap(region);
+        return kv_fail_errno(error, cause, "cannot map %zu bytes of memory", bytes);
+    }
+    /* Advice: without it the pages are small and slower. */
+    madvise(region->base, region->bytes, MADV_HUGEPAGE);
+    return KV_OK;
+}
+
+kv_status_t kv_region_map(size_t bytes, kv_region_t *region_out, kv_error_t *error)
+{
+    kv_region_t region;
+    kv_status_t status = reserve(bytes, &region, error);
+    if (status == KV_OK) {
+        status = back(&region, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, error);
+    }
+    if (status == KV_OK) {
+        *region_out = region;
+    }
+    return status;
+}
+
+kv_status_t kv_region_map_file(
+    int fd, size_t bytes, bool writable, kv_region_t *region_out, kv_error_t *error)
+{
+    kv_region_t region;
+    kv_status_t status = reserve(bytes, &region, error);
+    if (status == KV_OK) {
+        status = back(&region, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED, fd, error);
+    }
+    if (status == KV_OK) {
+        *region_out = region;
+    }
+    return status;
 }
 
 void kv_region_unmap(kv_region_t *region)

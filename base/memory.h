@@ -10,6 +10,7 @@
 
 #include "base/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
 void *kv_allocate(size_t bytes); /* zeroed; release with free() */
@@ -26,6 +27,11 @@ typedef struct {
 } kv_region_t;
 
 kv_status_t kv_region_map(size_t bytes, kv_region_t *region_out, kv_error_t *error);
+
+/* The first bytes of a file, shared with whoever else maps it, aligned to 2 MiB; fd is not needed
+ * any more afterwards. */
+kv_status_t kv_region_map_file(
+    int fd, size_t bytes, bool writable, kv_region_t *region_out, kv_error_t *error);
 void kv_region_unmap(kv_region_t *region);
 
 #endif
