@@ -4,6 +4,7 @@
 #define KV_KVSTORE_EMBEDDED_H
 
 #include "kvstore/kvist.h"
+#include "kvstore/objects/arena.h"
 
 void kv_embedded_store_close(kvist_store_t *store);
 int kv_embedded_store_fd(const kvist_store_t *store);
@@ -44,5 +45,9 @@ void kv_embedded_store_list(const kvist_store_t *store, size_t count_max,
 void kv_embedded_store_listen(kvist_store_t *store, kvist_changed_t changed, void *context);
 bool kv_embedded_store_held(kvist_store_t *store, uint32_t *cursor, uint32_t object_count_max,
     kvist_changed_t visit, void *context);
+
+/* The group's part of the host tier, to be handed to other processes (its plan and its descriptor);
+ * NULL: there is none, or it is not shared. Lives as long as the store. */
+const kv_arena_t *kv_embedded_store_arena(const kvist_store_t *store, uint32_t group);
 
 #endif

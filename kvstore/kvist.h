@@ -176,6 +176,7 @@ typedef struct {
     void *device_arena;           /* borrowed: device_slot_count slots of one object each */
     uint32_t device_slot_count;
     uint64_t host_bytes; /* of the host tier; 0: none. Groups share it by their objects' sizes */
+    bool host_shared;    /* it lies in memory that other processes can map to read (kvist-store) */
     const char
         *directory;      /* of the disk tier; made when absent; NULL: none. One process at a time */
     uint64_t disk_bytes; /* quota of the disk tier, segments and all; of `directory` alone */

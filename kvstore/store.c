@@ -287,8 +287,8 @@ static kv_status_t check_params(const kvist_store_params_t *params, kv_error_t *
 static kv_status_t work_out_groups(
     kvist_store_t *store, const kvist_layout_t *layout, kv_error_t *error)
 {
-    store->block_tokens = layout->block_tokens;
     kv_status_t status = kvist_layout_check(layout, error);
+    store->block_tokens = status == KV_OK ? layout->block_tokens : 0;
     for (uint32_t i = 0; status == KV_OK && i < layout->group_count; i++) {
         kv_layout_t *of_group = &store->groups[i].layout;
         status = kv_layout_init(layout, i, of_group, error);
@@ -301,6 +301,28 @@ static kv_status_t work_out_groups(
                 record_bytes > store->record_bytes_max ? record_bytes : store->record_bytes_max;
             store->group_count++;
         }
+    }
+    return status;
+}
+
+static kv_status_t open_arena(kv_store_group_t *group, uint32_t slot_count, uint32_t block_tokens,
+    bool shared, kv_error_t *error)
+{
+    kv_arena_t *arena = &group->host_arena;
+    kv_arena_plan_t plan = {
+        .slot_count = slot_count,
+        .unit_count = group->layout.unit_count,
+        .block_tokens = block_tokens,
+        .object_bytes = group->layout.object_bytes,
+    };
+    kv_status_t status = kv_arena_plan(&plan, error);
+    if (status == KV_OK) {
+        status = kv_arena_open(&plan, shared, arena, error);
+    }
+    if (status == KV_OK) { /* last: it stops the process where memory is out */
+        kv_pool_init(&group->host_pool, slot_count, block_tokens, plan.unit_count,
+            kv_arena_tokens(arena), kv_arena_checksums(arena));
+        kv_pool_extend(&group->host_pool, slot_count);
     }
     return status;
 }
@@ -320,16 +342,9 @@ static kv_status_t open_host(
             (uintmax_t)params->host_bytes, INT32_MAX, (uintmax_t)block_bytes);
     }
     kv_status_t status = KV_OK;
-    for (uint32_t i = 0; status == KV_OK && i < store->group_count; i++) {
-        kv_store_group_t *group = &store->groups[i];
-        if (slot_count > 0) {
-            status =
-                kv_region_map(slot_count * group->layout.object_bytes, &group->host_region, error);
-        }
-        if (status == KV_OK) { /* last: it stops the process where memory is out */
-            kv_pool_init(&group->host_pool, (uint32_t)slot_count, store->block_tokens,
-                group->layout.unit_count);
-        }
+    for (uint32_t i = 0; status == KV_OK && slot_count > 0 && i < store->group_count; i++) {
+        status = open_arena(&store->groups[i], (uint32_t)slot_count, store->block_tokens,
+            params->host_shared, error);
     }
     return status;
 }
@@ -366,10 +381,11 @@ static void release_store(kvist_store_t *store)
         }
     }
     for (uint32_t i = 0; i < store->group_count; i++) {
-        kv_region_unmap(&store->groups[i].host_region);
+        kv_arena_close(&store->groups[i].host_arena);
         kv_pool_destroy(&store->groups[i].host_pool);
     }
     kv_pool_destroy(&store->device_pool);
+    free(store->device_tokens);
     kv_names_t *names[] = {&store->namespaces, &store->arithmetics, &store->origins,
         &store->tenants, &store->families};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
@@ -403,7 +419,11 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
     };
     store->table = kv_table_create();
     status = work_out_groups(store, params->layout, error);
-    kv_pool_init(&store->device_pool, params->device_slot_count, store->block_tokens, 0);
+    store->device_tokens = kv_allocate_array(
+        (size_t)params->device_slot_count * store->block_tokens, sizeof *store->device_tokens);
+    kv_pool_init(&store->device_pool, params->device_slot_count, store->block_tokens, 0,
+        store->device_tokens, NULL);
+    kv_pool_extend(&store->device_pool, params->device_slot_count);
     store->loads = kv_allocate_array(params->device_slot_count, sizeof(kv_load_t *));
     kv_names_init(&store->namespaces, KVIST_KEY_BYTES, UINT16_MAX);
     kv_names_init(&store->arithmetics, KV_ARITHMETIC_BYTES, UINT8_MAX);
@@ -451,6 +471,12 @@ kv_status_t kv_store_open_unverified(
 {
     const kv_store_seams_t seams = {.unverified = true};
     return kv_store_open_with(params, &seams, store_out, error);
+}
+
+const kv_arena_t *kv_embedded_store_arena(const kvist_store_t *store, uint32_t group)
+{
+    const kv_arena_t *arena = &store->groups[group].host_arena;
+    return arena->region.base != NULL && arena->fd >= 0 ? arena : NULL;
 }
 
 /* ---- close ---- */

@@ -27,6 +27,7 @@
 #include "kvstore/index/index.h"
 #include "kvstore/kvist.h"
 #include "kvstore/layout.h"
+#include "kvstore/objects/arena.h"
 #include "kvstore/objects/names.h"
 #include "kvstore/objects/pool.h"
 #include "kvstore/objects/table.h"
@@ -169,7 +170,7 @@ typedef struct {
 typedef struct {
     kv_layout_t layout;
     kv_pool_t host_pool;
-    kv_region_t host_region;
+    kv_arena_t host_arena;
 } kv_store_group_t;
 
 /* Where the search for what has expired is: keep.c. */
@@ -196,6 +197,7 @@ struct kvist_store {
 
     kv_table_t *table;
     kv_pool_t device_pool; /* of group 0's objects */
+    uint32_t *device_tokens;
     kv_names_t namespaces, arithmetics, origins, tenants, families;
     kv_load_t **loads;                         /* [device slots]: the load that fills the slot */
     double load_ns_per_byte[KVIST_TIER_COUNT]; /* measured */
@@ -261,7 +263,7 @@ static inline char *kv_store_device_bytes(const kvist_store_t *store, uint32_t s
 
 static inline char *kv_group_host_bytes(const kv_store_group_t *group, uint32_t slot)
 {
-    return (char *)group->host_region.base + slot * group->layout.object_bytes;
+    return kv_arena_slot(&group->host_arena, slot);
 }
 
 /* ---- object.c ---- */

@@ -5,35 +5,38 @@
 
 #include <stdlib.h>
 
-void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_tokens, uint32_t unit_count)
+void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_tokens, uint32_t unit_count,
+    uint32_t *tokens, uint64_t *checksums)
 {
     *pool = (kv_pool_t){
         .slots = kv_allocate_array(slot_count, sizeof(kv_slot_t)),
-        .tokens = kv_allocate_array((size_t)slot_count * block_tokens, sizeof(uint32_t)),
+        .tokens = tokens,
+        .checksums = checksums,
         .slot_count = slot_count,
         .block_tokens = block_tokens,
-        .free_count = slot_count,
         .unit_count = unit_count,
         .free_head = KV_SLOT_NONE,
     };
-    if (unit_count > 0) {
-        pool->checksums = kv_allocate_array((size_t)slot_count * unit_count, sizeof(uint64_t));
-    }
     for (int i = 0; i < KVIST_PRIORITY_COUNT; i++) {
         pool->used[i] = (kv_used_list_t){KV_SLOT_NONE, KV_SLOT_NONE};
-    }
-    for (uint32_t slot = slot_count; slot-- > 0;) {
-        pool->slots[slot].older = pool->free_head;
-        pool->free_head = slot;
     }
 }
 
 void kv_pool_destroy(kv_pool_t *pool)
 {
     free(pool->slots);
-    free(pool->tokens);
-    free(pool->checksums);
     *pool = (kv_pool_t){0};
+}
+
+void kv_pool_extend(kv_pool_t *pool, uint32_t ready_count)
+{
+    KV_CHECK(ready_count >= pool->ready_count && ready_count <= pool->slot_count);
+    for (uint32_t slot = ready_count; slot-- > pool->ready_count;) {
+        pool->slots[slot].older = pool->free_head;
+        pool->free_head = slot;
+    }
+    pool->free_count += ready_count - pool->ready_count;
+    pool->ready_count = ready_count;
 }
 
 uint32_t kv_pool_take(kv_pool_t *pool)

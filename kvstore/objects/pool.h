@@ -15,7 +15,9 @@
  * Beside each slot stand the token ids of its block, to be compared when it is found, and where the
  * tier keeps them the checksums of its units.
  *
- * Owns: the bookkeeping, token ids and checksums, not the slots' bytes.
+ * A pool begins without slots and is extended as its memory becomes ready.
+ *
+ * Owns: the bookkeeping. Borrows: token ids and checksums; it knows nothing of the slots' bytes.
  * Threads: the store's; a worker may write token ids and checksums of a slot that it fills. */
 #ifndef KV_KVSTORE_OBJECTS_POOL_H
 #define KV_KVSTORE_OBJECTS_POOL_H
@@ -48,13 +50,18 @@ typedef struct {
     uint32_t *tokens;    /* [slot_count][block_tokens] */
     uint64_t *checksums; /* [slot_count][unit_count]; NULL: none are kept */
     uint32_t slot_count, block_tokens, unit_count;
+    uint32_t ready_count; /* slots that are there; slot_count once all are */
     uint32_t free_count, free_head, object_count;
     kv_used_list_t used[KVIST_PRIORITY_COUNT];
 } kv_pool_t;
 
-/* unit_count 0: no checksums are kept. */
-void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_tokens, uint32_t unit_count);
+/* Room for slot_count slots; there are none yet. unit_count 0, checksums NULL: none are kept. */
+void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_tokens, uint32_t unit_count,
+    uint32_t *tokens, uint64_t *checksums);
 void kv_pool_destroy(kv_pool_t *pool);
+
+/* The first ready_count slots are there: those that were not are free. */
+void kv_pool_extend(kv_pool_t *pool, uint32_t ready_count);
 
 /* A free slot, now private; KV_SLOT_NONE when there is none. */
 uint32_t kv_pool_take(kv_pool_t *pool);

@@ -182,7 +182,14 @@ static void the_used_list_is_in_order(void **state)
 {
     (void)state;
     kv_pool_t pool;
-    kv_pool_init(&pool, 5, 1, 0);
+    uint32_t tokens[5];
+    kv_pool_init(&pool, 5, 1, 0, tokens, NULL);
+    assert_int_equal(kv_pool_take(&pool), KV_SLOT_NONE);
+    kv_pool_extend(&pool, 2);
+    assert_int_equal(kv_pool_take(&pool), 0);
+    kv_pool_extend(&pool, 5);
+    kv_pool_give(&pool, 0);
+    assert_int_equal(pool.free_count, 5);
     static const kvist_priority_t PRIORITIES[] = {KVIST_PRIORITY_INTERACTIVE,
         KVIST_PRIORITY_BACKGROUND, KVIST_PRIORITY_INTERACTIVE, KVIST_PRIORITY_BATCH,
         KVIST_PRIORITY_BACKGROUND};

@@ -1,0 +1,132 @@
+#include "kvstore/objects/arena.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum {
+    PAGE_BYTES = 4096,
+    HUGE_PAGE_BYTES = 2 << 20,
+    SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE,
+};
+
+/* ---- the plan ---- */
+
+/* Behind `at`: count things of that many bytes, up to a whole number of `unit`. false: there are no
+ * such numbers. */
+static bool add(uint64_t *at, uint64_t count, uint64_t bytes, uint64_t unit)
+{
+    uint64_t sum;
+    if (__builtin_mul_overflow(count, bytes, &sum) || __builtin_add_overflow(sum, *at, &sum) ||
+        sum > UINT64_MAX / 2) {
+        return false;
+    }
+    *at = (sum + unit - 1) / unit * unit;
+    return true;
+}
+
+kv_status_t kv_arena_plan(kv_arena_plan_t *plan, kv_error_t *error)
+{
+    const uint64_t unit_bytes = plan->unit_count * sizeof(uint64_t);
+    const uint64_t token_bytes = plan->block_tokens * sizeof(uint32_t);
+    uint64_t at = 0;
+    bool good = plan->slot_count > 0 && plan->object_bytes > 0;
+    good = good && add(&at, plan->slot_count, plan->object_bytes, PAGE_BYTES);
+    const uint64_t checksums_at = at;
+    good = good && add(&at, plan->slot_count, unit_bytes, PAGE_BYTES);
+    const uint64_t tokens_at = at;
+    good = good && add(&at, plan->slot_count, token_bytes, HUGE_PAGE_BYTES) && at <= SIZE_MAX;
+    if (!good) {
+        return kv_fail(error, KV_INVALID, "no memory can hold %u slots of %ju bytes",
+            plan->slot_count, (uintmax_t)plan->object_bytes);
+    }
+    plan->checksums_at = checksums_at;
+    plan->tokens_at = tokens_at;
+    plan->total_bytes = at;
+    return KV_OK;
+}
+
+/* ---- open, close ---- */
+
+/* Maps it to write, then makes sure that nobody else ever does. */
+static kv_status_t map_and_seal(int fd, kv_arena_t *arena, kv_error_t *error)
+{
+    kv_status_t status =
+        kv_region_map_file(fd, arena->plan.total_bytes, true, &arena->region, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    if (fchmod(fd, S_IRUSR) == 0 && fcntl(fd, F_ADD_SEALS, SEALS | F_SEAL_SEAL) == 0) {
+        arena->fd = open(path, O_RDONLY | O_CLOEXEC);
+    }
+    if (arena->fd < 0) {
+        status = kv_fail_errno(error, errno, "cannot seal the host tier's memory");
+        kv_region_unmap(&arena->region);
+    }
+    return status;
+}
+
+static kv_status_t open_shared(kv_arena_t *arena, kv_error_t *error)
+{
+    const uint64_t bytes = arena->plan.total_bytes;
+    int fd = memfd_create("kvist-host", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0) {
+        return kv_fail_errno(error, errno, "no shared memory for the host tier");
+    }
+    kv_status_t status =
+        ftruncate(fd, (off_t)bytes) != 0
+            ? kv_fail_errno(error, errno, "no %ju bytes of shared memory", (uintmax_t)bytes)
+            : map_and_seal(fd, arena, error);
+    close(fd);
+    return status;
+}
+
+kv_status_t kv_arena_open(
+    const kv_arena_plan_t *plan, bool shared, kv_arena_t *arena_out, kv_error_t *error)
+{
+    kv_arena_t arena = {.plan = *plan, .fd = -1};
+    kv_status_t status = shared ? open_shared(&arena, error)
+                                : kv_region_map(plan->total_bytes, &arena.region, error);
+    if (status == KV_OK) {
+        *arena_out = arena;
+    }
+    return status;
+}
+
+kv_status_t kv_arena_map(
+    const kv_arena_plan_t *plan, int fd, kv_arena_t *arena_out, kv_error_t *error)
+{
+    struct stat about;
+    if (fstat(fd, &about) != 0 || (uint64_t)about.st_size != plan->total_bytes) {
+        return kv_fail(error, KV_REFUSED,
+            "the shared memory that was handed over is not the %ju bytes that its plan says",
+            (uintmax_t)plan->total_bytes);
+    }
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || (seals & SEALS) != SEALS) {
+        return kv_fail(error, KV_REFUSED,
+            "the shared memory that was handed over is not sealed as it must be");
+    }
+    kv_arena_t arena = {.plan = *plan, .fd = -1};
+    kv_status_t status = kv_region_map_file(fd, plan->total_bytes, false, &arena.region, error);
+    if (status == KV_OK) {
+        *arena_out = arena;
+    }
+    return status;
+}
+
+void kv_arena_close(kv_arena_t *arena)
+{
+    if (arena->region.base != NULL) {
+        kv_region_unmap(&arena->region);
+        if (arena->fd >= 0) {
+            close(arena->fd);
+        }
+    }
+    *arena = (kv_arena_t){.fd = -1};
+}

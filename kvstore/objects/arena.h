@@ -1,0 +1,68 @@
+/* The memory of one layer group's part of the host tier: slots, and beside them the checksums of
+ * their units and the token ids of their blocks, in one region:
+ *
+ *   0             slots      [slot_count][object_bytes]
+ *   checksums_at  checksums  [slot_count][unit_count] of 8 bytes
+ *   tokens_at     token ids  [slot_count][block_tokens] of 4 bytes
+ *   total_bytes   the end; a whole number of huge pages
+ *
+ * Private: anonymous memory of this process, there once it is touched. Shared: a memfd that nobody
+ * can resize, and that nobody but this process, which mapped it first, can ever write (its seals
+ * say so, whatever descriptor somebody has); other processes get a descriptor to read it by.
+ *
+ * Owns: the region and the descriptor.
+ * Threads: any, one at a time; what lies in it is its users' affair.
+ * Errors: KV_NO_SPACE, KV_INVALID. kv_arena_map checks what another process handed over.
+ * Limits: a seal on future writing needs Linux 5.1, making shared memory ready 5.14; huge pages of
+ * shared memory 6.1, else they are small ones. */
+#ifndef KV_KVSTORE_OBJECTS_ARENA_H
+#define KV_KVSTORE_OBJECTS_ARENA_H
+
+#include "base/memory.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Where everything lies: the same in every process for the same numbers. */
+typedef struct {
+    uint32_t slot_count, unit_count, block_tokens;
+    uint64_t object_bytes;
+    uint64_t checksums_at, tokens_at, total_bytes;
+} kv_arena_plan_t;
+
+typedef struct {
+    kv_arena_plan_t plan;
+    kv_region_t region; /* base NULL: no slots */
+    int fd;             /* for reading only; -1: private, or mapped from another process */
+} kv_arena_t;
+
+/* The last three of the plan, from the others. KV_INVALID: no slots, or more than there are
+ * addresses for. */
+kv_status_t kv_arena_plan(kv_arena_plan_t *plan, kv_error_t *error);
+
+kv_status_t kv_arena_open(
+    const kv_arena_plan_t *plan, bool shared, kv_arena_t *arena_out, kv_error_t *error);
+
+/* Another process' shared arena, for reading. fd: borrowed for the call. KV_REFUSED: it has another
+ * size, or lacks the seals that make reading it safe. */
+kv_status_t kv_arena_map(
+    const kv_arena_plan_t *plan, int fd, kv_arena_t *arena_out, kv_error_t *error);
+
+void kv_arena_close(kv_arena_t *arena); /* also one that is all zero */
+
+static inline char *kv_arena_slot(const kv_arena_t *arena, uint32_t slot)
+{
+    return (char *)arena->region.base + slot * arena->plan.object_bytes;
+}
+
+static inline uint64_t *kv_arena_checksums(const kv_arena_t *arena)
+{
+    return (uint64_t *)(void *)((char *)arena->region.base + arena->plan.checksums_at);
+}
+
+static inline uint32_t *kv_arena_tokens(const kv_arena_t *arena)
+{
+    return (uint32_t *)(void *)((char *)arena->region.base + arena->plan.tokens_at);
+}
+
+#endif
