@@ -44,7 +44,7 @@ char *kv_duplicate_string(const char *text)
     return memcpy(kv_allocate(bytes), text, bytes);
 }
 
-/* Addresses and no memory yet: over-allocated by one huge page, then trimmed to an aligned range. */
+/* Addresses without memory: over-allocated by one huge page, then trimmed to an aligned range. */
 static kv_status_t reserve(size_t bytes, kv_region_t *region_out, kv_error_t *error)
 {
     if (bytes == 0 || bytes > SIZE_MAX - 2 * (size_t)HUGE_PAGE_BYTES) {

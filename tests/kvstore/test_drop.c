@@ -225,8 +225,8 @@ static uint32_t count_copies(const bench_t *bench, const kvist_key_t *key)
         }
     }
     count += memmem(bench->params.device_arena, 16 * block_bytes(bench), block, 64) != NULL;
-    count += memmem(bench->store->groups[0].host_arena.region.base, 16 * block_bytes(bench), block, 64) !=
-             NULL;
+    count += memmem(bench->store->groups[0].host_arena.region.base, 16 * block_bytes(bench), block,
+                 64) != NULL;
     free(block);
     free(bytes);
     return count;
