@@ -2,7 +2,7 @@
 
 #include "base/memory.h"
 #include "decode/request.h"
-#include "runtime/remote.h"
+#include "holder/remote.h"
 
 #include <stdlib.h>
 
@@ -22,10 +22,10 @@ static uint32_t load_of(const kv_core_t *core, const kv_peer_t *peer)
 {
     uint32_t told = kv_peer_queued_requests(peer) + kv_peer_running_requests(peer);
     uint32_t sent = 0;
-    for (uint32_t i = 0; i < core->requests->count; i++) {
-        sent += kv_decode_request_waits_for(core->requests->items[i], peer);
+    for (uint32_t i = 0; i < core->holder.requests.count; i++) {
+        sent += kv_decode_request_waits_for(core->holder.requests.items[i], peer);
     }
-    return (told > sent ? told : sent) + (kv_core_link_up(peer) ? 0 : LOAD_WITHOUT_LINK);
+    return (told > sent ? told : sent) + (kv_holder_link_up(peer) ? 0 : LOAD_WITHOUT_LINK);
 }
 
 static bool will_do(const kv_decode_choice_t *choice, const kv_peer_t *peer)
@@ -70,14 +70,15 @@ static kv_peer_t *holder(search_t *search)
     if (choice->held_blocks >= block_count) {
         return NULL;
     }
-    kv_peers_visit(search->core->peers, note_other, search);
+    kv_peers_visit(search->core->holder.peers, note_other, search);
     kvist_key_t *keys = kv_allocate_array(block_count, sizeof *keys);
     kvist_keys(choice->name_space, choice->tokens, choice->token_count,
         search->core->info->shape.block_tokens, keys);
     kv_peer_t *found = NULL;
     uint32_t found_blocks;
-    if (!kv_remote_find(search->core, keys + choice->held_blocks, block_count - choice->held_blocks,
-            search->others, search->other_count, &found, &found_blocks)) {
+    if (!kv_remote_find(&search->core->holder, keys + choice->held_blocks,
+            block_count - choice->held_blocks, search->others, search->other_count, &found,
+            &found_blocks)) {
         found = NULL;
     }
     free(keys);
@@ -87,7 +88,7 @@ static kv_peer_t *holder(search_t *search)
 kv_peer_t *kv_decode_choose(kv_core_t *core, const kv_decode_choice_t *choice, uint32_t *ahead_out)
 {
     search_t search = {.core = core, .choice = choice};
-    kv_peers_visit(core->peers, consider, &search);
+    kv_peers_visit(core->holder.peers, consider, &search);
     if (search.equals > 1) {
         kv_peer_t *found = holder(&search);
         search.best = found != NULL ? found : search.best;

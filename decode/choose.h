@@ -1,7 +1,7 @@
 /* Which prefill node computes a prompt.
  *
  * Of those that take new requests: the one with the fewest; of those, the one that is thought to
- * hold most of the prompt (runtime/remote.h). A node's requests are what its last heartbeat said,
+ * hold most of the prompt (holder/remote.h). A node's requests are what its last heartbeat said,
  * or what this node has sent it since, whichever is more.
  *
  * Threads: the reactor's.

@@ -11,8 +11,8 @@ static kv_status_t validate(
     uint32_t context_tokens_max = core->info->context_tokens_max;
     kv_message_prompt_t prompt = {message->request_id, message->salt.len, message->tokens,
         message->n_tokens, message->sampling, message->cache_mode};
-    kv_status_t status =
-        kv_message_check_room(core, core->options->decode.queue_max, "decode.queue_max", error);
+    kv_status_t status = kv_message_check_room(
+        core, core->holder.options->decode.queue_max, "decode.queue_max", error);
     if (status == KV_OK) {
         status = kv_message_check_prompt(core, &prompt, error);
     }
@@ -25,9 +25,9 @@ static kv_status_t validate(
             "the prompt's)",
             message->generated_count, message->n_tokens);
     }
-    if (message->max_tokens == 0 || message->max_tokens > core->options->decode.max_tokens) {
+    if (message->max_tokens == 0 || message->max_tokens > core->holder.options->decode.max_tokens) {
         return kv_fail(error, KV_INVALID, "max_tokens is %u (1 to %u, decode.max_tokens)",
-            message->max_tokens, core->options->decode.max_tokens);
+            message->max_tokens, core->holder.options->decode.max_tokens);
     }
     if (message->n_tokens + message->max_tokens > context_tokens_max) {
         return kv_fail(error, KV_INVALID,

@@ -90,7 +90,7 @@ static void send_finished(kv_peer_t *gateway, char *request_id, Kvist__Wire__Fin
     finished.usage = usage;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_FINISHED;
     envelope.finished = &finished;
-    kv_core_send(gateway, &envelope);
+    kv_holder_send(gateway, &envelope);
 }
 
 void kv_decode_refuse(
@@ -121,7 +121,7 @@ static void send_token(kv_decode_request_t *request, uint32_t token, float logpr
     tokens.usage = first && reads_usage ? &request->usage : NULL;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_TOKENS;
     envelope.tokens = &tokens;
-    kv_core_send(request->gateway, &envelope);
+    kv_holder_send(request->gateway, &envelope);
 }
 
 static void release(kv_decode_request_t *request)
@@ -251,11 +251,11 @@ static void do_reserve(kv_decode_request_t *request)
         .mode = request->mode,
     };
     kvist_match_t match;
-    kv_status_t status = kvist_match(request->core->store, &query, &request->lease, &match);
+    kv_status_t status = kvist_match(request->core->holder.store, &query, &request->lease, &match);
     request->usage.match_ns = kv_clock_now_ns() - request->arrived_ns;
     if (status == KV_OK) {
         uint64_t deadline_ns =
-            request->arrived_ns + request->core->options->decode.reserve_limit_ns;
+            request->arrived_ns + request->core->holder.options->decode.reserve_limit_ns;
         uint32_t slot_count = blocks_for(request, request->token_count + request->max_tokens - 1);
         status = kvist_lease_prepare(request->lease, slot_count, deadline_ns, prepared, request);
         request->preparing = status == KV_OK;
@@ -305,7 +305,7 @@ static void do_choose(kv_decode_request_t *request)
     if (request->prefill != NULL) {
         request->tried[request->tried_count++] = kv_peer_id(request->prefill);
         event.peer_up = true;
-        event.transfer_id = kv_mover_transfer_id(request->core->mover);
+        event.transfer_id = kv_mover_transfer_id(request->core->holder.mover);
     }
     post(request, event);
 }
@@ -322,7 +322,7 @@ static bool do_expect(kv_decode_request_t *request, const kv_pd_decode_action_t 
             .slots = kvist_lease_slots(request->lease) + action->first_block,
         };
         status = kv_mover_expect(
-            request->core->mover, kv_core_link(request->prefill), &expectation, &error);
+            request->core->holder.mover, kv_holder_link(request->prefill), &expectation, &error);
     }
     if (status != KV_OK) {
         post(request,
@@ -379,9 +379,10 @@ static void do_send_prefill(kv_decode_request_t *request)
     prefill.cache_mode = (Kvist__Wire__CacheMode)request->mode;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILL;
     envelope.prefill = &prefill;
-    request->deadline_ns = kv_clock_now_ns() + request->core->options->decode.transfer_limit_ns;
+    request->deadline_ns =
+        kv_clock_now_ns() + request->core->holder.options->decode.transfer_limit_ns;
     expect_progress(request);
-    kv_core_send(request->prefill, &envelope);
+    kv_holder_send(request->prefill, &envelope);
 }
 
 static void do_send_cancel(kv_decode_request_t *request)
@@ -394,7 +395,7 @@ static void do_send_cancel(kv_decode_request_t *request)
     cancel.request_id = request->request_id;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_CANCEL;
     envelope.cancel = &cancel;
-    kv_core_send(request->prefill, &envelope);
+    kv_holder_send(request->prefill, &envelope);
 }
 
 static void fall_back(kv_decode_request_t *request, kv_status_t why)
@@ -407,7 +408,7 @@ static void fall_back(kv_decode_request_t *request, kv_status_t why)
     request->cached.remote += request->kept_found * block_tokens(request);
     request->usage.decode_kv_reused = kv_core_has_decode_blocks(request->lease, held);
     snprintf(request->prefilled_by, sizeof request->prefilled_by, "%s",
-        request->core->options->node.name);
+        request->core->holder.options->node.name);
     submit(request, held * block_tokens(request));
 }
 
@@ -430,7 +431,7 @@ static bool carry_out(kv_decode_request_t *request, const kv_pd_decode_action_t 
         do_send_cancel(request);
         break;
     case KV_PD_DECODE_DO_REVOKE:
-        kv_mover_revoke(request->core->mover, action->transfer_id);
+        kv_mover_revoke(request->core->holder.mover, action->transfer_id);
         break;
     case KV_PD_DECODE_DO_KEEP:
         do_keep(request, action);

@@ -23,7 +23,7 @@ typedef struct kv_decode_request kv_decode_request_t;
 kv_decode_request_t *kv_decode_request_create(
     kv_core_t *core, uint64_t id, kv_peer_t *gateway, const Kvist__Wire__Generate *message);
 
-/* Its life from then on (runtime/requests.h). */
+/* Its life from then on (holder/requests.h). */
 extern const kv_request_ops_t KV_DECODE_REQUEST_OPS;
 
 /* Whether the request was sent to that prefill node, whose answer has not come. */

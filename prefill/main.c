@@ -12,8 +12,8 @@ static kv_status_t validate(kv_core_t *core, const Kvist__Wire__Prefill *message
     uint32_t block_tokens = core->info->shape.block_tokens;
     kv_message_prompt_t prompt = {message->request_id, message->salt.len, message->tokens,
         message->n_tokens, message->sampling, message->cache_mode};
-    kv_status_t status =
-        kv_message_check_room(core, core->options->prefill.queue_max, "prefill.queue_max", error);
+    kv_status_t status = kv_message_check_room(
+        core, core->holder.options->prefill.queue_max, "prefill.queue_max", error);
     if (status == KV_OK) {
         status = kv_message_check_prompt(core, &prompt, error);
     }

@@ -5,8 +5,8 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/metrics.h"
+#include "holder/remote.h"
 #include "runtime/message.h"
-#include "runtime/remote.h"
 #include "transport/pd.h"
 
 #include <stdio.h>
@@ -79,7 +79,7 @@ void kv_prefill_refuse(
     prefilled.error = (char *)text;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILLED;
     envelope.prefilled = &prefilled;
-    kv_core_send(peer, &envelope);
+    kv_holder_send(peer, &envelope);
 }
 
 static void send_prefilled(kv_prefill_request_t *request, kv_status_t status)
@@ -110,7 +110,7 @@ static void send_prefilled(kv_prefill_request_t *request, kv_status_t status)
     }
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILLED;
     envelope.prefilled = &prefilled;
-    kv_core_send(request->peer, &envelope);
+    kv_holder_send(request->peer, &envelope);
     free(arithmetic);
 }
 
@@ -151,7 +151,7 @@ static void do_match(kv_prefill_request_t *request)
         .mode = request->mode,
     };
     kvist_match_t match;
-    kv_status_t status = kvist_match(request->core->store, &query, &request->lease, &match);
+    kv_status_t status = kvist_match(request->core->holder.store, &query, &request->lease, &match);
     request->usage.match_ns = kv_clock_now_ns() - request->arrived_ns;
     if (status == KV_OK) {
         status = kvist_lease_prepare(
@@ -192,8 +192,8 @@ static kv_peer_t *find_source(kv_prefill_request_t *request, uint32_t first_bloc
     }
     kv_peer_t *other;
     uint32_t other_count;
-    if (kv_remote_find(request->core, request->keys + first_block, block_count, request->asked,
-            request->asked_count, &other, &other_count) &&
+    if (kv_remote_find(&request->core->holder, request->keys + first_block, block_count,
+            request->asked, request->asked_count, &other, &other_count) &&
         other_count > count) {
         source = other;
         count = other_count;
@@ -226,7 +226,7 @@ static void do_find_source(kv_prefill_request_t *request, const kv_pd_prefill_ac
     request->fetch_begun_ns = now_ns;
     post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_SOURCE,
                       .block_count = count,
-                      .transfer_id = kv_mover_transfer_id(request->core->mover)});
+                      .transfer_id = kv_mover_transfer_id(request->core->holder.mover)});
 }
 
 /* false: refused, and nothing that was to follow makes sense any more. */
@@ -241,7 +241,7 @@ static bool do_expect(kv_prefill_request_t *request, const kv_pd_prefill_action_
             .slots = kvist_lease_slots(request->lease) + action->first_block,
         };
         status = kv_mover_expect(
-            request->core->mover, kv_core_link(request->source), &expectation, &error);
+            request->core->holder.mover, kv_holder_link(request->source), &expectation, &error);
     }
     if (status != KV_OK) {
         kv_log_warn("prefill", "request %s cannot fetch: %s", request->request_id, error.text);
@@ -270,7 +270,7 @@ static void do_send_fetch(kv_prefill_request_t *request, const kv_pd_prefill_act
     }
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_FETCH;
     envelope.fetch = &fetch;
-    kv_core_send(request->source, &envelope);
+    kv_holder_send(request->source, &envelope);
 }
 
 static void do_send_unfetch(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
@@ -283,7 +283,7 @@ static void do_send_unfetch(kv_prefill_request_t *request, const kv_pd_prefill_a
     unfetch.transfer_id = action->transfer_id;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_UNFETCH;
     envelope.unfetch = &unfetch;
-    kv_core_send(request->source, &envelope);
+    kv_holder_send(request->source, &envelope);
 }
 
 /* Queues blocks first .. last - 1, the same byte range of each; those that the decode node holds
@@ -306,7 +306,7 @@ static void stream(kv_prefill_request_t *request, uint32_t first, uint32_t last,
         .range_count = 1,
         .slots = kvist_lease_slots(request->lease) + first,
     };
-    if (kv_core_send_piece(request->core, request->peer, &piece)) {
+    if (kv_holder_send_piece(&request->core->holder, request->peer, &piece)) {
         request->usage.streamed_bytes += (uint64_t)piece.block_count * range_bytes;
         post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_PIECE_QUEUED});
     }
@@ -376,7 +376,7 @@ static void do_send_prefilling(kv_prefill_request_t *request)
     prefilling.computed_arithmetic = (char *)request->core->info->prefill_arithmetic;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILLING;
     envelope.prefilling = &prefilling;
-    kv_core_send(request->peer, &envelope);
+    kv_holder_send(request->peer, &envelope);
     free(arithmetic);
 }
 
@@ -421,13 +421,13 @@ static bool carry_out(kv_prefill_request_t *request, const kv_pd_prefill_action_
         do_send_fetch(request, action);
         break;
     case KV_PD_PREFILL_DO_SHORTEN:
-        kv_mover_shorten(request->core->mover, action->transfer_id, action->block_count);
+        kv_mover_shorten(request->core->holder.mover, action->transfer_id, action->block_count);
         break;
     case KV_PD_PREFILL_DO_SEND_UNFETCH:
         do_send_unfetch(request, action);
         break;
     case KV_PD_PREFILL_DO_REVOKE:
-        kv_mover_revoke(request->core->mover, action->transfer_id);
+        kv_mover_revoke(request->core->holder.mover, action->transfer_id);
         break;
     case KV_PD_PREFILL_DO_SEAL:
         do_seal(request, action);
@@ -443,7 +443,8 @@ static bool carry_out(kv_prefill_request_t *request, const kv_pd_prefill_action_
         break;
     case KV_PD_PREFILL_DO_CANCEL_PIECES:
         if (request->peer != NULL) {
-            kv_mover_cancel(request->core->mover, kv_core_link(request->peer), action->transfer_id);
+            kv_mover_cancel(
+                request->core->holder.mover, kv_holder_link(request->peer), action->transfer_id);
         }
         break;
     case KV_PD_PREFILL_DO_SEND_PREFILLED:
@@ -497,12 +498,12 @@ kv_prefill_request_t *kv_prefill_request_create(
     memcpy(request->name_space.bytes, message->name_space.data, KVIST_KEY_BYTES);
     request->mode = (kvist_mode_t)message->cache_mode;
     request->arrived_ns = kv_clock_now_ns();
-    request->deadline_ns = request->arrived_ns + core->options->prefill.request_limit_ns;
+    request->deadline_ns = request->arrived_ns + core->holder.options->prefill.request_limit_ns;
     kvist__wire__usage__init(&request->usage);
     kvist__wire__cached_tokens__init(&request->cached);
     request->usage.cached = &request->cached;
     request->usage.prompt_tokens = request->token_count;
-    request->usage.prefilled_by = core->options->node.name;
+    request->usage.prefilled_by = core->holder.options->node.name;
     post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_START,
                       .transfer_id = message->transfer_id,
                       .held_blocks = message->held_blocks});

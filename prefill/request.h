@@ -23,7 +23,7 @@ typedef struct kv_prefill_request kv_prefill_request_t;
 kv_prefill_request_t *kv_prefill_request_create(
     kv_core_t *core, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Prefill *message);
 
-/* Its life from then on (runtime/requests.h). */
+/* Its life from then on (holder/requests.h). */
 extern const kv_request_ops_t KV_PREFILL_REQUEST_OPS;
 
 /* Answers a message that makes no request. */

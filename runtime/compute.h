@@ -57,7 +57,7 @@ typedef enum {
     KV_COMPUTE_ENDED, /* nothing touches the sequence's slots any more */
 } kv_compute_event_type_t;
 
-typedef struct {
+typedef struct kv_compute_event {
     kv_compute_event_type_t type;
     uint64_t id;
     uint32_t layer;        /* LAYER */

@@ -1,12 +1,11 @@
 /* The core of an engine node: what a prefill node and a decode node have in common, opened in
  * order and closed in reverse.
  *
- *   device -> engine (weights, KV arena) -> store (over the arena)
- *          -> compute thread -> mover -> peers -> admin socket
+ *   holder's reactor -> device -> engine (weights, KV arena) -> store (over the arena)
+ *                    -> compute thread -> holder: mover, peers, remote tier, admin socket
  *
  * A binary's main gives its role: how a message becomes a request, and what a request does. The
- * core opens a data link beside each peer that moves KV, answers the admin socket, counts tokens,
- * drains, and stops in order.
+ * core counts tokens and stops in order; what every node that holds KV does is its holder's.
  *
  * Owns: all of the above.
  * Borrows: the options.
@@ -17,53 +16,30 @@
 
 #include "base/status.h"
 #include "engine/engine.h"
+#include "holder/holder.h"
 #include "kvstore/kvist.h"
 #include "node/options.h"
-#include "node/reactor.h"
+#include "runtime/compute.h"
 #include "runtime/rates.h"
-#include "runtime/requests.h"
-#include "transport/mover.h"
-#include "transport/peers.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
-typedef struct kv_remote kv_remote_t; /* runtime/remote.h */
-
-/* The last one that was asked for on the admin socket. */
 typedef struct {
-    bool running;
-    kv_status_t status; /* when it ended */
-    kvist_verify_t state;
-    uint64_t begun_ns, ended_ns; /* monotonic; begun 0: there was none */
-} kv_verification_t;
-
-typedef struct {
-    const kv_options_t *options;
-    kv_reactor_t *reactor;
+    kv_holder_t holder; /* first: a kv_core_t * is a kv_holder_t * */
     kv_engine_t *engine;
     const kv_engine_info_t *info;
-    kvist_store_t *store;
     kv_compute_t *compute;
-    kv_mover_t *mover;
-    kv_peers_t *peers;
-    kv_remote_t *remote;
     kv_rates_t rates;
-    const kv_requests_t *requests; /* the living ones of this role */
-    uint32_t request_count;        /* living ones */
+    uint32_t request_count; /* living ones */
     /* Of the peer whose message is being accepted: its requests, and the peers of its role. */
     uint32_t asker_request_count, asker_count;
-    bool draining; /* no new ones */
-    bool stopping; /* none at all */
-    kv_verification_t verification;
 } kv_core_t;
 
 /* Makes a request of a message, or refuses it with an answer, or returns NULL where the message
  * begins none. id: for compute sequences and piece tags; never reused. */
 typedef void *(*kv_accept_t)(
     kv_core_t *core, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
-
-enum { KV_CORE_TICK_MS = 20 };
 
 /* compute_rows_max: of a decode step. connect: the role's own list of peers, or NULL. */
 typedef struct {
@@ -77,19 +53,6 @@ typedef struct {
 /* Opens, runs until the orderly stop, closes. */
 kv_status_t kv_core_run(
     const kv_options_t *options, const kv_core_params_t *params, kv_error_t *error);
-
-/* The data link beside the peer's control connection. */
-kv_link_t kv_core_link(const kv_peer_t *peer);
-
-bool kv_core_link_up(const kv_peer_t *peer);
-
-/* Sends; a peer that cannot take it (its queue is full) is closed: its messages are never lost one
- * by one. */
-void kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message);
-
-/* As kv_core_send, for a piece of a transfer. False: the connection is being closed; no SENT will
- * follow. */
-bool kv_core_send_piece(kv_core_t *core, kv_peer_t *peer, const kv_piece_t *piece);
 
 /* The namespace of a tenant's salt on this node's model. */
 kvist_key_t kv_core_namespace(const kv_core_t *core, const void *salt, size_t salt_bytes);

@@ -5,10 +5,10 @@
 kv_status_t kv_message_check_room(
     const kv_core_t *core, uint32_t queue_max, const char *option, kv_error_t *error)
 {
-    if (core->stopping) {
+    if (core->holder.stopping) {
         return kv_fail(error, KV_BUSY, "the node is stopping");
     }
-    if (core->draining) {
+    if (core->holder.draining) {
         return kv_fail(error, KV_BUSY, "the node is draining");
     }
     uint32_t room = queue_max < KV_REQUESTS_MAX ? queue_max : KV_REQUESTS_MAX;
@@ -36,18 +36,6 @@ kv_sampling_t kv_message_sampling(const Kvist__Wire__Sampling *sampling)
     };
 }
 
-kv_status_t kv_message_check_tokens(
-    const kv_core_t *core, const uint32_t *tokens, size_t token_count, kv_error_t *error)
-{
-    for (size_t i = 0; i < token_count; i++) {
-        if (tokens[i] >= core->info->vocabulary_count) {
-            return kv_fail(error, KV_INVALID, "tokens[%zu] is %u, the vocabulary has %u", i,
-                tokens[i], core->info->vocabulary_count);
-        }
-    }
-    return KV_OK;
-}
-
 kv_status_t kv_message_check_prompt(
     const kv_core_t *core, const kv_message_prompt_t *prompt, kv_error_t *error)
 {
@@ -64,7 +52,8 @@ kv_status_t kv_message_check_prompt(
         return kv_fail(error, KV_INVALID, "tokens: %zu of them (1 to %u)", prompt->token_count,
             info->context_tokens_max - 1);
     }
-    kv_status_t status = kv_message_check_tokens(core, prompt->tokens, prompt->token_count, error);
+    kv_status_t status =
+        kv_message_check_tokens(prompt->tokens, prompt->token_count, info->vocabulary_count, error);
     if (status != KV_OK) {
         return status;
     }

@@ -1,13 +1,14 @@
-/* What both roles check in a peer's message before anything is made of it.
+/* What both roles check in a peer's prompt before anything is made of it.
  *
  * Threads: any; free of state.
  * Errors: KV_BUSY where the node takes no more, KV_INVALID with the field and its bound. */
 #ifndef KV_RUNTIME_MESSAGE_H
 #define KV_RUNTIME_MESSAGE_H
 
+#include "holder/message.h"
 #include "runtime/core.h"
 
-enum { KV_MESSAGE_ID_BYTES_MAX = 127, KV_MESSAGE_SALT_BYTES_MAX = 256 };
+enum { KV_MESSAGE_SALT_BYTES_MAX = 256 };
 
 /* The fields that Generate and Prefill share. */
 typedef struct {
@@ -24,10 +25,6 @@ typedef struct {
  * the name of the option that limits the queue. */
 kv_status_t kv_message_check_room(
     const kv_core_t *core, uint32_t queue_max, const char *option, kv_error_t *error);
-
-/* Each of them is in the model's vocabulary. */
-kv_status_t kv_message_check_tokens(
-    const kv_core_t *core, const uint32_t *tokens, size_t token_count, kv_error_t *error);
 
 kv_status_t kv_message_check_prompt(
     const kv_core_t *core, const kv_message_prompt_t *prompt, kv_error_t *error);

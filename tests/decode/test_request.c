@@ -14,7 +14,6 @@ static bench_t bench;
 static kv_options_t options;
 static kv_engine_info_t info;
 static kv_core_t core;
-static kv_requests_t requests;
 static uint32_t tokens[PROMPT];
 
 /* What was asked for last. */
@@ -38,9 +37,9 @@ static int index_of(const kv_peer_t *peer)
 
 /* ---- what is wrapped ---- */
 
-void __wrap_kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message);
-kv_link_t __wrap_kv_core_link(const kv_peer_t *peer);
-bool __wrap_kv_core_link_up(const kv_peer_t *peer);
+void __wrap_kv_holder_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message);
+kv_link_t __wrap_kv_holder_link(const kv_peer_t *peer);
+bool __wrap_kv_holder_link_up(const kv_peer_t *peer);
 kvist_key_t __wrap_kv_core_namespace(const kv_core_t *of, const void *salt, size_t salt_bytes);
 uint64_t __wrap_kv_mover_transfer_id(kv_mover_t *mover);
 kv_status_t __wrap_kv_mover_expect(
@@ -53,13 +52,13 @@ uint64_t __wrap_kv_peer_id(const kv_peer_t *peer);
 bool __wrap_kv_peer_draining(const kv_peer_t *peer);
 uint32_t __wrap_kv_peer_queued_requests(const kv_peer_t *peer);
 uint32_t __wrap_kv_peer_running_requests(const kv_peer_t *peer);
-bool __wrap_kv_remote_find(kv_core_t *of, const kvist_key_t *keys, uint32_t key_count,
+bool __wrap_kv_remote_find(kv_holder_t *of, const kvist_key_t *keys, uint32_t key_count,
     const uint64_t *excluded_peers, size_t excluded_count, kv_peer_t **peer_out,
     uint32_t *block_count_out);
 kv_status_t __wrap_kv_compute_submit(
     kv_compute_t *compute, const kv_compute_sequence_t *sequence, kv_error_t *error);
 
-void __wrap_kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
+void __wrap_kv_holder_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_PREFILL) {
         seen.prefill = index_of(peer);
@@ -69,12 +68,12 @@ void __wrap_kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
     }
 }
 
-kv_link_t __wrap_kv_core_link(const kv_peer_t *peer)
+kv_link_t __wrap_kv_holder_link(const kv_peer_t *peer)
 {
     return (kv_link_t)index_of(peer);
 }
 
-bool __wrap_kv_core_link_up(const kv_peer_t *peer)
+bool __wrap_kv_holder_link_up(const kv_peer_t *peer)
 {
     return up[index_of(peer)];
 }
@@ -150,7 +149,7 @@ uint32_t __wrap_kv_peer_running_requests(const kv_peer_t *peer)
     return 0;
 }
 
-bool __wrap_kv_remote_find(kv_core_t *of, const kvist_key_t *keys, uint32_t key_count,
+bool __wrap_kv_remote_find(kv_holder_t *of, const kvist_key_t *keys, uint32_t key_count,
     const uint64_t *excluded_peers, size_t excluded_count, kv_peer_t **peer_out,
     uint32_t *block_count_out)
 {
@@ -185,7 +184,8 @@ static void begin(void)
     generate.tokens = tokens;
     generate.max_tokens = 4;
     generate.sampling = &sampling;
-    kv_requests_add(&requests, kv_decode_request_create(&core, 1, peer_at(0), &generate));
+    kv_requests_add(
+        &core.holder.requests, kv_decode_request_create(&core, 1, peer_at(0), &generate));
     for (int turn = 0; seen.prefills == 0; turn++) {
         assert_true(turn < 1000);
         bench_turn(&bench);
@@ -202,7 +202,7 @@ static void say_makers(void)
     prefilling.computed_arithmetic = "test/prefill";
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILLING;
     envelope.prefilling = &prefilling;
-    kv_requests_message(&requests, peer_at(seen.prefill), &envelope);
+    kv_requests_message(&core.holder.requests, peer_at(seen.prefill), &envelope);
 }
 
 static void say_failed(int prefill)
@@ -214,20 +214,20 @@ static void say_failed(int prefill)
     prefilled.status = KV_BUSY;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILLED;
     envelope.prefilled = &prefilled;
-    kv_requests_message(&requests, peer_at(prefill), &envelope);
+    kv_requests_message(&core.holder.requests, peer_at(prefill), &envelope);
 }
 
 static void move(kv_moved_t kind, uint64_t transfer_id, uint32_t landed_blocks)
 {
     kv_mover_event_t event = {
         .kind = kind, .transfer_id = transfer_id, .landed_blocks = landed_blocks};
-    assert_true(kv_requests_moved(&requests, &event));
+    assert_true(kv_requests_moved(&core.holder.requests, &event));
 }
 
 static void lose(int prefill)
 {
     up[prefill] = false;
-    kv_requests_peer_down(&requests, peer_at(prefill));
+    kv_requests_peer_down(&core.holder.requests, peer_at(prefill));
 }
 
 /* ---- set-up ---- */
@@ -249,9 +249,10 @@ static int open_node(void **state)
         .slot_count = SLOTS,
         .prefill_arithmetic = "here/prefill",
         .decode_arithmetic = "here/decode"};
-    requests = (kv_requests_t){.ops = &KV_DECODE_REQUEST_OPS};
-    core = (kv_core_t){
-        .options = &options, .info = &info, .store = bench.store, .requests = &requests};
+    core = (kv_core_t){.holder = {.options = &options,
+                           .store = bench.store,
+                           .requests.ops = &KV_DECODE_REQUEST_OPS},
+        .info = &info};
     make_tokens(1, 0, tokens, PROMPT);
     return 0;
 }
@@ -261,8 +262,8 @@ static int close_node(void **state)
     (void)state;
     assert_int_equal(seen.submits, 1);
     kv_compute_event_t ended = {.type = KV_COMPUTE_ENDED, .id = 1, .status = KV_OK};
-    kv_requests_computed(&requests, &ended);
-    assert_int_equal(requests.count, 0);
+    kv_requests_computed(&core.holder.requests, &ended);
+    assert_int_equal(core.holder.requests.count, 0);
     bench_turn(&bench);
     assert_int_equal(bench_stats(&bench).leases, 0);
     bench_end(&bench);
@@ -336,12 +337,12 @@ static void a_node_that_is_silent_is_given_up(void **state)
 {
     (void)state;
     begin();
-    kv_requests_tick(&requests, kv_clock_now_ns() + 61ull * KV_NS_PER_S);
+    kv_requests_tick(&core.holder.requests, kv_clock_now_ns() + 61ull * KV_NS_PER_S);
     assert_true(seen.revoked == seen.transfer_id);
     move(KV_MOVED_REVOKED, seen.transfer_id, 0);
     assert_int_equal(seen.prefill, 2);
     say_failed(1); /* not its word any more */
-    kv_requests_tick(&requests, kv_clock_now_ns() + 122ull * KV_NS_PER_S);
+    kv_requests_tick(&core.holder.requests, kv_clock_now_ns() + 122ull * KV_NS_PER_S);
     move(KV_MOVED_REVOKED, seen.transfer_id, 0);
     assert_int_equal(seen.computed_count, 0);
 }

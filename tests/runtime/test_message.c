@@ -118,7 +118,7 @@ static void one_peer_leaves_room_for_the_others(void **state)
 static void a_draining_node_takes_nothing(void **state)
 {
     (void)state;
-    kv_core_t core = {.asker_count = 1, .draining = true};
+    kv_core_t core = {.asker_count = 1, .holder.draining = true};
     kv_error_t error;
     assert_int_equal(kv_message_check_room(&core, 64, "decode.queue_max", &error), KV_BUSY);
     assert_non_null(strstr(error.text, "draining"));

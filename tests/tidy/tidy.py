@@ -20,7 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 # Who may include whom: the table of docs/ARCHITECTURE.md. Every folder may include itself.
 ENGINE_SIDE = ["base", "proto", "kernels", "kvstore", "transport", "cluster", "engine", "node",
-               "runtime"]
+               "holder", "runtime"]
 MAY_INCLUDE = {
     "base": [],
     "proto": ["base"],
@@ -30,7 +30,9 @@ MAY_INCLUDE = {
     "cluster": ["base", "proto", "node", "transport"],
     "engine": ["base", "kernels"],
     "node": ["base", "proto"],
-    "runtime": ["base", "proto", "kernels", "kvstore", "transport", "cluster", "engine", "node"],
+    "holder": ["base", "proto", "kernels", "kvstore", "transport", "cluster", "node"],
+    "runtime": ["base", "proto", "kernels", "kvstore", "transport", "cluster", "engine", "node",
+                "holder"],
     "prefill": ENGINE_SIDE,
     "decode": ENGINE_SIDE,
     "gateway": ["base", "proto", "transport", "cluster", "engine", "kvstore", "node"],

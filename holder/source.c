@@ -1,4 +1,4 @@
-#include "runtime/source.h"
+#include "holder/source.h"
 
 #include "base/bytes.h"
 #include "base/check.h"
@@ -6,7 +6,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/metrics.h"
-#include "runtime/message.h"
+#include "holder/message.h"
 #include "transport/pd.h"
 
 #include <stdio.h>
@@ -21,7 +21,7 @@ static const uint64_t LIMIT_NS = 60ull * KV_NS_PER_S;
 enum { EVENTS_MAX = 8 };
 
 struct kv_source {
-    kv_core_t *core;
+    kv_holder_t *holder;
     uint64_t id;
     kv_peer_t *peer; /* NULL once it is gone */
     char *request_id;
@@ -59,7 +59,7 @@ static void answer(kv_peer_t *peer, char *request_id, uint64_t transfer_id, kv_s
     fetched.block_arithmetic = arithmetic;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_FETCHED;
     envelope.fetched = &fetched;
-    kv_core_send(peer, &envelope);
+    kv_holder_send(peer, &envelope);
     char label[64];
     snprintf(label, sizeof label, "status=\"%s\"", kv_status_name(status));
     kv_metric_add(
@@ -118,7 +118,7 @@ static kv_status_t match(kv_source_t *source)
         .mode = KVIST_MODE_READ,
     };
     kvist_match_t found;
-    kv_status_t status = kvist_match(source->core->store, &query, &source->lease, &found);
+    kv_status_t status = kvist_match(source->holder->store, &query, &source->lease, &found);
     if (status != KV_OK) {
         return status;
     }
@@ -126,7 +126,7 @@ static kv_status_t match(kv_source_t *source)
         return KV_MISSING;
     }
     uint32_t raised = found.block_count - found.tier_blocks[KVIST_TIER_DEVICE];
-    if (raised_by_all(source->sources) + raised > source->core->info->slot_count / 2) {
+    if (raised_by_all(source->sources) + raised > source->holder->slot_count / 2) {
         return KV_BUSY;
     }
     source->raised_blocks = raised;
@@ -161,13 +161,13 @@ static void do_send_begins(kv_source_t *source, const kv_pd_source_action_t *act
     begins.block_arithmetic = arithmetic;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILLING;
     envelope.prefilling = &begins;
-    kv_core_send(source->peer, &envelope);
+    kv_holder_send(source->peer, &envelope);
     free(arithmetic);
 }
 
 static void do_send_pieces(kv_source_t *source, const kv_pd_source_action_t *action)
 {
-    kv_range_t whole = kv_range_alike(0, kv_block_bytes(&source->core->info->shape));
+    kv_range_t whole = kv_range_alike(0, source->holder->block_bytes);
     kv_piece_t piece = {
         .transfer_id = action->transfer_id,
         .tag = source->id,
@@ -177,7 +177,7 @@ static void do_send_pieces(kv_source_t *source, const kv_pd_source_action_t *act
         .range_count = 1,
         .slots = kvist_lease_slots(source->lease) + action->first_block,
     };
-    if (source->peer == NULL || !kv_core_send_piece(source->core, source->peer, &piece)) {
+    if (source->peer == NULL || !kv_holder_send_piece(source->holder, source->peer, &piece)) {
         post(source, (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_SENT, .status = KV_PEER_LOST});
     }
 }
@@ -212,7 +212,8 @@ static void carry_out(kv_source_t *source, const kv_pd_source_action_t *action)
         break;
     case KV_PD_SOURCE_DO_CANCEL_PIECES:
         if (source->peer != NULL) {
-            kv_mover_cancel(source->core->mover, kv_core_link(source->peer), action->transfer_id);
+            kv_mover_cancel(
+                source->holder->mover, kv_holder_link(source->peer), action->transfer_id);
         }
         break;
     case KV_PD_SOURCE_DO_SEND_FETCHED:
@@ -257,10 +258,10 @@ static bool is_from(const void *context, const kv_peer_t *peer)
     return ((const kv_source_t *)context)->peer == peer;
 }
 
-static kv_status_t check_room(const kv_core_t *core, const kv_peer_t *peer,
+static kv_status_t check_room(const kv_holder_t *holder, const kv_peer_t *peer,
     const Kvist__Wire__Fetch *message, const kv_requests_t *sources, kv_error_t *error)
 {
-    if (core->stopping) {
+    if (holder->stopping) {
         return kv_fail(error, KV_BUSY, "the node is stopping");
     }
     if (sources->count >= KV_SOURCES_MAX) {
@@ -280,7 +281,7 @@ static kv_status_t check_room(const kv_core_t *core, const kv_peer_t *peer,
 }
 
 /* The context that the blocks belong to: the message's own, else that of the request. */
-static kv_status_t find_context(const kv_core_t *core, const Kvist__Wire__Fetch *message,
+static kv_status_t find_context(const kv_holder_t *holder, const Kvist__Wire__Fetch *message,
     const kv_request_context_t *context, kv_request_context_t *context_out, kv_error_t *error)
 {
     if (message->n_tokens == 0) {
@@ -296,15 +297,16 @@ static kv_status_t find_context(const kv_core_t *core, const Kvist__Wire__Fetch 
     }
     memcpy(context_out->name_space.bytes, message->name_space.data, KVIST_KEY_BYTES);
     context_out->tokens = message->tokens;
-    if (message->n_tokens > core->info->context_tokens_max) {
+    if (message->n_tokens > holder->context_tokens_max) {
         return kv_fail(error, KV_INVALID, "tokens: %zu of them (at most %u)", message->n_tokens,
-            core->info->context_tokens_max);
+            holder->context_tokens_max);
     }
     context_out->token_count = (uint32_t)message->n_tokens;
-    return kv_message_check_tokens(core, message->tokens, message->n_tokens, error);
+    return kv_message_check_tokens(
+        message->tokens, message->n_tokens, holder->vocabulary_count, error);
 }
 
-static kv_status_t check(const kv_core_t *core, const Kvist__Wire__Fetch *message,
+static kv_status_t check(const kv_holder_t *holder, const Kvist__Wire__Fetch *message,
     const kv_request_context_t *context, kv_request_context_t *context_out, kv_error_t *error)
 {
     if (!kv_text_is_plain(message->request_id, '!', KV_MESSAGE_ID_BYTES_MAX)) {
@@ -314,11 +316,11 @@ static kv_status_t check(const kv_core_t *core, const Kvist__Wire__Fetch *messag
     if (message->transfer_id == 0) {
         return kv_fail(error, KV_INVALID, "transfer_id is 0 (at least 1)");
     }
-    kv_status_t status = find_context(core, message, context, context_out, error);
+    kv_status_t status = find_context(holder, message, context, context_out, error);
     if (status != KV_OK) {
         return status;
     }
-    uint32_t whole = context_out->token_count / core->info->shape.block_tokens;
+    uint32_t whole = context_out->token_count / holder->block_tokens;
     if (message->block_count == 0 || message->first_block >= whole ||
         message->block_count > whole - message->first_block) {
         return kv_fail(error, KV_INVALID,
@@ -328,34 +330,33 @@ static kv_status_t check(const kv_core_t *core, const Kvist__Wire__Fetch *messag
     return KV_OK;
 }
 
-kv_source_t *kv_source_create(kv_core_t *core, uint64_t id, kv_peer_t *peer,
+kv_source_t *kv_source_create(kv_holder_t *holder, uint64_t id, kv_peer_t *peer,
     const Kvist__Wire__Fetch *message, const kv_request_context_t *context,
     const kv_requests_t *sources)
 {
     kv_error_t error;
     kv_request_context_t asked = {0};
-    kv_status_t status = kv_core_link(peer) == 0
+    kv_status_t status = kv_holder_link(peer) == 0
                              ? kv_fail(&error, KV_REFUSED, "this peer moves no KV")
-                             : check(core, message, context, &asked, &error);
+                             : check(holder, message, context, &asked, &error);
     if (status == KV_OK) {
-        status = check_room(core, peer, message, sources, &error);
+        status = check_room(holder, peer, message, sources, &error);
     }
     if (status != KV_OK) {
         /* Busy is an ordinary answer, and the metric counts it. */
-        KV_LOG_AT(status == KV_BUSY ? KV_LOG_DEBUG : KV_LOG_WARN, "runtime",
+        KV_LOG_AT(status == KV_BUSY ? KV_LOG_DEBUG : KV_LOG_WARN, "holder",
             "a fetch of peer %s is refused: %s", kv_peer_name(peer), error.text);
         answer(peer, message->request_id, message->transfer_id, status, error.text, NULL, 0);
         return NULL;
     }
     kv_source_t *source = kv_allocate(sizeof *source);
-    source->core = core;
+    source->holder = holder;
     source->id = id;
     source->peer = peer;
     source->request_id = kv_duplicate_string(message->request_id);
     source->deadline_ns = kv_clock_now_ns() + LIMIT_NS;
     source->name_space = asked.name_space;
-    source->token_count =
-        (message->first_block + message->block_count) * core->info->shape.block_tokens;
+    source->token_count = (message->first_block + message->block_count) * holder->block_tokens;
     source->tokens = kv_allocate_array(source->token_count, sizeof *source->tokens);
     memcpy(source->tokens, asked.tokens, source->token_count * sizeof *source->tokens);
     source->sources = sources;

@@ -6,19 +6,20 @@
  * Owns: the requests, once added.
  * Threads: the reactor's.
  * Limits: KV_REQUESTS_MAX living requests. */
-#ifndef KV_RUNTIME_REQUESTS_H
-#define KV_RUNTIME_REQUESTS_H
+#ifndef KV_HOLDER_REQUESTS_H
+#define KV_HOLDER_REQUESTS_H
 
 #include "kvstore/kvist.h"
 #include "proto/wire.pb-c.h"
-#include "runtime/compute.h"
 #include "transport/mover.h"
 #include "transport/peers.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { KV_REQUESTS_MAX = KV_COMPUTE_SEQUENCES_MAX };
+enum { KV_REQUESTS_MAX = 1024 };
+
+struct kv_compute_event; /* runtime/compute.h: of nodes that compute */
 
 /* What a request is about. */
 typedef struct {
@@ -27,12 +28,13 @@ typedef struct {
     uint32_t token_count;
 } kv_request_context_t;
 
-/* message, moved and computed say whether it was for this request. */
+/* message, moved and computed say whether it was for this request; computed may be NULL where
+ * nothing is computed. */
 typedef struct {
     bool (*is_from)(const void *request, const kv_peer_t *peer); /* who asked for it */
     bool (*message)(void *request, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
     bool (*moved)(void *request, const kv_mover_event_t *event); /* but for LINK_UP and LINK_DOWN */
-    bool (*computed)(void *request, const kv_compute_event_t *event);
+    bool (*computed)(void *request, const struct kv_compute_event *event);
     /* Whether it is the request of that id and this peer works on it; may be NULL: none ever is. */
     bool (*context)(const void *request, const kv_peer_t *peer, const char *request_id,
         kv_request_context_t *context_out);
@@ -59,7 +61,7 @@ void kv_requests_message(
 bool kv_requests_moved(kv_requests_t *requests, const kv_mover_event_t *event);
 bool kv_requests_context(const kv_requests_t *requests, const kv_peer_t *peer,
     const char *request_id, kv_request_context_t *context_out);
-void kv_requests_computed(kv_requests_t *requests, const kv_compute_event_t *event);
+void kv_requests_computed(kv_requests_t *requests, const struct kv_compute_event *event);
 void kv_requests_peer_down(kv_requests_t *requests, kv_peer_t *peer);
 void kv_requests_tick(kv_requests_t *requests, uint64_t now_ns);
 void kv_requests_stop(kv_requests_t *requests);

@@ -1,4 +1,4 @@
-#include "runtime/requests.h"
+#include "holder/requests.h"
 
 #include "base/check.h"
 
@@ -53,7 +53,7 @@ bool kv_requests_context(const kv_requests_t *requests, const kv_peer_t *peer,
     return false;
 }
 
-void kv_requests_computed(kv_requests_t *requests, const kv_compute_event_t *event)
+void kv_requests_computed(kv_requests_t *requests, const struct kv_compute_event *event)
 {
     for (uint32_t i = 0; i < requests->count; i++) {
         if (requests->ops->computed(requests->items[i], event)) {

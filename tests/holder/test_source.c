@@ -1,8 +1,10 @@
 /* Serving a Fetch, over a real store: what is sent, what is refused, and that a lease lives just as
- * long as its slots are read. The test stands for the core, the mover and the peers. */
+ * long as its slots are read. The test stands for the holder, the mover and the peers. */
 #include "kvstore/harness.h"
 
-#include "runtime/source.h"
+#include "holder/source.h"
+
+static const kv_block_shape_t SHAPE = {2, 2, 8, BLOCK_TOKENS, 2};
 
 enum { SLOTS = 64, HELD = 6, CONTEXT = 1, TRANSFER = 4711 };
 
@@ -12,8 +14,7 @@ static kv_peer_t *const PEER = (kv_peer_t *)&peer_memory[0];
 static kv_peer_t *const OTHER = (kv_peer_t *)&peer_memory[1];
 
 static bench_t bench;
-static kv_engine_info_t info;
-static kv_core_t core;
+static kv_holder_t holder;
 static kv_requests_t sources;
 static uint64_t last_id;
 static uint32_t peer_version;
@@ -28,7 +29,7 @@ static struct {
     uint32_t slots[SLOTS];
 } seen;
 
-kv_link_t kv_core_link(const kv_peer_t *peer)
+kv_link_t kv_holder_link(const kv_peer_t *peer)
 {
     return peer == PEER ? 1 : 2;
 }
@@ -51,7 +52,7 @@ static void check_ids(char **ids, size_t count)
     }
 }
 
-void kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
+void kv_holder_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     (void)peer;
     if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_PREFILLING) {
@@ -69,9 +70,9 @@ void kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
     }
 }
 
-bool kv_core_send_piece(kv_core_t *of, kv_peer_t *peer, const kv_piece_t *piece)
+bool kv_holder_send_piece(kv_holder_t *of, kv_peer_t *peer, const kv_piece_t *piece)
 {
-    assert_true(of == &core && peer == PEER);
+    assert_true(of == &holder && peer == PEER);
     if (wire_refuses) {
         return false;
     }
@@ -114,7 +115,7 @@ static bool give(kv_peer_t *peer, const ask_t *ask, const kv_request_context_t *
 {
     memset(&seen, 0, sizeof seen);
     kv_source_t *source =
-        kv_source_create(&core, ++last_id, peer, &ask->message, context, &sources);
+        kv_source_create(&holder, ++last_id, peer, &ask->message, context, &sources);
     if (source != NULL) {
         kv_requests_add(&sources, source);
     }
@@ -177,11 +178,12 @@ static int open_node(void **state)
     bench_init(&bench, "source", SLOTS);
     bench_with_host(&bench, SLOTS);
     bench_open(&bench);
-    info = (kv_engine_info_t){.shape = {2, 2, 8, BLOCK_TOKENS, 2},
+    holder = (kv_holder_t){.store = bench.store,
+        .block_bytes = kv_block_bytes(&SHAPE),
+        .block_tokens = BLOCK_TOKENS,
         .context_tokens_max = 15 * BLOCK_TOKENS,
         .vocabulary_count = 50000,
         .slot_count = SLOTS};
-    core = (kv_core_t){.info = &info, .store = bench.store};
     sources = (kv_requests_t){.ops = &KV_SOURCE_OPS};
     peer_version = 2;
     wire_refuses = false;
@@ -281,10 +283,10 @@ static void what_is_out_of_bounds_is_refused(void **state)
             ask.message.name_space.len = KVIST_KEY_BYTES - 1;
             break;
         case 3:
-            ask.tokens[7] = info.vocabulary_count;
+            ask.tokens[7] = holder.vocabulary_count;
             break;
         case 4:
-            ask.message.n_tokens = info.context_tokens_max + 1;
+            ask.message.n_tokens = holder.context_tokens_max + 1;
             break;
         case 5:
             ask.message.block_count = 0;
@@ -339,13 +341,13 @@ static void what_must_be_brought_up_is_bounded(void **state)
     for (uint32_t context = 2; context < 2 + SLOTS / 8; context++) {
         request_context(&bench, context, 8); /* CONTEXT goes to host memory */
     }
-    info.slot_count = 2 * HELD - 2; /* as if the device had no more: half of it is one too few */
+    holder.slot_count = 2 * HELD - 2; /* as if the device had no more: half of it is one too few */
     ask_t ask;
     ask_for(&ask, 0, HELD);
     give(PEER, &ask, NULL);
     assert_int_equal(seen.status, KV_BUSY);
     expect_nothing_left();
-    info.slot_count = 2 * HELD;
+    holder.slot_count = 2 * HELD;
     assert_true(give(PEER, &ask, NULL));
     expect_sent(0, HELD);
     give_sent(KV_OK);
@@ -415,12 +417,12 @@ static void one_that_ends_early_leaves_nothing(void **state)
 static void a_node_that_stops_refuses(void **state)
 {
     (void)state;
-    core.stopping = true;
+    holder.stopping = true;
     ask_t ask;
     ask_for(&ask, 0, 4);
     assert_false(give(PEER, &ask, NULL));
     assert_int_equal(seen.status, KV_BUSY);
-    core.stopping = false;
+    holder.stopping = false;
 }
 
 int main(void)

@@ -1,16 +1,16 @@
 /* The remote tier's glue: stores of several nodes, told over real connections, and whom one of them
- * would ask. The test stands for the core: it sends, and says which data links are up. */
+ * would ask. The test stands for the holder: it sends, and says which data links are up. */
 #include "kvstore/harness.h"
 
 #include "base/metrics.h"
-#include "runtime/remote.h"
+#include "holder/remote.h"
 
 #include <uv.h>
 
 enum { BLOCKS = 8, DEVICE_SLOTS = 4096 };
 
 typedef struct {
-    kv_core_t core; /* first */
+    kv_holder_t holder; /* first */
     kv_options_t options;
     bench_t bench;
     char name[8];
@@ -20,12 +20,12 @@ static kv_reactor_t *reactor;
 static node_t asker, nodes[2];
 static const char *link_down; /* name of a peer */
 
-bool kv_core_link_up(const kv_peer_t *peer)
+bool kv_holder_link_up(const kv_peer_t *peer)
 {
     return link_down == NULL || strcmp(kv_peer_name(peer), link_down) != 0;
 }
 
-void kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
+void kv_holder_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     kv_peer_send(peer, message);
 }
@@ -34,19 +34,19 @@ void kv_core_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 
 static void on_up(void *context, kv_peer_t *peer)
 {
-    kv_remote_peer_up(((node_t *)context)->core.remote, peer);
+    kv_remote_peer_up(((node_t *)context)->holder.remote, peer);
 }
 
 static void on_down(void *context, kv_peer_t *peer, kv_status_t status, const char *reason)
 {
     (void)status;
     (void)reason;
-    kv_remote_peer_down(((node_t *)context)->core.remote, peer);
+    kv_remote_peer_down(((node_t *)context)->holder.remote, peer);
 }
 
 static void on_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
-    assert_true(kv_remote_message(((node_t *)context)->core.remote, peer, message));
+    assert_true(kv_remote_message(((node_t *)context)->holder.remote, peer, message));
 }
 
 static void open_node(node_t *node, const char *name, bool listens)
@@ -61,10 +61,10 @@ static void open_node(node_t *node, const char *name, bool listens)
     node->options.store.remote = true;
     node->options.store.remote_bytes = 1 << 20;
     node->options.store.events_bytes = 64 << 10;
-    node->core.options = &node->options;
-    node->core.reactor = reactor;
-    node->core.store = node->bench.store;
-    node->core.remote = kv_remote_create(&node->core);
+    node->holder.options = &node->options;
+    node->holder.reactor = reactor;
+    node->holder.store = node->bench.store;
+    node->holder.remote = kv_remote_create(&node->holder);
     kv_peers_params_t params = {
         .loop = kv_reactor_loop(reactor),
         .name = node->name,
@@ -78,16 +78,16 @@ static void open_node(node_t *node, const char *name, bool listens)
         .callbacks = {node, on_up, on_down, on_message},
     };
     kv_error_t error;
-    assert_int_equal(kv_peers_create(&params, &node->core.peers, &error), KV_OK);
+    assert_int_equal(kv_peers_create(&params, &node->holder.peers, &error), KV_OK);
 }
 
 static void close_node(node_t *node)
 {
-    if (node->core.peers != NULL) {
-        kv_peers_destroy(node->core.peers);
-        kv_remote_destroy(node->core.remote);
+    if (node->holder.peers != NULL) {
+        kv_peers_destroy(node->holder.peers);
+        kv_remote_destroy(node->holder.remote);
         bench_end(&node->bench);
-        node->core.peers = NULL;
+        node->holder.peers = NULL;
     }
 }
 
@@ -96,7 +96,7 @@ static void turn(void)
     uv_run(kv_reactor_loop(reactor), UV_RUN_NOWAIT);
     node_t *const all[] = {&asker, &nodes[0], &nodes[1]};
     for (int i = 0; i < 3; i++) {
-        if (all[i]->core.peers != NULL) {
+        if (all[i]->holder.peers != NULL) {
             kvist_store_poll(all[i]->bench.store);
         }
     }
@@ -112,7 +112,7 @@ static const char *source(uint32_t context, uint64_t excluded, uint32_t *block_c
         keys[block] = block_key(&nodes[0].bench, context, block);
     }
     *block_count_out = 0;
-    bool found = kv_remote_find(&asker.core, keys, BLOCKS, &excluded, 1, &peer, block_count_out);
+    bool found = kv_remote_find(&asker.holder, keys, BLOCKS, &excluded, 1, &peer, block_count_out);
     return found ? kv_peer_name(peer) : "";
 }
 
@@ -130,7 +130,7 @@ static void expect_source(uint32_t context, uint64_t excluded, const char *name,
 
 static uint64_t id_of(const char *name)
 {
-    return kv_peer_id(kv_peers_find(asker.core.peers, name));
+    return kv_peer_id(kv_peers_find(asker.holder.peers, name));
 }
 
 static int open_cluster(void **state)
@@ -143,8 +143,8 @@ static int open_cluster(void **state)
     for (int i = 0; i < 2; i++) {
         char address[32];
         open_node(&nodes[i], i == 0 ? "one" : "two", true);
-        snprintf(address, sizeof address, "127.0.0.1:%u", kv_peers_port(nodes[i].core.peers));
-        assert_int_equal(kv_peers_connect(asker.core.peers, address, &error), KV_OK);
+        snprintf(address, sizeof address, "127.0.0.1:%u", kv_peers_port(nodes[i].holder.peers));
+        assert_int_equal(kv_peers_connect(asker.holder.peers, address, &error), KV_OK);
     }
     return 0;
 }
@@ -180,9 +180,9 @@ static void the_best_source_is_found(void **state)
     expect_source(1, 0, "two", 3);
     link_down = NULL;
     expect_source(1, 0, "one", BLOCKS);
-    kv_peers_set_draining(nodes[0].core.peers, true);
+    kv_peers_set_draining(nodes[0].holder.peers, true);
     expect_source(1, 0, "two", 3);
-    kv_peers_set_draining(nodes[0].core.peers, false);
+    kv_peers_set_draining(nodes[0].holder.peers, false);
     expect_source(1, 0, "one", BLOCKS);
     assert_int_equal(drop(&nodes[0].bench, 1, 2, false).status, KV_OK);
     expect_source(1, id_of("two"), "one", 2);
@@ -196,10 +196,10 @@ static void of_equal_ones_the_idler_is_asked(void **state)
     (void)state;
     request_context(&nodes[0].bench, 1, 4);
     request_context(&nodes[1].bench, 1, 4);
-    kv_peers_set_load(nodes[0].core.peers, 3, 1);
-    kv_peers_set_load(nodes[1].core.peers, 0, 1);
+    kv_peers_set_load(nodes[0].holder.peers, 3, 1);
+    kv_peers_set_load(nodes[1].holder.peers, 0, 1);
     expect_source(1, 0, "two", 4);
-    kv_peers_set_load(nodes[0].core.peers, 0, 0);
+    kv_peers_set_load(nodes[0].holder.peers, 0, 0);
     expect_source(1, 0, "one", 4);
 }
 
@@ -241,13 +241,13 @@ static void who_sends_rubbish_is_closed(void **state)
     batch.n_events = 1;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_EVENTS;
     envelope.events = &batch;
-    kv_peer_t *peer = kv_peers_find(nodes[0].core.peers, "asker");
+    kv_peer_t *peer = kv_peers_find(nodes[0].holder.peers, "asker");
     assert_int_equal(kv_peer_send(peer, &envelope), KV_OK);
     uint64_t end_ns = kv_clock_now_ns() + 10ull * KV_NS_PER_S;
     kv_peer_t *again;
     do {
         turn();
-        again = kv_peers_find(asker.core.peers, "one");
+        again = kv_peers_find(asker.holder.peers, "one");
     } while ((again == NULL || kv_peer_id(again) == before) && kv_clock_now_ns() < end_ns);
     assert_non_null(again); /* the connection is made again, and what it holds is told again */
     assert_int_not_equal(kv_peer_id(again), before);

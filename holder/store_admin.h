@@ -2,12 +2,12 @@
  *
  * Threads: the reactor's.
  * Errors: each refusal names what was asked for and what to do. */
-#ifndef KV_RUNTIME_STORE_ADMIN_H
-#define KV_RUNTIME_STORE_ADMIN_H
+#ifndef KV_HOLDER_STORE_ADMIN_H
+#define KV_HOLDER_STORE_ADMIN_H
 
 #include "node/admin.h"
 
-/* Handlers whose context is a kv_core_t with an open store; status is left for the caller. */
+/* Handlers whose context is a kv_holder_t that has joined; status is left for the caller. */
 kv_admin_handlers_t kv_store_admin_handlers(void);
 
 #endif

@@ -1,4 +1,4 @@
-#include "runtime/remote.h"
+#include "holder/remote.h"
 
 #include "base/check.h"
 #include "base/log.h"
@@ -41,7 +41,7 @@ struct follower {
 };
 
 struct kv_remote {
-    kv_core_t *core;
+    kv_holder_t *holder;
     kv_events_log_t *log;
     kv_holdings_t *holdings; /* NULL: other nodes are not asked */
     kv_timer_t *pump;
@@ -113,7 +113,7 @@ static bool held(void *context, uint32_t *cursor, kv_event_visit_t visit, void *
     const kv_remote_t *remote = context;
     visitor_t visitor = {visit, visit_context};
     return kvist_store_held(
-        remote->core->store, cursor, HELD_OBJECTS_AT_ONCE, visit_held, &visitor);
+        remote->holder->store, cursor, HELD_OBJECTS_AT_ONCE, visit_held, &visitor);
 }
 
 /* ---- telling those who follow ---- */
@@ -128,7 +128,7 @@ static bool send_batch(kv_remote_t *remote, follower_t *follower)
     Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_EVENTS;
     envelope.events = (Kvist__Events__Batch *)(uintptr_t)batch;
-    kv_core_send(follower->peer, &envelope);
+    kv_holder_send(follower->peer, &envelope);
     kv_metric_add(remote->metrics.sent, (double)batch->n_events);
     bool begins = batch->part == KVIST__EVENTS__PART__PART_FIRST ||
                   batch->part == KVIST__EVENTS__PART__PART_ONLY;
@@ -198,7 +198,7 @@ static void subscribe(follower_t *follower)
     Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_SUBSCRIBE;
     envelope.subscribe = &message;
-    kv_core_send(follower->peer, &envelope);
+    kv_holder_send(follower->peer, &envelope);
 }
 
 static void holder_cleared(void *context)
@@ -233,7 +233,7 @@ static void take_events(
     kv_metric_add(remote->metrics.received, (double)count);
     if (status == KV_MISSING) {
         kv_metric_add(remote->metrics.gaps, 1);
-        kv_log_info("runtime", "events of peer %s: %s, subscribed again",
+        kv_log_info("holder", "events of peer %s: %s, subscribed again",
             kv_peer_name(follower->peer), error.text);
         subscribe(follower);
     } else if (status != KV_OK) {
@@ -328,11 +328,11 @@ static bool as_good(const kv_holding_t *left, const kv_holding_t *right)
            memcmp(left->tier_blocks, right->tier_blocks, sizeof left->tier_blocks) == 0;
 }
 
-bool kv_remote_find(kv_core_t *core, const kvist_key_t *keys, uint32_t key_count,
+bool kv_remote_find(kv_holder_t *holder, const kvist_key_t *keys, uint32_t key_count,
     const uint64_t *excluded_peers, size_t excluded_count, kv_peer_t **peer_out,
     uint32_t *block_count_out)
 {
-    const kv_remote_t *remote = core->remote;
+    const kv_remote_t *remote = holder->remote;
     if (remote->holdings == NULL || key_count == 0) {
         return false;
     }
@@ -344,7 +344,7 @@ bool kv_remote_find(kv_core_t *core, const kvist_key_t *keys, uint32_t key_count
     for (size_t i = 0; i < count && (best == NULL || as_good(best, &found[i])); i++) {
         const follower_t *follower = find_follower(remote, found[i].holder);
         if (follower == NULL || is_among(found[i].holder, excluded_peers, excluded_count) ||
-            kv_peer_draining(follower->peer) || !kv_core_link_up(follower->peer)) {
+            kv_peer_draining(follower->peer) || !kv_holder_link_up(follower->peer)) {
             continue;
         }
         if (best == NULL || load_of(follower->peer) < load_of(best_peer)) {
@@ -384,7 +384,7 @@ static kv_status_t place_of(const kv_remote_t *remote, const Kvist__Admin__Event
 void kv_remote_admin_events(
     void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    kv_remote_t *remote = ((kv_core_t *)context)->remote;
+    kv_remote_t *remote = ((kv_holder_t *)context)->remote;
     kv_events_place_t place;
     kv_error_t error;
     kv_status_t status = place_of(remote, request->events, &place, &error);
@@ -426,11 +426,11 @@ static void open_metrics(kv_remote_t *remote)
         "kvist_remote_entries", "", "blocks known to be held by peers, each peer's counted");
 }
 
-kv_remote_t *kv_remote_create(kv_core_t *core)
+kv_remote_t *kv_remote_create(kv_holder_t *holder)
 {
-    const kv_options_t *options = core->options;
+    const kv_options_t *options = holder->options;
     kv_remote_t *remote = kv_allocate(sizeof *remote);
-    remote->core = core;
+    remote->holder = holder;
     kv_events_log_params_t params = {
         .node = options->node.name,
         .log_bytes = options->store.events_bytes,
@@ -443,9 +443,9 @@ kv_remote_t *kv_remote_create(kv_core_t *core)
         remote->holdings = kv_holdings_create(
             capacity < KV_HOLDINGS_CAPACITY_MAX ? capacity : KV_HOLDINGS_CAPACITY_MAX);
     }
-    remote->pump = kv_timer_create(core->reactor, pump, remote);
+    remote->pump = kv_timer_create(holder->reactor, pump, remote);
     open_metrics(remote);
-    kvist_store_listen(core->store, store_changed, remote);
+    kvist_store_listen(holder->store, store_changed, remote);
     return remote;
 }
 
@@ -454,7 +454,7 @@ void kv_remote_destroy(kv_remote_t *remote)
     if (remote == NULL) {
         return;
     }
-    kvist_store_listen(remote->core->store, NULL, NULL);
+    kvist_store_listen(remote->holder->store, NULL, NULL);
     while (remote->followers != NULL) {
         follower_t *next = remote->followers->next;
         free(remote->followers);

@@ -6,7 +6,7 @@
  * for sent from there.
  *
  * Owns: the lease.
- * Borrows: the core, and the peer until peer_down.
+ * Borrows: the holder, and the peer until peer_down.
  * Threads: the reactor's.
  * Errors: a message that is out of bounds, or one too many, is answered with Fetched and its
  * status, and makes no source.
@@ -14,10 +14,10 @@
  * memory for half of its slots, all sources together; 1 s to bring them there, 60 s in all. The
  * blocks before those asked for are brought there too: device memory holds no block without its
  * parents. */
-#ifndef KV_RUNTIME_SOURCE_H
-#define KV_RUNTIME_SOURCE_H
+#ifndef KV_HOLDER_SOURCE_H
+#define KV_HOLDER_SOURCE_H
 
-#include "runtime/core.h"
+#include "holder/holder.h"
 
 enum { KV_SOURCES_MAX = 32, KV_SOURCES_PEER_MAX = 8 };
 
@@ -25,11 +25,11 @@ typedef struct kv_source kv_source_t;
 
 /* id: the node's, for piece tags; never reused. context: of the request that the message is about,
  * where it names no tokens itself; NULL: this node has no such request. NULL: it was refused. */
-kv_source_t *kv_source_create(kv_core_t *core, uint64_t id, kv_peer_t *peer,
+kv_source_t *kv_source_create(kv_holder_t *holder, uint64_t id, kv_peer_t *peer,
     const Kvist__Wire__Fetch *message, const kv_request_context_t *context,
     const kv_requests_t *sources);
 
-/* Its life from then on (runtime/requests.h). */
+/* Its life from then on (holder/requests.h). */
 extern const kv_request_ops_t KV_SOURCE_OPS;
 
 #endif

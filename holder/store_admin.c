@@ -1,9 +1,9 @@
-#include "runtime/store_admin.h"
+#include "holder/store_admin.h"
 
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/memory.h"
-#include "runtime/core.h"
+#include "holder/holder.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@ enum { KEY_TEXT_BYTES = 2 * KVIST_KEY_BYTES + 1, LIST_DEFAULT = 100, LIST_MAX = 
 
 static kvist_store_t *store_of(void *context)
 {
-    return ((kv_core_t *)context)->store;
+    return ((kv_holder_t *)context)->store;
 }
 
 static const char *priority_name(kvist_priority_t priority)
@@ -263,12 +263,12 @@ static void on_pin(void *context, const Kvist__Admin__Request *request, kv_admin
 
 static void verify_progress(void *context, const kvist_verify_t *state)
 {
-    ((kv_core_t *)context)->verification.state = *state;
+    ((kv_holder_t *)context)->verification.state = *state;
 }
 
 static void verify_done(void *context, kv_status_t status, const kvist_verify_t *state)
 {
-    kv_verification_t *verification = &((kv_core_t *)context)->verification;
+    kv_verification_t *verification = &((kv_holder_t *)context)->verification;
     verification->running = false;
     verification->status = status;
     verification->state = *state;
@@ -296,10 +296,11 @@ static void reply_verification(const kv_verification_t *verification, kv_admin_c
 
 static void on_verify(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    kv_core_t *core = context;
-    kv_verification_t *verification = &core->verification;
+    kv_holder_t *holder = context;
+    kv_verification_t *verification = &holder->verification;
     if (request->verify->start && !verification->running) {
-        kv_status_t status = kvist_store_verify(core->store, verify_progress, verify_done, core);
+        kv_status_t status =
+            kvist_store_verify(holder->store, verify_progress, verify_done, holder);
         if (status != KV_OK) {
             kv_admin_fail(call, status, "another verification is under way: ask again later");
             return;

@@ -1,0 +1,126 @@
+/* A holder: a node that holds KV among its peers, whatever else it does. What an engine node
+ * (runtime/core.h) and a node without an engine have in common.
+ *
+ *   reactor, admin socket                               from kv_holder_begin, kv_holder_serve on
+ *   store -> remote tier -> mover -> peers, discovery   from kv_holder_join on
+ *
+ * It opens a data link beside each peer that moves KV, tells and hears KV events, serves Fetch,
+ * answers the admin socket, drains, and stops in order. Its owner gives what it does beside that:
+ * requests of its own role, which take part in messages, moved pieces, ticks and the stop.
+ *
+ * Owns: reactor, mover, peers, discovery, remote tier, admin socket, fetches that it serves.
+ * Borrows: options, the store, the arena and the device of what it joins with, until
+ * kv_holder_leave; the owner's requests.
+ * Threads: the reactor's; callbacks run there.
+ * Errors: opening names what failed; afterwards kv_holder_run returns at an orderly stop. */
+#ifndef KV_HOLDER_HOLDER_H
+#define KV_HOLDER_HOLDER_H
+
+#include "base/status.h"
+#include "holder/requests.h"
+#include "kvstore/kvist.h"
+#include "node/admin.h"
+#include "node/options.h"
+#include "node/reactor.h"
+#include "transport/mover.h"
+#include "transport/peers.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct kv_remote kv_remote_t;             /* holder/remote.h */
+typedef struct kv_holder_state kv_holder_state_t; /* holder.c */
+
+enum { KV_HOLDER_TICK_MS = 20 };
+
+/* The last one that was asked for on the admin socket. */
+typedef struct {
+    bool running;
+    kv_status_t status; /* when it ended */
+    kvist_verify_t state;
+    uint64_t begun_ns, ended_ns; /* monotonic; begun 0: there was none */
+} kv_verification_t;
+
+/* What it does beside holding. Every function may be NULL. */
+typedef struct {
+    void *context;
+    /* A message that is neither about events nor about a fetch. Returns what it became, which joins
+     * the requests; NULL: nothing, and the requests are asked whose it is. id: for piece tags and
+     * compute sequences; never reused. */
+    void *(*accept)(
+        void *context, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
+    void (*describe)(
+        void *context, Kvist__Admin__Status *status); /* adds to what is said already */
+} kv_holder_owner_t;
+
+/* What it holds, in which slots it is moved, and who may speak to it about that. */
+typedef struct {
+    kvist_store_t *store;
+    kv_device_t *device;
+    void *arena; /* slot_count blocks that the mover reads and writes */
+    uint32_t slot_count;
+    size_t block_bytes, unit_bytes; /* of a block; of its smallest part that is moved alone */
+    uint32_t block_tokens;
+    uint32_t context_tokens_max; /* of a context that is asked for */
+    uint32_t vocabulary_count;   /* token ids are below it; 0: any are good */
+    const uint8_t *model;        /* [KV_DIGEST_BYTES] or NULL: any */
+    const uint8_t *layout;       /* [KV_DIGEST_BYTES] */
+    const char *layout_text;
+} kv_holding_params_t;
+
+typedef struct {
+    const kv_options_t *options;
+    kv_reactor_t *reactor;
+    Kvist__Wire__Role role;
+    const kv_string_list_t *connect; /* the role's own list of peers, or NULL */
+    kv_holder_owner_t owner;
+    kv_requests_t requests; /* the living ones of the role; ops is its owner's to set */
+    /* From kv_holder_join to kv_holder_leave; NULL and 0 else. */
+    kvist_store_t *store;
+    uint32_t slot_count, block_tokens, context_tokens_max, vocabulary_count;
+    size_t block_bytes;
+    kv_mover_t *mover;
+    kv_peers_t *peers;
+    kv_remote_t *remote;
+    bool draining; /* no new requests */
+    bool stopping; /* none at all */
+    kv_verification_t verification;
+    kv_holder_state_t *state;
+} kv_holder_t;
+
+/* The reactor. options, role, connect, owner and requests.ops are set before; kv_holder_end also
+ * after a failure. */
+kv_status_t kv_holder_begin(kv_holder_t *holder, kv_error_t *error);
+void kv_holder_end(kv_holder_t *holder);
+
+/* Hears its peers, and lets them hear it. kv_holder_leave also after a failure; it may be called
+ * where nothing was joined. */
+kv_status_t kv_holder_join(
+    kv_holder_t *holder, const kv_holding_params_t *params, kv_error_t *error);
+void kv_holder_leave(kv_holder_t *holder);
+
+/* The admin socket. */
+kv_status_t kv_holder_serve(kv_holder_t *holder, kv_error_t *error);
+
+/* Until the orderly stop. */
+void kv_holder_run(kv_holder_t *holder);
+
+/* There is something to look after: ticks until all requests and fetches have ended. */
+void kv_holder_keep_ticking(kv_holder_t *holder);
+
+/* ---- for requests ---- */
+
+/* The data link beside the peer's control connection. */
+kv_link_t kv_holder_link(const kv_peer_t *peer);
+
+bool kv_holder_link_up(const kv_peer_t *peer);
+
+/* Sends; a peer that cannot take it (its queue is full) is closed: its messages are never lost one
+ * by one. */
+void kv_holder_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message);
+
+/* As kv_holder_send, for a piece of a transfer. False: the connection is being closed; no SENT will
+ * follow. */
+bool kv_holder_send_piece(kv_holder_t *holder, kv_peer_t *peer, const kv_piece_t *piece);
+
+#endif
