@@ -1,3 +1,4 @@
+#include "base/available.h"
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -12,8 +13,10 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static void error_says_status_and_cause(void **state)
@@ -184,6 +187,58 @@ static void region_is_aligned_and_zeroed(void **state)
     assert_int_equal(kv_region_map(0, &region, NULL), KV_INVALID);
 }
 
+/* A file below the test's folder, and the folders to it. */
+static void put_file(const char *path, const char *text)
+{
+    char whole[512];
+    snprintf(whole, sizeof whole, "%s/%s", kv_test_folder(), path);
+    for (char *at = strchr(whole + 1, '/'); at != NULL; at = strchr(at + 1, '/')) {
+        *at = '\0';
+        mkdir(whole, 0700);
+        *at = '/';
+    }
+    FILE *file = fopen(whole, "w");
+    assert_non_null(file);
+    fputs(text, file);
+    fclose(file);
+}
+
+static void the_tightest_bound_on_memory_counts(void **state)
+{
+    (void)state;
+    char proc[512], cgroup[512];
+    snprintf(proc, sizeof proc, "%s/proc", kv_test_folder());
+    snprintf(cgroup, sizeof cgroup, "%s/cgroup", kv_test_folder());
+    const kv_available_places_t places = {proc, cgroup};
+    kv_available_t left = kv_available_memory(&places); /* nothing can be read */
+    assert_true(left.available_bytes == UINT64_MAX);
+    put_file("proc/meminfo", "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:  600 kB\n");
+    left = kv_available_memory(&places);
+    assert_int_equal(left.available_bytes, 600 << 10);
+    assert_int_equal(left.total_bytes, 1000 << 10);
+    /* Version 2, two levels: the upper one is tighter, but for its files. */
+    put_file("proc/self/cgroup", "3:cpuset,mem:/x\n2:cpu,memory:/old\n0::/a/b\n");
+    put_file("cgroup/a/b/memory.max", "max\n");
+    put_file("cgroup/a/b/memory.current", "5000\n");
+    put_file("cgroup/a/memory.max", "400000\n");
+    put_file("cgroup/a/memory.current", "300000\n");
+    left = kv_available_memory(&places);
+    assert_int_equal(left.available_bytes, 100000);
+    put_file("cgroup/a/memory.stat", "anon 7\ninactive_file 20000\nactive_file 30000\n");
+    left = kv_available_memory(&places);
+    assert_int_equal(left.available_bytes, 150000);
+    assert_int_equal(left.total_bytes, 400000);
+    /* Version 1; inside a container only the mount's root is there. */
+    put_file("cgroup/memory/memory.limit_in_bytes", "200000\n");
+    put_file("cgroup/memory/memory.usage_in_bytes", "190000\n");
+    put_file("cgroup/memory/memory.stat", "total_inactive_file 1000\n");
+    left = kv_available_memory(&places);
+    assert_int_equal(left.available_bytes, 11000);
+    put_file("cgroup/memory/memory.usage_in_bytes", "210000\n");
+    assert_int_equal(kv_available_memory(&places).available_bytes, 0);
+    assert_true(kv_available_memory(NULL).available_bytes > 0); /* this machine's */
+}
+
 /* What a peer said is part of many lines: it can neither end one and begin another, nor speak to a
  * terminal. */
 static void a_log_line_is_one_line_of_text(void **state)
@@ -215,6 +270,7 @@ int main(void)
         cmocka_unit_test(metrics_render_as_prometheus_reads_them),
         cmocka_unit_test(virtual_clock_moves_when_told),
         cmocka_unit_test(region_is_aligned_and_zeroed),
+        cmocka_unit_test(the_tightest_bound_on_memory_counts),
         cmocka_unit_test(a_log_line_is_one_line_of_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
