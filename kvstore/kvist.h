@@ -176,7 +176,9 @@ typedef struct {
     void *device_arena;           /* borrowed: device_slot_count slots of one object each */
     uint32_t device_slot_count;
     uint64_t host_bytes; /* of the host tier; 0: none. Groups share it by their objects' sizes */
-    bool host_shared;    /* it lies in memory that other processes can map to read (kvist-store) */
+    bool host_shared;    /* it lies in memory that other processes can map to read (kvist-store), is
+                            made ready and locked in chunks while the store serves, and where memory
+                            is short stays smaller; else it is there as it is used */
     const char
         *directory;      /* of the disk tier; made when absent; NULL: none. One process at a time */
     uint64_t disk_bytes; /* quota of the disk tier, segments and all; of `directory` alone */
@@ -465,8 +467,10 @@ typedef struct {
     kvist_tier_stats_t tiers[KVIST_TIER_COUNT];
     uint64_t miss_count[KVIST_MISS_COUNT]; /* matches that ended for that reason */
     uint64_t leases, slots_free, slots_private;
-    uint64_t unsaved_objects; /* sealed, not durable yet */
-    uint64_t barriers;        /* of durability, that the disk was asked for */
+    uint64_t unsaved_objects;   /* sealed, not durable yet */
+    uint64_t barriers;          /* of durability, that the disk was asked for */
+    uint64_t host_coming_bytes; /* of a shared host tier: not ready yet (capacity_bytes is) */
+    uint64_t host_locked_bytes; /* and of what is ready: locked in memory */
     uint64_t damaged_objects, failed_reads, failed_writes;
     uint64_t moved_objects; /* on disk, out of a segment that was reclaimed */
     uint64_t write_budget_bytes, write_left_bytes; /* a day's; of it, now. 0 and 0: there is none */

@@ -95,7 +95,7 @@ uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out)
     uint32_t slot = kv_pool_take(pool);
     uint32_t at = slot == KV_SLOT_NONE ? kv_pool_first(pool) : KV_SLOT_NONE;
     uint32_t now_s = kv_store_now_s(store);
-    *coming_out = false;
+    *coming_out = slot == KV_SLOT_NONE && kv_populate_coming(&store->groups[group]);
     for (uint32_t looked = 0; at != KV_SLOT_NONE && looked < LOOK_AT_MAX; looked++) {
         uint32_t number = pool->slots[at].object;
         uint32_t next = kv_pool_next(pool, at);
@@ -107,6 +107,9 @@ uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out)
             store->stats.tiers[KVIST_TIER_HOST].evicted_objects++;
         } else if (kv_persist_usable(store) && kv_persist_queue(store, number)) {
             *coming_out = true;
+        } else if (*coming_out && kv_populate_coming(&store->groups[group])) {
+            /* what would be lost for good waits for the next chunk's room */
+            break;
         } else if (object->pin_until_s <= now_s) {
             kv_object_drop(store, number);
             store->stats.tiers[KVIST_TIER_HOST].evicted_objects++;
