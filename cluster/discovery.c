@@ -18,7 +18,14 @@ struct kv_discovery {
 
 uint32_t kv_discovery_useful_roles(Kvist__Wire__Role role)
 {
-    return role == KVIST__WIRE__ROLE__ROLE_GATEWAY ? 1u << KVIST__WIRE__ROLE__ROLE_DECODE : 0;
+    switch (role) {
+    case KVIST__WIRE__ROLE__ROLE_GATEWAY:
+        return 1u << KVIST__WIRE__ROLE__ROLE_DECODE;
+    case KVIST__WIRE__ROLE__ROLE_STORE: /* which asks nobody: those who may ask it */
+        return 1u << KVIST__WIRE__ROLE__ROLE_PREFILL | 1u << KVIST__WIRE__ROLE__ROLE_DECODE;
+    default:
+        return 0;
+    }
 }
 
 bool kv_discovery_is_configured(const kv_options_t *options)

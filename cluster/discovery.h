@@ -5,7 +5,8 @@
  *   static   lists of addresses in the options (cluster.nodes, and a role's own list): always there
  *   etcd     cluster.etcd: nodes register themselves, and follow who else does (etcd.h)
  *
- * An engine node connects to every other one, a gateway to decode nodes. A member that goes is not
+ * An engine node connects to every other one and to stores, a store to engine nodes, a gateway to
+ * decode nodes. A member that goes is not
  * connected to again; a connection that is up stays as long as it lasts. So etcd may be away, lose
  * its leases or all its content: nodes that talk go on talking.
  *

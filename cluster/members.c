@@ -32,6 +32,7 @@ static const struct {
 } ROLES[] = {
     {"prefill", KVIST__WIRE__ROLE__ROLE_PREFILL},
     {"decode", KVIST__WIRE__ROLE__ROLE_DECODE},
+    {"store", KVIST__WIRE__ROLE__ROLE_STORE},
 };
 
 enum { ROLE_COUNT = sizeof ROLES / sizeof ROLES[0] };
@@ -70,7 +71,7 @@ static kv_status_t read_fields(
         }
     }
     if (member.role == KVIST__WIRE__ROLE__ROLE_UNKNOWN) {
-        return kv_fail(error, KV_INVALID, "\"role\" is '%.32s', not prefill or decode",
+        return kv_fail(error, KV_INVALID, "\"role\" is '%.32s', not prefill, decode or store",
             role != NULL ? role : "(no text)");
     }
     if (address == NULL) {

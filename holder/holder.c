@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "cluster/discovery.h"
+#include "holder/bounce.h"
 #include "holder/remote.h"
 #include "holder/source.h"
 #include "holder/store_admin.h"
@@ -33,6 +34,11 @@ struct kv_holder_state {
 };
 
 /* ---- for requests ---- */
+
+uint64_t kv_holder_new_id(kv_holder_t *holder)
+{
+    return ++holder->state->last_request_id;
+}
 
 kv_link_t kv_holder_link(const kv_peer_t *peer)
 {
@@ -126,10 +132,9 @@ static void serve_fetch(kv_holder_t *holder, kv_peer_t *peer, const Kvist__Wire_
     kv_holder_state_t *state = holder->state;
     kv_request_context_t context;
     bool known = kv_requests_context(&holder->requests, peer, message->request_id, &context);
-    kv_source_t *source = kv_source_create(holder, state->last_request_id + 1, peer, message,
-        known ? &context : NULL, &state->sources);
+    kv_source_t *source = kv_source_create(
+        holder, kv_holder_new_id(holder), peer, message, known ? &context : NULL, &state->sources);
     if (source != NULL) {
-        state->last_request_id++;
         kv_requests_add(&state->sources, source);
         kv_holder_keep_ticking(holder);
     }
@@ -150,10 +155,10 @@ static void peer_message(void *context, kv_peer_t *peer, const Kvist__Wire__Enve
         return;
     }
     const kv_holder_owner_t *owner = &holder->owner;
-    uint64_t id = holder->state->last_request_id + 1;
-    void *request = owner->accept != NULL ? owner->accept(owner->context, id, peer, message) : NULL;
+    void *request = owner->accept != NULL
+                        ? owner->accept(owner->context, kv_holder_new_id(holder), peer, message)
+                        : NULL;
     if (request != NULL) {
-        holder->state->last_request_id = id;
         kv_requests_add(&holder->requests, request);
         kv_holder_keep_ticking(holder);
     } else {
@@ -274,8 +279,8 @@ typedef struct {
 
 static const char *role_name(Kvist__Wire__Role role)
 {
-    static const char *const ROLES[] = {"unknown", "prefill", "decode", "gateway"};
-    return ROLES[role < 4 ? role : 0];
+    static const char *const ROLES[] = {"unknown", "prefill", "decode", "gateway", "store"};
+    return ROLES[role < sizeof ROLES / sizeof *ROLES ? role : 0];
 }
 
 static void list_peer(void *context, kv_peer_t *peer)
@@ -400,15 +405,21 @@ static kv_status_t open_mover(
 {
     const kv_options_t *options = holder->options;
     kv_mover_params_t mover = {
-        .device = params->device,
-        .arena = params->arena,
-        .slot_count = params->slot_count,
         .slot_bytes = params->block_bytes,
         .unit_bytes = params->unit_bytes,
         .host = options->node.host,
         .wire = (kv_wire_t)options->node.wire,
         .busy_poll_ns = options->node.busy_poll_ns,
     };
+    if (params->bounce != NULL) {
+        mover.device = kv_bounce_device(params->bounce);
+        mover.arena = kv_bounce_block(params->bounce, 0);
+        mover.slot_count = kv_bounce_count(params->bounce);
+    } else {
+        mover.device = params->device;
+        mover.arena = params->arena;
+        mover.slot_count = params->slot_count;
+    }
     return kv_mover_create(&mover, &holder->mover, error);
 }
 
@@ -434,6 +445,7 @@ static kv_status_t open_peers(
         .model = params->model,
         .layout = params->layout,
         .layout_text = params->layout_text,
+        .useful_roles = kv_discovery_useful_roles(holder->role),
         .callbacks = {holder, peer_up, peer_down, peer_message},
     };
     status = kv_peers_create(&peers, &holder->peers, error);
@@ -457,6 +469,7 @@ kv_status_t kv_holder_join(
     kv_holder_t *holder, const kv_holding_params_t *params, kv_error_t *error)
 {
     holder->store = params->store;
+    holder->bounce = params->bounce;
     holder->slot_count = params->slot_count;
     holder->block_bytes = params->block_bytes;
     holder->block_tokens = params->block_tokens;
@@ -471,8 +484,10 @@ kv_status_t kv_holder_join(
         status = open_discovery(holder, error);
     }
     if (status == KV_OK) {
-        holder->state->store_watch =
-            kv_reactor_attach(holder->reactor, kvist_store_fd(holder->store), store_ready, holder);
+        if (params->polls) {
+            holder->state->store_watch = kv_reactor_attach(
+                holder->reactor, kvist_store_fd(holder->store), store_ready, holder);
+        }
         holder->state->mover_watch =
             kv_reactor_attach(holder->reactor, kv_mover_fd(holder->mover), mover_ready, holder);
     }
@@ -515,6 +530,7 @@ void kv_holder_leave(kv_holder_t *holder)
     kv_remote_destroy(holder->remote);
     holder->remote = NULL;
     holder->store = NULL;
+    holder->bounce = NULL;
 }
 
 /* ---- life ---- */

@@ -28,6 +28,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+typedef struct kv_bounce kv_bounce_t;             /* holder/bounce.h */
 typedef struct kv_remote kv_remote_t;             /* holder/remote.h */
 typedef struct kv_holder_state kv_holder_state_t; /* holder.c */
 
@@ -56,9 +57,13 @@ typedef struct {
 /* What it holds, in which slots it is moved, and who may speak to it about that. */
 typedef struct {
     kvist_store_t *store;
+    bool polls; /* the holder polls the store */
+    /* slot_count blocks that the mover reads and writes: the store's device tier; or bounce blocks,
+     * out of which what it holds is sent, and the first three are 0. */
     kv_device_t *device;
-    void *arena; /* slot_count blocks that the mover reads and writes */
+    void *arena;
     uint32_t slot_count;
+    kv_bounce_t *bounce;
     size_t block_bytes, unit_bytes; /* of a block; of its smallest part that is moved alone */
     uint32_t block_tokens;
     uint32_t context_tokens_max; /* of a context that is asked for */
@@ -77,6 +82,7 @@ typedef struct {
     kv_requests_t requests; /* the living ones of the role; ops is its owner's to set */
     /* From kv_holder_join to kv_holder_leave; NULL and 0 else. */
     kvist_store_t *store;
+    kv_bounce_t *bounce; /* NULL: blocks are sent out of the store's device tier */
     uint32_t slot_count, block_tokens, context_tokens_max, vocabulary_count;
     size_t block_bytes;
     kv_mover_t *mover;
@@ -109,6 +115,9 @@ void kv_holder_run(kv_holder_t *holder);
 void kv_holder_keep_ticking(kv_holder_t *holder);
 
 /* ---- for requests ---- */
+
+/* For piece tags and compute sequences; never reused. */
+uint64_t kv_holder_new_id(kv_holder_t *holder);
 
 /* The data link beside the peer's control connection. */
 kv_link_t kv_holder_link(const kv_peer_t *peer);

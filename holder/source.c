@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/metrics.h"
+#include "holder/courier.h"
 #include "holder/message.h"
 #include "transport/pd.h"
 
@@ -28,7 +29,9 @@ struct kv_source {
     uint64_t deadline_ns;
 
     kvist_lease_t *lease;
-    uint32_t raised_blocks; /* that the lease brings to device memory */
+    uint32_t matched_blocks; /* where nothing has to be prepared */
+    uint32_t raised_blocks;  /* that the lease brings to device memory */
+    kv_courier_t *courier;   /* of a holder with bounce blocks, from the first piece on */
 
     kv_pd_source_t machine;
     kv_pd_source_event_t events[EVENTS_MAX];
@@ -125,6 +128,10 @@ static kv_status_t match(kv_source_t *source)
     if (found.block_count <= source->machine.first_block) {
         return KV_MISSING;
     }
+    if (source->holder->bounce != NULL) {
+        source->matched_blocks = found.block_count;
+        return KV_OK;
+    }
     uint32_t raised = found.block_count - found.tier_blocks[KVIST_TIER_DEVICE];
     if (raised_by_all(source->sources) + raised > source->holder->slot_count / 2) {
         return KV_BUSY;
@@ -144,6 +151,9 @@ static void do_match(kv_source_t *source)
     if (status != KV_OK) {
         post(
             source, (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_MATCH_FAILED, .status = status});
+    } else if (source->matched_blocks > 0) {
+        post(source, (kv_pd_source_event_t){
+                         .kind = KV_PD_SOURCE_EV_MATCHED, .held_blocks = source->matched_blocks});
     }
 }
 
@@ -165,8 +175,36 @@ static void do_send_begins(kv_source_t *source, const kv_pd_source_action_t *act
     free(arithmetic);
 }
 
+static void couriered(void *context, kv_status_t status, uint32_t sent_count)
+{
+    kv_source_t *source = context;
+    uint32_t asked = source->machine.block_count;
+    post(source, (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_SENT,
+                     .status = status,
+                     .unsent_blocks = sent_count < asked ? asked - sent_count : 0});
+}
+
+static void send_by_courier(kv_source_t *source, const kv_pd_source_action_t *action)
+{
+    kv_courier_params_t params = {
+        .lease = source->lease,
+        .peer = source->peer,
+        .transfer_id = action->transfer_id,
+        .first_block = action->first_block,
+        .block_count = action->block_count,
+        .done = couriered,
+        .context = source,
+    };
+    source->courier = kv_courier_create(source->holder, &params);
+    kv_courier_go_on(source->courier);
+}
+
 static void do_send_pieces(kv_source_t *source, const kv_pd_source_action_t *action)
 {
+    if (source->holder->bounce != NULL) {
+        send_by_courier(source, action);
+        return;
+    }
     kv_range_t whole = kv_range_alike(0, source->holder->block_bytes);
     kv_piece_t piece = {
         .transfer_id = action->transfer_id,
@@ -211,7 +249,10 @@ static void carry_out(kv_source_t *source, const kv_pd_source_action_t *action)
         do_send_pieces(source, action);
         break;
     case KV_PD_SOURCE_DO_CANCEL_PIECES:
-        if (source->peer != NULL) {
+        if (source->courier != NULL) {
+            kv_courier_cancel(source->courier);
+            kv_courier_go_on(source->courier);
+        } else if (source->peer != NULL) {
             kv_mover_cancel(
                 source->holder->mover, kv_holder_link(source->peer), action->transfer_id);
         }
@@ -376,6 +417,7 @@ static bool is_done(const void *context)
 static void destroy(void *context)
 {
     kv_source_t *source = context;
+    kv_courier_destroy(source->courier);
     free(source->request_id);
     free(source->tokens);
     free(source);
@@ -403,6 +445,9 @@ static bool receive(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope 
 static bool moved(void *context, const kv_mover_event_t *event)
 {
     kv_source_t *source = context;
+    if (source->courier != NULL) {
+        return kv_courier_moved(source->courier, event);
+    }
     if (event->kind != KV_MOVED_SENT || event->tag != source->id) {
         return false;
     }
@@ -416,6 +461,9 @@ static void peer_down(void *context, kv_peer_t *peer)
     if (source->peer == peer) {
         post(source, (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_PEER_DOWN});
         source->peer = NULL;
+        if (source->courier != NULL) {
+            kv_courier_peer_down(source->courier);
+        }
     }
 }
 
@@ -425,6 +473,9 @@ static void tick(void *context, uint64_t now_ns)
     if (now_ns > source->deadline_ns) {
         source->deadline_ns = UINT64_MAX;
         post(source, (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_TIMEOUT});
+    }
+    if (source->courier != NULL) {
+        kv_courier_go_on(source->courier); /* others may have given blocks back */
     }
 }
 

@@ -3,7 +3,7 @@
  * The order of things is the machine's (transport/pd.h: kv_pd_source_t); this file carries its
  * actions out and feeds it what happens. A lease makes exact what the asker only thought: the
  * longest stored prefix of just those tokens, brought to device slots, the blocks that were asked
- * for sent from there.
+ * for sent from there; of a holder without a device tier, through bounce blocks (courier.h).
  *
  * Owns: the lease.
  * Borrows: the holder, and the peer until peer_down.
@@ -13,7 +13,7 @@
  * Limits: KV_SOURCES_MAX at once, KV_SOURCES_PEER_MAX of one peer; blocks that are not in device
  * memory for half of its slots, all sources together; 1 s to bring them there, 60 s in all. The
  * blocks before those asked for are brought there too: device memory holds no block without its
- * parents. */
+ * parents. Bounce blocks have bounds of their own. */
 #ifndef KV_HOLDER_SOURCE_H
 #define KV_HOLDER_SOURCE_H
 

@@ -270,6 +270,7 @@ static kv_status_t join(core_t *core, kv_error_t *error)
         shape->element_bytes == 4 ? "f32" : "bf16");
     kv_holding_params_t params = {
         .store = core->store,
+        .polls = true,
         .device = core->device,
         .arena = kv_engine_arena(core->public.engine),
         .slot_count = info->slot_count,

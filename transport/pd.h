@@ -253,6 +253,7 @@ typedef struct {
     uint64_t transfer_id;
     uint32_t first_block, block_count; /* START */
     uint32_t held_blocks;              /* MATCHED */
+    uint32_t unsent_blocks; /* SENT, KV_OK: of the last ones, that could not be read after all */
 } kv_pd_source_event_t;
 
 typedef enum {

@@ -45,6 +45,12 @@ const char *kv_peer_name(const kv_peer_t *peer)
     return peer == PEER ? "asker" : "other";
 }
 
+uint64_t kv_holder_new_id(kv_holder_t *of)
+{
+    assert_true(of == &holder);
+    return ++last_id;
+}
+
 static void check_ids(char **ids, size_t count)
 {
     for (size_t i = 0; i < count; i++) {

@@ -291,6 +291,31 @@ static void neighbouring_versions_talk(void **state)
     free(pair);
 }
 
+/* What does not know of stores reads its Hello's role alone. */
+static void a_store_is_a_gateway_to_older_nodes(void **state)
+{
+    (void)state;
+    pair_t *pair = calloc(1, sizeof *pair);
+    kv_identity_t store = OPENER;
+    store.role = KVIST__WIRE__ROLE__ROLE_STORE;
+    store.data_port = 4711;
+    kv_identity_t engine = ACCEPTOR;
+    engine.model = MODEL;
+    shake_hellos(pair, &store, &engine);
+    assert_int_equal(pair->acceptor.facts.role, KVIST__WIRE__ROLE__ROLE_STORE);
+    assert_int_equal(pair->opener.facts.role, KVIST__WIRE__ROLE__ROLE_PREFILL);
+    Kvist__Wire__Envelope *hello =
+        kvist__wire__envelope__unpack(NULL, pair->opener.own_hello_bytes, pair->opener.own_hello);
+    assert_non_null(hello);
+    assert_int_equal(hello->hello->role, KVIST__WIRE__ROLE__ROLE_GATEWAY);
+    kvist__wire__envelope__free_unpacked(hello, NULL);
+
+    store.role = KVIST__WIRE__ROLE__ROLE_GATEWAY; /* a true one is none */
+    shake_hellos(pair, &store, &engine);
+    assert_int_equal(pair->acceptor.facts.role, KVIST__WIRE__ROLE__ROLE_GATEWAY);
+    free(pair);
+}
+
 static void a_layout_that_differs_is_named(void **state)
 {
     (void)state;
@@ -878,6 +903,7 @@ int main(void)
         cmocka_unit_test(peers_meet_and_talk),
         cmocka_unit_test(a_peer_that_differs_is_refused),
         cmocka_unit_test(neighbouring_versions_talk),
+        cmocka_unit_test(a_store_is_a_gateway_to_older_nodes),
         cmocka_unit_test(a_layout_that_differs_is_named),
         cmocka_unit_test(a_proof_serves_once_and_one_way),
         cmocka_unit_test(garbage_never_passes_the_handshake),

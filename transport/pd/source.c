@@ -12,7 +12,8 @@
  * Invariants: 1. RELEASE comes once, on entering DONE, when every piece had its SENT: a released
  * slot is not being read. 2. A Fetch is answered once, just before, unless it was taken back or the
  * asker is lost; with KV_OK only where every piece was handed to the wire. 3. What is sent is the
- * first of the blocks that were asked for, all of them leased. */
+ * first of the blocks that were asked for, all of them leased; where some prove unreadable on the
+ * way, the first ones of those, and Fetched says how many. */
 #include "base/check.h"
 #include "transport/pd.h"
 
@@ -107,6 +108,9 @@ static void in_sending(step_t *step)
 {
     kv_status_t status;
     if (step->event->kind == KV_PD_SOURCE_EV_SENT) {
+        KV_CHECK(step->event->unsent_blocks < step->machine->block_count ||
+                 step->event->status != KV_OK);
+        step->machine->block_count -= step->event->status == KV_OK ? step->event->unsent_blocks : 0;
         finish(step, step->event->status);
     } else if (take_end(step, &status)) {
         step->machine->state = KV_PD_SOURCE_ENDING;

@@ -101,7 +101,8 @@ kv_status_t kv_handshake_begin(
     hello.version = self->version;
     hello.version_min = self->version_min;
     hello.name = (char *)self->name;
-    hello.role = self->role;
+    hello.stores = self->role == KVIST__WIRE__ROLE__ROLE_STORE;
+    hello.role = hello.stores ? KVIST__WIRE__ROLE__ROLE_GATEWAY : self->role;
     hello.challenge = (ProtobufCBinaryData){sizeof challenge, challenge};
     hello.data_port = self->data_port;
     hello.host_id = (ProtobufCBinaryData){sizeof host_id, host_id};
@@ -211,7 +212,8 @@ static kv_status_t check_hello(
     uint8_t host_id[KV_HOST_ID_BYTES];
     kv_host_id(host_id);
     snprintf(facts->name, sizeof facts->name, "%s", hello->name);
-    facts->role = hello->role;
+    bool stores = hello->stores && hello->role == KVIST__WIRE__ROLE__ROLE_GATEWAY;
+    facts->role = stores ? KVIST__WIRE__ROLE__ROLE_STORE : hello->role;
     facts->version = common;
     facts->data_port = (uint16_t)hello->data_port;
     facts->same_host = hello->host_id.len == sizeof host_id &&

@@ -112,9 +112,10 @@ bool kv_targets_expect_end(const kv_peer_t *peer)
     if (peer->target != NULL || !is_named(peer)) {
         return false;
     }
-    /* A gateway that was told of all nodes leaves those that it has no use for. */
-    return peer->state == PEER_HELD ||
-           peer->handshake->facts.role == KVIST__WIRE__ROLE__ROLE_GATEWAY ||
+    /* A gateway or a store that was told of all nodes leaves those that it has no use for. */
+    Kvist__Wire__Role role = peer->handshake->facts.role;
+    return peer->state == PEER_HELD || role == KVIST__WIRE__ROLE__ROLE_GATEWAY ||
+           role == KVIST__WIRE__ROLE__ROLE_STORE ||
            kv_peers_find(peer->peers, peer->handshake->facts.name) != NULL ||
            find_own_attempt(peer) != NULL;
 }
