@@ -101,6 +101,12 @@ static void describe_bounds(const kv_option_t *option, char *text_out, size_t by
         snprintf(
             text_out, bytes, "at most %s of FOLDER=SIZE, without commas, of 1MiB or more", most);
         break;
+    case KV_OPTION_DOMAINS:
+        snprintf(text_out, bytes,
+            "at most %s of NAME:users=A+B:host_bytes=SIZE:disk_bytes=SIZE:directory=FOLDER, all "
+            "but the name as wanted",
+            most);
+        break;
     case KV_OPTION_ADDRESSES:
         snprintf(
             text_out, bytes, "at most %s of host:port with a numeric host, or localhost", most);
@@ -152,7 +158,7 @@ static bool parse_enum(const char *names, const char *text, int *value_out)
     }
 }
 
-static bool is_name(const char *text)
+bool kv_option_is_name(const char *text)
 {
     for (const char *at = text; *at != '\0'; at++) {
         if (!isalnum((unsigned char)*at) && (at == text || strchr("-_.", *at) == NULL)) {
@@ -186,7 +192,7 @@ static bool store_scalar(kv_options_t *options, const kv_option_t *option, const
         char **member = member_of(options, option);
         if (strlen(text) < option->min || strlen(text) > option->max ||
             !kv_utf8_valid(text, strlen(text)) ||
-            (option->type == KV_OPTION_NAME && !is_name(text))) {
+            (option->type == KV_OPTION_NAME && !kv_option_is_name(text))) {
             return false;
         }
         free(*member);
@@ -248,6 +254,12 @@ static bool item_is_good(const kv_option_t *option, const char *item)
     bool good = false;
     if (option->type == KV_OPTION_DISKS) {
         good = kv_options_disk(item, &folder, &bytes) == KV_OK;
+    } else if (option->type == KV_OPTION_DOMAINS) {
+        kv_option_domain_t domain;
+        good = kv_options_domain(item, &domain, NULL) == KV_OK;
+        if (good) {
+            kv_options_domain_clear(&domain);
+        }
     } else if (option->type == KV_OPTION_URLS) {
         good = is_url(item);
     } else {
@@ -396,21 +408,33 @@ static char *join(const char *format, const char *folder, const char *name)
     return kv_duplicate_string(text);
 }
 
+/* format: of folder and name. */
+static void derive_socket(char **path, const char *format, const char *name)
+{
+    const char *runtime = getenv("XDG_RUNTIME_DIR");
+    char folder[4096];
+    if ((*path)[0] == '\0') {
+        if (runtime != NULL && runtime[0] != '\0') {
+            snprintf(folder, sizeof folder, "%s/kvist", runtime);
+        } else {
+            snprintf(folder, sizeof folder, "/tmp/kvist-%u", (unsigned)getuid());
+        }
+        replace(path, join(format, folder, name));
+    }
+}
+
 static void derive(const kv_options_program_t *program, kv_options_t *options)
 {
     /* The table has a default for each. */
     KV_CHECK(options->node.name != NULL && options->node.admin != NULL);
-    KV_CHECK(options->store.directory != NULL);
+    KV_CHECK(options->store.directory != NULL && options->store.socket != NULL);
     if (options->node.name[0] == '\0') {
         replace(&options->node.name, kv_duplicate_string(program->default_name));
     }
-    if (options->node.admin[0] == '\0') {
-        const char *folder = getenv("XDG_RUNTIME_DIR");
-        char own[64];
-        snprintf(own, sizeof own, "/tmp/kvist-%u", (unsigned)getuid());
-        replace(&options->node.admin, folder != NULL && folder[0] != '\0'
-                                          ? join("%s/kvist/%s.sock", folder, options->node.name)
-                                          : join("%s/%s.sock", own, options->node.name));
+    derive_socket(&options->node.admin, "%s/%s.sock", options->node.name);
+    derive_socket(&options->store.socket, "%s/%s-clients.sock", options->node.name);
+    if (strcmp(options->store.attach, "none") == 0) {
+        options->store.attach[0] = '\0';
     }
     if (strcmp(options->store.directory, "none") == 0) {
         options->store.directory[0] = '\0';
@@ -445,9 +469,15 @@ static kv_status_t check_together(const kv_options_t *options, kv_error_t *error
             "node.advertise: \"%s\" is wrong: must be host:port with a numeric host, or localhost",
             options->node.advertise);
     }
-    if (strlen(options->node.admin) > 107) {
-        return kv_fail(error, KV_INVALID, "node.admin: %zu bytes, at most 107: %s",
-            strlen(options->node.admin), options->node.admin);
+    const struct {
+        const char *name, *path;
+    } sockets[] = {{"node.admin", options->node.admin}, {"store.socket", options->store.socket},
+        {"store.attach", options->store.attach}};
+    for (size_t i = 0; i < sizeof sockets / sizeof *sockets; i++) {
+        if (strlen(sockets[i].path) > 107) {
+            return kv_fail(error, KV_INVALID, "%s: %zu bytes, at most 107: %s", sockets[i].name,
+                strlen(sockets[i].path), sockets[i].path);
+        }
     }
     if (options->store.disk_bytes < 2 * options->store.segment_bytes) {
         return kv_fail(error, KV_INVALID,

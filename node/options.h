@@ -22,6 +22,9 @@
 enum {
     KV_OPTION_LIST_MAX = 64,
     KV_OPTION_DISKS_MAX = 7,
+    KV_OPTION_DOMAINS_MAX = 64,
+    KV_OPTION_DOMAIN_NAME_BYTES_MAX = 63,
+    KV_OPTION_DOMAIN_USERS_MAX = 16,
     KV_OPTION_KEY_BYTES_MIN = 16,
     KV_CLUSTER_KEY_BYTES_MAX = 1024,
 };
@@ -66,7 +69,10 @@ typedef struct {
         uint64_t device_bytes;
         uint32_t device_slots; /* 0: as many as fit in device_bytes */
         uint64_t host_bytes;
-        char *directory; /* empty after kv_options_load: no disk tier */
+        char *attach; /* path of a kvist-store's client socket; empty after kv_options_load: none */
+        char *socket; /* of kvist-store: where clients attach; never empty after kv_options_load */
+        kv_string_list_t domains; /* of kvist-store: kv_options_domain; none: one, of store.* */
+        char *directory;          /* empty after kv_options_load: no disk tier */
         uint64_t disk_bytes;
         kv_string_list_t disks; /* "FOLDER=SIZE": kv_options_disk */
         uint64_t segment_bytes;
@@ -136,6 +142,19 @@ void kv_options_clear(kv_options_t *options);
 
 /* An item of store.disks; folder_out is released with free(). */
 kv_status_t kv_options_disk(const char *item, char **folder_out, uint64_t *bytes_out);
+
+/* An item of store.domains: NAME, then what differs from store.*, each after a colon. */
+typedef struct {
+    char name[KV_OPTION_DOMAIN_NAME_BYTES_MAX + 1];
+    char *users[KV_OPTION_DOMAIN_USERS_MAX]; /* names or numbers */
+    uint32_t user_count;
+    uint64_t host_bytes, disk_bytes; /* UINT64_MAX: not said */
+    char *directory;                 /* NULL: not said */
+} kv_option_domain_t;
+
+/* KV_INVALID with what is wrong. */
+kv_status_t kv_options_domain(const char *item, kv_option_domain_t *domain_out, kv_error_t *error);
+void kv_options_domain_clear(kv_option_domain_t *domain);
 
 /* Every option of the program's sections with default, bounds and meaning. */
 void kv_options_print_help(const kv_options_program_t *program, FILE *stream);

@@ -16,6 +16,7 @@ typedef enum {
     KV_OPTION_ADDRESSES, /* list of "host:port" */
     KV_OPTION_URLS,      /* list of "http://host:port" or https */
     KV_OPTION_DISKS,     /* list of "FOLDER=SIZE" */
+    KV_OPTION_DOMAINS,   /* list of "NAME:users=A+B:host_bytes=1GiB:..." */
 } kv_option_type_t;
 
 typedef struct {
@@ -31,8 +32,11 @@ typedef struct {
 static inline bool kv_option_is_list(const kv_option_t *option)
 {
     return option->type == KV_OPTION_ADDRESSES || option->type == KV_OPTION_URLS ||
-           option->type == KV_OPTION_DISKS;
+           option->type == KV_OPTION_DISKS || option->type == KV_OPTION_DOMAINS;
 }
+
+/* Letters, digits and inner '-', '_' and '.'. */
+bool kv_option_is_name(const char *text);
 
 extern const kv_option_t KV_OPTIONS[];
 extern const uint32_t KV_OPTION_COUNT;

@@ -129,6 +129,18 @@ const kv_option_t KV_OPTIONS[] = {
         "KV in device memory (without a GPU: a bounded arena of host memory)"),
     NUMBER(STORE, store, device_slots, "0", 0, 1 << 24,
         "the same in blocks; 0: as many as device_bytes holds"),
+    TEXT(STORE, store, attach, KV_OPTION_PATH, "", 0, 4096,
+        "client socket of this host's kvist-store, which then holds the host and disk tiers in "
+        "this node's place; empty or none: this node has them itself"),
+    TEXT(STORE, store, socket, KV_OPTION_PATH, "", 0, 4096,
+        "of kvist-store: where clients attach; empty: kvist/NAME-clients.sock in $XDG_RUNTIME_DIR, "
+        "or in /tmp/kvist-UID"),
+    LIST(STORE, store, domains, KV_OPTION_DOMAINS,
+        "of kvist-store: who may share what is cached, each domain with memory, disk and users of "
+        "its own, as NAME:users=A+B:host_bytes=SIZE:disk_bytes=SIZE:directory=FOLDER; what is not "
+        "said is store.host_bytes, store.disk_bytes, a folder NAME in store.directory, and root "
+        "and "
+        "the user of kvist-store alone; none: one, default"),
     SIZE(STORE, store, host_bytes, "1GiB", 0, TIB, "KV in host memory; 0: none"),
     TEXT(STORE, store, directory, KV_OPTION_PATH, "", 0, 4096,
         "folder of the disk tier, one process at a time; empty: kvist/NAME in $XDG_DATA_HOME or "

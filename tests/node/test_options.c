@@ -297,6 +297,44 @@ static void test_cluster_key(void **state)
     kv_options_clear(&options);
 }
 
+static void test_domains(void **state)
+{
+    (void)state;
+    kv_error_t error;
+    kv_option_domain_t domain;
+    assert_int_equal(
+        kv_options_domain("team-a:users=alice+1001:host_bytes=2GiB:disk_bytes=8GiB:directory=/a b",
+            &domain, &error),
+        KV_OK);
+    assert_string_equal(domain.name, "team-a");
+    assert_int_equal(domain.user_count, 2);
+    assert_string_equal(domain.users[1], "1001");
+    assert_int_equal(domain.host_bytes, 2ull << 30);
+    assert_int_equal(domain.disk_bytes, 8ull << 30);
+    assert_string_equal(domain.directory, "/a b");
+    kv_options_domain_clear(&domain);
+    assert_int_equal(kv_options_domain("b", &domain, &error), KV_OK);
+    assert_int_equal(domain.user_count, 0);
+    assert_int_equal(domain.host_bytes, UINT64_MAX);
+    assert_null(domain.directory);
+    static const struct {
+        const char *item, *told;
+    } BAD[] = {{"", "the name"}, {"a b", "the name"}, {":users=a", "the name"},
+        {"a:users=", "\"users=\""}, {"a:users=a++b", "no user's name"}, {"a:users", "NAME=VALUE"},
+        {"a:users=a/b", "no user's name"}, {"a:host_bytes=many", "no size"},
+        {"a:host_bytes=1GiB:host_bytes=1GiB", "no size"}, {"a:quota=1GiB", "none of users"},
+        {"a:directory=/a:directory=/b", "said twice"},
+        {"a:users=1+2+3+4+5+6+7+8+9+10+11+12+13+14+15+16+17", "at most 16"}};
+    for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
+        assert_int_equal(kv_options_domain(BAD[i].item, &domain, &error), KV_INVALID);
+        if (strstr(error.text, BAD[i].told) == NULL) {
+            fail_msg("%s: %s", BAD[i].item, error.text);
+        }
+    }
+    expect_file_error("store:\n  domains:\n    - a:users=1\n    - b:users\n",
+        ":4: store.domains: \"b:users\" is wrong: must be at most 64 of NAME:users=A+B:");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -308,6 +346,7 @@ int main(void)
         cmocka_unit_test(test_random_files),
         cmocka_unit_test(test_help),
         cmocka_unit_test(test_cluster_key),
+        cmocka_unit_test(test_domains),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
