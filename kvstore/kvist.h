@@ -161,6 +161,7 @@ const char *kvist_miss_name(kvist_miss_t miss); /* "new", "short", ... */
 typedef enum { KVIST_PERSIST_EAGER, KVIST_PERSIST_SPILL } kvist_persist_t;
 typedef enum { KVIST_CODEC_NONE, KVIST_CODEC_LZ4 } kvist_codec_t;
 typedef enum { KVIST_IO_AUTO, KVIST_IO_URING, KVIST_IO_THREADS } kvist_io_t;
+typedef enum { KVIST_POLICY_LRU, KVIST_POLICY_COUNT } kvist_policy_t;
 
 enum { KVIST_DISKS_MAX = 7 };
 
@@ -203,9 +204,10 @@ typedef struct {
     uint64_t write_bytes_per_day;
     kvist_persist_t
         persist; /* eager: written behind as sealed; spill: written when evicted from host memory */
-    kvist_codec_t codec; /* of records on disk */
-    kvist_io_t io;       /* auto: io_uring, or pread/pwrite threads where the kernel forbids it */
-    const char *origin;  /* this node's name, kept with each object: KVIST_ORIGIN_BYTES_MAX */
+    kvist_codec_t codec;   /* of records on disk */
+    kvist_policy_t policy; /* which blocks leave memory first */
+    kvist_io_t io;         /* auto: io_uring, or pread/pwrite threads where the kernel forbids it */
+    const char *origin;    /* this node's name, kept with each object: KVIST_ORIGIN_BYTES_MAX */
     const kv_clock_t *clock; /* NULL: the machine's */
 } kvist_store_params_t;
 
@@ -268,6 +270,9 @@ typedef struct {
     uint64_t pin_until_unix_ns; /* a promise: not evicted before; 0: none */
     const char
         *tenant; /* whose they are, for accounting (NULL: nobody's); identity is the salt's */
+    /* A hint, of an agent framework say: when what the lease holds and stores will be asked for
+     * next; 0: none. Kept with the copies in memory, until then or until they go. */
+    uint64_t expected_next_use_unix_ns;
 } kvist_terms_t;
 
 typedef struct {

@@ -278,8 +278,10 @@ static kv_status_t check_params(const kvist_store_params_t *params, kv_error_t *
             strlen(params->origin), KV_ORIGIN_BYTES - 1);
     }
     if ((unsigned)params->persist > KVIST_PERSIST_SPILL ||
-        (unsigned)params->codec > KVIST_CODEC_LZ4 || (unsigned)params->io > KVIST_IO_THREADS) {
-        return kv_fail(error, KV_INVALID, "persist, codec or io is none of its enumeration");
+        (unsigned)params->codec > KVIST_CODEC_LZ4 || (unsigned)params->io > KVIST_IO_THREADS ||
+        (unsigned)params->policy >= KVIST_POLICY_COUNT) {
+        return kv_fail(
+            error, KV_INVALID, "persist, codec, io or policy is none of its enumeration");
     }
     return check_device(params, error);
 }
@@ -306,7 +308,7 @@ static kv_status_t work_out_groups(
 }
 
 static kv_status_t open_arena(kv_store_group_t *group, uint32_t slot_count, uint32_t block_tokens,
-    bool shared, kv_error_t *error)
+    bool shared, const kv_policy_ops_t *policy, kv_error_t *error)
 {
     kv_arena_t *arena = &group->host_arena;
     kv_arena_plan_t plan = {
@@ -321,7 +323,7 @@ static kv_status_t open_arena(kv_store_group_t *group, uint32_t slot_count, uint
     }
     if (status == KV_OK) { /* last: it stops the process where memory is out */
         kv_pool_init(&group->host_pool, slot_count, block_tokens, plan.unit_count,
-            kv_arena_tokens(arena), kv_arena_checksums(arena));
+            kv_arena_tokens(arena), kv_arena_checksums(arena), policy);
         kv_pool_extend(&group->host_pool, shared ? 0 : slot_count);
     }
     return status;
@@ -344,7 +346,7 @@ static kv_status_t open_host(kvist_store_t *store, const kvist_store_params_t *p
     kv_status_t status = KV_OK;
     for (uint32_t i = 0; status == KV_OK && slot_count > 0 && i < store->group_count; i++) {
         status = open_arena(&store->groups[i], (uint32_t)slot_count, store->block_tokens,
-            params->host_shared, error);
+            params->host_shared, store->policy, error);
     }
     if (status == KV_OK && slot_count > 0 && params->host_shared) {
         const bool machine = seams == NULL || seams->memory == NULL;
@@ -416,6 +418,7 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
         .clock = params->clock != NULL ? params->clock : kv_clock_real(),
         .persist = params->persist,
         .codec = params->codec,
+        .policy = kv_policy_at(params->policy),
         /* 5, 5 and 1 GB/s, until they are measured */
         .load_ns_per_byte = {0.2, 0.2, 1.0},
         .epoll_fd = -1,
@@ -427,7 +430,7 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
     store->device_tokens = kv_allocate_array(
         (size_t)params->device_slot_count * store->block_tokens, sizeof *store->device_tokens);
     kv_pool_init(&store->device_pool, params->device_slot_count, store->block_tokens, 0,
-        store->device_tokens, NULL);
+        store->device_tokens, NULL, store->policy);
     kv_pool_extend(&store->device_pool, params->device_slot_count);
     store->loads = kv_allocate_array(params->device_slot_count, sizeof(kv_load_t *));
     kv_names_init(&store->namespaces, KVIST_KEY_BYTES, UINT16_MAX);

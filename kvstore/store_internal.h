@@ -193,6 +193,7 @@ struct kvist_store {
     const kv_clock_t *clock;
     kvist_persist_t persist;
     kvist_codec_t codec;
+    const kv_policy_ops_t *policy;
     char origin[KV_ORIGIN_BYTES];
     bool threadless; /* jobs run where they are submitted */
     bool unverified; /* loads prove nothing: for a benchmark */
@@ -303,8 +304,24 @@ kvist_tier_t kv_object_tier(const kvist_store_t *store, const kv_object_t *objec
 void kv_object_hold(kvist_store_t *store, uint32_t number);
 void kv_object_release(kvist_store_t *store, uint32_t number);
 
-/* Into the used lists of the tiers that have it, at their newest end; nobody holds it. */
+/* The tiers that have it may evict it from now on, if nothing there goes on from it; nobody holds
+ * it, and a use of it has ended. */
 void kv_object_list(kvist_store_t *store, uint32_t number);
+
+/* Somebody said when it will be used next (unix). */
+void kv_object_expect(kvist_store_t *store, uint32_t number, uint32_t expected_s);
+
+/* The slot, private or loading until now, has the object's bytes. As long as nobody lists it it
+ * counts as held. */
+void kv_object_enter_device(kvist_store_t *store, uint32_t number, uint32_t slot);
+void kv_object_enter_host(kvist_store_t *store, uint32_t number, uint32_t slot);
+
+/* It is on its way out of the tier, unless it is held again before it has gone: what it goes on
+ * from need not wait for it. */
+void kv_object_set_going(kvist_store_t *store, uint32_t number, kvist_tier_t tier);
+
+/* It leaves the tier, now, for want of room: counts, and lets the policy know. */
+void kv_object_note_victim(kvist_store_t *store, uint32_t number, kvist_tier_t tier);
 
 /* Frees the object's slot in that tier; another tier must hold it, or it is dead. */
 void kv_object_leave_device(kvist_store_t *store, uint32_t number);
@@ -358,9 +375,9 @@ void kv_load_start(kvist_store_t *store, kvist_lease_t *lease);
  * some are yet to come). */
 bool kv_evict_device(kvist_store_t *store, uint32_t wanted);
 
-/* A free host slot of the group, made by evicting if need be; KV_SLOT_NONE: there is none now.
- * *coming_out: writes under way will make one. */
-uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out);
+/* A free host slot for an object of the family, made by evicting if need be; KV_SLOT_NONE: there is
+ * none now. *coming_out: writes under way will make one. */
+uint32_t kv_evict_host(kvist_store_t *store, const kv_family_t *family, bool *coming_out);
 
 /* ---- populate.c ---- */
 
