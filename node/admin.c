@@ -1,20 +1,15 @@
 #include "node/admin.h"
 
 #include "base/check.h"
+#include "base/local_socket.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/metrics.h"
 #include "proto/frame.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 #include <uv.h>
 
@@ -285,114 +280,12 @@ static void serve(connection_t *connection)
 
 /* ---- the socket ---- */
 
-/* The pid that listens at the path; 0: nobody does. */
-static pid_t listener_pid(const struct sockaddr_un *address)
-{
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct ucred peer = {0};
-    socklen_t bytes = sizeof peer;
-    if (fd >= 0 && connect(fd, (const struct sockaddr *)address, sizeof *address) == 0 &&
-        getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) {
-        peer.pid = -1;
-    }
-    if (fd >= 0) {
-        close(fd);
-    }
-    return peer.pid;
-}
-
-static kv_status_t bind_socket(int fd, const struct sockaddr_un *address, kv_error_t *error)
-{
-    const char *path = address->sun_path;
-    struct stat info;
-    if (lstat(path, &info) == 0) {
-        if (!S_ISSOCK(info.st_mode)) {
-            return kv_fail(error, KV_INVALID, "node.admin: %s: exists and is no socket", path);
-        }
-        pid_t pid = listener_pid(address);
-        if (pid != 0) {
-            return kv_fail(error, KV_BUSY,
-                "node.admin: %s: process %d serves it: stop it or name another path", path,
-                (int)pid);
-        }
-        unlink(path);
-    }
-    /* The file must never exist with more than its owner's rights. */
-    mode_t mask = umask(0177);
-    int code = bind(fd, (const struct sockaddr *)address, sizeof *address) == 0 ? 0 : errno;
-    umask(mask);
-    return code == 0 ? KV_OK : kv_fail_errno(error, code, "node.admin: %s", path);
-}
-
-/* Whoever may rename things in the folder could put a socket of theirs in the place of ours. */
-static kv_status_t check_folder(int folder, const char *path, kv_error_t *error)
-{
-    struct stat info;
-    if (fstat(folder, &info) != 0) {
-        return kv_fail_errno(error, errno, "node.admin: %s", path);
-    }
-    if (info.st_uid != geteuid() && info.st_uid != 0) {
-        return kv_fail(error, KV_REFUSED,
-            "node.admin: %s: its folder belongs to user %u: name a path of your own", path,
-            (unsigned)info.st_uid);
-    }
-    if ((info.st_mode & S_IWOTH) != 0 && (info.st_mode & S_ISVTX) == 0) {
-        return kv_fail(error, KV_REFUSED,
-            "node.admin: %s: everybody may write in its folder (mode %03o): chmod 700", path,
-            (unsigned)info.st_mode & 0777);
-    }
-    return KV_OK;
-}
-
-/* A socket that listens at the path. The folder is locked meanwhile, so that two starting nodes
- * cannot both take a dead one's path. */
-static kv_status_t open_socket(const char *path, int *fd_out, kv_error_t *error)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof address.sun_path) {
-        return kv_fail(error, KV_INVALID, "node.admin: %zu bytes, at most %zu: %s", strlen(path),
-            sizeof address.sun_path - 1, path);
-    }
-    memcpy(address.sun_path, path, strlen(path));
-    char *folder = kv_duplicate_string(path);
-    char *slash = strrchr(folder, '/');
-    if (slash != NULL && slash != folder) {
-        *slash = '\0';
-        mkdir(folder, 0700); /* an error shows in the next step */
-    }
-    int lock = open(slash == NULL     ? "."
-                    : slash == folder ? "/"
-                                      : folder,
-        O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    free(folder);
-    if (lock < 0) {
-        return kv_fail_errno(error, errno, "node.admin: %s", path);
-    }
-    kv_status_t status = check_folder(lock, path, error);
-    if (status != KV_OK) {
-        close(lock);
-        return status;
-    }
-    flock(lock, LOCK_EX);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    status = fd < 0 ? kv_fail_errno(error, errno, "node.admin: %s", path)
-                    : bind_socket(fd, &address, error);
-    if (status == KV_OK && listen(fd, KV_ADMIN_CONNECTIONS_MAX) != 0) {
-        status = kv_fail_errno(error, errno, "node.admin: %s", path);
-    }
-    close(lock);
-    if (status != KV_OK && fd >= 0) {
-        close(fd);
-    }
-    *fd_out = status == KV_OK ? fd : -1;
-    return status;
-}
-
 kv_status_t kv_admin_open(kv_reactor_t *reactor, const char *path,
     const kv_admin_handlers_t *handlers, void *context, kv_admin_t **admin_out, kv_error_t *error)
 {
     int fd = -1;
-    kv_status_t status = open_socket(path, &fd, error);
+    kv_status_t status =
+        kv_local_listen(path, "node.admin", 0600, KV_ADMIN_CONNECTIONS_MAX, &fd, error);
     if (status != KV_OK) {
         return status;
     }
