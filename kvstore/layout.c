@@ -4,12 +4,16 @@
 #include "base/checksum.h"
 #include "kvstore/identity.h"
 
+#include <stdio.h>
+#include <string.h>
+
 enum {
     BLOCK_TOKENS_MAX = 1024,
     HEADS_MAX = 1024,
     ELEMENT_BYTES_MAX = 8,
     PLAIN_VERSION = 1,
     GROUPS_VERSION = 2,
+    PLAIN_ENCODED_BYTES = 20,
     LAYER_WORDS = KVIST_LAYERS_MAX / 64,
 };
 #define DIMS_MAX ((uint32_t)KV_LAYOUT_OBJECT_BYTES_MAX)
@@ -147,7 +151,7 @@ size_t kv_layout_encode(const kvist_layout_t *layout, uint8_t *encoded_out)
         kv_put_u32(at + 8, groups[0].parts[0].dims);
         kv_put_u32(at + 12, layout->block_tokens);
         kv_put_u32(at + 16, groups[0].parts[0].element_bytes);
-        return 20;
+        return PLAIN_ENCODED_BYTES;
     }
     kv_put_u32(at, GROUPS_VERSION);
     kv_put_u32(at + 4, layout->block_tokens);
@@ -170,6 +174,123 @@ size_t kv_layout_encode(const kvist_layout_t *layout, uint8_t *encoded_out)
         }
     }
     return (size_t)(at - encoded_out);
+}
+
+/* Reads numbers one after the other; what lies behind the end reads as 0. */
+typedef struct {
+    const uint8_t *at, *end;
+    bool short_of;
+} decoder_t;
+
+static uint32_t next_u32(decoder_t *from)
+{
+    if (from->end - from->at < 4) {
+        from->short_of = true;
+        return 0;
+    }
+    uint32_t value = kv_get_u32(from->at);
+    from->at += 4;
+    return value;
+}
+
+static void decode_group(decoder_t *from, kvist_group_t *group)
+{
+    group->kind = (kvist_group_kind_t)next_u32(from);
+    group->window_tokens = next_u32(from);
+    group->part_count = next_u32(from);
+    for (int word = 0; word < LAYER_WORDS; word++) {
+        uint64_t low = next_u32(from);
+        group->layers[word] = low | (uint64_t)next_u32(from) << 32;
+    }
+    for (uint32_t i = 0; i < group->part_count && i < KVIST_PARTS_MAX; i++) {
+        group->parts[i].kind = (kvist_part_kind_t)next_u32(from);
+        group->parts[i].heads = next_u32(from);
+        group->parts[i].dims = next_u32(from);
+        group->parts[i].element_bytes = next_u32(from);
+    }
+}
+
+kv_status_t kv_layout_decode(
+    const uint8_t *encoded, size_t bytes, kvist_layout_t *layout_out, kv_error_t *error)
+{
+    decoder_t from = {encoded, encoded + bytes, false};
+    kvist_layout_t layout = {0};
+    if (bytes == PLAIN_ENCODED_BYTES) {
+        kv_block_shape_t shape = {.layer_count = next_u32(&from)};
+        shape.kv_head_count = next_u32(&from);
+        shape.head_dim = next_u32(&from);
+        shape.block_tokens = next_u32(&from);
+        shape.element_bytes = next_u32(&from);
+        layout = kvist_layout_plain(&shape);
+    } else if (next_u32(&from) == GROUPS_VERSION) {
+        layout.block_tokens = next_u32(&from);
+        layout.group_count = next_u32(&from);
+        for (uint32_t i = 0; i < layout.group_count && i < KVIST_GROUPS_MAX; i++) {
+            decode_group(&from, &layout.groups[i]);
+        }
+    } else {
+        from.short_of = true;
+    }
+    if (from.short_of || from.at != from.end) {
+        return kv_fail(error, KV_INVALID, "layout: these %zu bytes are no layout's", bytes);
+    }
+    kv_status_t status = kvist_layout_check(&layout, error);
+    if (status == KV_OK) {
+        *layout_out = layout;
+    }
+    return status;
+}
+
+static bool differs(
+    const char *field, uint64_t mine, uint64_t other, char *text_out, size_t text_bytes)
+{
+    if (mine != other) {
+        snprintf(
+            text_out, text_bytes, "%s is %ju, not %ju", field, (uintmax_t)other, (uintmax_t)mine);
+    }
+    return mine != other;
+}
+
+static bool group_differs(
+    const kvist_group_t *mine, const kvist_group_t *other, char *text_out, size_t text_bytes)
+{
+    if (differs("groups.kind", mine->kind, other->kind, text_out, text_bytes) ||
+        differs("groups.window_tokens", mine->window_tokens, other->window_tokens, text_out,
+            text_bytes) ||
+        differs("groups.layers", layer_count(mine), layer_count(other), text_out, text_bytes) ||
+        differs("groups.part_count", mine->part_count, other->part_count, text_out, text_bytes)) {
+        return true;
+    }
+    if (memcmp(mine->layers, other->layers, sizeof mine->layers) != 0) {
+        snprintf(text_out, text_bytes, "groups.layers are others");
+        return true;
+    }
+    for (uint32_t i = 0; i < mine->part_count; i++) {
+        const kvist_part_t *a = &mine->parts[i], *b = &other->parts[i];
+        if (differs("groups.parts.kind", a->kind, b->kind, text_out, text_bytes) ||
+            differs("groups.parts.heads", a->heads, b->heads, text_out, text_bytes) ||
+            differs("groups.parts.dims", a->dims, b->dims, text_out, text_bytes) ||
+            differs("groups.parts.element_bytes", a->element_bytes, b->element_bytes, text_out,
+                text_bytes)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool kv_layout_differs(
+    const kvist_layout_t *mine, const kvist_layout_t *other, char *text_out, size_t text_bytes)
+{
+    if (differs("block_tokens", mine->block_tokens, other->block_tokens, text_out, text_bytes) ||
+        differs("group_count", mine->group_count, other->group_count, text_out, text_bytes)) {
+        return true;
+    }
+    for (uint32_t i = 0; i < mine->group_count; i++) {
+        if (group_differs(&mine->groups[i], &other->groups[i], text_out, text_bytes)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static kvist_key_t digest_of(const kvist_layout_t *layout, uint32_t group)
@@ -309,6 +430,14 @@ size_t kv_layout_selected_bytes(const kv_layout_t *layout, const kvist_selection
         layer_bytes += heads * layout->part_unit_bytes[i];
     }
     return selection->layer_count * layer_bytes;
+}
+
+uint32_t kv_layout_selected_units(const kv_layout_t *layout, const kvist_selection_t *selection)
+{
+    uint32_t layer_units = selection->head_count > 0
+                               ? selection->head_count * layout->group.part_count
+                               : layout->layer_units;
+    return selection->layer_count * layer_units;
 }
 
 /* ---- checksums ---- */

@@ -30,6 +30,14 @@ kv_status_t kv_layout_init(
 /* What identifies the layout, in bytes (docs/formats.md). Returns how many. */
 size_t kv_layout_encode(const kvist_layout_t *layout, uint8_t *encoded_out);
 
+/* The inverse. KV_INVALID: these bytes are no layout's, or one that is out of bounds. */
+kv_status_t kv_layout_decode(
+    const uint8_t *encoded, size_t bytes, kvist_layout_t *layout_out, kv_error_t *error);
+
+/* The first field in which two layouts differ, with both values, into text_out; false: none. */
+bool kv_layout_differs(
+    const kvist_layout_t *mine, const kvist_layout_t *other, char *text_out, size_t text_bytes);
+
 /* The unit's place in the object, and its size. */
 size_t kv_layout_unit(const kv_layout_t *layout, uint32_t unit, size_t *bytes_out);
 
@@ -41,8 +49,9 @@ uint32_t kv_layout_next_selected(
 /* false: the selection is not one of this group's. Fills in counts that were 0. */
 bool kv_layout_resolve(const kv_layout_t *layout, kvist_selection_t *selection);
 
-/* Bytes of a resolved selection in one object. */
+/* Bytes, and units, of a resolved selection in one object. */
 size_t kv_layout_selected_bytes(const kv_layout_t *layout, const kvist_selection_t *selection);
+uint32_t kv_layout_selected_units(const kv_layout_t *layout, const kvist_selection_t *selection);
 
 /* checksums_out: [unit_count] */
 void kv_layout_unit_checksums(

@@ -34,7 +34,6 @@ struct kvist_lease {
     bool storing;     /* what is sealed becomes objects */
     kv_record_t like; /* namespace, terms, tenant and origin of what it stores */
     bool renew;
-    uint32_t expected_s;      /* when its blocks are expected to be used next; 0: who knows */
     uint32_t *tokens;         /* [query_blocks][block_tokens] */
     kvist_key_t last_key;     /* of the last sealed block; the namespace before the first */
     uint32_t *objects;        /* [block_max]: of sealed blocks; KV_OBJECT_NONE: not an object */
@@ -70,8 +69,14 @@ void kv_match_prefix(kvist_lease_t *lease, uint32_t block_count);
  * equality is checked. */
 bool kv_match_tokens(const kvist_store_t *store, const kv_object_t *object, const uint32_t *tokens);
 
+/* The first block whose object of the group a hit of block_count blocks needs. */
+uint32_t kv_match_first_needed(const kvist_store_t *store, uint32_t group, uint32_t block_count);
+
 /* The object of a key, if it has not expired. */
 uint32_t kv_match_live(kvist_store_t *store, const kvist_key_t *key);
+
+/* What the lease stores from now on comes from there, not from the store's own process. */
+void kv_lease_set_origin(kvist_lease_t *lease, const char *origin);
 
 /* What the lease stores next is known to others from now on as pending; or not any more. */
 void kv_match_announce(kvist_lease_t *lease);
@@ -97,7 +102,27 @@ void kv_seal_queue(kvist_store_t *store, uint32_t object);
 kvist_key_t kv_lease_key(const kvist_lease_t *lease, uint32_t block);
 bool kv_lease_gone(const kvist_lease_t *lease, uint32_t block);
 
+/* ---- lease_load.c ---- */
+
+/* As kvist_lease_load. checksums_out: NULL, or where the selected units' checksums go, block by
+ * block; borrowed until the callback ran. */
+kv_status_t kv_lease_load_summed(kvist_lease_t *lease, const kvist_selection_t *selection,
+    const kvist_piece_t *pieces, size_t piece_count, uint64_t *checksums_out, kvist_loaded_t done,
+    void *context);
+
 /* ---- lease_store.c ---- */
+
+/* As kvist_lease_store, of memory that others may write to meanwhile: each object must have the
+ * checksum that is said of it (copied; [block_count]) once it is copied. KV_CORRUPT: one has not;
+ * those before it are stored. */
+kv_status_t kv_lease_store_summed(kvist_lease_t *lease, const kvist_put_t *put,
+    const kvist_piece_t *pieces, size_t piece_count, const uint64_t *checksums, kvist_stored_t done,
+    void *context);
+
+/* Without bytes: those of the leading blocks that are stored already become the lease's. KV_MISSING
+ * in the callback where that is not all of them. */
+kv_status_t kv_lease_store_present(
+    kvist_lease_t *lease, const kvist_put_t *put, kvist_stored_t done, void *context);
 
 void kv_put_cancel(kvist_lease_t *lease); /* its stores end as soon as they can */
 

@@ -31,6 +31,8 @@ struct lease_load {
     kv_transfer_t transfer; /* first */
     kvist_selection_t selection;
     kv_pieces_t pieces;
+    uint64_t *checksums; /* of the selected units, for the caller; NULL: it wants none */
+    uint32_t block_units;
     block_t *blocks; /* [block_count] */
     uint32_t block_count, reads_out;
     kvist_miss_t miss; /* why there are fewer blocks than asked for */
@@ -54,7 +56,7 @@ static void plan_promotion(block_t *block)
     if (block->read.tier == KVIST_TIER_DISK) {
         object->flags |= KV_OBJECT_READ;
         if (again) {
-            block->host_slot = kv_evict_host(store, kv_object_family(store, object), &coming);
+            block->host_slot = kv_evict_host(store, block->load->selection.group, &coming);
         }
     }
 }
@@ -99,7 +101,9 @@ static void end_promotion(block_t *block)
         return;
     }
     if (block->good && !kv_object_on_host(object) && (object->flags & KV_OBJECT_DEAD) == 0) {
-        kv_object_enter_host(store, block->read.object, block->host_slot);
+        kv_pool_set_object(pool, block->host_slot, block->read.object);
+        object->host_slot = block->host_slot; /* in a used list when it is let go */
+        kv_changes_note(store, object, KVIST_TIER_HOST, true);
         store->stats.tiers[KVIST_TIER_HOST].written_bytes += group_of(block)->layout.object_bytes;
     } else {
         kv_pool_give(pool, block->host_slot);
@@ -129,6 +133,7 @@ static kv_status_t move_to_pieces(kv_read_t *read, const kv_read_bytes_t *bytes)
     }
     kv_cursor_t to = kv_pieces_at(&load->pieces, block->offset);
     uint32_t cursor = 0, unit, to_host = 0;
+    size_t summed = (size_t)(block - load->blocks) * load->block_units;
     while (
         (unit = kv_layout_next_selected(bytes->layout, &load->selection, &cursor)) != UINT32_MAX) {
         size_t count, offset = kv_layout_unit(bytes->layout, unit, &count);
@@ -145,6 +150,9 @@ static kv_status_t move_to_pieces(kv_read_t *read, const kv_read_bytes_t *bytes)
         uint64_t checksum = kv_cursor_write(&to, here, count);
         if (bytes->checksums != NULL && checksum != bytes->checksums[unit]) {
             return KV_CORRUPT;
+        }
+        if (load->checksums != NULL) {
+            load->checksums[summed++] = checksum;
         }
     }
     return move_to_host(block, bytes, to_host, bytes->layout->unit_count);
@@ -244,6 +252,13 @@ static void start(lease_load_t *load)
 kv_status_t kv_embedded_lease_load(kvist_lease_t *lease, const kvist_selection_t *selection,
     const kvist_piece_t *pieces, size_t piece_count, kvist_loaded_t done, void *context)
 {
+    return kv_lease_load_summed(lease, selection, pieces, piece_count, NULL, done, context);
+}
+
+kv_status_t kv_lease_load_summed(kvist_lease_t *lease, const kvist_selection_t *selection,
+    const kvist_piece_t *pieces, size_t piece_count, uint64_t *checksums_out, kvist_loaded_t done,
+    void *context)
+{
     kvist_store_t *store = lease->store;
     bool settled = lease->state == KV_LEASE_MATCHED || lease->state == KV_LEASE_READY;
     if (lease->released || !settled || selection->group >= store->group_count ||
@@ -256,6 +271,7 @@ kv_status_t kv_embedded_lease_load(kvist_lease_t *lease, const kvist_selection_t
     *load = (lease_load_t){
         .transfer = {.tell = tell, .lease = lease},
         .selection = *selection,
+        .checksums = checksums_out,
         .done = done,
         .context = context,
     };
@@ -266,6 +282,7 @@ kv_status_t kv_embedded_lease_load(kvist_lease_t *lease, const kvist_selection_t
         free(load);
         return KV_INVALID;
     }
+    load->block_units = kv_layout_selected_units(layout, &load->selection);
     load->blocks = kv_allocate_array(selection->block_count + 1, sizeof *load->blocks);
     lease->transfers_out++;
     plan(load, block_bytes);

@@ -26,6 +26,7 @@ enum { COPY_BYTES = 1 << 20, COPIES_MAX = 4 };
 typedef enum {
     WANTED,
     COPYING,
+    DAMAGED, /* its slot has other bytes than were promised */
     COPIED,  /* its slot has the bytes */
     PRESENT, /* another sequence stored it */
 } block_state_t;
@@ -34,7 +35,7 @@ typedef struct {
     block_state_t state;
     kvist_key_t key; /* of the object */
     uint32_t object; /* PRESENT: held */
-    uint32_t slot;   /* COPYING, COPIED */
+    uint32_t slot;   /* COPYING, DAMAGED, COPIED */
 } block_t;
 
 struct kv_put {
@@ -42,6 +43,8 @@ struct kv_put {
     kvist_put_t asked;
     uint32_t *tokens; /* [block_count][block_tokens] */
     kv_pieces_t pieces;
+    uint64_t *checksums; /* of the objects, promised by whoever may write to the pieces; or NULL */
+    bool present_only;   /* there are no pieces */
     uint32_t family;
     block_t *blocks;
     uint32_t next;      /* the first block that has not begun */
@@ -103,6 +106,15 @@ static void wait_no_more(kv_put_t *put)
 
 /* ---- the end ---- */
 
+static void free_put(kv_put_t *put)
+{
+    kv_pieces_release(&put->pieces);
+    free(put->checksums);
+    free(put->tokens);
+    free(put->blocks);
+    free(put);
+}
+
 static void tell(kv_transfer_t *transfer)
 {
     kv_put_t *put = (kv_put_t *)transfer;
@@ -111,10 +123,7 @@ static void tell(kv_transfer_t *transfer)
         status = KV_CANCELLED;
     }
     put->done(put->context, transfer->lease, status, put->published);
-    kv_pieces_release(&put->pieces);
-    free(put->tokens);
-    free(put->blocks);
-    free(put);
+    free_put(put);
 }
 
 static void advance(kv_put_t *put);
@@ -125,7 +134,7 @@ static void end(kv_put_t *put)
     kvist_lease_t *lease = put->transfer.lease;
     for (uint32_t i = put->published; i < put->next; i++) {
         block_t *block = &put->blocks[i];
-        if (block->state == COPIED) {
+        if (block->state == COPIED || block->state == DAMAGED) {
             kv_pool_give(&group_of(put)->host_pool, block->slot);
         } else if (block->state == PRESENT) {
             kv_object_release(lease->store, block->object);
@@ -214,9 +223,10 @@ static uint32_t install(kv_put_t *put, uint32_t block, uint32_t parent)
     if (number != KV_OBJECT_NONE) {
         memcpy(kv_pool_tokens(&group->host_pool, of->slot), tokens_of(put, block),
             store->block_tokens * sizeof(uint32_t));
-        kv_object_enter_host(store, number, of->slot);
-        kv_object_expect(store, number, lease->expected_s);
+        kv_pool_set_object(&group->host_pool, of->slot, number);
+        kv_table_at(store->table, number)->host_slot = of->slot;
         kv_object_list(store, number);
+        kv_changes_note(store, kv_table_at(store->table, number), KVIST_TIER_HOST, true);
         store->stats.tiers[KVIST_TIER_HOST].written_bytes += group->layout.object_bytes;
     }
     return number;
@@ -265,15 +275,22 @@ static bool publish(kv_put_t *put, uint32_t block)
 static void copy_in(kv_task_t *task)
 {
     copy_t *copy = (copy_t *)task;
-    const kv_put_t *put = copy->put;
+    kv_put_t *put = copy->put;
     const kv_store_group_t *group = group_of(put);
+    bool shared = put->checksums != NULL;
     kv_cursor_t from = kv_pieces_at(&put->pieces, copy->first * group->layout.object_bytes);
     for (uint32_t i = copy->first; i < copy->first + copy->count; i++) {
         char *to = kv_group_host_bytes(group, put->blocks[i].slot);
         uint64_t *checksums = kv_pool_checksums(&group->host_pool, put->blocks[i].slot);
         for (uint32_t unit = 0; unit < group->layout.unit_count; unit++) {
             size_t bytes, offset = kv_layout_unit(&group->layout, unit, &bytes);
-            checksums[unit] = kv_cursor_read(&from, to + offset, bytes);
+            checksums[unit] = shared ? kv_cursor_read_shared(&from, to + offset, bytes)
+                                     : kv_cursor_read(&from, to + offset, bytes);
+        }
+        block_t *block = &put->blocks[i];
+        if (shared && put->checksums[i] !=
+                          kv_layout_object_checksum(&group->layout, &block->key, checksums)) {
+            block->state = DAMAGED;
         }
     }
     kv_checksum_copy_fence();
@@ -285,7 +302,11 @@ static void copied(kv_task_t *task)
     copy_t *copy = (copy_t *)task;
     kv_put_t *put = copy->put;
     for (uint32_t i = copy->first; i < copy->first + copy->count; i++) {
-        put->blocks[i].state = COPIED;
+        if (put->blocks[i].state == DAMAGED) {
+            stop(put, KV_CORRUPT);
+        } else {
+            put->blocks[i].state = COPIED;
+        }
     }
     put->copies_out--;
     free(copy);
@@ -343,8 +364,6 @@ static void no_slot(kv_put_t *put, bool coming)
 static void begin(kv_put_t *put)
 {
     kvist_store_t *store = put->transfer.lease->store;
-    const kv_family_t family =
-        *(const kv_family_t *)(const void *)kv_names_at(&store->families, put->family);
     size_t object_bytes = group_of(put)->layout.object_bytes;
     uint32_t at_once = (uint32_t)(COPY_BYTES / object_bytes), first = put->next, count = 0;
     at_once = at_once > 0 ? at_once : 1;
@@ -360,7 +379,11 @@ static void begin(kv_put_t *put)
             count = 0;
             continue;
         }
-        block->slot = kv_evict_host(store, &family, &coming);
+        if (put->present_only) {
+            stop(put, KV_MISSING);
+            break;
+        }
+        block->slot = kv_evict_host(store, put->asked.group, &coming);
         if (block->slot == KV_SLOT_NONE) {
             no_slot(put, coming);
             break;
@@ -517,21 +540,16 @@ static kv_put_t *make_put(
     return put;
 }
 
-kv_status_t kv_embedded_lease_store(kvist_lease_t *lease, const kvist_put_t *asked,
-    const kvist_piece_t *pieces, size_t piece_count, kvist_stored_t done, void *context)
+static bool follows_well(const kvist_lease_t *lease, const kvist_put_t *asked)
 {
-    if (!asks_well(lease, asked) ||
-        (asked->group == 0 && asked->first_block != next_block(lease))) {
-        return KV_INVALID;
-    }
-    kv_put_t *put = make_put(lease, asked, done, context);
-    size_t bytes = asked->block_count * group_of(put)->layout.object_bytes;
-    if (!kv_pieces_init(&put->pieces, pieces, piece_count, bytes)) {
-        free(put->tokens);
-        free(put->blocks);
-        free(put);
-        return KV_INVALID;
-    }
+    return asks_well(lease, asked) &&
+           (asked->group != 0 || asked->first_block == next_block(lease));
+}
+
+/* It has its turn after the lease's others. */
+static void start(kv_put_t *put)
+{
+    kvist_lease_t *lease = put->transfer.lease;
     lease->transfers_out++;
     if (lease->last_put != NULL) {
         lease->last_put->next_of_lease = put;
@@ -542,5 +560,43 @@ kv_status_t kv_embedded_lease_store(kvist_lease_t *lease, const kvist_put_t *ask
     if (lease->first_put == put) {
         advance(put);
     }
+}
+
+kv_status_t kv_lease_store_summed(kvist_lease_t *lease, const kvist_put_t *asked,
+    const kvist_piece_t *pieces, size_t piece_count, const uint64_t *checksums, kvist_stored_t done,
+    void *context)
+{
+    if (!follows_well(lease, asked)) {
+        return KV_INVALID;
+    }
+    kv_put_t *put = make_put(lease, asked, done, context);
+    size_t bytes = asked->block_count * group_of(put)->layout.object_bytes;
+    if (!kv_pieces_init(&put->pieces, pieces, piece_count, bytes)) {
+        free_put(put);
+        return KV_INVALID;
+    }
+    if (checksums != NULL) {
+        put->checksums = kv_allocate_array(asked->block_count + 1, sizeof *checksums);
+        memcpy(put->checksums, checksums, asked->block_count * sizeof *checksums);
+    }
+    start(put);
     return KV_OK;
+}
+
+kv_status_t kv_lease_store_present(
+    kvist_lease_t *lease, const kvist_put_t *asked, kvist_stored_t done, void *context)
+{
+    if (!follows_well(lease, asked)) {
+        return KV_INVALID;
+    }
+    kv_put_t *put = make_put(lease, asked, done, context);
+    put->present_only = true;
+    start(put);
+    return KV_OK;
+}
+
+kv_status_t kv_embedded_lease_store(kvist_lease_t *lease, const kvist_put_t *asked,
+    const kvist_piece_t *pieces, size_t piece_count, kvist_stored_t done, void *context)
+{
+    return kv_lease_store_summed(lease, asked, pieces, piece_count, NULL, done, context);
 }

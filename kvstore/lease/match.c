@@ -187,8 +187,7 @@ static uint32_t other_object(const kvist_lease_t *lease, uint32_t block, uint32_
     return usable ? number : KV_OBJECT_NONE;
 }
 
-/* The first block whose object of the group a hit of block_count blocks needs. */
-static uint32_t first_needed(const kvist_store_t *store, uint32_t group, uint32_t block_count)
+uint32_t kv_match_first_needed(const kvist_store_t *store, uint32_t group, uint32_t block_count)
 {
     const kvist_group_t *of = &store->groups[group].layout.group;
     uint64_t tokens = (uint64_t)block_count * store->block_tokens;
@@ -209,7 +208,8 @@ static uint32_t first_needed(const kvist_store_t *store, uint32_t group, uint32_
 static uint32_t served_by(const kvist_lease_t *lease, uint32_t group, uint32_t block_count)
 {
     while (block_count > 0) {
-        uint32_t first = first_needed(lease->store, group, block_count), block = block_count;
+        uint32_t first = kv_match_first_needed(lease->store, group, block_count),
+                 block = block_count;
         while (block > first && other_object(lease, block - 1, group) != KV_OBJECT_NONE) {
             block--;
         }
@@ -226,11 +226,11 @@ static void hold_others(kvist_lease_t *lease)
     kvist_store_t *store = lease->store;
     uint32_t count = 0;
     for (uint32_t group = 1; group < store->group_count && lease->found_count > 0; group++) {
-        count += lease->found_count - first_needed(store, group, lease->found_count);
+        count += lease->found_count - kv_match_first_needed(store, group, lease->found_count);
     }
     lease->others = kv_reallocate(lease->others, count + 1, sizeof *lease->others);
     for (uint32_t group = 1; group < store->group_count && lease->found_count > 0; group++) {
-        for (uint32_t block = first_needed(store, group, lease->found_count);
+        for (uint32_t block = kv_match_first_needed(store, group, lease->found_count);
              block < lease->found_count; block++) {
             uint32_t number = other_object(lease, block, group);
             uint8_t tier = (uint8_t)kv_object_tier(store, kv_table_at(store->table, number));
@@ -317,7 +317,6 @@ static kvist_lease_t *make_lease(kvist_store_t *store, const kvist_query_t *quer
         .storing = query->mode == KVIST_MODE_READWRITE || query->mode == KVIST_MODE_WRITE,
         .like = like_of(store, query),
         .renew = query->renew,
-        .expected_s = kv_terms_expiry_s(query->terms.expected_next_use_unix_ns),
         .last_key = query->name_space,
         .query_blocks = block_count,
         .block_max = block_count,
@@ -360,6 +359,12 @@ kv_status_t kv_embedded_match(kvist_store_t *store, const kvist_query_t *query,
     *lease_out = lease;
     *match_out = lease->match;
     return KV_OK;
+}
+
+void kv_lease_set_origin(kvist_lease_t *lease, const char *origin)
+{
+    memset(lease->like.origin, 0, sizeof lease->like.origin);
+    strncpy(lease->like.origin, origin, sizeof lease->like.origin - 1);
 }
 
 /* ---- pending ---- */
@@ -410,7 +415,7 @@ static uint64_t block_bytes(const kvist_lease_t *lease, uint32_t block)
     const kvist_store_t *store = lease->store;
     uint64_t bytes = store->groups[0].layout.object_bytes;
     for (uint32_t group = 1; group < store->group_count; group++) {
-        if (block >= first_needed(store, group, lease->match.block_count)) {
+        if (block >= kv_match_first_needed(store, group, lease->match.block_count)) {
             bytes += store->groups[group].layout.object_bytes;
         }
     }

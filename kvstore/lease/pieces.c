@@ -116,3 +116,11 @@ uint64_t kv_cursor_read(kv_cursor_t *cursor, void *to, size_t bytes)
     copy_apart(cursor, to, bytes, false, memory, together);
     return kv_checksum(to, bytes);
 }
+
+uint64_t kv_cursor_read_shared(kv_cursor_t *cursor, void *to, size_t bytes)
+{
+    size_t together;
+    char *memory = memory_at(cursor, bytes, &together);
+    copy_apart(cursor, to, bytes, false, memory, together);
+    return kv_checksum(to, bytes);
+}

@@ -31,4 +31,8 @@ uint64_t kv_cursor_write(kv_cursor_t *cursor, const void *from, size_t bytes);
 void kv_cursor_copy(kv_cursor_t *cursor, const void *from, size_t bytes); /* without checksum */
 uint64_t kv_cursor_read(kv_cursor_t *cursor, void *to, size_t bytes);
 
+/* As kv_cursor_read where somebody may write to the pieces meanwhile: the checksum is the copy's.
+ */
+uint64_t kv_cursor_read_shared(kv_cursor_t *cursor, void *to, size_t bytes);
+
 #endif
