@@ -1,0 +1,244 @@
+/* What clients ask of the domain's store as a whole: flush, keep, drop, verify, the quota, and what
+ * is in it. */
+#include "kvstore/service/service_internal.h"
+
+#include "kvstore/attach/told.h"
+
+#include <stdlib.h>
+
+enum { CONTEXTS_MAX = 16384 };
+
+/* ---- flush, keep, drop, quota ---- */
+
+static void note_flushed(void *context, kv_status_t status)
+{
+    uint64_t id;
+    kv_service_conn_t *client = kv_conn_end_call(context, &id);
+    if (client != NULL) {
+        kv_conn_done(client, id, status, 0, "");
+    }
+}
+
+static void note_dropped(void *context, kv_status_t status, uint64_t object_count)
+{
+    uint64_t id;
+    kv_service_conn_t *client = kv_conn_end_call(context, &id);
+    if (client != NULL) {
+        kv_conn_done(client, id, status, object_count, "");
+    }
+}
+
+static void keep(kv_service_conn_t *client, const Kvist__Store__Keep *asked)
+{
+    kvist_key_t key;
+    kvist_terms_t terms;
+    if (kv_conn_key(client, &asked->key, &key) && kv_conn_terms(client, asked->terms, &terms)) {
+        kv_conn_done(
+            client, asked->id, kvist_store_keep(client->domain->store, &key, &terms), 0, "");
+    }
+}
+
+static void drop(kv_service_conn_t *client, const Kvist__Store__Drop *asked)
+{
+    kvist_key_t key;
+    if (!kv_conn_key(client, &asked->key, &key)) {
+        return;
+    }
+    kv_service_call_t *call = kv_conn_begin_call(client, asked->id);
+    kv_status_t status =
+        kvist_store_drop(client->domain->store, &key, asked->erase, note_dropped, call);
+    if (status != KV_OK) {
+        note_dropped(call, status, 0);
+    }
+}
+
+static void set_disk_bytes(kv_service_conn_t *client, const Kvist__Store__SetDiskBytes *asked)
+{
+    kv_error_t error = {0};
+    kv_status_t status = kvist_store_set_disk_bytes(client->domain->store, asked->bytes, &error);
+    kv_conn_done(client, asked->id, status, 0, status == KV_OK ? "" : error.text);
+}
+
+/* ---- verify ---- */
+
+static void answer_verified(kv_service_conn_t *client, uint64_t id, kv_status_t status, bool ended,
+    const kvist_verify_t *state)
+{
+    Kvist__Store__Verified verified = KVIST__STORE__VERIFIED__INIT;
+    Kvist__Store__Answer answer = KVIST__STORE__ANSWER__INIT;
+    uint64_t numbers[KV_TOLD_VERIFY_COUNT];
+    kv_told_verify_pack(state, numbers);
+    verified.id = id;
+    verified.code = status;
+    verified.ended = ended;
+    verified.n_numbers = KV_TOLD_VERIFY_COUNT;
+    verified.numbers = numbers;
+    answer.body_case = KVIST__STORE__ANSWER__BODY_VERIFIED;
+    answer.verified = &verified;
+    kv_conn_answer(client, &answer);
+}
+
+static void note_progress(void *context, const kvist_verify_t *state)
+{
+    const kv_service_call_t *call = context;
+    if (!call->client->ended) {
+        answer_verified(call->client, call->id, KV_OK, false, state);
+    }
+}
+
+static void note_verified(void *context, kv_status_t status, const kvist_verify_t *state)
+{
+    uint64_t id;
+    kv_service_conn_t *client = kv_conn_end_call(context, &id);
+    if (client != NULL) {
+        answer_verified(client, id, status, true, state);
+    }
+}
+
+static void verify(kv_service_conn_t *client, uint64_t id)
+{
+    kv_service_call_t *call = kv_conn_begin_call(client, id);
+    kv_status_t status =
+        kvist_store_verify(client->domain->store, note_progress, note_verified, call);
+    if (status != KV_OK) {
+        note_verified(call, status, &(kvist_verify_t){0});
+    }
+}
+
+/* ---- looking in ---- */
+
+static void answer_found(kv_service_conn_t *client, Kvist__Store__Found *found)
+{
+    Kvist__Store__Answer answer = KVIST__STORE__ANSWER__INIT;
+    answer.body_case = KVIST__STORE__ANSWER__BODY_FOUND;
+    answer.found = found;
+    kv_conn_answer(client, &answer);
+}
+
+static void find(kv_service_conn_t *client, const Kvist__Store__Find *asked)
+{
+    Kvist__Store__Found found = KVIST__STORE__FOUND__INIT;
+    kv_error_t error = {0};
+    kvist_key_t key;
+    kv_status_t status = kvist_store_find(client->domain->store, asked->digits, &key, &error);
+    found.id = asked->id;
+    found.code = status;
+    if (status == KV_OK) {
+        found.key = (ProtobufCBinaryData){sizeof key.bytes, key.bytes};
+    } else {
+        found.text = error.text;
+    }
+    answer_found(client, &found);
+}
+
+static void show(kv_service_conn_t *client, const Kvist__Store__Show *asked)
+{
+    Kvist__Store__Found found = KVIST__STORE__FOUND__INIT;
+    Kvist__Store__Object message;
+    kvist_object_t object;
+    kvist_key_t key;
+    if (!kv_conn_key(client, &asked->key, &key)) {
+        return;
+    }
+    kv_status_t status = kvist_store_show(client->domain->store, &key, &object);
+    found.id = asked->id;
+    found.code = status;
+    if (status == KV_OK) {
+        kv_told_object_pack(&object, &message);
+        found.object = &message;
+    }
+    answer_found(client, &found);
+}
+
+typedef struct {
+    kvist_context_t *contexts;
+    size_t count, room;
+} contexts_t;
+
+static void note_context(void *context, const kvist_context_t *entry)
+{
+    contexts_t *contexts = context;
+    if (contexts->count == contexts->room) {
+        contexts->room = 2 * contexts->room + 16;
+        contexts->contexts =
+            kv_reallocate(contexts->contexts, contexts->room, sizeof *contexts->contexts);
+    }
+    contexts->contexts[contexts->count++] = *entry;
+}
+
+static void list(kv_service_conn_t *client, const Kvist__Store__List *asked)
+{
+    Kvist__Store__Listed listed = KVIST__STORE__LISTED__INIT;
+    Kvist__Store__Answer answer = KVIST__STORE__ANSWER__INIT;
+    contexts_t contexts = {0};
+    kvist_store_list(client->domain->store,
+        asked->count_max < CONTEXTS_MAX ? asked->count_max : CONTEXTS_MAX, note_context, &contexts);
+    Kvist__Store__Context *messages = kv_allocate_array(contexts.count + 1, sizeof *messages);
+    Kvist__Store__Context **items = kv_allocate_array(contexts.count + 1, sizeof *items);
+    for (size_t i = 0; i < contexts.count; i++) {
+        kv_told_context_pack(&contexts.contexts[i], &messages[i]);
+        items[i] = &messages[i];
+    }
+    listed.id = asked->id;
+    listed.n_contexts = contexts.count;
+    listed.contexts = items;
+    answer.body_case = KVIST__STORE__ANSWER__BODY_LISTED;
+    answer.listed = &listed;
+    kv_conn_answer(client, &answer);
+    free(items);
+    free(messages);
+    free(contexts.contexts);
+}
+
+void kv_conn_tell_stats(kv_service_conn_t *client, uint64_t id)
+{
+    Kvist__Store__Stats message = KVIST__STORE__STATS__INIT;
+    Kvist__Store__Answer answer = KVIST__STORE__ANSWER__INIT;
+    uint64_t numbers[KV_TOLD_STATS_MAX];
+    kvist_stats_t stats;
+    kvist_store_stats(client->domain->store, &stats);
+    kv_told_stats_pack(&stats, numbers, &message);
+    message.id = id;
+    answer.body_case = KVIST__STORE__ANSWER__BODY_STATS;
+    answer.stats = &message;
+    kv_conn_answer(client, &answer);
+}
+
+/* ---- together ---- */
+
+void kv_conn_forward(kv_service_conn_t *client, const Kvist__Store__Request *request)
+{
+    kvist_store_t *store = client->domain->store;
+    switch (request->body_case) {
+    case KVIST__STORE__REQUEST__BODY_FLUSH:
+        kvist_store_flush(store, note_flushed, kv_conn_begin_call(client, request->flush->id));
+        break;
+    case KVIST__STORE__REQUEST__BODY_KEEP:
+        keep(client, request->keep);
+        break;
+    case KVIST__STORE__REQUEST__BODY_DROP:
+        drop(client, request->drop);
+        break;
+    case KVIST__STORE__REQUEST__BODY_VERIFY:
+        verify(client, request->verify->id);
+        break;
+    case KVIST__STORE__REQUEST__BODY_SET_DISK_BYTES:
+        set_disk_bytes(client, request->set_disk_bytes);
+        break;
+    case KVIST__STORE__REQUEST__BODY_FIND:
+        find(client, request->find);
+        break;
+    case KVIST__STORE__REQUEST__BODY_SHOW:
+        show(client, request->show);
+        break;
+    case KVIST__STORE__REQUEST__BODY_LIST:
+        list(client, request->list);
+        break;
+    case KVIST__STORE__REQUEST__BODY_STATS:
+        kv_conn_tell_stats(client, request->stats->id);
+        break;
+    default:
+        kv_conn_end(client, KV_INVALID, "request: this store knows none of its kind");
+        break;
+    }
+}

@@ -1,0 +1,279 @@
+/* A host's store and what strangers and broken clients send it: each is told what is wrong, and
+ * ends alone. */
+#include "service_bench.h"
+
+enum { GOOD_SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL, STAGING_BYTES = 1 << 20 };
+
+typedef struct {
+    bench_t bench;
+    served_t served;
+} both_t;
+
+static void begin(both_t *both, const char *name)
+{
+    bench_init(&both->bench, name, 4);
+    bench_with_host(&both->bench, 64);
+    served_init(&both->served, &both->bench.params);
+    served_start(&both->served);
+}
+
+/* Nothing of any client is left. */
+static void end(both_t *both)
+{
+    served_pause(&both->served);
+    kv_service_stats_t stats = {.clients = 1};
+    for (int turn = 0; turn < 1000 && stats.clients + stats.mapped > 0; turn++) {
+        struct pollfd ready = {.fd = kv_service_fd(both->served.service), .events = POLLIN};
+        poll(&ready, 1, 20);
+        kv_service_poll(both->served.service);
+        kv_service_stats(both->served.service, &stats);
+    }
+    assert_int_equal(stats.clients, 0);
+    assert_int_equal(stats.leases, 0);
+    assert_int_equal(stats.mapped, 0);
+    assert_int_equal(stats.staging_bytes, 0);
+    served_end(&both->served);
+    bench_end(&both->bench);
+}
+
+static void what_is_no_frame_ends_the_connection(void **state)
+{
+    (void)state;
+    both_t both;
+    begin(&both, "garbage");
+    const struct {
+        const char *bytes;
+        size_t count;
+        const char *words;
+    } cases[] = {
+        {"\0\0\0\0", 4, "a frame of 0 bytes"},
+        {"\xff\xff\xff\xff", 4, "a frame of 4294967295 bytes"},
+        {"\4\0\0\0\xff\xff\xff\xff", 8, "not a frame of kvist.store.Request"},
+        {"\2\0\0\0\x1a\0", 6, "attach comes first"},
+        {"GET / HTTP/1.1\r\n\r\n", 18, "a frame of"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        raw_t raw;
+        raw_open(&raw, both.served.path);
+        assert_int_equal(
+            send(raw.channel.fd, cases[i].bytes, cases[i].count, 0), (ssize_t)cases[i].count);
+        raw_expect_end(&raw, KV_INVALID, cases[i].words);
+        raw_end(&raw);
+    }
+    end(&both);
+}
+
+static void expect_refused(both_t *both, const kvist_layout_t *layout, const char *domain, int fd,
+    uint64_t said_bytes, kv_status_t status, const char *words)
+{
+    raw_t raw;
+    raw_open(&raw, both->served.path);
+    raw_attach(&raw, layout, domain, fd, said_bytes);
+    raw_expect_end(&raw, status, words);
+    raw_end(&raw);
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
+static void staging_memory_must_be_sealed(void **state)
+{
+    (void)state;
+    both_t both;
+    begin(&both, "seals");
+    const kvist_layout_t *layout = &both.bench.layout;
+    expect_refused(&both, layout, "default", -1, STAGING_BYTES, KV_INVALID, "no descriptor");
+    expect_refused(&both, layout, "default", raw_memory(STAGING_BYTES, F_SEAL_GROW, 0),
+        STAGING_BYTES, KV_INVALID, "not sealed");
+    expect_refused(&both, layout, "default",
+        raw_memory(STAGING_BYTES, F_SEAL_SHRINK | F_SEAL_GROW, 0), STAGING_BYTES, KV_INVALID,
+        "not sealed");
+    expect_refused(&both, layout, "default", raw_memory(4096, GOOD_SEALS, 0), STAGING_BYTES,
+        KV_INVALID, "4096 bytes, said to be 1048576");
+    expect_refused(&both, layout, "default", raw_memory((size_t)512 << 20, GOOD_SEALS, 0),
+        (size_t)512 << 20, KV_INVALID, "it must be 1 to 268435456");
+    expect_refused(
+        &both, layout, "default", raw_memory(0, GOOD_SEALS, 0), 0, KV_INVALID, "it must be 1 to");
+    expect_refused(&both, layout, "default", open("/dev/zero", O_RDWR), STAGING_BYTES, KV_INVALID,
+        "not a memfd");
+    int pipes[2];
+    assert_int_equal(pipe(pipes), 0);
+    close(pipes[1]);
+    expect_refused(&both, layout, "default", pipes[0], STAGING_BYTES, KV_INVALID, "not a memfd");
+    end(&both);
+}
+
+static void other_domains_layouts_and_versions_are_refused(void **state)
+{
+    (void)state;
+    both_t both;
+    begin(&both, "refused");
+    raw_t first;
+    raw_begin(&first, both.served.path, &both.bench.layout);
+    expect_refused(&both, &both.bench.layout, "nobody", raw_memory(STAGING_BYTES, GOOD_SEALS, 0),
+        STAGING_BYTES, KV_REFUSED, "domain");
+    kvist_layout_t other = both.bench.layout;
+    other.groups[0].parts[1].heads = 4;
+    expect_refused(&both, &other, "default", raw_memory(STAGING_BYTES, GOOD_SEALS, 0),
+        STAGING_BYTES, KV_REFUSED, "groups.parts.heads is 4, not 2");
+    Kvist__Store__Attach attach = KVIST__STORE__ATTACH__INIT;
+    attach.version = attach.version_min = 2;
+    raw_t raw;
+    raw_open(&raw, both.served.path);
+    raw_send(&raw, KVIST__STORE__REQUEST__BODY_ATTACH, &attach, NULL, 0);
+    raw_expect_end(&raw, KV_REFUSED, "the client speaks 2 to 2, this store 1 to 1");
+    raw_end(&raw);
+    raw_end(&first);
+    end(&both);
+}
+
+/* ---- attached, and broken ---- */
+
+static void match(raw_t *raw, both_t *both, uint32_t lease, uint32_t blocks)
+{
+    static uint32_t tokens[64 * BLOCK_TOKENS];
+    make_tokens(1, 0, tokens, (size_t)blocks * BLOCK_TOKENS);
+    Kvist__Store__Match asked = KVIST__STORE__MATCH__INIT;
+    asked.id = lease + 1;
+    asked.lease = lease;
+    asked.name_space = (ProtobufCBinaryData){KVIST_KEY_BYTES, both->bench.name_space.bytes};
+    asked.tokens =
+        (ProtobufCBinaryData){(size_t)blocks * BLOCK_TOKENS * 4, (uint8_t *)(void *)tokens};
+    raw_send(raw, KVIST__STORE__REQUEST__BODY_MATCH, &asked, NULL, 0);
+}
+
+static void expect_matched(raw_t *raw, uint32_t lease, uint32_t blocks)
+{
+    Kvist__Store__Answer *answer = raw_receive(raw);
+    assert_non_null(answer);
+    assert_int_equal(answer->body_case, KVIST__STORE__ANSWER__BODY_MATCHED);
+    assert_int_equal(answer->matched->id, lease + 1);
+    assert_int_equal(answer->matched->code, KV_OK);
+    assert_int_equal(answer->matched->block_count, blocks);
+    kvist__store__answer__free_unpacked(answer, NULL);
+}
+
+static void numbers_out_of_bounds_end_the_client(void **state)
+{
+    (void)state;
+    both_t both;
+    begin(&both, "bounds");
+    raw_t raw, other;
+    raw_begin(&other, both.served.path, &both.bench.layout);
+    match(&other, &both, 3, 4);
+    expect_matched(&other, 3, 0);
+    for (int which = 0; which < 9; which++) {
+        raw_begin(&raw, both.served.path, &both.bench.layout);
+        match(&raw, &both, 0, 4);
+        expect_matched(&raw, 0, 0);
+        Kvist__Store__Release release = KVIST__STORE__RELEASE__INIT;
+        Kvist__Store__Load load = KVIST__STORE__LOAD__INIT;
+        Kvist__Store__Put put = KVIST__STORE__PUT__INIT;
+        uint64_t checksums[4] = {0};
+        put.block_count = load.block_count = 4;
+        put.checksums = (ProtobufCBinaryData){sizeof checksums, (uint8_t *)(void *)checksums};
+        const char *words = "offset";
+        switch (which) {
+        case 0: /* another client's */
+            release.lease = 3;
+            words = "lease 3";
+            break;
+        case 1:
+            release.lease = UINT32_MAX;
+            words = "lease 4294967295";
+            break;
+        case 2:
+            load.offset = 1;
+            break;
+        case 3:
+            load.offset = (1 << 20) - 64;
+            break;
+        case 4:
+            load.offset = UINT64_MAX - 63;
+            break;
+        case 5:
+            load.block_count = KVIST_CHAIN_BLOCKS_MAX;
+            break;
+        case 6:
+            load.group = 1;
+            words = "group 1";
+            break;
+        case 7:
+            put.offset = 1 << 20;
+            break;
+        case 8:
+            put.checksums.len = 8;
+            words = "checksums";
+            break;
+        }
+        if (which < 2) {
+            raw_send(&raw, KVIST__STORE__REQUEST__BODY_RELEASE, &release, NULL, 0);
+        } else if (which < 7) {
+            raw_send(&raw, KVIST__STORE__REQUEST__BODY_LOAD, &load, NULL, 0);
+        } else {
+            raw_send(&raw, KVIST__STORE__REQUEST__BODY_PUT, &put, NULL, 0);
+        }
+        raw_expect_end(&raw, KV_INVALID, words);
+        raw_end(&raw);
+    }
+    match(&other, &both, 4, 4); /* which has noticed nothing */
+    expect_matched(&other, 4, 0);
+    raw_end(&other);
+    end(&both);
+}
+
+static void bytes_that_are_not_as_promised_are_not_stored(void **state)
+{
+    (void)state;
+    both_t both;
+    begin(&both, "promised");
+    raw_t raw;
+    raw_begin(&raw, both.served.path, &both.bench.layout);
+    match(&raw, &both, 0, 4);
+    expect_matched(&raw, 0, 0);
+    uint32_t tokens[4 * BLOCK_TOKENS];
+    kvist_key_t keys[4];
+    kv_layout_t layout;
+    kv_error_t error;
+    uint64_t checksums[4], units[8];
+    make_tokens(1, 0, tokens, 4 * BLOCK_TOKENS);
+    kvist_keys(&both.bench.name_space, tokens, 4 * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    assert_int_equal(kv_layout_init(&both.bench.layout, 0, &layout, &error), KV_OK);
+    assert_int_equal(layout.unit_count, 8);
+    for (int i = 0; i < 4; i++) {
+        char *object = raw.staging + i * layout.object_bytes;
+        fill_block(&keys[i], object, layout.object_bytes);
+        kv_layout_unit_checksums(&layout, object, units);
+        checksums[i] = kv_layout_object_checksum(&layout, &keys[i], units);
+    }
+    raw.staging[2 * layout.object_bytes + 77] ^= 1; /* block 2 */
+    Kvist__Store__Put put = KVIST__STORE__PUT__INIT;
+    put.id = 9;
+    put.block_count = 4;
+    put.arithmetic = (char *)"raw";
+    put.checksums = (ProtobufCBinaryData){sizeof checksums, (uint8_t *)(void *)checksums};
+    raw_send(&raw, KVIST__STORE__REQUEST__BODY_PUT, &put, NULL, 0);
+    Kvist__Store__Answer *answer = raw_receive(&raw);
+    assert_non_null(answer);
+    assert_int_equal(answer->body_case, KVIST__STORE__ANSWER__BODY_DONE);
+    assert_int_equal(answer->done->id, 9);
+    assert_int_equal(answer->done->code, KV_CORRUPT);
+    assert_int_equal(answer->done->count, 2);
+    kvist__store__answer__free_unpacked(answer, NULL);
+    match(&raw, &both, 1, 4);
+    expect_matched(&raw, 1, 2);
+    raw_end(&raw);
+    end(&both);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_is_no_frame_ends_the_connection),
+        cmocka_unit_test(staging_memory_must_be_sealed),
+        cmocka_unit_test(other_domains_layouts_and_versions_are_refused),
+        cmocka_unit_test(numbers_out_of_bounds_end_the_client),
+        cmocka_unit_test(bytes_that_are_not_as_promised_are_not_stored),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
