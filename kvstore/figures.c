@@ -12,7 +12,7 @@
 
 static void add_pool(kvist_tier_stats_t *tier, const kv_pool_t *pool, size_t object_bytes)
 {
-    tier->capacity_bytes += (uint64_t)pool->slot_count * object_bytes;
+    tier->capacity_bytes += (uint64_t)pool->ready_count * object_bytes;
     tier->object_count += pool->object_count;
     tier->used_bytes += (uint64_t)pool->object_count * object_bytes;
 }
@@ -26,6 +26,7 @@ void kv_embedded_store_stats(const kvist_store_t *store, kvist_stats_t *stats_ou
         const kv_store_group_t *group = &store->groups[i];
         add_pool(&stats_out->tiers[KVIST_TIER_HOST], &group->host_pool, group->layout.object_bytes);
     }
+    stats_out->host_coming_bytes = kv_populate_coming_bytes(store);
     stats_out->leases = store->lease_count;
     stats_out->slots_free = store->device_pool.free_count;
     stats_out->slots_private = store->device_pool.slot_count - store->device_pool.free_count -
@@ -73,6 +74,10 @@ static const figure_t STORE_FIGURES[] = {
     {GAUGE, "kvist_store_slots_free", "Free device slots.", STORE(slots_free)},
     {GAUGE, "kvist_store_slots_private", "Device slots being computed into.", STORE(slots_private)},
     {GAUGE, "kvist_store_pinned_bytes", "Bytes of pinned objects.", STORE(pinned_bytes)},
+    {GAUGE, "kvist_store_host_coming_bytes", "Size of the host tier that is not ready yet.",
+        STORE(host_coming_bytes)},
+    {GAUGE, "kvist_store_host_locked_bytes", "Size of the host tier that is locked in memory.",
+        STORE(host_locked_bytes)},
     {GAUGE, "kvist_store_unsaved_objects", "Objects that are not durable.", STORE(unsaved_objects)},
     {GAUGE, "kvist_store_index_loaded_objects",
         "Objects that are known: all of them once the index "

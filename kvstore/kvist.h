@@ -161,6 +161,7 @@ const char *kvist_miss_name(kvist_miss_t miss); /* "new", "short", ... */
 typedef enum { KVIST_PERSIST_EAGER, KVIST_PERSIST_SPILL } kvist_persist_t;
 typedef enum { KVIST_CODEC_NONE, KVIST_CODEC_LZ4 } kvist_codec_t;
 typedef enum { KVIST_IO_AUTO, KVIST_IO_URING, KVIST_IO_THREADS } kvist_io_t;
+typedef enum { KVIST_POLICY_LRU, KVIST_POLICY_COUNT } kvist_policy_t;
 
 enum { KVIST_DISKS_MAX = 7 };
 
@@ -176,7 +177,9 @@ typedef struct {
     void *device_arena;           /* borrowed: device_slot_count slots of one object each */
     uint32_t device_slot_count;
     uint64_t host_bytes; /* of the host tier; 0: none. Groups share it by their objects' sizes */
-    bool host_shared;    /* it lies in memory that other processes can map to read (kvist-store) */
+    bool host_shared;    /* it lies in memory that other processes can map to read (kvist-store), is
+                            made ready and locked in chunks while the store serves, and where memory
+                            is short stays smaller; else it is there as it is used */
     const char
         *directory;      /* of the disk tier; made when absent; NULL: none. One process at a time */
     uint64_t disk_bytes; /* quota of the disk tier, segments and all; of `directory` alone */
@@ -201,9 +204,10 @@ typedef struct {
     uint64_t write_bytes_per_day;
     kvist_persist_t
         persist; /* eager: written behind as sealed; spill: written when evicted from host memory */
-    kvist_codec_t codec; /* of records on disk */
-    kvist_io_t io;       /* auto: io_uring, or pread/pwrite threads where the kernel forbids it */
-    const char *origin;  /* this node's name, kept with each object: KVIST_ORIGIN_BYTES_MAX */
+    kvist_codec_t codec;   /* of records on disk */
+    kvist_policy_t policy; /* which blocks leave memory first */
+    kvist_io_t io;         /* auto: io_uring, or pread/pwrite threads where the kernel forbids it */
+    const char *origin;    /* this node's name, kept with each object: KVIST_ORIGIN_BYTES_MAX */
     const kv_clock_t *clock; /* NULL: the machine's */
 } kvist_store_params_t;
 
@@ -266,6 +270,9 @@ typedef struct {
     uint64_t pin_until_unix_ns; /* a promise: not evicted before; 0: none */
     const char
         *tenant; /* whose they are, for accounting (NULL: nobody's); identity is the salt's */
+    /* A hint, of an agent framework say: when what the lease holds and stores will be asked for
+     * next; 0: none. Kept with the copies in memory, until then or until they go. */
+    uint64_t expected_next_use_unix_ns;
 } kvist_terms_t;
 
 typedef struct {
@@ -465,8 +472,10 @@ typedef struct {
     kvist_tier_stats_t tiers[KVIST_TIER_COUNT];
     uint64_t miss_count[KVIST_MISS_COUNT]; /* matches that ended for that reason */
     uint64_t leases, slots_free, slots_private;
-    uint64_t unsaved_objects; /* sealed, not durable yet */
-    uint64_t barriers;        /* of durability, that the disk was asked for */
+    uint64_t unsaved_objects;   /* sealed, not durable yet */
+    uint64_t barriers;          /* of durability, that the disk was asked for */
+    uint64_t host_coming_bytes; /* of a shared host tier: not ready yet (capacity_bytes is) */
+    uint64_t host_locked_bytes; /* and of what is ready: locked in memory */
     uint64_t damaged_objects, failed_reads, failed_writes;
     uint64_t moved_objects; /* on disk, out of a segment that was reclaimed */
     uint64_t write_budget_bytes, write_left_bytes; /* a day's; of it, now. 0 and 0: there is none */

@@ -97,7 +97,7 @@ static void end_tasks(kvist_store_t *store)
 {
     kv_task_t *task;
     while (kv_queue_pop(store->finished, &task) == KV_OK) {
-        if (task->work != NULL) { /* the index writer's tasks are none of the workers' */
+        if (task->work != NULL) { /* some are none of the workers' */
             store->tasks_out--;
         }
         task->done(task);
@@ -278,8 +278,10 @@ static kv_status_t check_params(const kvist_store_params_t *params, kv_error_t *
             strlen(params->origin), KV_ORIGIN_BYTES - 1);
     }
     if ((unsigned)params->persist > KVIST_PERSIST_SPILL ||
-        (unsigned)params->codec > KVIST_CODEC_LZ4 || (unsigned)params->io > KVIST_IO_THREADS) {
-        return kv_fail(error, KV_INVALID, "persist, codec or io is none of its enumeration");
+        (unsigned)params->codec > KVIST_CODEC_LZ4 || (unsigned)params->io > KVIST_IO_THREADS ||
+        (unsigned)params->policy >= KVIST_POLICY_COUNT) {
+        return kv_fail(
+            error, KV_INVALID, "persist, codec, io or policy is none of its enumeration");
     }
     return check_device(params, error);
 }
@@ -306,7 +308,7 @@ static kv_status_t work_out_groups(
 }
 
 static kv_status_t open_arena(kv_store_group_t *group, uint32_t slot_count, uint32_t block_tokens,
-    bool shared, kv_error_t *error)
+    bool shared, const kv_policy_ops_t *policy, kv_error_t *error)
 {
     kv_arena_t *arena = &group->host_arena;
     kv_arena_plan_t plan = {
@@ -321,15 +323,15 @@ static kv_status_t open_arena(kv_store_group_t *group, uint32_t slot_count, uint
     }
     if (status == KV_OK) { /* last: it stops the process where memory is out */
         kv_pool_init(&group->host_pool, slot_count, block_tokens, plan.unit_count,
-            kv_arena_tokens(arena), kv_arena_checksums(arena));
-        kv_pool_extend(&group->host_pool, slot_count);
+            kv_arena_tokens(arena), kv_arena_checksums(arena), policy);
+        kv_pool_extend(&group->host_pool, shared ? 0 : slot_count);
     }
     return status;
 }
 
 /* Each group gets as many slots as the others: one block needs one of each. */
-static kv_status_t open_host(
-    kvist_store_t *store, const kvist_store_params_t *params, kv_error_t *error)
+static kv_status_t open_host(kvist_store_t *store, const kvist_store_params_t *params,
+    const kv_store_seams_t *seams, kv_error_t *error)
 {
     uint64_t block_bytes = 0;
     for (uint32_t i = 0; i < store->group_count; i++) {
@@ -344,7 +346,11 @@ static kv_status_t open_host(
     kv_status_t status = KV_OK;
     for (uint32_t i = 0; status == KV_OK && slot_count > 0 && i < store->group_count; i++) {
         status = open_arena(&store->groups[i], (uint32_t)slot_count, store->block_tokens,
-            params->host_shared, error);
+            params->host_shared, store->policy, error);
+    }
+    if (status == KV_OK && slot_count > 0 && params->host_shared) {
+        const bool machine = seams == NULL || seams->memory == NULL;
+        status = kv_populate_open(store, machine ? &KV_ARENA_MACHINE : seams->memory, error);
     }
     return status;
 }
@@ -373,6 +379,7 @@ static kv_status_t open_descriptors(kvist_store_t *store, kv_error_t *error)
 static void release_store(kvist_store_t *store)
 {
     kv_workers_destroy(store->workers);
+    kv_populate_close(store);
     kv_queue_destroy(store->finished);
     int fds[] = {store->epoll_fd, store->timer_fd, store->kick_fd};
     for (size_t i = 0; i < sizeof fds / sizeof fds[0]; i++) {
@@ -411,6 +418,7 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
         .clock = params->clock != NULL ? params->clock : kv_clock_real(),
         .persist = params->persist,
         .codec = params->codec,
+        .policy = kv_policy_at(params->policy),
         /* 5, 5 and 1 GB/s, until they are measured */
         .load_ns_per_byte = {0.2, 0.2, 1.0},
         .epoll_fd = -1,
@@ -422,7 +430,7 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
     store->device_tokens = kv_allocate_array(
         (size_t)params->device_slot_count * store->block_tokens, sizeof *store->device_tokens);
     kv_pool_init(&store->device_pool, params->device_slot_count, store->block_tokens, 0,
-        store->device_tokens, NULL);
+        store->device_tokens, NULL, store->policy);
     kv_pool_extend(&store->device_pool, params->device_slot_count);
     store->loads = kv_allocate_array(params->device_slot_count, sizeof(kv_load_t *));
     kv_names_init(&store->namespaces, KVIST_KEY_BYTES, UINT16_MAX);
@@ -431,13 +439,13 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
     kv_names_init(&store->tenants, KV_TENANT_BYTES, UINT16_MAX);
     kv_names_init(&store->families, sizeof(kv_family_t), UINT16_MAX);
     strncpy(store->origin, params->origin != NULL ? params->origin : "", KV_ORIGIN_BYTES - 1);
-    store->finished = kv_queue_create(KV_TASKS_MAX + 1 + KV_FILL_TASKS_MAX, sizeof(kv_task_t *));
+    store->finished = kv_queue_create(KV_TASKS_MAX + 2 + KV_FILL_TASKS_MAX, sizeof(kv_task_t *));
     store->threadless = seams != NULL && seams->threadless;
     store->unverified = seams != NULL && seams->unverified;
     store->workers =
         kv_workers_create("kv-store", store->threadless ? 0 : WORKER_COUNT, KV_TASKS_MAX);
     if (status == KV_OK) {
-        status = open_host(store, params, error);
+        status = open_host(store, params, seams, error);
     }
     if (status == KV_OK) {
         status = open_descriptors(store, error);
@@ -495,13 +503,14 @@ static bool idle(const kvist_store_t *store)
            store->first_ready == NULL && store->first_transfer == NULL &&
            store->first_flushed == NULL && store->first_drop == NULL &&
            store->first_dropped == NULL && store->verify == NULL && !kv_fill_busy(store) &&
-           (store->disk == NULL || kv_persist_idle(store));
+           store->populate == NULL && (store->disk == NULL || kv_persist_idle(store));
 }
 
 void kv_embedded_store_close(kvist_store_t *store)
 {
     bool flushed = false;
     kv_verify_cancel(store);
+    kv_populate_stop(store);
     kv_embedded_store_flush(store, note_end, &flushed);
     while (!flushed || !idle(store)) {
         if (store->first_drop == NULL) { /* a drop waits for all that descends from its block */

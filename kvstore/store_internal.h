@@ -11,6 +11,7 @@
  *   disks.c    further folders of segments
  *   keep.c     terms by key, the sweep           fill.c, take.c  the disk -> the table
  *   budget.c   bytes written in a day            changes.c  who is told of what the tiers hold
+ *   populate.c the host tier's memory, in chunks
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
@@ -69,6 +70,7 @@ typedef struct kv_verify kv_verify_t;
 typedef struct kv_fill kv_fill_t;
 typedef struct kv_budget kv_budget_t;
 typedef struct kv_changes kv_changes_t;
+typedef struct kv_populate kv_populate_t;
 
 typedef struct kv_flush kv_flush_t;
 struct kv_flush {
@@ -191,6 +193,7 @@ struct kvist_store {
     const kv_clock_t *clock;
     kvist_persist_t persist;
     kvist_codec_t codec;
+    const kv_policy_ops_t *policy;
     char origin[KV_ORIGIN_BYTES];
     bool threadless; /* jobs run where they are submitted */
     bool unverified; /* loads prove nothing: for a benchmark */
@@ -225,7 +228,8 @@ struct kvist_store {
     uint64_t timer_ns;       /* what the timer is set to, by the store's clock; 0: nothing */
     uint64_t timer_fires_ns; /* when that will be, by the machine's */
 
-    kv_changes_t *changes; /* NULL: nobody listens */
+    kv_changes_t *changes;   /* NULL: nobody listens */
+    kv_populate_t *populate; /* NULL: the host tier's memory is there */
 
     kvist_stats_t stats;     /* counters; gauges are filled in when asked */
     kvist_stats_t published; /* what the metrics were told */
@@ -235,11 +239,12 @@ struct kvist_store {
 /* Seams that tests reach through. */
 typedef struct {
     kv_ring_faults_t faults;
-    kv_index_kept_t **memory_index; /* NULL: RocksDB */
-    kv_files_t *files;              /* NULL: the machine's */
-    bool threadless;                /* jobs run where they are submitted: deterministic */
-    bool unverified;                /* loads copy and prove nothing: kvstore/unverified.h */
-    uint32_t fill_at_once;          /* entries that one poll takes in while the table fills */
+    kv_index_kept_t **memory_index;  /* NULL: RocksDB */
+    kv_files_t *files;               /* NULL: the machine's */
+    bool threadless;                 /* jobs run where they are submitted: deterministic */
+    bool unverified;                 /* loads copy and prove nothing: kvstore/unverified.h */
+    const kv_arena_memory_t *memory; /* NULL: the machine's */
+    uint32_t fill_at_once;           /* entries that one poll takes in while the table fills */
 } kv_store_seams_t;
 
 kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_store_seams_t *seams,
@@ -299,8 +304,24 @@ kvist_tier_t kv_object_tier(const kvist_store_t *store, const kv_object_t *objec
 void kv_object_hold(kvist_store_t *store, uint32_t number);
 void kv_object_release(kvist_store_t *store, uint32_t number);
 
-/* Into the used lists of the tiers that have it, at their newest end; nobody holds it. */
+/* The tiers that have it may evict it from now on, if nothing there goes on from it; nobody holds
+ * it, and a use of it has ended. */
 void kv_object_list(kvist_store_t *store, uint32_t number);
+
+/* Somebody said when it will be used next (unix). */
+void kv_object_expect(kvist_store_t *store, uint32_t number, uint32_t expected_s);
+
+/* The slot, private or loading until now, has the object's bytes. As long as nobody lists it it
+ * counts as held. */
+void kv_object_enter_device(kvist_store_t *store, uint32_t number, uint32_t slot);
+void kv_object_enter_host(kvist_store_t *store, uint32_t number, uint32_t slot);
+
+/* It is on its way out of the tier, unless it is held again before it has gone: what it goes on
+ * from need not wait for it. */
+void kv_object_set_going(kvist_store_t *store, uint32_t number, kvist_tier_t tier);
+
+/* It leaves the tier, now, for want of room: counts, and lets the policy know. */
+void kv_object_note_victim(kvist_store_t *store, uint32_t number, kvist_tier_t tier);
 
 /* Frees the object's slot in that tier; another tier must hold it, or it is dead. */
 void kv_object_leave_device(kvist_store_t *store, uint32_t number);
@@ -354,9 +375,27 @@ void kv_load_start(kvist_store_t *store, kvist_lease_t *lease);
  * some are yet to come). */
 bool kv_evict_device(kvist_store_t *store, uint32_t wanted);
 
-/* A free host slot of the group, made by evicting if need be; KV_SLOT_NONE: there is none now.
- * *coming_out: writes under way will make one. */
-uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out);
+/* A free host slot for an object of the family, made by evicting if need be; KV_SLOT_NONE: there is
+ * none now. *coming_out: writes under way will make one. */
+uint32_t kv_evict_host(kvist_store_t *store, const kv_family_t *family, bool *coming_out);
+
+/* ---- populate.c ---- */
+
+/* Makes the first chunk of the shared host tier ready, and the others behind. KV_NO_SPACE: not even
+ * the first. */
+kv_status_t kv_populate_open(
+    kvist_store_t *store, const kv_arena_memory_t *memory, kv_error_t *error);
+
+/* Makes no more ready. true: nothing is under way. */
+bool kv_populate_stop(kvist_store_t *store);
+void kv_populate_close(kvist_store_t *store);
+
+/* Of slots of the group that are not there yet. */
+static inline bool kv_populate_coming(const kv_store_group_t *group)
+{
+    return group->host_pool.ready_count < group->host_pool.slot_count;
+}
+uint64_t kv_populate_coming_bytes(const kvist_store_t *store);
 
 /* ---- persist.c ---- */
 

@@ -231,13 +231,23 @@ static void free_lease(kvist_lease_t *lease)
     free(lease);
 }
 
-/* Leaf first, so that a parent is never older than its child in a used list. */
+static void expect_blocks(kvist_lease_t *lease)
+{
+    for (uint32_t block = 0; lease->expected_s != 0 && block < lease->held_count; block++) {
+        if (lease->objects[block] != KV_OBJECT_NONE) {
+            kv_object_expect(lease->store, lease->objects[block], lease->expected_s);
+        }
+    }
+}
+
+/* Leaf first, so that a parent was never used before its child. */
 static void give_back(kvist_lease_t *lease)
 {
     kvist_store_t *store = lease->store;
     if (lease->slots != NULL) {
         give_private_slots(lease);
     }
+    expect_blocks(lease);
     while (lease->other_count > 0) {
         kv_object_release(store, lease->others[--lease->other_count]);
     }

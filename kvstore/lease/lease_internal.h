@@ -34,6 +34,7 @@ struct kvist_lease {
     bool storing;     /* what is sealed becomes objects */
     kv_record_t like; /* namespace, terms, tenant and origin of what it stores */
     bool renew;
+    uint32_t expected_s;      /* when its blocks are expected to be used next; 0: who knows */
     uint32_t *tokens;         /* [query_blocks][block_tokens] */
     kvist_key_t last_key;     /* of the last sealed block; the namespace before the first */
     uint32_t *objects;        /* [block_max]: of sealed blocks; KV_OBJECT_NONE: not an object */

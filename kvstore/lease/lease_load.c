@@ -56,7 +56,7 @@ static void plan_promotion(block_t *block)
     if (block->read.tier == KVIST_TIER_DISK) {
         object->flags |= KV_OBJECT_READ;
         if (again) {
-            block->host_slot = kv_evict_host(store, block->load->selection.group, &coming);
+            block->host_slot = kv_evict_host(store, kv_object_family(store, object), &coming);
         }
     }
 }
@@ -101,9 +101,7 @@ static void end_promotion(block_t *block)
         return;
     }
     if (block->good && !kv_object_on_host(object) && (object->flags & KV_OBJECT_DEAD) == 0) {
-        kv_pool_set_object(pool, block->host_slot, block->read.object);
-        object->host_slot = block->host_slot; /* in a used list when it is let go */
-        kv_changes_note(store, object, KVIST_TIER_HOST, true);
+        kv_object_enter_host(store, block->read.object, block->host_slot);
         store->stats.tiers[KVIST_TIER_HOST].written_bytes += group_of(block)->layout.object_bytes;
     } else {
         kv_pool_give(pool, block->host_slot);

@@ -223,10 +223,9 @@ static uint32_t install(kv_put_t *put, uint32_t block, uint32_t parent)
     if (number != KV_OBJECT_NONE) {
         memcpy(kv_pool_tokens(&group->host_pool, of->slot), tokens_of(put, block),
             store->block_tokens * sizeof(uint32_t));
-        kv_pool_set_object(&group->host_pool, of->slot, number);
-        kv_table_at(store->table, number)->host_slot = of->slot;
+        kv_object_enter_host(store, number, of->slot);
+        kv_object_expect(store, number, lease->expected_s);
         kv_object_list(store, number);
-        kv_changes_note(store, kv_table_at(store->table, number), KVIST_TIER_HOST, true);
         store->stats.tiers[KVIST_TIER_HOST].written_bytes += group->layout.object_bytes;
     }
     return number;
@@ -364,6 +363,8 @@ static void no_slot(kv_put_t *put, bool coming)
 static void begin(kv_put_t *put)
 {
     kvist_store_t *store = put->transfer.lease->store;
+    const kv_family_t family =
+        *(const kv_family_t *)(const void *)kv_names_at(&store->families, put->family);
     size_t object_bytes = group_of(put)->layout.object_bytes;
     uint32_t at_once = (uint32_t)(COPY_BYTES / object_bytes), first = put->next, count = 0;
     at_once = at_once > 0 ? at_once : 1;
@@ -383,7 +384,7 @@ static void begin(kv_put_t *put)
             stop(put, KV_MISSING);
             break;
         }
-        block->slot = kv_evict_host(store, put->asked.group, &coming);
+        block->slot = kv_evict_host(store, &family, &coming);
         if (block->slot == KV_SLOT_NONE) {
             no_slot(put, coming);
             break;

@@ -44,8 +44,7 @@ static void load_ended(kv_read_t *read, bool try_again)
     bool wanted = object->device_slot == load->slot;
     store->loads[load->slot] = NULL;
     if (read->status == KV_OK && wanted && (object->flags & KV_OBJECT_DEAD) == 0) {
-        kv_pool_set_object(&store->device_pool, load->slot, read->object);
-        kv_changes_note(store, object, KVIST_TIER_DEVICE, true);
+        kv_object_enter_device(store, read->object, load->slot);
     } else {
         kv_pool_give(&store->device_pool, load->slot);
         if (wanted) {

@@ -317,6 +317,7 @@ static kvist_lease_t *make_lease(kvist_store_t *store, const kvist_query_t *quer
         .storing = query->mode == KVIST_MODE_READWRITE || query->mode == KVIST_MODE_WRITE,
         .like = like_of(store, query),
         .renew = query->renew,
+        .expected_s = kv_terms_expiry_s(query->terms.expected_next_use_unix_ns),
         .last_key = query->name_space,
         .query_blocks = block_count,
         .block_max = block_count,

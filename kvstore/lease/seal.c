@@ -78,10 +78,8 @@ void kv_seal_queue(kvist_store_t *store, uint32_t number)
 /* The lease's private slot becomes the object's on the device. */
 static void adopt_slot(kvist_store_t *store, uint32_t number, uint32_t slot, const uint32_t *tokens)
 {
-    kv_table_at(store->table, number)->device_slot = slot;
-    kv_pool_set_object(&store->device_pool, slot, number);
     memcpy(kv_pool_tokens(&store->device_pool, slot), tokens, store->block_tokens * sizeof *tokens);
-    kv_changes_note(store, kv_table_at(store->table, number), KVIST_TIER_DEVICE, true);
+    kv_object_enter_device(store, number, slot);
 }
 
 /* Another sequence stored the same block before. If it is on the device, this one's slot stays
@@ -100,7 +98,6 @@ static void meet_object(
     if (!same && (object->flags & KV_OBJECT_BUSY) != 0) {
         return;
     }
-    adopt_slot(store, number, slot, tokens);
     if (!same) {
         if (kv_object_on_host(object)) {
             kv_object_leave_host(store, number);
@@ -110,6 +107,7 @@ static void meet_object(
         }
         object->family = (uint16_t)family;
     }
+    adopt_slot(store, number, slot, tokens);
 }
 
 /* The object for the next block, or KV_OBJECT_NONE where it cannot be stored. */

@@ -1,5 +1,7 @@
 #include "kvstore/objects/arena.h"
 
+#include "base/available.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -7,9 +9,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#ifndef MADV_COLLAPSE /* since Linux 6.1; newer than some C libraries */
+#define MADV_COLLAPSE 25
+#endif
+
 enum {
     PAGE_BYTES = 4096,
     HUGE_PAGE_BYTES = 2 << 20,
+    STEP_BYTES = 16 << 20, /* made ready at one go: some ms, as fast as at longer ones */
+    LEFT_SHARE = 32,       /* of all memory this part stays for everybody else */
     SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE,
 };
 
@@ -129,4 +137,93 @@ void kv_arena_close(kv_arena_t *arena)
         }
     }
     *arena = (kv_arena_t){.fd = -1};
+}
+
+/* ---- making it ready ---- */
+
+/* Asked for before, because the kernel answers a shortage that it meets on the way by ending a
+ * process. */
+static kv_status_t check_left(uint64_t bytes, kv_error_t *error)
+{
+    const kv_available_t left = kv_available_memory(NULL);
+    const uint64_t kept = left.total_bytes / LEFT_SHARE;
+    if (left.available_bytes < kept + bytes) {
+        return kv_fail(error, KV_NO_SPACE,
+            "%ju MiB of memory are left of %ju, of which %ju stay for others",
+            (uintmax_t)left.available_bytes >> 20, (uintmax_t)left.total_bytes >> 20,
+            (uintmax_t)kept >> 20);
+    }
+    return KV_OK;
+}
+
+static kv_status_t populate_range(void *base, size_t bytes, kv_error_t *error)
+{
+    int result;
+    do {
+        result = madvise(base, bytes, MADV_POPULATE_WRITE);
+    } while (result != 0 && errno == EINTR);
+    return result == 0 ? KV_OK
+                       : kv_fail_errno(error, errno, "no %zu bytes more of shared memory", bytes);
+}
+
+/* Shared memory gets huge pages only where the machine's settings say so, which by default they do
+ * not; but one small page in each can be made a huge one on request, which costs no more than to
+ * get a huge one at once (0.16 s a GiB; small ones take 0.37). Where that fails they are small. */
+static kv_status_t machine_populate(void *base, size_t bytes, kv_error_t *error)
+{
+    kv_status_t status = check_left(bytes, error);
+    for (size_t at = 0; at < bytes && status == KV_OK; at += HUGE_PAGE_BYTES) {
+        status = populate_range((char *)base + at, PAGE_BYTES, error);
+    }
+    if (status == KV_OK) {
+        madvise(base, bytes, MADV_COLLAPSE);
+        status = populate_range(base, bytes, error);
+    }
+    return status;
+}
+
+static bool machine_lock(void *base, size_t bytes)
+{
+    return mlock(base, bytes) == 0;
+}
+
+const kv_arena_memory_t KV_ARENA_MACHINE = {machine_populate, machine_lock};
+
+/* The huge pages that the range touches. */
+static kv_status_t make_range_ready(const kv_arena_t *arena, const kv_arena_memory_t *memory,
+    uint64_t from, uint64_t bytes, const atomic_bool *stop, bool *locked, kv_error_t *error)
+{
+    uint64_t at = from / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    const uint64_t end = (from + bytes + HUGE_PAGE_BYTES - 1) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    kv_status_t status = KV_OK;
+    while (at < end && status == KV_OK) {
+        const size_t step = end - at < STEP_BYTES ? end - at : STEP_BYTES;
+        char *base = (char *)arena->region.base + at;
+        status = atomic_load(stop) ? KV_CANCELLED : KV_OK;
+        if (status == KV_OK) {
+            status = memory->populate(base, step, error);
+        }
+        if (status == KV_OK && *locked) {
+            *locked = memory->lock(base, step);
+        }
+        at += step;
+    }
+    return status;
+}
+
+kv_status_t kv_arena_make_ready(const kv_arena_t *arena, const kv_arena_memory_t *memory,
+    uint32_t first_slot, uint32_t slot_count, const atomic_bool *stop, bool *locked,
+    kv_error_t *error)
+{
+    const kv_arena_plan_t *plan = &arena->plan;
+    const struct {
+        uint64_t at, bytes; /* of one slot */
+    } PARTS[] = {{plan->checksums_at, plan->unit_count * sizeof(uint64_t)},
+        {plan->tokens_at, plan->block_tokens * sizeof(uint32_t)}, {0, plan->object_bytes}};
+    kv_status_t status = KV_OK;
+    for (size_t i = 0; i < sizeof PARTS / sizeof PARTS[0] && status == KV_OK; i++) {
+        status = make_range_ready(arena, memory, PARTS[i].at + first_slot * PARTS[i].bytes,
+            slot_count * PARTS[i].bytes, stop, locked, error);
+    }
+    return status;
 }

@@ -10,8 +10,12 @@
  * can resize, and that nobody but this process, which mapped it first, can ever write (its seals
  * say so, whatever descriptor somebody has); other processes get a descriptor to read it by.
  *
+ * Nobody touches shared memory before it was made ready, a range of slots at a time: where memory
+ * is short that fails, while a touch would end the process.
+ *
  * Owns: the region and the descriptor.
- * Threads: any, one at a time; what lies in it is its users' affair.
+ * Threads: any; ranges may be made ready by one thread while others use what is ready. What lies in
+ * it is its users' affair.
  * Errors: KV_NO_SPACE, KV_INVALID. kv_arena_map checks what another process handed over.
  * Limits: a seal on future writing needs Linux 5.1, making shared memory ready 5.14; huge pages of
  * shared memory 6.1, else they are small ones. */
@@ -20,6 +24,7 @@
 
 #include "base/memory.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -49,6 +54,24 @@ kv_status_t kv_arena_map(
     const kv_arena_plan_t *plan, int fd, kv_arena_t *arena_out, kv_error_t *error);
 
 void kv_arena_close(kv_arena_t *arena); /* also one that is all zero */
+
+/* Who makes memory ready: a table, so that a test can have too little of it. */
+typedef struct {
+    /* Whole huge pages of a shared region: there from now on, as huge pages where that is possible.
+     */
+    kv_status_t (*populate)(void *base, size_t bytes, kv_error_t *error);
+    /* Into memory for good; false: not permitted. */
+    bool (*lock)(void *base, size_t bytes);
+} kv_arena_memory_t;
+
+extern const kv_arena_memory_t KV_ARENA_MACHINE;
+
+/* Makes slots of a shared arena ready, with all that stands beside them. *locked, where it is true:
+ * and locks them, or becomes false. KV_CANCELLED: *stop became true. KV_NO_SPACE: there is no
+ * memory, or hardly more than that for everybody else; what became ready stays so. */
+kv_status_t kv_arena_make_ready(const kv_arena_t *arena, const kv_arena_memory_t *memory,
+    uint32_t first_slot, uint32_t slot_count, const atomic_bool *stop, bool *locked,
+    kv_error_t *error);
 
 static inline char *kv_arena_slot(const kv_arena_t *arena, uint32_t slot)
 {

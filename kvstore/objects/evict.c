@@ -1,9 +1,10 @@
-/* Eviction: device -> host -> disk, what was used longest ago first, leaves before their parents.
+/* Eviction: device -> host -> disk, in the order that the pools keep: leaves before their parents,
+ * background before batch before interactive, each class as the policy ranks it.
  *
- * The used lists are in that order by themselves: a lease holds a whole prefix and gives it back
- * leaf first, so that a parent is never older than its child. A copy that another tier has is
- * simply let go; the last copy is first brought down a tier, and where there is none below, the
- * object is dropped with whatever still descends from it, unless it is pinned. */
+ * A copy that another tier has is simply let go; the last copy is first brought down a tier, and
+ * where there is none below, the object is dropped with whatever still descends from it, unless it
+ * is pinned. While a copy is brought down the walk goes on with what it goes on from: the leaves of
+ * a chain leave together. */
 #include "kvstore/store_internal.h"
 
 #include "base/check.h"
@@ -43,23 +44,21 @@ static void move_done(kv_task_t *task)
     move_t *move = (move_t *)task;
     kvist_store_t *store = task->store;
     kv_object_t *object = kv_table_at(store->table, move->object);
-    kv_store_group_t *group = device_group(store);
     object->flags &= ~KV_OBJECT_MOVING;
     store->moves_out--;
-    kv_pool_set_object(&group->host_pool, move->host_slot, move->object);
-    object->host_slot = move->host_slot;
+    kv_object_enter_host(store, move->object, move->host_slot);
     if ((object->flags & KV_OBJECT_DEAD) != 0) {
         kv_object_settle(store, move->object);
         free(move);
         return;
     }
-    store->stats.tiers[KVIST_TIER_HOST].written_bytes += group->layout.object_bytes;
-    kv_changes_note(store, object, KVIST_TIER_HOST, true);
+    store->stats.tiers[KVIST_TIER_HOST].written_bytes += device_group(store)->layout.object_bytes;
+    kv_object_expect(store, move->object, store->device_pool.about[move->device_slot].expected_s);
     if (object->reference_count == 0) {
         kv_object_list(store, move->object);
         if ((object->flags & KV_OBJECT_BUSY) == 0) {
+            kv_object_note_victim(store, move->object, KVIST_TIER_DEVICE);
             kv_object_leave_device(store, move->object);
-            store->stats.tiers[KVIST_TIER_DEVICE].evicted_objects++;
         }
     }
     free(move);
@@ -83,59 +82,81 @@ static void start_move(kvist_store_t *store, uint32_t number, uint32_t host_slot
     kv_store_submit(store, &move->task);
 }
 
-/* The next slot to look at; a drop may have freed the one that was next. */
-static uint32_t go_on(const kv_pool_t *pool, uint32_t next)
+typedef enum { FREED, COMING, STUCK, PINNED } outcome_t;
+
+/* The object goes with all that goes on from it: nothing below takes its last copy. */
+static outcome_t drop_victim(kvist_store_t *store, uint32_t number, kvist_tier_t tier)
 {
-    return next == KV_SLOT_NONE || pool->slots[next].listed ? next : kv_pool_first(pool);
+    kv_object_note_victim(store, number, tier);
+    kv_object_drop(store, number);
+    return FREED;
 }
 
-uint32_t kv_evict_host(kvist_store_t *store, uint32_t group, bool *coming_out)
+/* One step for a candidate of the host tier. */
+static outcome_t evict_from_host(kvist_store_t *store, uint32_t number, uint32_t now_s)
 {
-    kv_pool_t *pool = &store->groups[group].host_pool;
-    uint32_t slot = kv_pool_take(pool);
-    uint32_t at = slot == KV_SLOT_NONE ? kv_pool_first(pool) : KV_SLOT_NONE;
-    uint32_t now_s = kv_store_now_s(store);
-    *coming_out = false;
-    for (uint32_t looked = 0; at != KV_SLOT_NONE && looked < LOOK_AT_MAX; looked++) {
+    const kv_object_t *object = kv_table_at(store->table, number);
+    if ((object->flags & KV_OBJECT_BUSY) != 0) {
+        return COMING;
+    }
+    if (kv_object_on_device(store, object) || kv_object_on_disk(object)) {
+        kv_object_note_victim(store, number, KVIST_TIER_HOST);
+        kv_object_leave_host(store, number);
+        return FREED;
+    }
+    if (kv_persist_usable(store) && kv_persist_queue(store, number)) {
+        return COMING;
+    }
+    if (kv_populate_coming(kv_object_group(store, object))) {
+        return STUCK; /* what would be lost for good waits for the next chunk's room */
+    }
+    return object->pin_until_s > now_s ? PINNED : drop_victim(store, number, KVIST_TIER_HOST);
+}
+
+uint32_t kv_evict_host(kvist_store_t *store, const kv_family_t *family, bool *coming_out)
+{
+    kv_pool_t *pool = &store->groups[family->group].host_pool;
+    uint32_t slot = kv_pool_take(pool), now_s = kv_store_now_s(store), at;
+    *coming_out = slot == KV_SLOT_NONE && kv_populate_coming(&store->groups[family->group]);
+    if (slot != KV_SLOT_NONE || pool->slot_count == 0) {
+        return slot;
+    }
+    kv_pool_end_promises(pool, now_s);
+    kv_pool_walk_t walk = kv_pool_walk(pool, KV_TENANT_ANY, KVIST_PRIORITY_INTERACTIVE);
+    for (uint32_t looked = 0;
+         slot == KV_SLOT_NONE && looked < LOOK_AT_MAX && (at = kv_pool_step(&walk)) != KV_SLOT_NONE;
+         looked++) {
         uint32_t number = pool->slots[at].object;
-        uint32_t next = kv_pool_next(pool, at);
-        kv_object_t *object = kv_table_at(store->table, number);
-        if ((object->flags & KV_OBJECT_BUSY) != 0) {
+        outcome_t outcome = evict_from_host(store, number, now_s);
+        if (outcome == STUCK) {
+            break;
+        }
+        if (outcome == COMING) {
+            kv_object_set_going(store, number, KVIST_TIER_HOST);
             *coming_out = true;
-        } else if (kv_object_on_device(store, object) || kv_object_on_disk(object)) {
-            kv_object_leave_host(store, number);
-            store->stats.tiers[KVIST_TIER_HOST].evicted_objects++;
-        } else if (kv_persist_usable(store) && kv_persist_queue(store, number)) {
-            *coming_out = true;
-        } else if (object->pin_until_s <= now_s) {
-            kv_object_drop(store, number);
-            store->stats.tiers[KVIST_TIER_HOST].evicted_objects++;
-        } else {
-            kv_object_list(store, number); /* a promise: out of the way of the next search */
+        } else if (outcome == PINNED) {
+            kv_pool_promise(pool, at, kv_table_at(store->table, number)->pin_until_s);
         }
         slot = kv_pool_take(pool);
-        at = slot == KV_SLOT_NONE ? go_on(pool, next) : KV_SLOT_NONE;
     }
     return slot;
 }
 
-typedef enum { FREED, COMING, STUCK, PINNED } outcome_t;
-
-/* One step for the object in a device slot that nobody holds. */
-static outcome_t evict_one(kvist_store_t *store, uint32_t number)
+/* One step for a candidate of the device tier. */
+static outcome_t evict_from_device(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
     if ((object->flags & KV_OBJECT_BUSY) != 0) {
         return COMING;
     }
     if (kv_object_on_host(object) || kv_object_on_disk(object)) {
+        kv_object_note_victim(store, number, KVIST_TIER_DEVICE);
         kv_object_leave_device(store, number);
-        store->stats.tiers[KVIST_TIER_DEVICE].evicted_objects++;
         return FREED;
     }
     if (device_group(store)->host_pool.slot_count > 0) {
         bool coming;
-        uint32_t host_slot = kv_evict_host(store, 0, &coming);
+        uint32_t host_slot = kv_evict_host(store, kv_object_family(store, object), &coming);
         /* Making room may have dropped this very object with its ancestors. */
         bool gone = (object->flags & (KV_OBJECT_USED | KV_OBJECT_DEAD)) != KV_OBJECT_USED;
         if (gone && host_slot != KV_SLOT_NONE) {
@@ -155,27 +176,42 @@ static outcome_t evict_one(kvist_store_t *store, uint32_t number)
     if (kv_persist_usable(store) && kv_persist_queue(store, number)) {
         return COMING;
     }
-    if (object->pin_until_s > kv_store_now_s(store)) {
-        return PINNED;
+    bool pinned = object->pin_until_s > kv_store_now_s(store);
+    return pinned ? PINNED : drop_victim(store, number, KVIST_TIER_DEVICE);
+}
+
+/* Once through the candidates, as far as need be. true: something went, and what that made a
+ * candidate may lie behind where the walk is. */
+static bool evict_pass(kvist_store_t *store, uint32_t target, uint32_t *coming_out)
+{
+    kv_pool_t *pool = &store->device_pool;
+    kv_pool_walk_t walk = kv_pool_walk(pool, KV_TENANT_ANY, KVIST_PRIORITY_INTERACTIVE);
+    uint32_t at;
+    bool freed = false;
+    *coming_out = 0;
+    while (pool->free_count + *coming_out < target && (at = kv_pool_step(&walk)) != KV_SLOT_NONE) {
+        uint32_t number = pool->slots[at].object;
+        outcome_t outcome = evict_from_device(store, number);
+        if (outcome == COMING) {
+            kv_object_set_going(store, number, KVIST_TIER_DEVICE);
+        } else if (outcome == PINNED) {
+            kv_pool_promise(pool, at, kv_table_at(store->table, number)->pin_until_s);
+        }
+        *coming_out += outcome == COMING || outcome == STUCK;
+        freed |= outcome == FREED;
+        if (outcome == STUCK) {
+            return false;
+        }
     }
-    kv_object_drop(store, number);
-    store->stats.tiers[KVIST_TIER_DEVICE].evicted_objects++;
-    return FREED;
+    return freed;
 }
 
 bool kv_evict_device(kvist_store_t *store, uint32_t wanted)
 {
-    kv_pool_t *pool = &store->device_pool;
-    uint32_t target = pool->free_count + wanted, coming = 0;
-    uint32_t at = kv_pool_first(pool);
-    while (at != KV_SLOT_NONE && pool->free_count + coming < target) {
-        uint32_t number = pool->slots[at].object, next = kv_pool_next(pool, at);
-        outcome_t outcome = evict_one(store, number);
-        coming += outcome == COMING || outcome == STUCK;
-        if (outcome == STUCK) {
-            break;
-        }
-        at = go_on(pool, next);
+    const kv_pool_t *pool = &store->device_pool;
+    uint32_t target = pool->free_count + wanted, coming;
+    kv_pool_end_promises(&store->device_pool, kv_store_now_s(store));
+    while (evict_pass(store, target, &coming) && pool->free_count + coming < target) {
     }
     return coming > 0;
 }

@@ -1,6 +1,7 @@
 /* Where an object is, who holds it, and how it goes. */
 #include "kvstore/store_internal.h"
 
+#include "base/bytes.h"
 #include "base/check.h"
 #include "base/log.h"
 #include "base/memory.h"
@@ -29,16 +30,142 @@ static bool is_dead(const kv_object_t *object)
     return (object->flags & KV_OBJECT_DEAD) != 0;
 }
 
+/* ---- in the pools of device and host ----
+ *
+ * A pool counts, for each of its slots, the objects in it that go on from that slot's object and
+ * are not on their way out: those are why it must stay. Objects of groups other than the first have
+ * pools of their own, in which nothing goes on from anything. */
+
+static kv_pool_t *pool_of(kvist_store_t *store, const kv_object_t *object, kvist_tier_t tier)
+{
+    return tier == KVIST_TIER_DEVICE ? &store->device_pool
+                                     : &kv_object_group(store, object)->host_pool;
+}
+
+/* The object's slot in the tier's pool; KV_SLOT_NONE: it is not there. */
+static uint32_t slot_of(const kvist_store_t *store, const kv_object_t *object, kvist_tier_t tier)
+{
+    if (tier == KVIST_TIER_HOST) {
+        return object->host_slot;
+    }
+    return kv_object_on_device(store, object) ? object->device_slot : KV_SLOT_NONE;
+}
+
+static bool of_first_group(const kvist_store_t *store, const kv_object_t *object)
+{
+    return store->group_count == 1 || kv_object_family(store, object)->group == 0;
+}
+
+/* The slot of what the object goes on from, in the same pool. */
+static uint32_t parent_slot(
+    const kvist_store_t *store, const kv_object_t *object, kvist_tier_t tier)
+{
+    if (object->parent == KV_OBJECT_NONE || !of_first_group(store, object)) {
+        return KV_SLOT_NONE;
+    }
+    return slot_of(store, kv_table_at(store->table, object->parent), tier);
+}
+
+static void count_child(kvist_store_t *store, const kv_object_t *object, kvist_tier_t tier)
+{
+    uint32_t parent = parent_slot(store, object, tier);
+    if (parent != KV_SLOT_NONE) {
+        kv_pool_add_child(pool_of(store, object, tier), parent);
+    }
+}
+
+static void uncount_child(kvist_store_t *store, const kv_object_t *object, kvist_tier_t tier)
+{
+    kv_pool_t *pool = pool_of(store, object, tier);
+    uint32_t slot = slot_of(store, object, tier), parent = parent_slot(store, object, tier);
+    if (parent != KV_SLOT_NONE && (pool->slots[slot].flags & KV_SLOT_GOING) == 0) {
+        kv_pool_remove_child(pool, parent);
+    }
+}
+
+/* What came before it. */
+static void count_children(kvist_store_t *store, const kv_object_t *object, kvist_tier_t tier)
+{
+    kv_pool_t *pool = pool_of(store, object, tier);
+    uint32_t slot = slot_of(store, object, tier);
+    for (uint32_t at = object->first_child; at != KV_OBJECT_NONE;) {
+        const kv_object_t *child = kv_table_at(store->table, at);
+        uint32_t of_child =
+            of_first_group(store, child) ? slot_of(store, child, tier) : KV_SLOT_NONE;
+        if (of_child != KV_SLOT_NONE && (pool->slots[of_child].flags & KV_SLOT_GOING) == 0) {
+            kv_pool_add_child(pool, slot);
+        }
+        at = child->next_sibling;
+    }
+}
+
+static void enter_pool(kvist_store_t *store, uint32_t number, kvist_tier_t tier, uint32_t slot)
+{
+    const kv_object_t *object = kv_table_at(store->table, number);
+    const kv_family_t *family = kv_object_family(store, object);
+    const kv_slot_of_t of = {
+        .key_hash = kv_get_u32(object->key.bytes),
+        .position = object->position,
+        .priority = (kvist_priority_t)family->priority,
+        .tenant = family->tenant,
+    };
+    kv_pool_set_object(pool_of(store, object, tier), slot, number, &of);
+}
+
+static void entered(kvist_store_t *store, const kv_object_t *object, kvist_tier_t tier)
+{
+    if (!is_dead(object)) {
+        count_child(store, object, tier);
+        if (of_first_group(store, object)) {
+            count_children(store, object, tier);
+        }
+        kv_changes_note(store, object, tier, true);
+    }
+}
+
+void kv_object_enter_device(kvist_store_t *store, uint32_t number, uint32_t slot)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    enter_pool(store, number, KVIST_TIER_DEVICE, slot);
+    object->device_slot = slot;
+    entered(store, object, KVIST_TIER_DEVICE);
+}
+
+void kv_object_enter_host(kvist_store_t *store, uint32_t number, uint32_t slot)
+{
+    kv_object_t *object = kv_table_at(store->table, number);
+    enter_pool(store, number, KVIST_TIER_HOST, slot);
+    object->host_slot = slot;
+    entered(store, object, KVIST_TIER_HOST);
+}
+
+void kv_object_set_going(kvist_store_t *store, uint32_t number, kvist_tier_t tier)
+{
+    const kv_object_t *object = kv_table_at(store->table, number);
+    uncount_child(store, object, tier);
+    pool_of(store, object, tier)->slots[slot_of(store, object, tier)].flags |= KV_SLOT_GOING;
+}
+
+static void hold_in(kvist_store_t *store, const kv_object_t *object, kvist_tier_t tier)
+{
+    uint32_t slot = slot_of(store, object, tier);
+    if (slot == KV_SLOT_NONE) {
+        return;
+    }
+    kv_pool_t *pool = pool_of(store, object, tier);
+    kv_pool_hold(pool, slot);
+    if ((pool->slots[slot].flags & KV_SLOT_GOING) != 0) { /* it stays */
+        pool->slots[slot].flags &= (uint8_t)~KV_SLOT_GOING;
+        count_child(store, object, tier);
+    }
+}
+
 void kv_object_hold(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
     if (object->reference_count++ == 0) {
-        if (kv_object_on_device(store, object)) {
-            kv_pool_unlist(&store->device_pool, object->device_slot);
-        }
-        if (kv_object_on_host(object)) {
-            kv_pool_unlist(&kv_object_group(store, object)->host_pool, object->host_slot);
-        }
+        hold_in(store, object, KVIST_TIER_DEVICE);
+        hold_in(store, object, KVIST_TIER_HOST);
     }
 }
 
@@ -65,11 +192,31 @@ void kv_object_list(kvist_store_t *store, uint32_t number)
     const kv_object_t *object = kv_table_at(store->table, number);
     kvist_priority_t priority = (kvist_priority_t)kv_object_family(store, object)->priority;
     if (kv_object_on_device(store, object)) {
-        kv_pool_list(&store->device_pool, object->device_slot, priority);
+        kv_pool_release(&store->device_pool, object->device_slot, priority);
     }
     if (kv_object_on_host(object)) {
-        kv_pool_list(&kv_object_group(store, object)->host_pool, object->host_slot, priority);
+        kv_pool_release(&kv_object_group(store, object)->host_pool, object->host_slot, priority);
     }
+}
+
+void kv_object_expect(kvist_store_t *store, uint32_t number, uint32_t expected_s)
+{
+    const kv_object_t *object = kv_table_at(store->table, number);
+    uint32_t now_s = kv_store_now_s(store);
+    if (kv_object_on_device(store, object)) {
+        kv_pool_expect(&store->device_pool, object->device_slot, expected_s, now_s);
+    }
+    if (kv_object_on_host(object)) {
+        kv_pool_expect(
+            &kv_object_group(store, object)->host_pool, object->host_slot, expected_s, now_s);
+    }
+}
+
+void kv_object_note_victim(kvist_store_t *store, uint32_t number, kvist_tier_t tier)
+{
+    const kv_object_t *object = kv_table_at(store->table, number);
+    pool_of(store, object, tier)->slots[slot_of(store, object, tier)].flags |= KV_SLOT_VICTIM;
+    store->stats.tiers[tier].evicted_objects++;
 }
 
 void kv_object_leave_device(kvist_store_t *store, uint32_t number)
@@ -78,6 +225,7 @@ void kv_object_leave_device(kvist_store_t *store, uint32_t number)
     KV_CHECK(kv_object_on_device(store, object) && (object->flags & KV_OBJECT_BUSY) == 0);
     if (!is_dead(object)) { /* else that was told when it was dropped */
         kv_changes_note(store, object, KVIST_TIER_DEVICE, false);
+        uncount_child(store, object, KVIST_TIER_DEVICE);
     }
     kv_pool_give(&store->device_pool, object->device_slot);
     object->device_slot = KV_SLOT_NONE;
@@ -89,6 +237,7 @@ void kv_object_leave_host(kvist_store_t *store, uint32_t number)
     KV_CHECK(kv_object_on_host(object));
     if (!is_dead(object)) {
         kv_changes_note(store, object, KVIST_TIER_HOST, false);
+        uncount_child(store, object, KVIST_TIER_HOST);
     }
     kv_pool_give(&kv_object_group(store, object)->host_pool, object->host_slot);
     object->host_slot = KV_SLOT_NONE;
@@ -273,10 +422,12 @@ static void drop_leaf(kvist_store_t *store, uint32_t number)
     store->stats.unsaved_objects--; /* it was unsaved, or has just become so */
     if (kv_object_on_device(store, object)) {
         kv_changes_note(store, object, KVIST_TIER_DEVICE, false);
+        uncount_child(store, object, KVIST_TIER_DEVICE);
         kv_pool_unlist(&store->device_pool, object->device_slot);
     }
     if (kv_object_on_host(object)) {
         kv_changes_note(store, object, KVIST_TIER_HOST, false);
+        uncount_child(store, object, KVIST_TIER_HOST);
         kv_pool_unlist(&kv_object_group(store, object)->host_pool, object->host_slot);
     }
     kv_fill_note_dropped(store, &object->key);

@@ -4,9 +4,12 @@
 #include "base/memory.h"
 
 #include <stdlib.h>
+#include <string.h>
+
+static const kv_candidates_t NO_CANDIDATES = {{KV_RANKING_NONE, KV_RANKING_NONE}};
 
 void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_tokens, uint32_t unit_count,
-    uint32_t *tokens, uint64_t *checksums)
+    uint32_t *tokens, uint64_t *checksums, const kv_policy_ops_t *policy)
 {
     *pool = (kv_pool_t){
         .slots = kv_allocate_array(slot_count, sizeof(kv_slot_t)),
@@ -16,15 +19,33 @@ void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_tokens, u
         .block_tokens = block_tokens,
         .unit_count = unit_count,
         .free_head = KV_SLOT_NONE,
+        .ops = policy,
+        .costs = kv_allocate(sizeof *pool->costs),
+        .about = kv_allocate_array(slot_count, sizeof *pool->about),
+        .ranks = kv_allocate_array(slot_count, sizeof *pool->ranks),
+        .of_all = kv_allocate_array(slot_count, sizeof *pool->of_all),
+        .of_tenant = kv_allocate_array(slot_count, sizeof *pool->of_tenant),
+        .promised = KV_RANKING_NONE,
     };
+    const kv_policy_params_t params = {.slot_count = slot_count, .costs = pool->costs};
     for (int i = 0; i < KVIST_PRIORITY_COUNT; i++) {
-        pool->used[i] = (kv_used_list_t){KV_SLOT_NONE, KV_SLOT_NONE};
+        pool->candidates[i] = NO_CANDIDATES;
+        pool->policies[i] = policy->create(&params);
     }
 }
 
 void kv_pool_destroy(kv_pool_t *pool)
 {
+    for (int i = 0; pool->ops != NULL && i < KVIST_PRIORITY_COUNT; i++) {
+        pool->ops->destroy(pool->policies[i]);
+    }
     free(pool->slots);
+    free(pool->costs);
+    free(pool->about);
+    free(pool->ranks);
+    free(pool->of_all);
+    free(pool->of_tenant);
+    free(pool->tenants);
     *pool = (kv_pool_t){0};
 }
 
@@ -32,22 +53,145 @@ void kv_pool_extend(kv_pool_t *pool, uint32_t ready_count)
 {
     KV_CHECK(ready_count >= pool->ready_count && ready_count <= pool->slot_count);
     for (uint32_t slot = ready_count; slot-- > pool->ready_count;) {
-        pool->slots[slot].older = pool->free_head;
+        pool->slots[slot].object = pool->free_head;
         pool->free_head = slot;
     }
     pool->free_count += ready_count - pool->ready_count;
     pool->ready_count = ready_count;
 }
 
+size_t kv_pool_order_bytes(const kv_pool_t *pool)
+{
+    size_t slot_bytes = sizeof *pool->slots + sizeof *pool->about + sizeof *pool->ranks +
+                        sizeof *pool->of_all + sizeof *pool->of_tenant;
+    size_t bytes = pool->slot_count * slot_bytes + pool->tenant_count * sizeof *pool->tenants;
+    for (int i = 0; i < KVIST_PRIORITY_COUNT; i++) {
+        bytes += pool->ops->memory_bytes(pool->policies[i]);
+    }
+    return bytes;
+}
+
+/* ---- candidates ---- */
+
+static kv_ranking_memory_t memory_of(const kv_pool_t *pool, bool of_tenant)
+{
+    return (kv_ranking_memory_t){of_tenant ? pool->of_tenant : pool->of_all, pool->ranks};
+}
+
+static void list(kv_pool_t *pool, uint32_t slot)
+{
+    kv_slot_t *entry = &pool->slots[slot];
+    kv_ranking_memory_t of_all = memory_of(pool, false), of_tenant = memory_of(pool, true);
+    kv_pool_tenant_t *tenant = &pool->tenants[entry->tenant];
+    kv_ranking_add(&of_all, &pool->candidates[entry->priority].roots[entry->list], slot);
+    kv_ranking_add(&of_tenant, &tenant->candidates[entry->priority].roots[entry->list], slot);
+    entry->flags |= KV_SLOT_LISTED;
+}
+
+void kv_pool_unlist(kv_pool_t *pool, uint32_t slot)
+{
+    kv_slot_t *entry = &pool->slots[slot];
+    kv_ranking_memory_t of_all = memory_of(pool, false), of_tenant = memory_of(pool, true);
+    kv_pool_tenant_t *tenant = &pool->tenants[entry->tenant];
+    if ((entry->flags & KV_SLOT_LISTED) == 0) {
+        return;
+    }
+    if ((entry->flags & KV_SLOT_PROMISED) != 0) {
+        kv_ranking_remove(&of_all, &pool->promised, slot);
+    } else {
+        kv_ranking_remove(&of_all, &pool->candidates[entry->priority].roots[entry->list], slot);
+        kv_ranking_remove(
+            &of_tenant, &tenant->candidates[entry->priority].roots[entry->list], slot);
+    }
+    entry->flags &= (uint8_t) ~(KV_SLOT_LISTED | KV_SLOT_PROMISED);
+}
+
+static void list_if_candidate(kv_pool_t *pool, uint32_t slot)
+{
+    const kv_slot_t *entry = &pool->slots[slot];
+    bool is_candidate = (entry->flags & KV_SLOT_IDLE) != 0 && entry->children == 0;
+    if (is_candidate && (entry->flags & KV_SLOT_LISTED) == 0) {
+        list(pool, slot);
+    }
+}
+
+/* ---- the policy ---- */
+
+static kv_policy_slot_t describe(const kv_pool_t *pool, uint32_t slot)
+{
+    return (kv_policy_slot_t){
+        .about = &pool->about[slot],
+        .used = pool->ranks[slot].used,
+        .now = pool->use_count,
+        .uses = pool->slots[slot].uses,
+    };
+}
+
+static kv_policy_place_t place_of(const kv_pool_t *pool, uint32_t slot)
+{
+    return (kv_policy_place_t){pool->ranks[slot].rank, pool->slots[slot].list};
+}
+
+/* It is no candidate: the order is by what this sets. */
+static void set_place(kv_pool_t *pool, uint32_t slot, const kv_policy_place_t *place)
+{
+    pool->ranks[slot].rank = place->rank;
+    pool->slots[slot].list = place->list;
+}
+
+static void enter_policy(kv_pool_t *pool, uint32_t slot)
+{
+    kv_policy_slot_t described = describe(pool, slot);
+    kv_policy_place_t place = {0};
+    pool->ops->enter(pool->policies[pool->slots[slot].priority], &described, &place);
+    set_place(pool, slot, &place);
+    pool->slots[slot].flags |= KV_SLOT_RANKED;
+}
+
+static void leave_policy(kv_pool_t *pool, uint32_t slot, bool evicted)
+{
+    kv_slot_t *entry = &pool->slots[slot];
+    if ((entry->flags & KV_SLOT_RANKED) != 0) {
+        kv_policy_slot_t described = describe(pool, slot);
+        kv_policy_place_t place = place_of(pool, slot);
+        pool->ops->leave(pool->policies[entry->priority], &described, &place, evicted);
+        entry->flags &= (uint8_t)~KV_SLOT_RANKED;
+    }
+}
+
+static void use_policy(kv_pool_t *pool, uint32_t slot)
+{
+    kv_slot_t *entry = &pool->slots[slot];
+    entry->uses += entry->uses < KV_POLICY_USES_MAX;
+    kv_policy_slot_t described = describe(pool, slot);
+    kv_policy_place_t place = place_of(pool, slot);
+    pool->ops->use(pool->policies[entry->priority], &described, &place);
+    set_place(pool, slot, &place);
+}
+
+static void set_class(kv_pool_t *pool, uint32_t slot, kvist_priority_t priority)
+{
+    kv_slot_t *entry = &pool->slots[slot];
+    if (entry->priority != priority) {
+        leave_policy(pool, slot, false);
+        pool->class_counts[entry->priority]--;
+        pool->class_counts[priority]++;
+        entry->priority = (uint8_t)priority;
+    }
+}
+
+/* ---- states ---- */
+
 uint32_t kv_pool_take(kv_pool_t *pool)
 {
-    uint32_t slot = pool->free_head;
-    if (slot != KV_SLOT_NONE) {
-        KV_CHECK(pool->slots[slot].state == KV_SLOT_FREE);
-        pool->free_head = pool->slots[slot].older;
-        pool->free_count--;
-        pool->slots[slot].state = KV_SLOT_PRIVATE;
+    if (pool->free_count == 0) { /* a tier that there is not has a pool of zeros */
+        return KV_SLOT_NONE;
     }
+    uint32_t slot = pool->free_head;
+    KV_CHECK(pool->slots[slot].state == KV_SLOT_FREE);
+    pool->free_head = pool->slots[slot].object;
+    pool->free_count--;
+    pool->slots[slot].state = KV_SLOT_PRIVATE;
     return slot;
 }
 
@@ -55,12 +199,14 @@ void kv_pool_give(kv_pool_t *pool, uint32_t slot)
 {
     kv_slot_t *entry = &pool->slots[slot];
     KV_CHECK(entry->state != KV_SLOT_FREE);
-    kv_pool_unlist(pool, slot);
     if (entry->state == KV_SLOT_OBJECT) {
+        kv_pool_unlist(pool, slot);
+        leave_policy(pool, slot, (entry->flags & KV_SLOT_VICTIM) != 0);
         pool->object_count--;
+        pool->class_counts[entry->priority]--;
+        pool->tenants[entry->tenant].object_count--;
     }
-    entry->state = KV_SLOT_FREE;
-    entry->older = pool->free_head;
+    *entry = (kv_slot_t){.state = KV_SLOT_FREE, .object = pool->free_head};
     pool->free_head = slot;
     pool->free_count++;
 }
@@ -72,71 +218,189 @@ void kv_pool_set_loading(kv_pool_t *pool, uint32_t slot, uint32_t object)
     pool->slots[slot].object = object;
 }
 
-void kv_pool_set_object(kv_pool_t *pool, uint32_t slot, uint32_t object)
+static void know_tenant(kv_pool_t *pool, uint32_t tenant)
+{
+    if (tenant < pool->tenant_count) {
+        return;
+    }
+    uint32_t count = tenant + 1 > 2 * pool->tenant_count ? tenant + 1 : 2 * pool->tenant_count;
+    pool->tenants = kv_reallocate(pool->tenants, count, sizeof *pool->tenants);
+    for (; pool->tenant_count < count; pool->tenant_count++) {
+        kv_pool_tenant_t *next = &pool->tenants[pool->tenant_count];
+        next->object_count = 0;
+        for (int i = 0; i < KVIST_PRIORITY_COUNT; i++) {
+            next->candidates[i] = NO_CANDIDATES;
+        }
+    }
+}
+
+void kv_pool_set_object(kv_pool_t *pool, uint32_t slot, uint32_t object, const kv_slot_of_t *of)
 {
     kv_slot_t *entry = &pool->slots[slot];
     KV_CHECK(entry->state == KV_SLOT_PRIVATE || entry->state == KV_SLOT_LOADING);
-    entry->state = KV_SLOT_OBJECT;
-    entry->object = object;
+    know_tenant(pool, of->tenant);
+    *entry = (kv_slot_t){
+        .object = object,
+        .tenant = of->tenant,
+        .state = KV_SLOT_OBJECT,
+        .priority = (uint8_t)of->priority,
+    };
+    pool->about[slot] = (kv_policy_about_t){.key_hash = of->key_hash, .position = of->position};
     pool->object_count++;
+    pool->class_counts[of->priority]++;
+    pool->tenants[of->tenant].object_count++;
 }
 
-void kv_pool_list(kv_pool_t *pool, uint32_t slot, kvist_priority_t priority)
+/* ---- use ---- */
+
+void kv_pool_hold(kv_pool_t *pool, uint32_t slot)
+{
+    pool->slots[slot].flags &= (uint8_t)~KV_SLOT_IDLE;
+    kv_pool_unlist(pool, slot);
+}
+
+void kv_pool_release(kv_pool_t *pool, uint32_t slot, kvist_priority_t priority)
 {
     kv_slot_t *entry = &pool->slots[slot];
-    kv_used_list_t *list = &pool->used[priority];
     KV_CHECK(entry->state == KV_SLOT_OBJECT);
     kv_pool_unlist(pool, slot);
-    entry->listed = true;
-    entry->list = (uint8_t)priority;
-    entry->newer = KV_SLOT_NONE;
-    entry->older = list->newest;
-    if (list->newest != KV_SLOT_NONE) {
-        pool->slots[list->newest].newer = slot;
+    set_class(pool, slot, priority);
+    pool->ranks[slot].used = ++pool->use_count;
+    if ((entry->flags & KV_SLOT_RANKED) != 0) {
+        use_policy(pool, slot);
     } else {
-        list->oldest = slot;
+        enter_policy(pool, slot);
     }
-    list->newest = slot;
+    entry->flags |= KV_SLOT_IDLE;
+    list_if_candidate(pool, slot);
 }
 
-void kv_pool_unlist(kv_pool_t *pool, uint32_t slot)
+void kv_pool_add_child(kv_pool_t *pool, uint32_t slot)
+{
+    pool->slots[slot].children++;
+    kv_pool_unlist(pool, slot);
+}
+
+void kv_pool_remove_child(kv_pool_t *pool, uint32_t slot)
+{
+    KV_CHECK(pool->slots[slot].children > 0);
+    pool->slots[slot].children--;
+    list_if_candidate(pool, slot);
+}
+
+void kv_pool_expect(kv_pool_t *pool, uint32_t slot, uint32_t expected_s, uint32_t now_s)
+{
+    kv_policy_about_t *about = &pool->about[slot];
+    if (about->expected_s <= now_s || (expected_s > now_s && expected_s < about->expected_s)) {
+        about->expected_s = expected_s > now_s ? expected_s : 0;
+    }
+}
+
+/* ---- promises ---- */
+
+void kv_pool_promise(kv_pool_t *pool, uint32_t slot, uint32_t until_s)
 {
     kv_slot_t *entry = &pool->slots[slot];
-    kv_used_list_t *list = &pool->used[entry->list];
-    if (!entry->listed) {
-        return;
-    }
-    entry->listed = false;
-    if (entry->newer != KV_SLOT_NONE) {
-        pool->slots[entry->newer].older = entry->older;
-    } else {
-        list->newest = entry->older;
-    }
-    if (entry->older != KV_SLOT_NONE) {
-        pool->slots[entry->older].newer = entry->newer;
-    } else {
-        list->oldest = entry->newer;
+    KV_CHECK((entry->flags & KV_SLOT_LISTED) != 0);
+    kv_ranking_memory_t of_all = memory_of(pool, false);
+    kv_pool_unlist(pool, slot);
+    leave_policy(pool, slot, false);
+    pool->ranks[slot].rank = until_s;
+    kv_ranking_add(&of_all, &pool->promised, slot);
+    entry->flags |= KV_SLOT_LISTED | KV_SLOT_PROMISED;
+}
+
+void kv_pool_end_promises(kv_pool_t *pool, uint32_t now_s)
+{
+    kv_ranking_memory_t of_all = memory_of(pool, false);
+    uint32_t slot;
+    while ((slot = kv_ranking_first(&of_all, pool->promised)) != KV_SLOT_NONE &&
+           pool->ranks[slot].rank <= now_s) {
+        kv_pool_unlist(pool, slot);
+        enter_policy(pool, slot);
+        list(pool, slot);
     }
 }
 
-/* The oldest of the lists up to `priority`. */
-static uint32_t oldest_from(const kv_pool_t *pool, int priority)
+/* ---- walks ---- */
+
+static void enter_class(kv_pool_walk_t *walk)
 {
-    for (; priority >= 0; priority--) {
-        if (pool->used[priority].oldest != KV_SLOT_NONE) {
-            return pool->used[priority].oldest;
+    const kv_pool_t *pool = walk->pool;
+    walk->lists_seen = 0;
+    walk->slot = KV_SLOT_NONE;
+    walk->list = walk->priority >= 0 && pool->ops->first_list != NULL
+                     ? pool->ops->first_list(pool->policies[walk->priority])
+                     : 0;
+}
+
+kv_pool_walk_t kv_pool_walk(kv_pool_t *pool, uint32_t tenant, kvist_priority_t last)
+{
+    kv_pool_walk_t walk = {
+        .pool = pool,
+        .tenant = tenant,
+        .priority = KVIST_PRIORITY_COUNT - 1,
+        .last = last,
+    };
+    enter_class(&walk);
+    return walk;
+}
+
+/* The next one of the list that the walk is in. */
+static uint32_t next_in_list(const kv_pool_walk_t *walk)
+{
+    const kv_pool_t *pool = walk->pool;
+    bool any = walk->tenant == KV_TENANT_ANY;
+    if (!any && walk->tenant >= pool->tenant_count) {
+        return KV_SLOT_NONE;
+    }
+    const kv_candidates_t *candidates =
+        any ? &pool->candidates[walk->priority]
+            : &pool->tenants[walk->tenant].candidates[walk->priority];
+    kv_ranking_memory_t memory = memory_of(pool, !any);
+    uint32_t root = candidates->roots[walk->list];
+    return walk->slot == KV_SLOT_NONE ? kv_ranking_first(&memory, root)
+                                      : kv_ranking_after(&memory, root, walk->rank, walk->slot);
+}
+
+/* Whether the policy lets it stay for now, in another place. */
+static bool is_spared(kv_pool_t *pool, uint32_t slot)
+{
+    if (pool->ops->spare == NULL) {
+        return false;
+    }
+    kv_slot_t *entry = &pool->slots[slot];
+    kv_policy_slot_t described = describe(pool, slot);
+    kv_policy_place_t place = place_of(pool, slot);
+    if (!pool->ops->spare(pool->policies[entry->priority], &described, &place)) {
+        return false;
+    }
+    kv_pool_unlist(pool, slot);
+    entry->uses = (uint8_t)described.uses;
+    set_place(pool, slot, &place);
+    list(pool, slot);
+    return true;
+}
+
+uint32_t kv_pool_step(kv_pool_walk_t *walk)
+{
+    while (walk->priority >= (int)walk->last) {
+        uint32_t slot = next_in_list(walk);
+        if (slot != KV_SLOT_NONE) {
+            kv_rank_t rank = walk->pool->ranks[slot];
+            if (is_spared(walk->pool, slot)) {
+                continue; /* it is elsewhere now; what comes next is where it was */
+            }
+            walk->slot = slot;
+            walk->rank = rank;
+            return slot;
+        }
+        walk->slot = KV_SLOT_NONE;
+        walk->list = (walk->list + 1) % KV_POLICY_LISTS;
+        if (++walk->lists_seen == KV_POLICY_LISTS) {
+            walk->priority--;
+            enter_class(walk);
         }
     }
     return KV_SLOT_NONE;
-}
-
-uint32_t kv_pool_first(const kv_pool_t *pool)
-{
-    return oldest_from(pool, KVIST_PRIORITY_COUNT - 1);
-}
-
-uint32_t kv_pool_next(const kv_pool_t *pool, uint32_t slot)
-{
-    const kv_slot_t *entry = &pool->slots[slot];
-    return entry->newer != KV_SLOT_NONE ? entry->newer : oldest_from(pool, entry->list - 1);
 }

@@ -1,16 +1,19 @@
-/* A pool of fixed-size slots of one tier, and the order in which their objects were used.
+/* A pool of fixed-size slots of one tier, and the order in which their objects may be evicted.
  *
- *            take                 install
- *   free ----------> private ---------------> object (listed while nobody holds the object)
+ *            take                 set_object
+ *   free ----------> private ---------------> object (idle while nobody holds the object)
  *     ^                |    \                    |
  *     |                |     `--> loading -------+
  *     +----- give -----+---------- give ---------+
  *
  * free: in the free list. private: its holder (a lease, a copy under way) may write it. loading:
  * being filled for an object that names it already. object: holds an object's bytes, read-only.
- * The used lists, one for each priority, run from the newest to the oldest; only slots of objects
- * that nobody holds are in them. kv_pool_first and kv_pool_next go through them in the order in
- * which slots may be evicted: background first, then batch, then interactive, each from its oldest.
+ *
+ * Candidates for eviction are the idle slots from whose objects no other object of the pool goes
+ * on: so whatever a policy says, a chain goes leaf first. (What is on its way out counts as gone:
+ * its parent need not wait for it.) A walk goes through the candidates in the order in which they
+ * may go: background first, then batch, then interactive, in each class as the policy ranks them.
+ * Slots whose objects are promised to stay are out of the way until the promise has passed.
  *
  * Beside each slot stand the token ids of its block, to be compared when it is found, and where the
  * tier keeps them the checksums of its units.
@@ -23,8 +26,11 @@
 #define KV_KVSTORE_OBJECTS_POOL_H
 
 #include "kvstore/kvist.h"
+#include "kvstore/policy/policy.h"
+#include "kvstore/policy/ranking.h"
 
 #define KV_SLOT_NONE UINT32_MAX
+#define KV_TENANT_ANY UINT32_MAX
 
 typedef enum {
     KV_SLOT_FREE,
@@ -33,17 +39,36 @@ typedef enum {
     KV_SLOT_OBJECT,
 } kv_slot_state_t;
 
-typedef struct {
-    uint32_t object;       /* whose bytes these are: states loading and object */
-    uint32_t newer, older; /* its used list; `older` also links the free list */
-    uint8_t state;         /* kv_slot_state_t */
-    uint8_t list;          /* kvist_priority_t, while listed */
-    bool listed;
-} kv_slot_t;
+/* kv_slot_t.flags, of state object */
+enum {
+    KV_SLOT_IDLE = 1,     /* nobody holds the object */
+    KV_SLOT_LISTED = 2,   /* a candidate */
+    KV_SLOT_PROMISED = 4, /* with listed: but pinned, and nothing below would take it */
+    KV_SLOT_GOING = 8,    /* on its way out: not counted as a child */
+    KV_SLOT_RANKED = 16,  /* the policy has given it a place */
+    KV_SLOT_VICTIM = 32,  /* it goes for want of room */
+};
 
 typedef struct {
-    uint32_t newest, oldest;
-} kv_used_list_t;
+    uint32_t object; /* whose bytes these are: states loading and object; else the next free slot */
+    uint32_t children; /* objects of the pool that go on from it and are not on their way out */
+    uint16_t tenant;
+    uint8_t state;    /* kv_slot_state_t */
+    uint8_t priority; /* kvist_priority_t */
+    uint8_t list;     /* of the policy's */
+    uint8_t uses;
+    uint8_t flags;
+} kv_slot_t;
+
+/* Candidates of one class: the policy's lists. */
+typedef struct {
+    uint32_t roots[KV_POLICY_LISTS];
+} kv_candidates_t;
+
+typedef struct {
+    uint32_t object_count;
+    kv_candidates_t candidates[KVIST_PRIORITY_COUNT];
+} kv_pool_tenant_t;
 
 typedef struct {
     kv_slot_t *slots;
@@ -52,12 +77,31 @@ typedef struct {
     uint32_t slot_count, block_tokens, unit_count;
     uint32_t ready_count; /* slots that are there; slot_count once all are */
     uint32_t free_count, free_head, object_count;
-    kv_used_list_t used[KVIST_PRIORITY_COUNT];
+
+    const kv_policy_ops_t *ops;
+    kv_policy_t *policies[KVIST_PRIORITY_COUNT];
+    kv_policy_costs_t *costs;
+    kv_policy_about_t *about; /* [slot_count] */
+    kv_rank_t *ranks;         /* [slot_count] and when each was used last */
+    uint64_t use_count;
+    uint32_t class_counts[KVIST_PRIORITY_COUNT];      /* objects */
+    kv_ranking_node_t *of_all, *of_tenant;            /* [slot_count] */
+    kv_candidates_t candidates[KVIST_PRIORITY_COUNT]; /* in of_all */
+    uint32_t promised;                                /* root in of_all, by end of promise */
+    kv_pool_tenant_t *tenants;                        /* [tenant_count] candidates in of_tenant */
+    uint32_t tenant_count;
 } kv_pool_t;
+
+/* What the pool is told of an object that comes. */
+typedef struct {
+    uint32_t key_hash, position;
+    kvist_priority_t priority;
+    uint16_t tenant;
+} kv_slot_of_t;
 
 /* Room for slot_count slots; there are none yet. unit_count 0, checksums NULL: none are kept. */
 void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_tokens, uint32_t unit_count,
-    uint32_t *tokens, uint64_t *checksums);
+    uint32_t *tokens, uint64_t *checksums, const kv_policy_ops_t *policy);
 void kv_pool_destroy(kv_pool_t *pool);
 
 /* The first ready_count slots are there: those that were not are free. */
@@ -68,15 +112,49 @@ uint32_t kv_pool_take(kv_pool_t *pool);
 void kv_pool_give(kv_pool_t *pool, uint32_t slot);
 
 void kv_pool_set_loading(kv_pool_t *pool, uint32_t slot, uint32_t object);
-void kv_pool_set_object(kv_pool_t *pool, uint32_t slot, uint32_t object);
+void kv_pool_set_object(
+    kv_pool_t *pool, uint32_t slot, uint32_t object, const kv_slot_of_t *of); /* it is held */
 
-/* Into the priority's used list at its newest end, or out of the one it is in. */
-void kv_pool_list(kv_pool_t *pool, uint32_t slot, kvist_priority_t priority);
+/* Somebody holds the object of the slot; nobody does any more: a use has ended. */
+void kv_pool_hold(kv_pool_t *pool, uint32_t slot);
+void kv_pool_release(kv_pool_t *pool, uint32_t slot, kvist_priority_t priority);
+
+/* An object that goes on from the slot's came, or went. */
+void kv_pool_add_child(kv_pool_t *pool, uint32_t slot);
+void kv_pool_remove_child(kv_pool_t *pool, uint32_t slot);
+
+/* No candidate any more, whatever comes. */
 void kv_pool_unlist(kv_pool_t *pool, uint32_t slot);
 
-/* The slot to be evicted first, and the next one after a listed one; KV_SLOT_NONE: no more. */
-uint32_t kv_pool_first(const kv_pool_t *pool);
-uint32_t kv_pool_next(const kv_pool_t *pool, uint32_t slot);
+/* A candidate that must not go before that second: out of the way until then. */
+void kv_pool_promise(kv_pool_t *pool, uint32_t slot, uint32_t until_s);
+void kv_pool_end_promises(kv_pool_t *pool, uint32_t now_s);
+
+/* When its object is expected to be used next; 0 says nothing. Of several times that are not over
+ * the earliest counts. */
+void kv_pool_expect(kv_pool_t *pool, uint32_t slot, uint32_t expected_s, uint32_t now_s);
+
+/* ---- walks ---- */
+
+typedef struct {
+    kv_pool_t *pool;
+    uint32_t tenant; /* whose; KV_TENANT_ANY: everybody's */
+    int priority;    /* the class that it is in */
+    kvist_priority_t last;
+    uint32_t lists_seen, list;
+    kv_rank_t rank; /* of what it came to last */
+    uint32_t slot;
+} kv_pool_walk_t;
+
+/* Through the candidates in the order in which they may go, up to those of class `last`. It goes on
+ * behind what it came to last, whatever became of that. */
+kv_pool_walk_t kv_pool_walk(kv_pool_t *pool, uint32_t tenant, kvist_priority_t last);
+
+/* The next candidate; KV_SLOT_NONE: no more. */
+uint32_t kv_pool_step(kv_pool_walk_t *walk);
+
+/* Bytes of memory that the order takes. */
+size_t kv_pool_order_bytes(const kv_pool_t *pool);
 
 static inline uint32_t *kv_pool_tokens(const kv_pool_t *pool, uint32_t slot)
 {

@@ -178,12 +178,18 @@ static void names_have_one_number_each(void **state)
     kv_names_destroy(&names);
 }
 
-static void the_used_list_is_in_order(void **state)
+static void come(kv_pool_t *pool, uint32_t slot, uint32_t object, kvist_priority_t priority)
+{
+    const kv_slot_of_t of = {.key_hash = object, .priority = priority, .tenant = object % 2};
+    kv_pool_set_object(pool, slot, object, &of);
+}
+
+static void candidates_go_class_by_class_oldest_first(void **state)
 {
     (void)state;
     kv_pool_t pool;
     uint32_t tokens[5];
-    kv_pool_init(&pool, 5, 1, 0, tokens, NULL);
+    kv_pool_init(&pool, 5, 1, 0, tokens, NULL, &KV_POLICY_LRU);
     assert_int_equal(kv_pool_take(&pool), KV_SLOT_NONE);
     kv_pool_extend(&pool, 2);
     assert_int_equal(kv_pool_take(&pool), 0);
@@ -195,22 +201,122 @@ static void the_used_list_is_in_order(void **state)
         KVIST_PRIORITY_BACKGROUND};
     for (uint32_t i = 0; i < 5; i++) {
         uint32_t slot = kv_pool_take(&pool);
-        kv_pool_set_object(&pool, slot, i);
-        kv_pool_list(&pool, slot, PRIORITIES[i]);
+        come(&pool, slot, i, PRIORITIES[i]);
+        kv_pool_release(&pool, slot, PRIORITIES[i]);
     }
     assert_int_equal(kv_pool_take(&pool), KV_SLOT_NONE);
-    kv_pool_list(&pool, kv_pool_first(&pool), KVIST_PRIORITY_BACKGROUND); /* used again */
+    kv_pool_walk_t walk = kv_pool_walk(&pool, KV_TENANT_ANY, KVIST_PRIORITY_INTERACTIVE);
+    uint32_t first = kv_pool_step(&walk);
+    kv_pool_hold(&pool, first);
+    kv_pool_release(&pool, first, KVIST_PRIORITY_BACKGROUND); /* used again */
     static const uint32_t ORDER[] = {4, 1, 3, 0, 2};
-    uint32_t at = kv_pool_first(&pool);
-    for (int i = 0; i < 5; i++, at = kv_pool_next(&pool, at)) {
-        assert_int_equal(pool.slots[at].object, ORDER[i]);
+    walk = kv_pool_walk(&pool, KV_TENANT_ANY, KVIST_PRIORITY_INTERACTIVE);
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(pool.slots[kv_pool_step(&walk)].object, ORDER[i]);
     }
-    assert_int_equal(at, KV_SLOT_NONE);
-    kv_pool_give(&pool, kv_pool_first(&pool));
-    kv_pool_unlist(&pool, kv_pool_first(&pool));
-    assert_int_equal(pool.slots[kv_pool_first(&pool)].object, 3);
+    assert_int_equal(kv_pool_step(&walk), KV_SLOT_NONE);
+    walk = kv_pool_walk(&pool, 1, KVIST_PRIORITY_BATCH); /* whose, and how far */
+    assert_int_equal(pool.slots[kv_pool_step(&walk)].object, 1);
+    assert_int_equal(pool.slots[kv_pool_step(&walk)].object, 3);
+    assert_int_equal(kv_pool_step(&walk), KV_SLOT_NONE);
+    walk = kv_pool_walk(&pool, KV_TENANT_ANY, KVIST_PRIORITY_INTERACTIVE);
+    kv_pool_give(&pool, kv_pool_step(&walk)); /* 4 goes; the walk goes on */
+    kv_pool_hold(&pool, first);               /* 1 */
+    assert_int_equal(pool.slots[kv_pool_step(&walk)].object, 3);
     assert_int_equal(pool.free_count, 1);
     kv_pool_destroy(&pool);
+}
+
+static void a_parent_waits_for_its_children(void **state)
+{
+    (void)state;
+    kv_pool_t pool;
+    uint32_t tokens[3];
+    kv_pool_init(&pool, 3, 1, 0, tokens, NULL, &KV_POLICY_LRU);
+    kv_pool_extend(&pool, 3);
+    for (uint32_t i = 0; i < 3; i++) { /* a chain that was stored root first */
+        uint32_t slot = kv_pool_take(&pool);
+        come(&pool, slot, i, KVIST_PRIORITY_INTERACTIVE);
+        kv_pool_release(&pool, slot, KVIST_PRIORITY_INTERACTIVE);
+        if (i > 0) {
+            kv_pool_add_child(&pool, i - 1);
+        }
+    }
+    for (uint32_t i = 3; i-- > 0;) {
+        kv_pool_walk_t walk = kv_pool_walk(&pool, KV_TENANT_ANY, KVIST_PRIORITY_INTERACTIVE);
+        uint32_t slot = kv_pool_step(&walk);
+        assert_int_equal(pool.slots[slot].object, i);
+        assert_int_equal(kv_pool_step(&walk), KV_SLOT_NONE);
+        kv_pool_give(&pool, slot);
+        if (i > 0) {
+            kv_pool_remove_child(&pool, i - 1);
+        }
+    }
+    kv_pool_destroy(&pool);
+}
+
+static void promises_are_out_of_the_way_until_they_end(void **state)
+{
+    (void)state;
+    kv_pool_t pool;
+    uint32_t tokens[3];
+    kv_pool_init(&pool, 3, 1, 0, tokens, NULL, &KV_POLICY_LRU);
+    kv_pool_extend(&pool, 3);
+    for (uint32_t i = 0; i < 3; i++) {
+        uint32_t slot = kv_pool_take(&pool);
+        come(&pool, slot, i, KVIST_PRIORITY_INTERACTIVE);
+        kv_pool_release(&pool, slot, KVIST_PRIORITY_INTERACTIVE);
+    }
+    kv_pool_promise(&pool, 0, 200);
+    kv_pool_promise(&pool, 1, 100);
+    kv_pool_walk_t walk = kv_pool_walk(&pool, KV_TENANT_ANY, KVIST_PRIORITY_INTERACTIVE);
+    assert_int_equal(kv_pool_step(&walk), 2);
+    assert_int_equal(kv_pool_step(&walk), KV_SLOT_NONE);
+    kv_pool_end_promises(&pool, 99);
+    kv_pool_end_promises(&pool, 100);
+    walk = kv_pool_walk(&pool, KV_TENANT_ANY, KVIST_PRIORITY_INTERACTIVE);
+    assert_int_equal(kv_pool_step(&walk), 1); /* as old as it was */
+    assert_int_equal(kv_pool_step(&walk), 2);
+    assert_int_equal(kv_pool_step(&walk), KV_SLOT_NONE);
+    kv_pool_destroy(&pool);
+}
+
+/* Against a plain search, with all slots in one order. */
+static void a_ranking_is_what_a_search_finds(void **state)
+{
+    (void)state;
+    enum { SLOTS = 200, STEPS = 20000 };
+    static kv_ranking_node_t nodes[SLOTS];
+    static kv_rank_t keys[SLOTS];
+    static bool in[SLOTS];
+    const kv_ranking_memory_t memory = {nodes, keys};
+    uint32_t root = KV_RANKING_NONE, random = 1;
+    for (int step = 0; step < STEPS; step++) {
+        random = random * 1664525u + 1013904223u;
+        uint32_t slot = (random >> 8) % SLOTS, best = KV_RANKING_NONE, next = KV_RANKING_NONE;
+        if (in[slot]) {
+            kv_ranking_remove(&memory, &root, slot);
+        } else {
+            keys[slot] = (kv_rank_t){(random >> 20) % 16, (random >> 16) % 4};
+            kv_ranking_add(&memory, &root, slot);
+        }
+        in[slot] = !in[slot];
+        uint64_t here = keys[slot].rank << 32 | keys[slot].used << 16 | slot;
+        uint64_t least = UINT64_MAX, behind = UINT64_MAX;
+        for (uint32_t i = 0; i < SLOTS; i++) {
+            uint64_t key = keys[i].rank << 32 | keys[i].used << 16 | i;
+            if (in[i] && key < least) {
+                least = key;
+                best = i;
+            }
+            if (in[i] && key > here && key < behind) {
+                behind = key;
+                next = i;
+            }
+        }
+        assert_int_equal(kv_ranking_first(&memory, root), best);
+        assert_int_equal(kv_ranking_after(&memory, root, keys[slot], slot), next);
+    }
 }
 
 static void lz4_round_trips_and_refuses_nonsense(void **state)
@@ -421,7 +527,10 @@ int main(void)
         cmocka_unit_test(numbers_are_set_apart_and_given_back),
         cmocka_unit_test(siblings_come_and_go),
         cmocka_unit_test(names_have_one_number_each),
-        cmocka_unit_test(the_used_list_is_in_order),
+        cmocka_unit_test(candidates_go_class_by_class_oldest_first),
+        cmocka_unit_test(a_parent_waits_for_its_children),
+        cmocka_unit_test(promises_are_out_of_the_way_until_they_end),
+        cmocka_unit_test(a_ranking_is_what_a_search_finds),
         cmocka_unit_test(lz4_round_trips_and_refuses_nonsense),
         cmocka_unit_test(a_record_proves_its_bytes_whatever_the_codec),
         cmocka_unit_test(a_header_of_nonsense_is_refused),
