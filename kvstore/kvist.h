@@ -161,7 +161,18 @@ const char *kvist_miss_name(kvist_miss_t miss); /* "new", "short", ... */
 typedef enum { KVIST_PERSIST_EAGER, KVIST_PERSIST_SPILL } kvist_persist_t;
 typedef enum { KVIST_CODEC_NONE, KVIST_CODEC_LZ4 } kvist_codec_t;
 typedef enum { KVIST_IO_AUTO, KVIST_IO_URING, KVIST_IO_THREADS } kvist_io_t;
-typedef enum { KVIST_POLICY_LRU, KVIST_POLICY_COUNT } kvist_policy_t;
+
+/* Which blocks leave device and host memory first, within a class: those that were used longest
+ * ago; those that were not used again soon after they came; those that are worth least: uses times
+ * what having them again costs, for each byte. A block always goes before what it goes on from. */
+typedef enum {
+    KVIST_POLICY_LRU,
+    KVIST_POLICY_S3_FIFO,
+    KVIST_POLICY_GDSF,
+    KVIST_POLICY_COUNT,
+} kvist_policy_t;
+
+const char *kvist_policy_name(kvist_policy_t policy); /* "lru", "s3-fifo", "gdsf" */
 
 enum { KVIST_DISKS_MAX = 7 };
 
@@ -204,10 +215,14 @@ typedef struct {
     uint64_t write_bytes_per_day;
     kvist_persist_t
         persist; /* eager: written behind as sealed; spill: written when evicted from host memory */
-    kvist_codec_t codec;   /* of records on disk */
-    kvist_policy_t policy; /* which blocks leave memory first */
-    kvist_io_t io;         /* auto: io_uring, or pread/pwrite threads where the kernel forbids it */
-    const char *origin;    /* this node's name, kept with each object: KVIST_ORIGIN_BYTES_MAX */
+    kvist_codec_t codec; /* of records on disk */
+    kvist_policy_t policy;
+    /* What it takes to compute a token at position p of its context: compute_token_ns +
+     * p x compute_distance_ns, for policies that weigh costs. 0 and 0: as a model of 8 billion
+     * weights takes on a data centre's GPU. */
+    double compute_token_ns, compute_distance_ns;
+    kvist_io_t io;      /* auto: io_uring, or pread/pwrite threads where the kernel forbids it */
+    const char *origin; /* this node's name, kept with each object: KVIST_ORIGIN_BYTES_MAX */
     const kv_clock_t *clock; /* NULL: the machine's */
 } kvist_store_params_t;
 

@@ -248,6 +248,9 @@ const kv_store_ops_t KV_EMBEDDED_OPS = {
 
 /* ---- open ---- */
 
+/* 16 GFLOP, and 0.52 MFLOP more for each token before it, at 400 TFLOP/s. */
+static const double COMPUTE_TOKEN_NS = 40e3, COMPUTE_DISTANCE_NS = 1.3;
+
 static kv_status_t check_device(const kvist_store_params_t *params, kv_error_t *error)
 {
     if (params->device == NULL && params->device_slot_count == 0) {
@@ -282,6 +285,11 @@ static kv_status_t check_params(const kvist_store_params_t *params, kv_error_t *
         (unsigned)params->policy >= KVIST_POLICY_COUNT) {
         return kv_fail(
             error, KV_INVALID, "persist, codec, io or policy is none of its enumeration");
+    }
+    if (!(params->compute_token_ns >= 0) || !(params->compute_distance_ns >= 0)) {
+        return kv_fail(error, KV_INVALID,
+            "compute_token_ns is %g and compute_distance_ns %g: they must be 0 or more",
+            params->compute_token_ns, params->compute_distance_ns);
     }
     return check_device(params, error);
 }
@@ -376,6 +384,33 @@ static kv_status_t open_descriptors(kvist_store_t *store, kv_error_t *error)
     return status == KV_OK ? watch(store, kv_queue_fd(store->finished), error) : status;
 }
 
+/* What it takes to have a block of the pool again, where the tier below (if any) has this rate. */
+static void set_costs(const kvist_store_t *store, const kvist_store_params_t *params,
+    kv_pool_t *pool, uint32_t group, const double *reload_ns_per_byte)
+{
+    bool given = params->compute_token_ns > 0 || params->compute_distance_ns > 0;
+    double token_ns = given ? params->compute_token_ns : COMPUTE_TOKEN_NS;
+    double distance_ns = given ? params->compute_distance_ns : COMPUTE_DISTANCE_NS;
+    if (pool->slot_count > 0) {
+        *pool->costs = (kv_policy_costs_t){
+            .bytes = store->groups[group].layout.object_bytes,
+            .block_ns = token_ns * store->block_tokens,
+            .distance_ns = distance_ns * store->block_tokens * store->block_tokens,
+            .reload_ns_per_byte = reload_ns_per_byte,
+        };
+    }
+}
+
+static void set_all_costs(kvist_store_t *store, const kvist_store_params_t *params)
+{
+    const double *host = params->host_bytes > 0 ? &store->load_ns_per_byte[KVIST_TIER_HOST] : NULL;
+    const double *disk = store->disk != NULL ? &store->load_ns_per_byte[KVIST_TIER_DISK] : NULL;
+    set_costs(store, params, &store->device_pool, 0, host != NULL ? host : disk);
+    for (uint32_t i = 0; i < store->group_count; i++) {
+        set_costs(store, params, &store->groups[i].host_pool, i, disk);
+    }
+}
+
 static void release_store(kvist_store_t *store)
 {
     kv_workers_destroy(store->workers);
@@ -463,6 +498,7 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
         release_store(store);
         return status;
     }
+    set_all_costs(store, params);
     kv_figures_open(store);
     *store_out = store;
     return KV_OK;

@@ -79,6 +79,7 @@ typedef struct {
         uint64_t write_bytes_per_day; /* 0: any */
         int persist;                  /* kvist_persist_t */
         int codec;                    /* kvist_codec_t */
+        int policy;                   /* kvist_policy_t */
         int io;                       /* kvist_io_t */
         bool remote;                  /* other nodes are asked for what they hold */
         uint64_t remote_bytes;        /* of the map of what they hold */

@@ -165,6 +165,9 @@ const kv_option_t KV_OPTIONS[] = {
         "eager: written to disk in the background as it is made; spill: when it leaves host "
         "memory"),
     CHOICE(STORE, store, codec, "none", "none|lz4", "codec of records on disk"),
+    CHOICE(STORE, store, policy, "lru", "lru|s3-fifo|gdsf",
+        "which blocks leave memory first: those used longest ago, those not used again soon after "
+        "they came, or those that are worth least (uses x cost of having them again)"),
     CHOICE(STORE, store, io, "auto", "auto|uring|threads",
         "disk I/O; auto: io_uring, or threads where the kernel forbids it"),
     {.section = KV_SECTION_STORE,

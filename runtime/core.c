@@ -252,6 +252,7 @@ static kv_status_t open_store(core_t *core, kv_error_t *error)
         .write_bytes_per_day = options->store.write_bytes_per_day,
         .persist = (kvist_persist_t)options->store.persist,
         .codec = (kvist_codec_t)options->store.codec,
+        .policy = (kvist_policy_t)options->store.policy,
         .io = (kvist_io_t)options->store.io,
         .origin = options->node.name,
     };

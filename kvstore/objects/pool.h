@@ -80,7 +80,7 @@ typedef struct {
 
     const kv_policy_ops_t *ops;
     kv_policy_t *policies[KVIST_PRIORITY_COUNT];
-    kv_policy_costs_t *costs;
+    kv_policy_costs_t *costs; /* set by the pool's owner, after kv_pool_init */
     kv_policy_about_t *about; /* [slot_count] */
     kv_rank_t *ranks;         /* [slot_count] and when each was used last */
     uint64_t use_count;

@@ -30,7 +30,7 @@ typedef struct {
     uint64_t bytes; /* of one */
     /* To compute a block at position p (its number in the chain): block_ns + p x distance_ns. */
     double block_ns, distance_ns;
-    double reload_ns; /* from the tier below; 0: there is none */
+    const double *reload_ns_per_byte; /* from the tier below, as measured; NULL: there is none */
 } kv_policy_costs_t;
 
 /* What is known of a slot besides its use. */
@@ -85,14 +85,10 @@ typedef struct {
 
 const kv_policy_ops_t *kv_policy_at(kvist_policy_t policy);
 
-/* The cheaper of computing the block again and loading it from the tier below. */
-static inline double kv_policy_cost_ns(const kv_policy_costs_t *costs, uint32_t position)
-{
-    double compute_ns = costs->block_ns + costs->distance_ns * position;
-    bool reload = costs->reload_ns > 0 && costs->reload_ns < compute_ns;
-    return reload ? costs->reload_ns : compute_ns;
-}
+/* The cheaper of computing the block again and loading it from the tier below. What is measured
+ * counts by its power of two, so that its noise does not reorder blocks. */
+double kv_policy_cost_ns(const kv_policy_costs_t *costs, uint32_t position);
 
-extern const kv_policy_ops_t KV_POLICY_LRU;
+extern const kv_policy_ops_t KV_POLICY_LRU, KV_POLICY_S3_FIFO, KV_POLICY_GDSF;
 
 #endif

@@ -373,6 +373,65 @@ static inline outcome_t drop(bench_t *bench, uint32_t context, uint32_t block, b
     return outcome;
 }
 
+/* The slot that the object has in the pool; KV_SLOT_NONE: none. */
+static inline uint32_t pool_slot(
+    const bench_t *bench, const kv_pool_t *pool, const kv_object_t *object)
+{
+    const kvist_store_t *store = bench->store;
+    if (pool == &store->device_pool) {
+        return kv_object_on_device(store, object) ? object->device_slot : KV_SLOT_NONE;
+    }
+    bool here = pool == &store->groups[kv_object_family(store, object)->group].host_pool;
+    return here ? object->host_slot : KV_SLOT_NONE;
+}
+
+/* Candidates are the slots of objects that nobody holds and from which nothing in the pool goes on,
+ * all of them and nothing else; and the pool's counts are right. */
+static inline void check_pool(const bench_t *bench, const kv_pool_t *pool)
+{
+    const kvist_store_t *store = bench->store;
+    uint32_t *children = calloc(pool->slot_count + 1, sizeof *children), listed = 0, walked = 0;
+    uint32_t classes[KVIST_PRIORITY_COUNT] = {0}, of_tenants = 0;
+    for (uint32_t slot = 0; slot < pool->slot_count; slot++) {
+        const kv_slot_t *entry = &pool->slots[slot];
+        if (entry->state != KV_SLOT_OBJECT) {
+            continue;
+        }
+        const kv_object_t *object = kv_table_at(store->table, entry->object);
+        assert_int_equal(entry->tenant, kv_object_family(store, object)->tenant);
+        classes[entry->priority]++;
+        if ((object->flags & KV_OBJECT_DEAD) == 0 && object->parent != KV_OBJECT_NONE &&
+            (entry->flags & KV_SLOT_GOING) == 0) {
+            uint32_t parent = pool_slot(bench, pool, kv_table_at(store->table, object->parent));
+            children[parent != KV_SLOT_NONE ? parent : pool->slot_count]++;
+        }
+    }
+    for (uint32_t slot = 0; slot < pool->slot_count; slot++) {
+        const kv_slot_t *entry = &pool->slots[slot];
+        if (entry->state == KV_SLOT_OBJECT) {
+            const kv_object_t *object = kv_table_at(store->table, entry->object);
+            bool is_dead = (object->flags & KV_OBJECT_DEAD) != 0;
+            bool is_candidate = !is_dead && object->reference_count == 0 && children[slot] == 0;
+            assert_int_equal(entry->children, children[slot]);
+            assert_int_equal((entry->flags & KV_SLOT_LISTED) != 0, is_candidate);
+            listed += is_candidate && (entry->flags & KV_SLOT_PROMISED) == 0;
+        }
+    }
+    kv_pool_walk_t walk = kv_pool_walk((kv_pool_t *)(uintptr_t)pool, KV_TENANT_ANY, 0);
+    while (kv_pool_step(&walk) != KV_SLOT_NONE) {
+        walked++;
+    }
+    assert_int_equal(walked, listed);
+    for (int i = 0; i < KVIST_PRIORITY_COUNT; i++) {
+        assert_int_equal(pool->class_counts[i], classes[i]);
+    }
+    for (uint32_t i = 0; i < pool->tenant_count; i++) {
+        of_tenants += pool->tenants[i].object_count;
+    }
+    assert_int_equal(of_tenants, pool->object_count);
+    free(children);
+}
+
 /* Everything that must hold between two calls, from the store's own structures. */
 static inline void check_accounts(const bench_t *bench)
 {
@@ -420,6 +479,10 @@ static inline void check_accounts(const bench_t *bench)
     if (store->changes != NULL) {
         kv_changes_tell(bench->store);
         assert_memory_equal(held, bench->told, sizeof held);
+    }
+    check_pool(bench, &store->device_pool);
+    for (uint32_t i = 0; i < store->group_count && bench->params.host_bytes > 0; i++) {
+        check_pool(bench, &store->groups[i].host_pool);
     }
     uint64_t quota_bytes = bench->params.disk_bytes;
     for (uint32_t i = 0; i < bench->params.disk_count; i++) {

@@ -10,6 +10,7 @@ typedef struct {
     kvist_persist_t persist;
     kvist_codec_t codec;
     kvist_io_t io;
+    kvist_policy_t policy;
     bool complete; /* the disk holds all contexts: nothing may be forgotten */
 } setting_t;
 
@@ -78,6 +79,7 @@ static void run(const setting_t *setting, uint64_t seed, uint32_t steps)
     model.bench.params.persist = setting->persist;
     model.bench.params.codec = setting->codec;
     model.bench.params.io = setting->io;
+    model.bench.params.policy = setting->policy;
     bench_open(&model.bench);
     for (uint32_t step = 0; step < steps; step++) {
         uint32_t choice = kv_test_random(&model.random) % 100;
@@ -113,16 +115,21 @@ static void random_workloads_keep_every_chain_whole_and_right(void **state)
 {
     (void)state;
     static const setting_t SETTINGS[] = {
-        {40, 0, 0, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, false},
-        {40, 12, 0, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, false},
-        {40, 300, 0, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, true},
-        {40, 0, 16, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, true},
-        {40, 0, 16, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, KVIST_IO_AUTO, true},
-        {40, 16, 16, KVIST_PERSIST_SPILL, KVIST_CODEC_LZ4, KVIST_IO_AUTO, true},
-        {40, 16, 16, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_THREADS, true},
-        {40, 16, 2, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, false},
-        {40, 0, 2, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, KVIST_IO_AUTO, false},
-        {40, 24, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, KVIST_IO_THREADS, false},
+        {40, 0, 0, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_LRU, false},
+        {40, 12, 0, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_GDSF, false},
+        {40, 300, 0, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_S3_FIFO,
+            true},
+        {40, 0, 16, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_LRU, true},
+        {40, 0, 16, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_S3_FIFO,
+            true},
+        {40, 16, 16, KVIST_PERSIST_SPILL, KVIST_CODEC_LZ4, KVIST_IO_AUTO, KVIST_POLICY_GDSF, true},
+        {40, 16, 16, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_THREADS, KVIST_POLICY_LRU,
+            true},
+        {40, 16, 2, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_S3_FIFO,
+            false},
+        {40, 0, 2, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_GDSF, false},
+        {40, 24, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, KVIST_IO_THREADS, KVIST_POLICY_LRU,
+            false},
     };
     uint64_t seed = kv_test_seed();
     uint32_t runs = kv_test_long() ? 8 : 2;
