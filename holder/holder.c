@@ -468,7 +468,6 @@ static kv_status_t open_discovery(kv_holder_t *holder, kv_error_t *error)
 kv_status_t kv_holder_join(
     kv_holder_t *holder, const kv_holding_params_t *params, kv_error_t *error)
 {
-    holder->store = params->store;
     holder->bounce = params->bounce;
     holder->slot_count = params->slot_count;
     holder->block_bytes = params->block_bytes;
@@ -529,7 +528,6 @@ void kv_holder_leave(kv_holder_t *holder)
     }
     kv_remote_destroy(holder->remote);
     holder->remote = NULL;
-    holder->store = NULL;
     holder->bounce = NULL;
 }
 

@@ -36,6 +36,7 @@ enum { KV_HOLDER_TICK_MS = 20 };
 
 /* The last one that was asked for on the admin socket. */
 typedef struct {
+    const kvist_store_t *store;
     bool running;
     kv_status_t status; /* when it ended */
     kvist_verify_t state;
@@ -52,11 +53,12 @@ typedef struct {
         void *context, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
     void (*describe)(
         void *context, Kvist__Admin__Status *status); /* adds to what is said already */
+    /* Of several stores the one of that name; NULL: there is none of it, or it is not open. */
+    kvist_store_t *(*store_named)(void *context, const char *name);
 } kv_holder_owner_t;
 
-/* What it holds, in which slots it is moved, and who may speak to it about that. */
+/* How its store is shared: in which slots blocks are moved, and who may speak to it about that. */
 typedef struct {
-    kvist_store_t *store;
     bool polls; /* the holder polls the store */
     /* slot_count blocks that the mover reads and writes: the store's device tier; or bounce blocks,
      * out of which what it holds is sent, and the first three are 0. */
@@ -80,8 +82,8 @@ typedef struct {
     const kv_string_list_t *connect; /* the role's own list of peers, or NULL */
     kv_holder_owner_t owner;
     kv_requests_t requests; /* the living ones of the role; ops is its owner's to set */
+    kvist_store_t *store;   /* its owner's to set; NULL: there is none yet */
     /* From kv_holder_join to kv_holder_leave; NULL and 0 else. */
-    kvist_store_t *store;
     kv_bounce_t *bounce; /* NULL: blocks are sent out of the store's device tier */
     uint32_t slot_count, block_tokens, context_tokens_max, vocabulary_count;
     size_t block_bytes;
@@ -99,13 +101,14 @@ typedef struct {
 kv_status_t kv_holder_begin(kv_holder_t *holder, kv_error_t *error);
 void kv_holder_end(kv_holder_t *holder);
 
-/* Hears its peers, and lets them hear it. kv_holder_leave also after a failure; it may be called
- * where nothing was joined. */
+/* Shares the store: hears its peers, and lets them hear it. kv_holder_leave, before the store is
+ * closed and also after a failure, ends that and the admin socket; it may be called where nothing
+ * was joined. */
 kv_status_t kv_holder_join(
     kv_holder_t *holder, const kv_holding_params_t *params, kv_error_t *error);
 void kv_holder_leave(kv_holder_t *holder);
 
-/* The admin socket. */
+/* The admin socket; before joining or after. */
 kv_status_t kv_holder_serve(kv_holder_t *holder, kv_error_t *error);
 
 /* Until the orderly stop. */

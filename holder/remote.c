@@ -387,7 +387,10 @@ void kv_remote_admin_events(
     kv_remote_t *remote = ((kv_holder_t *)context)->remote;
     kv_events_place_t place;
     kv_error_t error;
-    kv_status_t status = place_of(remote, request->events, &place, &error);
+    kv_status_t status =
+        remote != NULL
+            ? place_of(remote, request->events, &place, &error)
+            : kv_fail(&error, KV_MISSING, "the node has not joined its peers: it tells no events");
     if (status != KV_OK) {
         kv_admin_fail(call, status, error.text);
         return;

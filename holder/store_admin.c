@@ -11,9 +11,24 @@
 
 enum { KEY_TEXT_BYTES = 2 * KVIST_KEY_BYTES + 1, LIST_DEFAULT = 100, LIST_MAX = 10000 };
 
-static kvist_store_t *store_of(void *context)
+/* The store that is meant; NULL: the call has been answered with why there is none. */
+static kvist_store_t *store_of(
+    void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    return ((kv_holder_t *)context)->store;
+    const kv_holder_t *holder = context;
+    const kv_holder_owner_t *owner = &holder->owner;
+    kvist_store_t *store = holder->store;
+    if (request->domain[0] != '\0') {
+        store =
+            owner->store_named != NULL ? owner->store_named(owner->context, request->domain) : NULL;
+    }
+    if (store == NULL) {
+        kv_admin_fail(call, KV_MISSING,
+            request->domain[0] != '\0'
+                ? "no such domain, or no client has attached to it yet: kvist status shows them"
+                : "the store is not open: no client has attached to it yet");
+    }
+    return store;
 }
 
 static const char *priority_name(kvist_priority_t priority)
@@ -56,10 +71,14 @@ static void list_context(void *context, const kvist_context_t *from)
 
 static void on_list(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
+    kvist_store_t *store = store_of(context, request, call);
+    if (store == NULL) {
+        return;
+    }
     size_t wanted = request->list->count_max > 0 ? request->list->count_max : LIST_DEFAULT;
     size_t count = wanted < LIST_MAX ? wanted : LIST_MAX;
     listing_t listing = {kv_allocate_array(count, sizeof *listing.items), 0};
-    kvist_store_list(store_of(context), count, list_context, &listing);
+    kvist_store_list(store, count, list_context, &listing);
     Kvist__Admin__Context **pointers = kv_allocate_array(count, sizeof(Kvist__Admin__Context *));
     for (size_t i = 0; i < listing.count; i++) {
         pointers[i] = &listing.items[i].entry;
@@ -87,17 +106,20 @@ static void flushed(void *context, kv_status_t status)
 
 static void on_flush(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    (void)request;
-    kvist_store_flush(store_of(context), flushed, call);
+    kvist_store_t *store = store_of(context, request, call);
+    if (store != NULL) {
+        kvist_store_flush(store, flushed, call);
+    }
 }
 
 /* ---- one block ---- */
 
 /* The key that the text means; false: the call has been answered with why there is none. */
-static bool find_key(void *context, const char *text, kv_admin_call_t *call, kvist_key_t *key_out)
+static bool find_key(
+    kvist_store_t *store, const char *text, kv_admin_call_t *call, kvist_key_t *key_out)
 {
     kv_error_t error;
-    kv_status_t status = kvist_store_find(store_of(context), text, key_out, &error);
+    kv_status_t status = kvist_store_find(store, text, key_out, &error);
     if (status != KV_OK) {
         kv_admin_fail(call, status, error.text);
     }
@@ -151,9 +173,10 @@ static void reply_object(kvist_store_t *store, const kvist_key_t *key, kv_admin_
 
 static void on_show(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
+    kvist_store_t *store = store_of(context, request, call);
     kvist_key_t key;
-    if (find_key(context, request->show->key, call, &key)) {
-        reply_object(store_of(context), &key, call);
+    if (store != NULL && find_key(store, request->show->key, call, &key)) {
+        reply_object(store, &key, call);
     }
 }
 
@@ -178,12 +201,12 @@ static void dropped(void *context, kv_status_t status, uint64_t object_count)
 
 static void on_drop(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
+    kvist_store_t *store = store_of(context, request, call);
     kvist_key_t key;
-    if (!find_key(context, request->drop->key, call, &key)) {
+    if (store == NULL || !find_key(store, request->drop->key, call, &key)) {
         return;
     }
-    kv_status_t status =
-        kvist_store_drop(store_of(context), &key, request->drop->erase, dropped, call);
+    kv_status_t status = kvist_store_drop(store, &key, request->drop->erase, dropped, call);
     if (status == KV_BUSY) {
         kv_admin_fail(call, status,
             "a request is using the block or one that goes on from it: erase it when that has "
@@ -233,9 +256,9 @@ static void refuse_pin(
 
 static void on_pin(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    kvist_store_t *store = store_of(context);
+    kvist_store_t *store = store_of(context, request, call);
     kvist_key_t key;
-    if (!find_key(context, request->pin->key, call, &key)) {
+    if (store == NULL || !find_key(store, request->pin->key, call, &key)) {
         return;
     }
     kvist_object_t object;
@@ -298,16 +321,24 @@ static void on_verify(void *context, const Kvist__Admin__Request *request, kv_ad
 {
     kv_holder_t *holder = context;
     kv_verification_t *verification = &holder->verification;
+    kvist_store_t *store = store_of(context, request, call);
+    if (store == NULL) {
+        return;
+    }
+    if (verification->running && verification->store != store) {
+        kv_admin_fail(call, KV_BUSY, "another domain is being verified: ask again later");
+        return;
+    }
     if (request->verify->start && !verification->running) {
-        kv_status_t status =
-            kvist_store_verify(holder->store, verify_progress, verify_done, holder);
+        kv_status_t status = kvist_store_verify(store, verify_progress, verify_done, holder);
         if (status != KV_OK) {
             kv_admin_fail(call, status, "another verification is under way: ask again later");
             return;
         }
-        *verification = (kv_verification_t){.running = true, .begun_ns = kv_clock_now_ns()};
+        *verification =
+            (kv_verification_t){.store = store, .running = true, .begun_ns = kv_clock_now_ns()};
     }
-    if (verification->begun_ns == 0) {
+    if (verification->begun_ns == 0 || verification->store != store) {
         kv_admin_fail(call, KV_MISSING, "no verification was begun since the node started");
         return;
     }
@@ -318,7 +349,10 @@ static void on_verify(void *context, const Kvist__Admin__Request *request, kv_ad
 
 static void on_quota(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    kvist_store_t *store = store_of(context);
+    kvist_store_t *store = store_of(context, request, call);
+    if (store == NULL) {
+        return;
+    }
     if (request->quota->disk_bytes != 0) {
         kv_error_t error;
         kv_status_t status = kvist_store_set_disk_bytes(store, request->quota->disk_bytes, &error);

@@ -7,7 +7,7 @@
 
 #include "node/admin.h"
 
-/* Handlers whose context is a kv_holder_t that has joined; status is left for the caller. */
+/* Handlers whose context is a kv_holder_t; status is left for the caller. */
 kv_admin_handlers_t kv_store_admin_handlers(void);
 
 #endif

@@ -141,18 +141,11 @@ void kv_figures_open(kvist_store_t *store)
     kv_figures_publish(store);
 }
 
-void kv_figures_close(kvist_store_t *store)
+/* Gauges are sums as well: of all stores of the process. */
+static void tell(kv_metric_t *metric, uint64_t now, uint64_t before)
 {
-    free(store->metrics);
-    store->metrics = NULL;
-}
-
-static void tell(kv_metric_t *metric, kind_t kind, uint64_t now, uint64_t before)
-{
-    if (kind == GAUGE) {
-        kv_metric_set(metric, (double)now);
-    } else if (now != before) {
-        kv_metric_add(metric, (double)(now - before));
+    if (now != before) {
+        kv_metric_add(metric, (double)now - (double)before);
     }
 }
 
@@ -171,17 +164,38 @@ void kv_figures_publish(kvist_store_t *store)
     for (int tier = 0; tier < LOCAL_TIERS; tier++) {
         for (int i = 0; i < TIER_FIGURE_COUNT; i++) {
             const figure_t *figure = &TIER_FIGURES[i];
-            tell(metrics->tiers[tier][i], figure->kind, value_at(&now.tiers[tier], figure->offset),
+            tell(metrics->tiers[tier][i], value_at(&now.tiers[tier], figure->offset),
                 value_at(&before->tiers[tier], figure->offset));
         }
     }
     for (int i = 0; i < STORE_FIGURE_COUNT; i++) {
         const figure_t *figure = &STORE_FIGURES[i];
-        tell(metrics->store[i], figure->kind, value_at(&now, figure->offset),
-            value_at(before, figure->offset));
+        tell(metrics->store[i], value_at(&now, figure->offset), value_at(before, figure->offset));
     }
     for (int miss = 0; miss < KVIST_MISS_COUNT; miss++) {
-        tell(metrics->misses[miss], COUNTER, now.miss_count[miss], before->miss_count[miss]);
+        tell(metrics->misses[miss], now.miss_count[miss], before->miss_count[miss]);
     }
     *before = now;
+}
+
+/* What a store had it has no longer; what it counted stays. */
+void kv_figures_close(kvist_store_t *store)
+{
+    const struct kv_store_metrics *metrics = store->metrics;
+    const kvist_stats_t *last = &store->published;
+    for (int i = 0; metrics != NULL && i < LOCAL_TIERS * TIER_FIGURE_COUNT; i++) {
+        const figure_t *figure = &TIER_FIGURES[i % TIER_FIGURE_COUNT];
+        int tier = i / TIER_FIGURE_COUNT;
+        if (figure->kind == GAUGE) {
+            tell(metrics->tiers[tier][i % TIER_FIGURE_COUNT], 0,
+                value_at(&last->tiers[tier], figure->offset));
+        }
+    }
+    for (int i = 0; metrics != NULL && i < STORE_FIGURE_COUNT; i++) {
+        if (STORE_FIGURES[i].kind == GAUGE) {
+            tell(metrics->store[i], 0, value_at(last, STORE_FIGURES[i].offset));
+        }
+    }
+    free(store->metrics);
+    store->metrics = NULL;
 }

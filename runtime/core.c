@@ -20,7 +20,6 @@ typedef struct {
     kv_core_t public;
     const kv_core_params_t *params;
     kv_device_t *device;
-    kvist_store_t *store;
     kvist_key_t model;
     kv_watch_t *compute_watch;
 } core_t;
@@ -256,7 +255,7 @@ static kv_status_t open_store(core_t *core, kv_error_t *error)
         .io = (kvist_io_t)options->store.io,
         .origin = options->node.name,
     };
-    return kvist_store_open(&params, &core->store, error);
+    return kvist_store_open(&params, &core->public.holder.store, error);
 }
 
 static kv_status_t join(core_t *core, kv_error_t *error)
@@ -270,7 +269,6 @@ static kv_status_t join(core_t *core, kv_error_t *error)
         shape->layer_count, shape->kv_head_count, shape->head_dim, shape->block_tokens,
         shape->element_bytes == 4 ? "f32" : "bf16");
     kv_holding_params_t params = {
-        .store = core->store,
         .polls = true,
         .device = core->device,
         .arena = kv_engine_arena(core->public.engine),
@@ -318,8 +316,8 @@ static void close_all(core_t *core)
     kv_watch_detach(core->compute_watch);
     kv_holder_leave(&public->holder);
     kv_compute_destroy(public->compute);
-    if (core->store != NULL) {
-        kvist_store_close(core->store);
+    if (public->holder.store != NULL) {
+        kvist_store_close(public->holder.store);
     }
     if (public->engine != NULL) {
         kv_engine_close(public->engine);
@@ -338,7 +336,8 @@ kv_status_t kv_core_run(
     holder->options = options;
     holder->role = params->role;
     holder->connect = params->connect;
-    holder->owner = (kv_holder_owner_t){&core, accept_message, describe};
+    holder->owner =
+        (kv_holder_owner_t){.context = &core, .accept = accept_message, .describe = describe};
     holder->requests.ops = params->ops;
     kv_status_t status = open_all(&core, error);
     if (status == KV_OK) {
