@@ -301,21 +301,21 @@ static void list_peer(void *context, kv_peer_t *peer)
     listing->pointers[listing->count++] = entry;
 }
 
-static void fill_tiers(
-    const kvist_stats_t *stats, Kvist__Admin__Tier *tiers, Kvist__Admin__Tier **pointers)
+void kv_holder_fill_tiers(
+    const kvist_stats_t *stats, Kvist__Admin__Tier *tiers_out, Kvist__Admin__Tier **pointers_out)
 {
     for (int i = 0; i < KVIST_TIER_REMOTE; i++) {
         const kvist_tier_stats_t *from = &stats->tiers[i];
-        kvist__admin__tier__init(&tiers[i]);
-        tiers[i].name = (char *)kvist_tier_name((kvist_tier_t)i);
-        tiers[i].capacity_bytes = from->capacity_bytes;
-        tiers[i].used_bytes = from->used_bytes;
-        tiers[i].object_count = from->object_count;
-        tiers[i].hit_blocks = from->hit_blocks;
-        tiers[i].read_bytes = from->read_bytes;
-        tiers[i].written_bytes = from->written_bytes;
-        tiers[i].evicted_objects = from->evicted_objects;
-        pointers[i] = &tiers[i];
+        kvist__admin__tier__init(&tiers_out[i]);
+        tiers_out[i].name = (char *)kvist_tier_name((kvist_tier_t)i);
+        tiers_out[i].capacity_bytes = from->capacity_bytes;
+        tiers_out[i].used_bytes = from->used_bytes;
+        tiers_out[i].object_count = from->object_count;
+        tiers_out[i].hit_blocks = from->hit_blocks;
+        tiers_out[i].read_bytes = from->read_bytes;
+        tiers_out[i].written_bytes = from->written_bytes;
+        tiers_out[i].evicted_objects = from->evicted_objects;
+        pointers_out[i] = &tiers_out[i];
     }
 }
 
@@ -369,7 +369,7 @@ static void admin_status(void *context, const Kvist__Admin__Request *request, kv
         kvist_stats_t stats;
         kvist_store_stats(holder->store, &stats);
         fill_store(&stats, &status);
-        fill_tiers(&stats, tiers, tier_pointers);
+        kv_holder_fill_tiers(&stats, tiers, tier_pointers);
         status.n_tiers = KVIST_TIER_REMOTE;
         status.tiers = tier_pointers;
     }

@@ -51,8 +51,8 @@ typedef struct {
      * compute sequences; never reused. */
     void *(*accept)(
         void *context, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
-    void (*describe)(
-        void *context, Kvist__Admin__Status *status); /* adds to what is said already */
+    /* Adds to what is said already; what it points to is read until describe is called again. */
+    void (*describe)(void *context, Kvist__Admin__Status *status);
     /* Of several stores the one of that name; NULL: there is none of it, or it is not open. */
     kvist_store_t *(*store_named)(void *context, const char *name);
 } kv_holder_owner_t;
@@ -113,6 +113,10 @@ kv_status_t kv_holder_serve(kv_holder_t *holder, kv_error_t *error);
 
 /* Until the orderly stop. */
 void kv_holder_run(kv_holder_t *holder);
+
+/* A store's tiers as the admin socket shows them: KVIST_TIER_REMOTE of them. */
+void kv_holder_fill_tiers(
+    const kvist_stats_t *stats, Kvist__Admin__Tier *tiers_out, Kvist__Admin__Tier **pointers_out);
 
 /* There is something to look after: ticks until all requests and fetches have ended. */
 void kv_holder_keep_ticking(kv_holder_t *holder);

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/metrics.h"
+#include "holder/shape.h"
 #include "node/notify.h"
 
 #include <stdio.h>
@@ -31,25 +32,20 @@ static struct {
 
 /* ---- helpers for roles ---- */
 
-static kvist_key_t name_space(
-    const kv_engine_info_t *info, const kvist_key_t *model, const void *salt, size_t salt_bytes)
+kvist_key_t kv_core_namespace(const kv_core_t *core, const void *salt, size_t salt_bytes)
 {
-    kvist_layout_t layout = kvist_layout_plain(&info->shape);
+    const kv_block_shape_t *shape = &core->info->shape;
+    kvist_layout_t layout = kvist_layout_plain(shape);
     kvist_namespace_params_t params = {
-        .model = *model,
+        .model = ((const core_t *)core)->model,
         .layout = &layout,
-        .dtype = info->shape.element_bytes == 4 ? KVIST_DTYPE_F32 : KVIST_DTYPE_BF16,
+        .dtype = kv_shape_dtype(shape),
         .codec_class = KVIST_CODEC_CLASS_LOSSLESS,
         .salt = salt,
         .salt_bytes = salt_bytes,
         .adapter = "",
     };
     return kvist_namespace(&params);
-}
-
-kvist_key_t kv_core_namespace(const kv_core_t *core, const void *salt, size_t salt_bytes)
-{
-    return name_space(core->info, &((const core_t *)core)->model, salt, salt_bytes);
 }
 
 void kv_core_seal(const kv_core_t *core, kvist_lease_t *lease, const uint32_t *tokens,
@@ -262,12 +258,9 @@ static kv_status_t join(core_t *core, kv_error_t *error)
 {
     const kv_engine_info_t *info = core->public.info;
     const kv_block_shape_t *shape = &info->shape;
-    /* The layout's digest is a namespace without model and salt: all else that must be equal. */
-    kvist_key_t layout = name_space(info, &(kvist_key_t){{0}}, NULL, 0);
-    char layout_text[128];
-    snprintf(layout_text, sizeof layout_text, "%u layers of %u x %u, blocks of %u tokens, %s",
-        shape->layer_count, shape->kv_head_count, shape->head_dim, shape->block_tokens,
-        shape->element_bytes == 4 ? "f32" : "bf16");
+    kvist_key_t layout = kv_shape_digest(shape);
+    char layout_text[KV_SHAPE_TEXT_BYTES];
+    kv_shape_text(shape, layout_text);
     kv_holding_params_t params = {
         .polls = true,
         .device = core->device,

@@ -141,6 +141,8 @@ static void answer_attached(kv_service_conn_t *client)
     attached.n_arenas = store->group_count;
     attached.arenas = arena_list;
     attached.leases_max = client->service->limits.leases;
+    const char *name = client->domain->params->store.origin;
+    attached.name = (char *)(uintptr_t)(name != NULL ? name : "");
     answer.body_case = KVIST__STORE__ANSWER__BODY_ATTACHED;
     answer.attached = &attached;
     kv_conn_answer_fds(client, &answer, fds, fd_count);

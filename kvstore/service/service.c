@@ -237,6 +237,12 @@ kvist_store_t *kv_service_store(const kv_service_t *service, uint32_t domain)
     return domain < service->domain_count ? service->domains[domain].store : NULL;
 }
 
+const kvist_layout_t *kv_service_layout(const kv_service_t *service, uint32_t domain)
+{
+    bool open = kv_service_store(service, domain) != NULL;
+    return open ? &service->domains[domain].layout : NULL;
+}
+
 void kv_service_stats(const kv_service_t *service, kv_service_stats_t *stats_out)
 {
     *stats_out = service->stats;

@@ -67,6 +67,7 @@ void kv_service_poll(kv_service_t *service);    /* never blocks */
 
 /* NULL: no client has said its layout yet. */
 kvist_store_t *kv_service_store(const kv_service_t *service, uint32_t domain);
+const kvist_layout_t *kv_service_layout(const kv_service_t *service, uint32_t domain);
 
 typedef struct {
     uint32_t clients, leases;

@@ -33,6 +33,7 @@ MAY_INCLUDE = {
     "holder": ["base", "proto", "kernels", "kvstore", "transport", "cluster", "node"],
     "runtime": ["base", "proto", "kernels", "kvstore", "transport", "cluster", "engine", "node",
                 "holder"],
+    "store": ["base", "proto", "kernels", "kvstore", "transport", "cluster", "node", "holder"],
     "prefill": ENGINE_SIDE,
     "decode": ENGINE_SIDE,
     "gateway": ["base", "proto", "transport", "cluster", "engine", "kvstore", "node"],
