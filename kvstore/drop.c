@@ -155,7 +155,7 @@ static void begin(kvist_store_t *store, kv_drop_t *drop)
     if (store->disk != NULL) {
         drop->failures_before = kv_mark_failures(store);
     }
-    kv_object_drop(store, root);
+    kv_object_drop(store, root, KV_GONE_DROPPED);
 }
 
 /* false: what descends from the block is not all known, or what is to be erased is held. */

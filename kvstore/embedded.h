@@ -42,6 +42,11 @@ kv_status_t kv_embedded_store_show(
     const kvist_store_t *store, const kvist_key_t *key, kvist_object_t *object_out);
 void kv_embedded_store_list(const kvist_store_t *store, size_t count_max,
     void (*visit)(void *context, const kvist_context_t *entry), void *context);
+void kv_embedded_store_describe(kvist_store_t *store, const kvist_namespace_params_t *params);
+kv_status_t kv_embedded_why(
+    kvist_store_t *store, const kvist_why_query_t *query, kvist_why_t *why_out);
+kv_status_t kv_embedded_store_tokens(
+    kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out);
 void kv_embedded_store_listen(kvist_store_t *store, kvist_changed_t changed, void *context);
 bool kv_embedded_store_held(kvist_store_t *store, uint32_t *cursor, uint32_t object_count_max,
     kvist_changed_t visit, void *context);

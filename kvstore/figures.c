@@ -28,6 +28,8 @@ void kv_embedded_store_stats(const kvist_store_t *store, kvist_stats_t *stats_ou
     }
     stats_out->host_coming_bytes = kv_populate_coming_bytes(store);
     stats_out->leases = store->lease_count;
+    stats_out->history_entries = kv_history_count(store->history);
+    stats_out->history_forgotten = kv_history_forgotten(store->history);
     stats_out->slots_free = store->device_pool.free_count;
     stats_out->slots_private = store->device_pool.slot_count - store->device_pool.free_count -
                                store->device_pool.object_count;
@@ -78,6 +80,10 @@ static const figure_t STORE_FIGURES[] = {
         STORE(host_coming_bytes)},
     {GAUGE, "kvist_store_host_locked_bytes", "Size of the host tier that is locked in memory.",
         STORE(host_locked_bytes)},
+    {GAUGE, "kvist_store_history_entries", "Blocks that went and of which is known why.",
+        STORE(history_entries)},
+    {COUNTER, "kvist_store_history_forgotten_total", "Blocks of which that is known no longer.",
+        STORE(history_forgotten)},
     {GAUGE, "kvist_store_unsaved_objects", "Objects that are not durable.", STORE(unsaved_objects)},
     {GAUGE, "kvist_store_index_loaded_objects",
         "Objects that are known: all of them once the index "

@@ -227,7 +227,7 @@ static void look_at(kvist_store_t *store, uint32_t number, uint32_t now_s)
         return;
     }
     if (kv_object_expired(object, now_s)) {
-        kv_object_drop(store, number);
+        kv_object_drop(store, number, KV_GONE_EXPIRED);
         return;
     }
     if (object->pin_until_s > now_s) {

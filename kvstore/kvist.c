@@ -137,6 +137,21 @@ void kvist_store_list(const kvist_store_t *store, size_t count_max,
     store_ops(store)->list(store, count_max, visit, context);
 }
 
+void kvist_store_describe(kvist_store_t *store, const kvist_namespace_params_t *params)
+{
+    store_ops(store)->describe(store, params);
+}
+
+kv_status_t kvist_why(kvist_store_t *store, const kvist_why_query_t *query, kvist_why_t *why_out)
+{
+    return store_ops(store)->why(store, query, why_out);
+}
+
+kv_status_t kvist_store_tokens(kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out)
+{
+    return store_ops(store)->tokens(store, key, tokens_out);
+}
+
 void kvist_store_listen(kvist_store_t *store, kvist_changed_t changed, void *context)
 {
     store_ops(store)->listen(store, changed, context);

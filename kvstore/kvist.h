@@ -153,6 +153,13 @@ typedef enum {
                             dropped */
     KVIST_MISS_FAILED,   /* could not be read now; it stays */
     KVIST_MISS_BYPASSED, /* the request did not want the cache */
+    KVIST_MISS_EVICTED,  /* its last copy left a tier for want of room, or was dropped on request */
+    KVIST_MISS_DIVERGED, /* never stored, but contexts are that go on otherwise from there */
+    KVIST_MISS_NAMESPACE, /* stored under another namespace alone; said by kvist_why only */
+    /* Of nodes; a store never ends a match for these. */
+    KVIST_MISS_ELSEWHERE, /* held by a node that was not asked */
+    KVIST_MISS_CHEAPER,   /* held by another node, but computing it was thought to be quicker */
+    KVIST_MISS_CANCELLED, /* the request ended before that was known */
     KVIST_MISS_COUNT,
 } kvist_miss_t;
 
@@ -224,6 +231,7 @@ typedef struct {
     kvist_io_t io;      /* auto: io_uring, or pread/pwrite threads where the kernel forbids it */
     const char *origin; /* this node's name, kept with each object: KVIST_ORIGIN_BYTES_MAX */
     const kv_clock_t *clock; /* NULL: the machine's */
+    uint64_t history_bytes;  /* memory for what went and why, 40 bytes a block; 0: 4 MiB */
 } kvist_store_params_t;
 
 typedef struct kvist_store kvist_store_t;
@@ -298,7 +306,30 @@ typedef struct {
     kvist_mode_t mode;      /* bypass and write match nothing; read and bypass store nothing */
     kvist_terms_t terms;    /* of the blocks that the lease stores */
     bool renew; /* found blocks get expiry and pin of these terms, where those are later */
+    uint64_t
+        request; /* what the caller knows its request by; told of blocks that go for its sake */
 } kvist_query_t;
+
+/* What is known of the first block that was not found, without anything being read. */
+typedef struct {
+    uint32_t block;    /* its number in the query */
+    kvist_tier_t tier; /* evicted: out of which, as the last copy */
+    bool dropped;      /* evicted: kvist_store_drop asked for that */
+    /* Evicted, expired, damaged, not admitted: it went then (0: not known). New, diverged: it may
+     * have been there before this time, of which nothing is known (the start, or the oldest that
+     * the history keeps). Else 0. */
+    uint64_t when_unix_ns;
+    /* Evicted: for whom room was made. Out of the disk: who had a record written last. */
+    bool maker_known;
+    kvist_priority_t priority;
+    uint64_t request; /* its kvist_query_t.request */
+    char tenant[KVIST_TENANT_BYTES_MAX + 1], origin[KVIST_ORIGIN_BYTES_MAX + 1];
+    /* Diverged: the stored block that goes on from the found ones and shares most with the query,
+     * of those that were looked at (a few, in memory). */
+    bool token_known; /* false: there are more, or such as are on disk alone: kvist_why reads */
+    uint32_t token;   /* of the query: the first that differs, or the earliest that may */
+    kvist_key_t other;
+} kvist_miss_detail_t;
 
 /* A hit where miss is none or short, pending where miss is pending, else a miss for that reason:
  * each about what is asked for beyond the found blocks. */
@@ -307,6 +338,7 @@ typedef struct {
     uint32_t tier_blocks[KVIST_TIER_COUNT]; /* of those, by the fastest tier that holds each (of
                                                several groups: the slowest of them) */
     kvist_miss_t miss;                      /* why it is not more */
+    kvist_miss_detail_t detail;             /* where miss is neither none nor short */
 } kvist_match_t;
 
 /* The longest stored prefix that all groups can serve, held by a new lease (of zero blocks where
@@ -497,6 +529,7 @@ typedef struct {
     uint64_t segment_written_bytes; /* all that the budget counts, since the store was opened */
     uint64_t not_admitted_objects;  /* that the budget had no room for */
     uint64_t pinned_bytes;          /* of objects with a pin; counted now and then: seconds old */
+    uint64_t history_entries, history_forgotten; /* blocks that went: known why, and no longer */
     uint64_t index_loaded, index_total; /* objects known, and about how many there are: equal once
                                             all that is on disk is known */
     bool index_loading; /* since the start; matches find everything that the index has, the list and
@@ -553,6 +586,39 @@ typedef struct {
  * index is still being read (kvist_stats_t.index_loading) the list is not complete. */
 void kvist_store_list(const kvist_store_t *store, size_t count_max,
     void (*visit)(void *context, const kvist_context_t *entry), void *context);
+
+/* ---- why ---- */
+
+/* What a namespace of this store's blocks is made of, so that kvist_why can tell what two of them
+ * differ in; kept until the store is closed, for KVIST_NAMESPACES_MAX of them. */
+enum { KVIST_NAMESPACES_MAX = 1024, KVIST_FIELDS_BYTES_MAX = 63 };
+void kvist_store_describe(kvist_store_t *store, const kvist_namespace_params_t *params);
+
+typedef struct {
+    kvist_key_t name_space;
+    const uint32_t *tokens;
+    size_t token_count;
+    bool all_name_spaces; /* also look under all others: what that tells is for whoever runs the
+                             store alone */
+} kvist_why_query_t;
+
+typedef struct {
+    kvist_match_t match;
+    /* Miss is namespace: the other one, how many blocks are found there, and what differs, such as
+     * "salt" or "model,dtype" (of model, layout, dtype, codec, salt, adapter); "unknown": one of
+     * the two was not described since the store was opened. */
+    kvist_key_t other_name_space;
+    uint32_t other_block_count;
+    char fields[KVIST_FIELDS_BYTES_MAX + 1];
+} kvist_why_t;
+
+/* What kvist_match would find now, and why not more, as exactly as can be known: nothing is leased,
+ * counted or changed, and records are read (a few) to compare tokens: it may block. */
+kv_status_t kvist_why(kvist_store_t *store, const kvist_why_query_t *query, kvist_why_t *why_out);
+
+/* The token ids of a stored block, [block_tokens]; may read its record. KV_MISSING: it is not
+ * stored; KV_IO: it cannot be read now. */
+kv_status_t kvist_store_tokens(kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out);
 
 /* ---- what the tiers hold, as it changes ---- */
 

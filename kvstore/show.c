@@ -92,8 +92,7 @@ static void count_children(
     }
 }
 
-/* When it was made stands in its record alone; 0 where that cannot be read now. */
-static uint64_t read_created(const kvist_store_t *store, const kv_object_t *object)
+void *kv_show_header(const kvist_store_t *store, const kv_object_t *object, size_t *bytes_out)
 {
     kv_disk_t *disk = store->disk;
     kv_files_t *files = disk->files;
@@ -101,16 +100,29 @@ static uint64_t read_created(const kvist_store_t *store, const kv_object_t *obje
     kv_segments_path(&disk->segments, object->segment, path);
     int fd = files->ops->open(files, path, KV_FILES_READ);
     if (fd < 0) {
-        return 0;
+        return NULL;
     }
     size_t bytes = kv_record_header_bytes(&store->groups[0].layout);
     void *header = kv_allocate(bytes);
-    kv_record_t record;
     bool read = files->ops->read(files, fd, header, bytes,
-                    (uint64_t)object->offset_pages * KV_PAGE_BYTES) == (int64_t)bytes &&
-                kv_record_read(header, bytes, &record) == KV_OK &&
-                kv_key_equal(&record.key, &object->key);
+                    (uint64_t)object->offset_pages * KV_PAGE_BYTES) == (int64_t)bytes;
     files->ops->close(files, fd);
+    if (!read) {
+        free(header);
+        return NULL;
+    }
+    *bytes_out = bytes;
+    return header;
+}
+
+/* When it was made stands in its record alone; 0 where that cannot be read now. */
+static uint64_t read_created(const kvist_store_t *store, const kv_object_t *object)
+{
+    size_t bytes;
+    kv_record_t record;
+    void *header = kv_show_header(store, object, &bytes);
+    bool read = header != NULL && kv_record_read(header, bytes, &record) == KV_OK &&
+                kv_key_equal(&record.key, &object->key);
     free(header);
     return read ? record.created_unix_ns : 0;
 }

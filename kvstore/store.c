@@ -35,7 +35,8 @@ const char *kvist_tier_name(kvist_tier_t tier)
 const char *kvist_miss_name(kvist_miss_t miss)
 {
     static const char *const NAMES[KVIST_MISS_COUNT] = {"none", "new", "short", "expired",
-        "not-admitted", "pending", "damaged", "failed", "bypassed"};
+        "not-admitted", "pending", "damaged", "failed", "bypassed", "evicted", "diverged",
+        "namespace", "elsewhere", "cheaper", "cancelled"};
     return (unsigned)miss < KVIST_MISS_COUNT ? NAMES[miss] : "unknown";
 }
 
@@ -242,6 +243,9 @@ const kv_store_ops_t KV_EMBEDDED_OPS = {
     .find = kv_embedded_store_find,
     .show = kv_embedded_store_show,
     .list = kv_embedded_store_list,
+    .describe = kv_embedded_store_describe,
+    .why = kv_embedded_why,
+    .tokens = kv_embedded_store_tokens,
     .listen = kv_embedded_store_listen,
     .held = kv_embedded_store_held,
 };
@@ -434,6 +438,7 @@ static void release_store(kvist_store_t *store)
         kv_names_destroy(names[i]);
     }
     kv_table_destroy(store->table);
+    kv_why_close(store);
     free(store->loads);
     free(store);
 }
@@ -461,6 +466,7 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
         .kick_fd = -1,
     };
     store->table = kv_table_create();
+    kv_why_open(store, params->history_bytes);
     status = work_out_groups(store, params->layout, error);
     store->device_tokens = kv_allocate_array(
         (size_t)params->device_slot_count * store->block_tokens, sizeof *store->device_tokens);

@@ -12,6 +12,7 @@
  *   keep.c     terms by key, the sweep           fill.c, take.c  the disk -> the table
  *   budget.c   bytes written in a day            changes.c  who is told of what the tiers hold
  *   populate.c the host tier's memory, in chunks
+ *   history.c  what went, why, for whom          why.c      why something is not found
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
@@ -23,6 +24,7 @@
 #include "kvstore/disk/record.h"
 #include "kvstore/disk/ring.h"
 #include "kvstore/disk/segment.h"
+#include "kvstore/history.h"
 #include "kvstore/identity.h"
 #include "kvstore/index/entry.h"
 #include "kvstore/index/index.h"
@@ -48,6 +50,7 @@ enum {
     KV_FILL_TASKS_MAX = 8, /* of fill.c, not at the workers */
     KV_FILL_LOOK_UP_MAX = 32,
     KV_STORE_ID_BYTES = 33,
+    KV_ROOTS_KEPT = 16,
 };
 
 /* Work for a worker thread; done() runs on the store's thread, inside a poll. */
@@ -71,6 +74,7 @@ typedef struct kv_fill kv_fill_t;
 typedef struct kv_budget kv_budget_t;
 typedef struct kv_changes kv_changes_t;
 typedef struct kv_populate kv_populate_t;
+typedef struct kv_described kv_described_t;
 
 typedef struct kv_flush kv_flush_t;
 struct kv_flush {
@@ -231,6 +235,13 @@ struct kvist_store {
     kv_changes_t *changes;   /* NULL: nobody listens */
     kv_populate_t *populate; /* NULL: the host tier's memory is there */
 
+    kv_history_t *history;
+    kv_maker_t maker, disk_maker;     /* for whom room is made: in memory; on disk */
+    kvist_key_t roots[KV_ROOTS_KEPT]; /* of the contexts that began last, over and over */
+    uint32_t root_next;
+    kv_described_t *described; /* [described_count]: namespaces */
+    uint32_t described_count;
+
     kvist_stats_t stats;     /* counters; gauges are filled in when asked */
     kvist_stats_t published; /* what the metrics were told */
     struct kv_store_metrics *metrics;
@@ -298,6 +309,9 @@ static inline bool kv_object_expired(const kv_object_t *object, uint32_t now_s)
     return object->expires_s != 0 && object->expires_s <= now_s;
 }
 
+/* Its block's tokens, where they are in memory; else NULL. Of group 0. */
+const uint32_t *kv_object_tokens(const kvist_store_t *store, const kv_object_t *object);
+
 /* The fastest tier that has it; disk where none does yet. */
 kvist_tier_t kv_object_tier(const kvist_store_t *store, const kv_object_t *object);
 
@@ -342,9 +356,9 @@ void kv_object_move_disk(kvist_store_t *store, uint32_t number, uint16_t segment
 void kv_object_clear_list(kvist_store_t *store, uint32_t segment);
 void kv_object_enter_list(kvist_store_t *store, uint32_t number);
 
-/* Drops an object and all its descendants from every tier. Those that are held stay as dead numbers
- * until released. */
-void kv_object_drop(kvist_store_t *store, uint32_t number);
+/* Drops an object and all its descendants from every tier, for a reason that the history keeps.
+ * Those that are held stay as dead numbers until released. */
+void kv_object_drop(kvist_store_t *store, uint32_t number, kv_gone_t gone);
 
 /* The bytes in host memory or on disk proved wrong: that copy goes; without another copy the object
  * with all its descendants, durably. How many were dropped or lost their copy; 0: it is dead. A
@@ -523,6 +537,46 @@ static inline void kv_changes_note(
         kv_changes_add(store, object, tier, stored);
     }
 }
+
+/* ---- show.c ---- */
+
+/* The header of a record of group 0, as it is on disk now: not proved. NULL: it cannot be read.
+ * Released with free(). */
+void *kv_show_header(const kvist_store_t *store, const kv_object_t *object, size_t *bytes_out);
+
+/* ---- why.c ---- */
+
+void kv_why_open(kvist_store_t *store, uint64_t history_bytes);
+void kv_why_close(kvist_store_t *store);
+
+/* The object goes for good, and the history knows. */
+void kv_why_gone(kvist_store_t *store, const kv_object_t *object, kv_gone_t gone);
+
+/* Whatever goes out of memory from now on goes for the sake of this lease. */
+void kv_why_make_room(const kvist_lease_t *lease);
+
+/* Whatever goes from the disk from now on goes for the sake of this object's record. */
+void kv_why_make_room_on_disk(kvist_store_t *store, uint32_t number);
+
+/* A context begins with this block. */
+void kv_why_note_root(kvist_store_t *store, const kvist_key_t *key);
+
+/* Where a search ended. */
+typedef struct {
+    const kvist_key_t *name_space;
+    const kvist_key_t *key; /* of the block that was not found; of its group's object */
+    uint32_t parent;        /* the block before it, KV_OBJECT_NONE before the first */
+    uint32_t block;
+    const uint32_t *tokens; /* of that block; NULL: of another group's object */
+} kv_why_end_t;
+
+/* Why that block is not stored, from what is in memory. */
+kvist_miss_t kv_why_absent(
+    const kvist_store_t *store, const kv_why_end_t *end, kvist_miss_detail_t *detail_out);
+
+/* What the history says of the key, for a search that ended for this reason at that block. */
+void kv_why_ended(const kvist_store_t *store, const kvist_key_t *key, uint32_t block,
+    kvist_miss_detail_t *detail_out);
 
 /* ---- quota.c ---- */
 

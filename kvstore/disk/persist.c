@@ -449,6 +449,7 @@ static void place_batches(kvist_store_t *store)
         kv_write_batch_t *batch = disk->first_encoding;
         kv_status_t status = KV_MISSING; /* nothing of it is left to be written */
         if (batch->count > 0) {
+            kv_why_make_room_on_disk(store, batch->items[0].object);
             status = kv_reclaim_reserve(store, batch->bytes, &batch->segment, &batch->offset);
         }
         if (status == KV_BUSY) {

@@ -338,7 +338,7 @@ static void forget_records(kvist_store_t *store, const kv_victim_t *victim)
         }
         store->stats.tiers[KVIST_TIER_DISK].evicted_objects++;
         if (only_on_disk(store, object)) {
-            kv_object_drop(store, number);
+            kv_object_drop(store, number, KV_GONE_FROM_DISK);
         } else {
             kv_object_leave_disk(store, number);
         }

@@ -77,7 +77,7 @@ void kv_take_drop_children(kvist_store_t *store, uint32_t number)
 {
     uint32_t child;
     while ((child = kv_table_at(store->table, number)->first_child) != KV_OBJECT_NONE) {
-        kv_object_drop(store, child);
+        kv_object_drop(store, child, KV_GONE_FROM_DISK);
     }
 }
 

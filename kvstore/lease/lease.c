@@ -71,6 +71,7 @@ static void dequeue(kvist_lease_t *lease)
 static void shorten(kvist_lease_t *lease, uint32_t good, kvist_miss_t miss)
 {
     kvist_store_t *store = lease->store;
+    kvist_key_t ended = kv_table_at(store->table, lease->objects[good])->key;
     for (uint32_t block = lease->found_count; block-- > good;) {
         uint32_t number = lease->objects[block];
         kv_object_t *object = kv_table_at(store->table, number);
@@ -86,6 +87,7 @@ static void shorten(kvist_lease_t *lease, uint32_t good, kvist_miss_t miss)
     }
     lease->found_count = lease->sealed_count = lease->held_count = good;
     lease->match.block_count = good;
+    kv_why_ended(store, &ended, good, &lease->match.detail);
     lease->match.miss = miss;
     store->stats.miss_count[miss]++;
 }
@@ -159,7 +161,7 @@ static uint32_t good_prefix(kvist_lease_t *lease, kvist_miss_t *miss_out)
         }
         if (!kv_match_tokens(store, object, lease->tokens + (size_t)block * block_tokens)) {
             store->stats.damaged_objects++;
-            kv_object_drop(store, lease->objects[block]);
+            kv_object_drop(store, lease->objects[block], KV_GONE_DAMAGED);
             *miss_out = KVIST_MISS_DAMAGED;
             return block;
         }
@@ -217,7 +219,7 @@ static void grant(kvist_lease_t *lease)
     kv_lease_load_ended(lease, false);
 }
 
-static void free_lease(kvist_lease_t *lease)
+void kv_lease_free(kvist_lease_t *lease)
 {
     kv_match_withdraw(lease);
     lease->store->lease_count--;
@@ -345,12 +347,13 @@ static bool yield_one(kvist_store_t *store)
 static void match_again(kvist_lease_t *lease)
 {
     kvist_store_t *store = lease->store;
-    kvist_miss_t miss = lease->match.miss;
+    kvist_match_t before = lease->match;
     lease->yielded = false;
     kv_match_prefix(lease, lease->found_before);
     kv_match_announce(lease);
     if (lease->found_count == lease->found_before) {
-        lease->match.miss = miss;
+        lease->match.miss = before.miss;
+        lease->match.detail = before.detail;
     } else {
         store->stats.miss_count[lease->match.miss]++;
     }
@@ -366,6 +369,7 @@ void kv_lease_pump(kvist_store_t *store)
         }
         shorten_at_dead(lease);
         uint32_t needed = slots_needed(lease), available = store->device_pool.free_count;
+        kv_why_make_room(lease);
         bool coming = needed > available && kv_evict_device(store, needed - available);
         if (needed > store->device_pool.free_count) {
             if (!coming && yield_one(store)) {
@@ -477,7 +481,7 @@ void kv_lease_settle(kvist_lease_t *lease)
                      lease->state == KV_LEASE_ANSWERED || lease->transfers_out > 0;
     if (lease->released && !under_way) {
         give_back(lease);
-        free_lease(lease);
+        kv_lease_free(lease);
     }
 }
 

@@ -34,8 +34,10 @@ struct kvist_lease {
     bool storing;     /* what is sealed becomes objects */
     kv_record_t like; /* namespace, terms, tenant and origin of what it stores */
     bool renew;
-    uint32_t expected_s;      /* when its blocks are expected to be used next; 0: who knows */
-    uint32_t *tokens;         /* [query_blocks][block_tokens] */
+    uint32_t expected_s; /* when its blocks are expected to be used next; 0: who knows */
+    bool quiet;          /* it looks and leaves nothing behind: nothing is held, noted or dropped */
+    uint64_t request;    /* kvist_query_t.request */
+    uint32_t *tokens;    /* [query_blocks][block_tokens] */
     kvist_key_t last_key;     /* of the last sealed block; the namespace before the first */
     uint32_t *objects;        /* [block_max]: of sealed blocks; KV_OBJECT_NONE: not an object */
     kvist_key_t *stored_keys; /* [stored_max]: of blocks that are not held, from held_count on */
@@ -72,6 +74,13 @@ bool kv_match_tokens(const kvist_store_t *store, const kv_object_t *object, cons
 
 /* The first block whose object of the group a hit of block_count blocks needs. */
 uint32_t kv_match_first_needed(const kvist_store_t *store, uint32_t group, uint32_t block_count);
+
+/* Whether another lease is about to store the block with this key. */
+bool kv_match_is_pending(const kvist_store_t *store, const kvist_key_t *key);
+
+/* What a match would find, without a trace. */
+kvist_match_t kv_match_quietly(kvist_store_t *store, const kvist_key_t *name_space,
+    const uint32_t *tokens, size_t token_count);
 
 /* The object of a key, if it has not expired. */
 uint32_t kv_match_live(kvist_store_t *store, const kvist_key_t *key);
@@ -128,6 +137,8 @@ kv_status_t kv_lease_store_present(
 void kv_put_cancel(kvist_lease_t *lease); /* its stores end as soon as they can */
 
 /* ---- lease.c ---- */
+
+void kv_lease_free(kvist_lease_t *lease); /* that holds nothing */
 
 /* A lease whose owner released it goes when nothing of it is under way any more. */
 void kv_lease_settle(kvist_lease_t *lease);

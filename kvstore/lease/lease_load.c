@@ -214,6 +214,7 @@ static uint32_t object_of(const kvist_lease_t *lease, uint32_t block, uint32_t g
 static void plan(lease_load_t *load, size_t block_bytes)
 {
     kvist_lease_t *lease = load->transfer.lease;
+    kv_why_make_room(lease);
     for (uint32_t i = 0; i < load->selection.block_count; i++) {
         uint32_t number = object_of(lease, load->selection.first_block + i, load->selection.group);
         if (number == KV_OBJECT_NONE) {

@@ -368,6 +368,7 @@ static void begin(kv_put_t *put)
     size_t object_bytes = group_of(put)->layout.object_bytes;
     uint32_t at_once = (uint32_t)(COPY_BYTES / object_bytes), first = put->next, count = 0;
     at_once = at_once > 0 ? at_once : 1;
+    kv_why_make_room(put->transfer.lease);
     while (!put->ending && put->next < put->asked.block_count && put->copies_out < COPIES_MAX) {
         block_t *block = &put->blocks[put->next];
         bool coming = false;

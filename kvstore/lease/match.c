@@ -5,7 +5,6 @@
 #include "kvstore/lease/lease_internal.h"
 
 #include "base/memory.h"
-#include "kvstore/disk/budget.h"
 #include "kvstore/embedded.h"
 #include "kvstore/terms.h"
 
@@ -16,12 +15,7 @@ enum { BLOCKS_AT_FIRST = 4, BLOCKS_AT_ONCE = KV_FILL_LOOK_UP_MAX };
 
 bool kv_match_tokens(const kvist_store_t *store, const kv_object_t *object, const uint32_t *tokens)
 {
-    const uint32_t *stored = NULL;
-    if (kv_object_on_device(store, object)) {
-        stored = kv_pool_tokens(&store->device_pool, object->device_slot);
-    } else if (kv_object_on_host(object)) {
-        stored = kv_pool_tokens(&store->groups[0].host_pool, object->host_slot);
-    }
+    const uint32_t *stored = kv_object_tokens(store, object);
     size_t bytes = store->block_tokens * sizeof *tokens;
     return stored == NULL || memcmp(stored, tokens, bytes) == 0;
 }
@@ -35,7 +29,7 @@ uint32_t kv_match_live(kvist_store_t *store, const kvist_key_t *key)
 {
     uint32_t number = kv_fill_find(store, key);
     if (number != KV_OBJECT_NONE && expired(store, kv_table_at(store->table, number))) {
-        kv_object_drop(store, number);
+        kv_object_drop(store, number, KV_GONE_EXPIRED);
         return KV_OBJECT_NONE;
     }
     return number;
@@ -109,40 +103,56 @@ static void note_asked(kvist_store_t *store, uint32_t number)
     }
 }
 
+static void hold(const kvist_lease_t *lease, uint32_t number)
+{
+    if (!lease->quiet) {
+        kv_object_hold(lease->store, number);
+        note_asked(lease->store, number);
+    }
+}
+
+/* A found block that cannot be used ends the match. */
+static void drop_found(kvist_lease_t *lease, uint32_t number, kv_gone_t gone)
+{
+    kvist_key_t key = kv_table_at(lease->store->table, number)->key;
+    if (!lease->quiet) {
+        lease->store->stats.damaged_objects += gone == KV_GONE_DAMAGED;
+        kv_object_drop(lease->store, number, gone);
+    }
+    kv_why_ended(lease->store, &key, lease->found_count, &lease->match.detail);
+}
+
 /* Takes a block that was found into the lease; or says why it cannot be used. */
 static kvist_miss_t take_block(kvist_store_t *store, kvist_lease_t *lease, const kvist_key_t *key,
     uint32_t number, const uint32_t *tokens)
 {
     const kv_object_t *object = kv_table_at(store->table, number);
     if (expired(store, object)) {
-        kv_object_drop(store, number);
+        drop_found(lease, number, KV_GONE_EXPIRED);
         return KVIST_MISS_EXPIRED;
     }
     if (!kv_match_tokens(store, object, tokens)) {
         /* Two contexts with one key, or bytes of ours gone wrong: nothing here may be used. */
-        store->stats.damaged_objects++;
-        kv_object_drop(store, number);
+        drop_found(lease, number, KV_GONE_DAMAGED);
         return KVIST_MISS_DAMAGED;
     }
     uint32_t block = lease->found_count++;
     lease->last_key = *key;
     lease->objects[block] = number;
     lease->tiers[block] = (uint8_t)kv_object_tier(store, object);
-    kv_object_hold(store, number);
-    note_asked(store, number);
+    hold(lease, number);
     return KVIST_MISS_NONE;
 }
 
-/* Why a block that is not stored is a miss: another lease may be about to store it. */
-static kvist_miss_t why_absent(const kvist_store_t *store, const kvist_key_t *key)
+bool kv_match_is_pending(const kvist_store_t *store, const kvist_key_t *key)
 {
     for (const kvist_lease_t *lease = store->newest_announced; lease != NULL;
          lease = lease->older_announced) {
         if (kv_key_equal(&lease->next_key, key)) {
-            return KVIST_MISS_PENDING;
+            return true;
         }
     }
-    return kv_budget_remembers(store, key) ? KVIST_MISS_NOT_ADMITTED : KVIST_MISS_NEW;
+    return false;
 }
 
 static kvist_miss_t find_spine(kvist_lease_t *lease, uint32_t block_count)
@@ -167,7 +177,14 @@ static kvist_miss_t find_spine(kvist_lease_t *lease, uint32_t block_count)
             }
         }
         if (found < count) {
-            return why_absent(store, &search.keys[found]);
+            const kv_why_end_t end = {
+                .name_space = &lease->like.name_space,
+                .key = &search.keys[found],
+                .parent = found > 0 ? search.numbers[found - 1] : parent,
+                .block = lease->found_count,
+                .tokens = tokens + (size_t)found * block_tokens,
+            };
+            return kv_why_absent(store, &end, &lease->match.detail);
         }
         parent = search.numbers[found - 1];
     }
@@ -204,8 +221,14 @@ uint32_t kv_match_first_needed(const kvist_store_t *store, uint32_t group, uint3
     return 0;
 }
 
+/* An object of another group that a longer hit would have needed. */
+typedef struct {
+    uint32_t group, block;
+} lack_t;
+
 /* The longest hit of at most block_count blocks that may be possible, as far as this group goes. */
-static uint32_t served_by(const kvist_lease_t *lease, uint32_t group, uint32_t block_count)
+static uint32_t served_by(
+    const kvist_lease_t *lease, uint32_t group, uint32_t block_count, lack_t *lack)
 {
     while (block_count > 0) {
         uint32_t first = kv_match_first_needed(lease->store, group, block_count),
@@ -216,6 +239,7 @@ static uint32_t served_by(const kvist_lease_t *lease, uint32_t group, uint32_t b
         if (block == first) {
             return block_count;
         }
+        *lack = (lack_t){group, block - 1};
         block_count = block - 1; /* without the block that lacks its object */
     }
     return 0;
@@ -236,33 +260,46 @@ static void hold_others(kvist_lease_t *lease)
             uint8_t tier = (uint8_t)kv_object_tier(store, kv_table_at(store->table, number));
             lease->tiers[block] = tier > lease->tiers[block] ? tier : lease->tiers[block];
             lease->others[lease->other_count++] = number;
-            kv_object_hold(store, number);
-            note_asked(store, number);
+            hold(lease, number);
         }
     }
 }
 
-/* Moves the end back to where every group can serve it. true: it moved. */
-static bool agree_on_end(kvist_lease_t *lease)
+/* Why the object is not there. */
+static kvist_miss_t tell_lack(kvist_lease_t *lease, const lack_t *lack)
+{
+    const kvist_store_t *store = lease->store;
+    const kv_object_t *spine = kv_table_at(store->table, lease->objects[lack->block]);
+    kvist_key_t key = kv_identity_group_key(&spine->key, lack->group);
+    const kv_why_end_t end = {&lease->like.name_space, &key, KV_OBJECT_NONE, lack->block, NULL};
+    return kv_why_absent(store, &end, &lease->match.detail);
+}
+
+/* Moves the end back to where every group can serve it. */
+static void agree_on_end(kvist_lease_t *lease)
 {
     kvist_store_t *store = lease->store;
     uint32_t end = lease->found_count, before;
+    lack_t lack = {0};
     do {
         before = end;
         for (uint32_t group = 1; group < store->group_count; group++) {
-            end = served_by(lease, group, end);
+            end = served_by(lease, group, end, &lack);
         }
     } while (end != before);
-    bool moved = end < lease->found_count;
+    if (end == lease->found_count) {
+        return;
+    }
+    lease->match.miss = tell_lack(lease, &lack);
     while (lease->found_count > end) {
-        kv_object_release(store, lease->objects[--lease->found_count]);
+        uint32_t number = lease->objects[--lease->found_count];
         lease->objects[lease->found_count] = KV_OBJECT_NONE;
+        if (!lease->quiet) {
+            kv_object_release(store, number);
+        }
     }
-    if (moved) {
-        lease->last_key = end > 0 ? kv_table_at(store->table, lease->objects[end - 1])->key
-                                  : lease->like.name_space;
-    }
-    return moved;
+    lease->last_key =
+        end > 0 ? kv_table_at(store->table, lease->objects[end - 1])->key : lease->like.name_space;
 }
 
 /* ---- together ---- */
@@ -273,9 +310,7 @@ void kv_match_prefix(kvist_lease_t *lease, uint32_t block_count)
     lease->last_key = lease->like.name_space;
     lease->match.miss = find_spine(lease, block_count);
     if (lease->store->group_count > 1) {
-        if (agree_on_end(lease)) {
-            lease->match.miss = KVIST_MISS_NEW;
-        }
+        agree_on_end(lease);
         hold_others(lease);
     }
     for (uint32_t block = 0; block < lease->found_count; block++) {
@@ -318,6 +353,7 @@ static kvist_lease_t *make_lease(kvist_store_t *store, const kvist_query_t *quer
         .like = like_of(store, query),
         .renew = query->renew,
         .expected_s = kv_terms_expiry_s(query->terms.expected_next_use_unix_ns),
+        .request = query->request,
         .last_key = query->name_space,
         .query_blocks = block_count,
         .block_max = block_count,
@@ -333,6 +369,14 @@ static kvist_lease_t *make_lease(kvist_store_t *store, const kvist_query_t *quer
     return lease;
 }
 
+static void look(kvist_lease_t *lease, size_t token_count)
+{
+    kv_match_prefix(lease, lease->query_blocks);
+    if (lease->match.miss == KVIST_MISS_NONE && token_count % lease->store->block_tokens != 0) {
+        lease->match.miss = KVIST_MISS_SHORT;
+    }
+}
+
 kv_status_t kv_embedded_match(kvist_store_t *store, const kvist_query_t *query,
     kvist_lease_t **lease_out, kvist_match_t *match_out)
 {
@@ -345,10 +389,7 @@ kv_status_t kv_embedded_match(kvist_store_t *store, const kvist_query_t *query,
     }
     kvist_lease_t *lease = make_lease(store, query);
     if (query->mode == KVIST_MODE_READWRITE || query->mode == KVIST_MODE_READ) {
-        kv_match_prefix(lease, lease->query_blocks);
-        if (lease->match.miss == KVIST_MISS_NONE && query->token_count % store->block_tokens != 0) {
-            lease->match.miss = KVIST_MISS_SHORT;
-        }
+        look(lease, query->token_count);
     } else {
         lease->match.miss = KVIST_MISS_BYPASSED;
     }
@@ -366,6 +407,19 @@ void kv_lease_set_origin(kvist_lease_t *lease, const char *origin)
 {
     memset(lease->like.origin, 0, sizeof lease->like.origin);
     strncpy(lease->like.origin, origin, sizeof lease->like.origin - 1);
+}
+
+kvist_match_t kv_match_quietly(
+    kvist_store_t *store, const kvist_key_t *name_space, const uint32_t *tokens, size_t token_count)
+{
+    const kvist_query_t query = {
+        .name_space = *name_space, .tokens = tokens, .token_count = token_count};
+    kvist_lease_t *lease = make_lease(store, &query);
+    lease->quiet = true;
+    look(lease, token_count);
+    kvist_match_t match = lease->match;
+    kv_lease_free(lease);
+    return match;
 }
 
 /* ---- pending ---- */

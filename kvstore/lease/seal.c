@@ -35,6 +35,9 @@ uint32_t kv_seal_new(kvist_lease_t *lease, const kvist_key_t *key, uint32_t pare
     object->used_s = kv_store_now_s(store);
     object->expires_s = lease->like.expires_s;
     object->pin_until_s = lease->like.pin_until_s;
+    if (position == 0) {
+        kv_why_note_root(store, key);
+    }
     kv_sweep_note(store, object->expires_s, object->pin_until_s);
     store->stats.unsaved_objects++;
     kv_budget_object_new(store, object);

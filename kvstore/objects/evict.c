@@ -88,7 +88,8 @@ typedef enum { FREED, COMING, STUCK, PINNED } outcome_t;
 static outcome_t drop_victim(kvist_store_t *store, uint32_t number, kvist_tier_t tier)
 {
     kv_object_note_victim(store, number, tier);
-    kv_object_drop(store, number);
+    kv_object_drop(
+        store, number, tier == KVIST_TIER_DEVICE ? KV_GONE_FROM_DEVICE : KV_GONE_FROM_HOST);
     return FREED;
 }
 

@@ -17,6 +17,16 @@ bool kv_object_on_device(const kvist_store_t *store, const kv_object_t *object)
            store->device_pool.slots[object->device_slot].state == KV_SLOT_OBJECT;
 }
 
+const uint32_t *kv_object_tokens(const kvist_store_t *store, const kv_object_t *object)
+{
+    if (kv_object_on_device(store, object)) {
+        return kv_pool_tokens(&store->device_pool, object->device_slot);
+    }
+    return kv_object_on_host(object)
+               ? kv_pool_tokens(&store->groups[0].host_pool, object->host_slot)
+               : NULL;
+}
+
 kvist_tier_t kv_object_tier(const kvist_store_t *store, const kv_object_t *object)
 {
     if (kv_object_on_device(store, object)) {
@@ -408,9 +418,10 @@ void kv_object_settle(kvist_store_t *store, uint32_t number)
 }
 
 /* One object without children. */
-static void drop_leaf(kvist_store_t *store, uint32_t number)
+static void drop_leaf(kvist_store_t *store, uint32_t number, kv_gone_t gone)
 {
     kv_object_t *object = kv_table_at(store->table, number);
+    kv_why_gone(store, object, gone);
     if (kv_object_on_disk(object)) {
         kv_object_leave_disk(store, number);
     } else if ((object->flags & KV_OBJECT_WRITING) != 0) {
@@ -435,7 +446,7 @@ static void drop_leaf(kvist_store_t *store, uint32_t number)
     kv_object_settle(store, number);
 }
 
-void kv_object_drop(kvist_store_t *store, uint32_t number)
+void kv_object_drop(kvist_store_t *store, uint32_t number, kv_gone_t gone)
 {
     if (is_dead(kv_table_at(store->table, number))) {
         return;
@@ -449,7 +460,7 @@ void kv_object_drop(kvist_store_t *store, uint32_t number)
             continue;
         }
         uint32_t parent = object->parent;
-        drop_leaf(store, at);
+        drop_leaf(store, at, gone);
         if (at == number) {
             return;
         }
@@ -484,7 +495,7 @@ uint32_t kv_object_forget_copy(kvist_store_t *store, uint32_t number, kvist_tier
     kv_log_warn("store", "stored block damaged: dropped with its descendants tier %s position %u",
         kvist_tier_name(tier), (uint32_t)object->position);
     uint32_t count = kv_table_count(store->table);
-    kv_object_drop(store, number);
+    kv_object_drop(store, number, KV_GONE_DAMAGED);
     return count - kv_table_count(store->table);
 }
 

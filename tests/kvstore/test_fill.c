@@ -110,8 +110,9 @@ static void what_is_dropped_meanwhile_stays_dropped(void **state)
         for (uint32_t i = 0; i < polls; i++) {
             bench_turn(&bench);
         }
-        kv_object_drop(bench.store, number_of(&bench, 0, 2)); /* only it was looked up */
-        kv_object_drop(bench.store, number_of(&bench, 1, 0));
+        kv_object_drop(
+            bench.store, number_of(&bench, 0, 2), KV_GONE_DROPPED); /* only it was looked up */
+        kv_object_drop(bench.store, number_of(&bench, 1, 0), KV_GONE_DROPPED);
         assert_int_equal(matched(&bench, 0), 2);
         assert_int_equal(matched(&bench, 1), 0);
         /* Block 2 of context 0 anew; what came after it is not computed again. */
@@ -398,7 +399,7 @@ static void anything_may_happen_meanwhile(void **state)
                 break;
             case 1:
                 if (matched(&bench, context) == BLOCKS) {
-                    kv_object_drop(bench.store, number_of(&bench, context, 3));
+                    kv_object_drop(bench.store, number_of(&bench, context, 3), KV_GONE_DROPPED);
                     assert_int_equal(matched(&bench, context), 3);
                 }
                 break;
