@@ -166,7 +166,14 @@ typedef enum {
 const char *kvist_miss_name(kvist_miss_t miss); /* "new", "short", ... */
 
 typedef enum { KVIST_PERSIST_EAGER, KVIST_PERSIST_SPILL } kvist_persist_t;
-typedef enum { KVIST_CODEC_NONE, KVIST_CODEC_LZ4 } kvist_codec_t;
+
+/* Lossless encodings of units. bf16 is for KV in bf16: it makes other elements no smaller. */
+typedef enum {
+    KVIST_CODEC_NONE,
+    KVIST_CODEC_LZ4,
+    KVIST_CODEC_BF16,
+    KVIST_CODEC_COUNT,
+} kvist_codec_t;
 typedef enum { KVIST_IO_AUTO, KVIST_IO_URING, KVIST_IO_THREADS } kvist_io_t;
 
 /* Which blocks leave device and host memory first, within a class: those that were used longest
@@ -222,7 +229,7 @@ typedef struct {
     uint64_t write_bytes_per_day;
     kvist_persist_t
         persist; /* eager: written behind as sealed; spill: written when evicted from host memory */
-    kvist_codec_t codec; /* of records on disk */
+    kvist_codec_t codec; /* of new records on disk; those of any codec are read */
     kvist_policy_t policy;
     /* What it takes to compute a token at position p of its context: compute_token_ns +
      * p x compute_distance_ns, for policies that weigh costs. 0 and 0: as a model of 8 billion

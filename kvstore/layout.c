@@ -347,16 +347,32 @@ size_t kvist_layout_object_bytes(const kvist_layout_t *layout, uint32_t group)
     return worked_out.object_bytes;
 }
 
+/* The part that a unit is of, and its head there. */
+static uint32_t part_of(const kv_layout_t *layout, uint32_t unit, uint32_t *head_out)
+{
+    uint32_t head = unit % layout->layer_units, part = 0;
+    for (; head >= layout->group.parts[part].heads; part++) {
+        head -= layout->group.parts[part].heads;
+    }
+    *head_out = head;
+    return part;
+}
+
 size_t kv_layout_unit(const kv_layout_t *layout, uint32_t unit, size_t *bytes_out)
 {
     size_t offset = unit / layout->layer_units * layout->layer_bytes;
-    uint32_t rest = unit % layout->layer_units, part = 0;
-    for (; rest >= layout->group.parts[part].heads; part++) {
-        rest -= layout->group.parts[part].heads;
-        offset += layout->group.parts[part].heads * layout->part_unit_bytes[part];
+    uint32_t head, part = part_of(layout, unit, &head);
+    for (uint32_t i = 0; i < part; i++) {
+        offset += layout->group.parts[i].heads * layout->part_unit_bytes[i];
     }
     *bytes_out = layout->part_unit_bytes[part];
-    return offset + rest * layout->part_unit_bytes[part];
+    return offset + head * layout->part_unit_bytes[part];
+}
+
+uint32_t kv_layout_element_bytes(const kv_layout_t *layout, uint32_t unit)
+{
+    uint32_t head;
+    return layout->group.parts[part_of(layout, unit, &head)].element_bytes;
 }
 
 /* ---- selections ---- */
@@ -387,10 +403,8 @@ static bool selected(const kv_layout_t *layout, const kvist_selection_t *selecti
     if (selection->head_count == 0) {
         return true;
     }
-    uint32_t head = unit % layout->layer_units;
-    for (uint32_t part = 0; head >= layout->group.parts[part].heads; part++) {
-        head -= layout->group.parts[part].heads;
-    }
+    uint32_t head;
+    part_of(layout, unit, &head);
     return head >= selection->first_head && head - selection->first_head < selection->head_count;
 }
 

@@ -41,6 +41,8 @@ bool kv_layout_differs(
 /* The unit's place in the object, and its size. */
 size_t kv_layout_unit(const kv_layout_t *layout, uint32_t unit, size_t *bytes_out);
 
+uint32_t kv_layout_element_bytes(const kv_layout_t *layout, uint32_t unit);
+
 /* Units of a selection in one object, in order: a cursor starts at 0 and is moved on by each call;
  * UINT32_MAX: there are no more. */
 uint32_t kv_layout_next_selected(

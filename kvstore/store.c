@@ -285,7 +285,7 @@ static kv_status_t check_params(const kvist_store_params_t *params, kv_error_t *
             strlen(params->origin), KV_ORIGIN_BYTES - 1);
     }
     if ((unsigned)params->persist > KVIST_PERSIST_SPILL ||
-        (unsigned)params->codec > KVIST_CODEC_LZ4 || (unsigned)params->io > KVIST_IO_THREADS ||
+        (unsigned)params->codec >= KVIST_CODEC_COUNT || (unsigned)params->io > KVIST_IO_THREADS ||
         (unsigned)params->policy >= KVIST_POLICY_COUNT) {
         return kv_fail(
             error, KV_INVALID, "persist, codec, io or policy is none of its enumeration");

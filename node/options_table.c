@@ -164,7 +164,8 @@ const kv_option_t KV_OPTIONS[] = {
     CHOICE(STORE, store, persist, "eager", "eager|spill",
         "eager: written to disk in the background as it is made; spill: when it leaves host "
         "memory"),
-    CHOICE(STORE, store, codec, "none", "none|lz4", "codec of records on disk"),
+    CHOICE(
+        STORE, store, codec, "none", "none|lz4|bf16", "codec of new records on disk; all are read"),
     CHOICE(STORE, store, policy, "lru", "lru|s3-fifo|gdsf",
         "which blocks leave memory first: those used longest ago, those not used again soon after "
         "they came, or those that are worth least (uses x cost of having them again)"),

@@ -3,7 +3,7 @@
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/checksum.h"
-#include "kvstore/disk/codec.h"
+#include "kvstore/codec/codec.h"
 #include "kvstore/identity.h"
 
 /* "KVISTREC" */
@@ -88,7 +88,8 @@ static size_t encode_units(const kv_layout_t *layout, kvist_codec_t codec, const
     size_t used = 0;
     for (uint32_t i = 0; i < layout->unit_count; i++) {
         size_t bytes, offset = kv_layout_unit(layout, i, &bytes);
-        size_t got = kv_codec_encode(codec, object + offset, bytes, payload + used);
+        size_t got = kv_codec_encode(
+            codec, object + offset, bytes, kv_layout_element_bytes(layout, i), payload + used);
         kv_put_u32(lengths + (size_t)4 * i, (uint32_t)got);
         used += got;
     }
@@ -263,7 +264,7 @@ kv_status_t kv_record_read(const void *at, size_t bytes, kv_record_t *record_out
     read_fields(header, version, &record);
     if (payload_bytes > KV_LAYOUT_OBJECT_BYTES_MAX ||
         record.stored_bytes != header_bytes + kv_round_up(payload_bytes, KV_PAGE_BYTES) ||
-        (unsigned)record.codec > KVIST_CODEC_LZ4 || record.position >= KVIST_CHAIN_BLOCKS_MAX ||
+        (unsigned)record.codec >= KVIST_CODEC_COUNT || record.position >= KVIST_CHAIN_BLOCKS_MAX ||
         record.priority >= KVIST_PRIORITY_COUNT || record.group >= KVIST_GROUPS_MAX ||
         !text_ended(header, version)) {
         return KV_CORRUPT;

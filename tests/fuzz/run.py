@@ -15,8 +15,8 @@ import sys
 import time
 
 # Bytes of the largest input: what the thing under test takes, and a little more.
-LENGTHS = {"admin": 70000, "data": 8300, "events": 9000, "frame": 4096, "handshake": 9000,
-           "mover": 512, "peers": 9000}
+LENGTHS = {"admin": 70000, "codec": 4200, "data": 8300, "events": 9000, "frame": 4096,
+           "handshake": 9000, "mover": 512, "peers": 9000}
 
 
 def options():

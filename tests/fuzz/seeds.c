@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "cluster/members.h"
+#include "kvstore/codec/codec.h"
 #include "proto/admin.pb-c.h"
 #include "proto/frame.h"
 #include "proto/wire.pb-c.h"
@@ -379,6 +380,29 @@ static void write_etcd(const char *folder)
     write_seed(folder, "etcd", "whole", &seed);
 }
 
+/* A unit as it is and as each codec makes it; the first byte says what is done with it. */
+static void write_codec(const char *folder)
+{
+    enum { UNIT_BYTES = 2048, DECODE = 0, DECODE_CHUNK = 2, ROUND_TRIP = 3 };
+    static uint8_t unit[UNIT_BYTES], encoded[UNIT_BYTES];
+    for (uint32_t i = 0; i < UNIT_BYTES; i += 2) {
+        uint32_t exponent = 126 - (uint32_t)__builtin_ctz(i * 2654435761u >> 12 | 1u << 19);
+        kv_put_u16(unit + i, (uint16_t)((i * 40503u & 0x807f) | exponent << 7));
+    }
+    for (int codec = 0; codec < KVIST_CODEC_COUNT; codec++) {
+        char name[32];
+        size_t length = kv_codec_encode((kvist_codec_t)codec, unit, UNIT_BYTES, 2, encoded);
+        for (int how = DECODE; how <= ROUND_TRIP; how++) {
+            seed_t seed = {.count = 0};
+            add_u8(&seed, (uint8_t)(codec * 4 + how));
+            add_u16(&seed, how == DECODE_CHUNK ? 15 : UNIT_BYTES);
+            add(&seed, how == ROUND_TRIP ? unit : encoded, how == ROUND_TRIP ? UNIT_BYTES : length);
+            snprintf(name, sizeof name, "%s-%d", kv_codec_name((kvist_codec_t)codec), how);
+            write_seed(folder, "codec", name, &seed);
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2 || (mkdir(argv[1], 0755) != 0 && errno != EEXIST)) {
@@ -392,5 +416,6 @@ int main(int argc, char **argv)
     write_admin(argv[1]);
     write_events(argv[1]);
     write_etcd(argv[1]);
+    write_codec(argv[1]);
     return 0;
 }

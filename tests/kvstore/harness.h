@@ -65,7 +65,8 @@ static inline size_t block_bytes(const bench_t *bench)
     return kvist_layout_object_bytes(&bench->layout, 0);
 }
 
-/* Blocks of 2 layers, 2 heads, 8 dimensions, 16 tokens, bf16: 2 KiB; a record is 8 KiB. */
+/* Blocks of 2 layers, 2 heads, 8 dimensions, 16 tokens, bf16: 2 KiB; a record is 8 KiB, whatever
+ * the codec. */
 static inline void bench_init(bench_t *bench, const char *name, uint32_t device_slots)
 {
     static uint32_t benches;
@@ -89,6 +90,18 @@ static inline void bench_init(bench_t *bench, const char *name, uint32_t device_
     kvist_namespace_params_t identity = {
         .layout = &bench->layout, .salt = "", .salt_bytes = 0, .adapter = ""};
     bench->name_space = kvist_namespace(&identity);
+}
+
+/* Blocks of 16 KiB: a record is 20 KiB, and 16 KiB where a codec has made it smaller. Before all
+ * that counts in blocks. */
+#define LARGE_RECORD_BYTES(codec) ((codec) == KVIST_CODEC_NONE ? 20480u : 16384u)
+
+static inline void bench_with_large_blocks(bench_t *bench)
+{
+    kv_block_shape_t shape = {4, 2, 32, BLOCK_TOKENS, 2};
+    bench->layout = kvist_layout_plain(&shape);
+    free(bench->params.device_arena);
+    bench->params.device_arena = calloc(bench->params.device_slot_count, block_bytes(bench));
 }
 
 static inline void bench_with_host(bench_t *bench, uint32_t slots)
@@ -238,14 +251,21 @@ static inline void make_tokens(uint32_t context, uint32_t shared, uint32_t *toke
     }
 }
 
-/* The bytes that the block with this key must have. */
+/* The bytes that the block with this key must have: bf16 of the size that KV has, and at the end
+ * something that repeats, so that every codec has work. */
 static inline void fill_block(const kvist_key_t *key, char *bytes, size_t count)
 {
     uint64_t state;
     memcpy(&state, key->bytes, sizeof state);
     for (size_t i = 0; i + 8 <= count; i += 8) {
-        uint64_t value = kv_test_random(&state);
-        memcpy(bytes + i, &value, 8);
+        uint64_t value = kv_test_random(&state), exponents = kv_test_random(&state);
+        exponents = 0x3c003c003c003c00 + (exponents & exponents >> 1 & 0x0380038003800380);
+        value = (value & 0x807f807f807f807f) + exponents;
+        if (i < count - count / 3) {
+            memcpy(bytes + i, &value, 8);
+        } else {
+            memcpy(bytes + i, key->bytes, 8);
+        }
     }
 }
 

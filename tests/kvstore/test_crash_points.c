@@ -29,7 +29,7 @@ enum {
     HELD_MAX = 2,
     FLUSHES_MAX = 4,
     DROPS_MAX = 3,
-    BLOCK_BYTES = 2048, /* of either group */
+    BLOCK_BYTES_MAX = 16 << 10,
     STEPS = 40,
     OPERATIONS_AFTER = 40, /* about as many writes and barriers does a store make after a stop */
     INDEX_LOST_ONE_IN = 8,
@@ -48,13 +48,14 @@ typedef struct {
 static const setting_t SETTINGS[] = {
     {16, 0, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 1, 0},
     {14, 6, 8, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, true, 0, 1, 0},
-    {16, 8, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_LZ4, true, 0, 1, 0},
+    {16, 8, 10, KVIST_PERSIST_EAGER, KVIST_CODEC_LZ4, true, 0, 1, 0},
+    {14, 6, 10, KVIST_PERSIST_SPILL, KVIST_CODEC_BF16, true, 0, 1, 0},
     {16, 0, 2, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 0, 1, 0},
     {14, 6, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 0, 1, 0},
     {16, 6, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 8, 1, 0},
     {14, 0, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 20, 1, 0},
     {1, 48, 16, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 2, 0},
-    {1, 48, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_LZ4, false, 0, 2, 0},
+    {1, 48, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_BF16, false, 0, 2, 0},
     {16, 0, 6, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 1, 6},
     {14, 6, 2, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 20, 1, 2},
 };
@@ -268,17 +269,21 @@ static void world_init(world_t *world, const setting_t *setting, uint64_t seed)
         world->seal_counts[i / BLOCKS_MAX][i % BLOCKS_MAX] = 1;
     }
     bench_init(&world->bench, "simulated", setting->device_slots);
+    bool large = setting->codec != KVIST_CODEC_NONE; /* only then it saves a page */
+    if (large) {
+        bench_with_large_blocks(&world->bench);
+    }
     bench_with_host(&world->bench, setting->host_slots);
     if (setting->groups > 1) {
         kvist_layout_t *layout = &world->bench.layout;
         layout->group_count = setting->groups;
         layout->groups[1] = layout->groups[0];
-        layout->groups[1].layers[0] = layout->groups[0].layers[0] << 2; /* two of its own */
+        layout->groups[1].layers[0] = layout->groups[0].layers[0] << 4; /* layers of its own */
         world->bench.params.device = NULL;
         world->bench.params.device_slot_count = 0;
     }
     world->bench.params.directory = "/disk/store";
-    world->bench.params.segment_bytes = 128 << 10;
+    world->bench.params.segment_bytes = (large ? 256 : 128) << 10;
     world->bench.params.disk_bytes = setting->segments * world->bench.params.segment_bytes;
     static kvist_disk_params_t second;
     second = (kvist_disk_params_t){
@@ -336,12 +341,13 @@ static void note_sealing(world_t *world, uint32_t context, uint32_t found, uint3
 
 /* ---- two groups: without a device, through the caller's memory ---- */
 
-static void fill_group(
-    uint32_t context, uint32_t group, uint32_t first, uint32_t count, char *bytes)
+static void fill_group(const world_t *world, uint32_t context, uint32_t group, uint32_t first,
+    uint32_t count, char *bytes)
 {
+    size_t each = block_bytes(&world->bench); /* of either group */
     for (uint32_t i = 0; i < count; i++) {
         kvist_key_t key = kv_identity_group_key(&context_keys[context][first + i], group);
-        fill_block(&key, bytes + i * BLOCK_BYTES, BLOCK_BYTES);
+        fill_block(&key, bytes + i * each, each);
     }
 }
 
@@ -360,15 +366,15 @@ static uint32_t store_group(world_t *world, kvist_lease_t *lease, uint32_t conte
     if (first >= end) {
         return first;
     }
-    char bytes[BLOCKS_MAX * BLOCK_BYTES];
+    char bytes[BLOCKS_MAX * BLOCK_BYTES_MAX];
     outcome_t outcome = {0};
-    kvist_piece_t piece = {bytes, (end - first) * BLOCK_BYTES};
+    kvist_piece_t piece = {bytes, (end - first) * block_bytes(&world->bench)};
     kvist_put_t put = {.group = group,
         .first_block = first,
         .block_count = end - first,
         .arithmetic = "test/plain",
         .deadline_ns = kv_clock_now_ns() + 20ull * KV_NS_PER_S};
-    fill_group(context, group, first, end - first, bytes);
+    fill_group(world, context, group, first, end - first, bytes);
     assert_int_equal(kvist_lease_store(lease, &put, &piece, 1, note_stored, &outcome), KV_OK);
     wait_for(&world->bench, &outcome);
     assert_true(outcome.status == KV_OK || outcome.status == KV_NO_SPACE);
@@ -387,17 +393,17 @@ static void note_loaded(void *context, kvist_lease_t *lease, kv_status_t status,
 static uint32_t check_groups(world_t *world, kvist_lease_t *lease, uint32_t context, uint32_t count)
 {
     for (uint32_t group = 0; group < 2 && count > 0; group++) {
-        char bytes[BLOCKS_MAX * BLOCK_BYTES], expected[BLOCKS_MAX * BLOCK_BYTES];
+        char bytes[BLOCKS_MAX * BLOCK_BYTES_MAX], expected[BLOCKS_MAX * BLOCK_BYTES_MAX];
         outcome_t outcome = {0};
-        kvist_piece_t piece = {bytes, count * BLOCK_BYTES};
+        kvist_piece_t piece = {bytes, count * block_bytes(&world->bench)};
         kvist_selection_t selection = {.group = group, .block_count = count};
         assert_int_equal(
             kvist_lease_load(lease, &selection, &piece, 1, note_loaded, &outcome), KV_OK);
         wait_for(&world->bench, &outcome);
         assert_int_equal(outcome.status, KV_OK);
         count = outcome.match.block_count;
-        fill_group(context, group, 0, count, expected);
-        assert_memory_equal(bytes, expected, count * BLOCK_BYTES);
+        fill_group(world, context, group, 0, count, expected);
+        assert_memory_equal(bytes, expected, count * block_bytes(&world->bench));
     }
     return count;
 }

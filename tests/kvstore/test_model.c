@@ -73,6 +73,9 @@ static void run(const setting_t *setting, uint64_t seed, uint32_t steps)
 {
     model_t model = {.random = seed};
     bench_init(&model.bench, "model", setting->device_slots);
+    if (setting->codec != KVIST_CODEC_NONE) {
+        bench_with_large_blocks(&model.bench);
+    }
     bench_with_host(&model.bench, setting->host_slots);
     if (setting->segments > 0) {
         bench_with_disk(&model.bench, setting->segments);
@@ -123,7 +126,11 @@ static void random_workloads_keep_every_chain_whole_and_right(void **state)
         {40, 0, 16, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_LRU, true},
         {40, 0, 16, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_S3_FIFO,
             true},
-        {40, 16, 16, KVIST_PERSIST_SPILL, KVIST_CODEC_LZ4, KVIST_IO_AUTO, KVIST_POLICY_GDSF, true},
+        {40, 16, 40, KVIST_PERSIST_SPILL, KVIST_CODEC_LZ4, KVIST_IO_AUTO, KVIST_POLICY_GDSF, true},
+        {40, 16, 40, KVIST_PERSIST_EAGER, KVIST_CODEC_BF16, KVIST_IO_THREADS, KVIST_POLICY_LRU,
+            true},
+        {40, 16, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_BF16, KVIST_IO_AUTO, KVIST_POLICY_S3_FIFO,
+            false},
         {40, 16, 16, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_THREADS, KVIST_POLICY_LRU,
             true},
         {40, 16, 2, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_S3_FIFO,

@@ -36,8 +36,9 @@ static void round_trip_by_disk(kvist_persist_t persist, kvist_codec_t codec, kvi
 {
     bench_t bench;
     bench_init(&bench, "disk", 8);
+    bench_with_large_blocks(&bench);
     bench_with_host(&bench, 8);
-    bench_with_disk(&bench, 8);
+    bench_with_disk(&bench, 16);
     bench.params.persist = persist;
     bench.params.codec = codec;
     bench.params.io = io;
@@ -48,7 +49,12 @@ static void round_trip_by_disk(kvist_persist_t persist, kvist_codec_t codec, kvi
     kvist_match_t match = request_context(&bench, 0, 8);
     assert_int_equal(match.block_count, 8);
     assert_int_equal(match.tier_blocks[KVIST_TIER_DISK], 8);
+    assert_int_equal(flush(&bench), KV_OK);
+    kvist_tier_stats_t disk = bench_stats(&bench).tiers[KVIST_TIER_DISK];
+    assert_int_equal(disk.used_bytes, disk.object_count * LARGE_RECORD_BYTES(codec));
     bench_close(&bench);
+    /* What the disk holds was written with another codec than the one that new records get. */
+    bench.params.codec = (kvist_codec_t)((codec + 1) % KVIST_CODEC_COUNT);
     bench_open(&bench);
     for (uint32_t context = 0; context < 10; context++) {
         match = request_context(&bench, context, 8);
@@ -67,6 +73,8 @@ static void evicted_blocks_and_restarts_are_served_from_disk(void **state)
     round_trip_by_disk(KVIST_PERSIST_EAGER, KVIST_CODEC_LZ4, KVIST_IO_AUTO);
     round_trip_by_disk(KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_THREADS);
     round_trip_by_disk(KVIST_PERSIST_SPILL, KVIST_CODEC_LZ4, KVIST_IO_THREADS);
+    round_trip_by_disk(KVIST_PERSIST_EAGER, KVIST_CODEC_BF16, KVIST_IO_THREADS);
+    round_trip_by_disk(KVIST_PERSIST_SPILL, KVIST_CODEC_BF16, KVIST_IO_AUTO);
 }
 
 static void contexts_share_their_common_prefix(void **state)
