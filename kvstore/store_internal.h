@@ -334,6 +334,9 @@ void kv_object_enter_host(kvist_store_t *store, uint32_t number, uint32_t slot);
  * from need not wait for it. */
 void kv_object_set_going(kvist_store_t *store, uint32_t number, kvist_tier_t tier);
 
+/* Its pin is another one now: it is judged anew. */
+void kv_object_end_promise(kvist_store_t *store, uint32_t number);
+
 /* It leaves the tier, now, for want of room: counts, and lets the policy know. */
 void kv_object_note_victim(kvist_store_t *store, uint32_t number, kvist_tier_t tier);
 

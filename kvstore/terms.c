@@ -115,6 +115,7 @@ void kv_terms_set(kvist_store_t *store, uint32_t number, uint32_t expires_s, uin
     if (object->expires_s != expires_s || object->pin_until_s != pin_until_s) {
         object->expires_s = expires_s;
         object->pin_until_s = pin_until_s;
+        kv_object_end_promise(store, number);
         put_entry(store, number);
     }
 }

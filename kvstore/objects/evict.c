@@ -13,7 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LOOK_AT_MAX = 256 }; /* bounds the walk past what is busy */
+enum {
+    LOOK_AT_MAX = 256,      /* bounds the walk past what is busy */
+    OWN_SHARE_PER_MILLE = 8 /* of the tier, that a class may take from better ones */
+};
 
 typedef struct {
     kv_task_t task;
@@ -114,6 +117,19 @@ static outcome_t evict_from_host(kvist_store_t *store, uint32_t number, uint32_t
     return object->pin_until_s > now_s ? PINNED : drop_victim(store, number, KVIST_TIER_HOST);
 }
 
+/* The best class that may be evicted for an object of this one: its own. What is background work
+ * to others must not push their contexts out, also not while its own blocks are on their way to
+ * disk; but a few slots it always has, to pass through. */
+static kvist_priority_t best_to_evict(const kv_pool_t *pool, kvist_priority_t priority)
+{
+    uint32_t own = 0;
+    for (int class = (int)priority; class < KVIST_PRIORITY_COUNT; class ++) {
+        own += pool->class_counts[class];
+    }
+    uint64_t share = (uint64_t)pool->slot_count * OWN_SHARE_PER_MILLE / 1000;
+    return own < (share > 0 ? share : 1) ? KVIST_PRIORITY_INTERACTIVE : priority;
+}
+
 uint32_t kv_evict_host(kvist_store_t *store, const kv_family_t *family, bool *coming_out)
 {
     kv_pool_t *pool = &store->groups[family->group].host_pool;
@@ -123,7 +139,8 @@ uint32_t kv_evict_host(kvist_store_t *store, const kv_family_t *family, bool *co
         return slot;
     }
     kv_pool_end_promises(pool, now_s);
-    kv_pool_walk_t walk = kv_pool_walk(pool, KV_TENANT_ANY, KVIST_PRIORITY_INTERACTIVE);
+    kvist_priority_t best = best_to_evict(pool, (kvist_priority_t)family->priority);
+    kv_pool_walk_t walk = kv_pool_walk(pool, KV_TENANT_ANY, best);
     for (uint32_t looked = 0;
          slot == KV_SLOT_NONE && looked < LOOK_AT_MAX && (at = kv_pool_step(&walk)) != KV_SLOT_NONE;
          looked++) {

@@ -222,6 +222,17 @@ void kv_object_expect(kvist_store_t *store, uint32_t number, uint32_t expected_s
     }
 }
 
+void kv_object_end_promise(kvist_store_t *store, uint32_t number)
+{
+    const kv_object_t *object = kv_table_at(store->table, number);
+    for (kvist_tier_t tier = KVIST_TIER_DEVICE; tier <= KVIST_TIER_HOST; tier++) {
+        uint32_t slot = slot_of(store, object, tier);
+        if (slot != KV_SLOT_NONE) {
+            kv_pool_end_promise(pool_of(store, object, tier), slot);
+        }
+    }
+}
+
 void kv_object_note_victim(kvist_store_t *store, uint32_t number, kvist_tier_t tier)
 {
     const kv_object_t *object = kv_table_at(store->table, number);

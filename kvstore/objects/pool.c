@@ -310,15 +310,22 @@ void kv_pool_promise(kv_pool_t *pool, uint32_t slot, uint32_t until_s)
     entry->flags |= KV_SLOT_LISTED | KV_SLOT_PROMISED;
 }
 
+void kv_pool_end_promise(kv_pool_t *pool, uint32_t slot)
+{
+    if ((pool->slots[slot].flags & KV_SLOT_PROMISED) != 0) {
+        kv_pool_unlist(pool, slot);
+        enter_policy(pool, slot);
+        list(pool, slot);
+    }
+}
+
 void kv_pool_end_promises(kv_pool_t *pool, uint32_t now_s)
 {
     kv_ranking_memory_t of_all = memory_of(pool, false);
     uint32_t slot;
     while ((slot = kv_ranking_first(&of_all, pool->promised)) != KV_SLOT_NONE &&
            pool->ranks[slot].rank <= now_s) {
-        kv_pool_unlist(pool, slot);
-        enter_policy(pool, slot);
-        list(pool, slot);
+        kv_pool_end_promise(pool, slot);
     }
 }
 

@@ -129,6 +129,7 @@ void kv_pool_unlist(kv_pool_t *pool, uint32_t slot);
 /* A candidate that must not go before that second: out of the way until then. */
 void kv_pool_promise(kv_pool_t *pool, uint32_t slot, uint32_t until_s);
 void kv_pool_end_promises(kv_pool_t *pool, uint32_t now_s);
+void kv_pool_end_promise(kv_pool_t *pool, uint32_t slot); /* there may be none */
 
 /* When its object is expected to be used next; 0 says nothing. Of several times that are not over
  * the earliest counts. */

@@ -242,6 +242,105 @@ static void a_pin_survives_a_restart(void **state)
     bench_end(&timed.bench);
 }
 
+/* Pressure on a store whose last tier is memory: what is not pinned goes. */
+static void press(timed_t *timed, uint32_t first_context)
+{
+    for (uint32_t context = first_context; context < first_context + 10; context++) {
+        request_context(&timed->bench, context, BLOCKS);
+    }
+}
+
+/* A match that renews, with a pin that ends when it says. */
+static void renew(timed_t *timed, uint32_t context, uint64_t pin_ns)
+{
+    uint32_t tokens[BLOCKS * BLOCK_TOKENS];
+    kvist_lease_t *lease;
+    kvist_match_t match;
+    make_tokens(context, 0, tokens, BLOCKS * BLOCK_TOKENS);
+    kvist_query_t query = {.name_space = timed->bench.name_space,
+        .tokens = tokens,
+        .token_count = BLOCKS * BLOCK_TOKENS,
+        .terms.pin_until_unix_ns = pin_ns,
+        .renew = true};
+    assert_int_equal(kvist_match(timed->bench.store, &query, &lease, &match), KV_OK);
+    assert_int_equal(match.block_count, BLOCKS);
+    kvist_lease_release(lease);
+}
+
+static void an_ended_pin_is_not_revived_by_earlier_times(void **state)
+{
+    (void)state;
+    timed_t timed;
+    timed_init(&timed, "revived", 16);
+    bench_open(&timed.bench);
+    request_context(&timed.bench, 1, BLOCKS);
+    uint64_t first_ns = from_now_ns(&timed, 50), end_ns = from_now_ns(&timed, 100);
+    assert_int_equal(keep(&timed, 1, BLOCKS - 1, 0, end_ns), KV_OK);
+    press(&timed, 2); /* it comes to be out of the way of evictions */
+    pass_s(&timed, 99);
+    press(&timed, 20);
+    assert_int_equal(look(&timed, 1).block_count, BLOCKS);
+    pass_s(&timed, 1);
+    renew(&timed, 1, first_ns);
+    renew(&timed, 1, end_ns);
+    assert_int_equal(shown(&timed, 1, 0).pin_until_unix_ns, end_ns); /* which is over */
+    press(&timed, 40);
+    assert_true(look(&timed, 1).block_count < BLOCKS);
+    check_accounts(&timed.bench);
+    bench_end(&timed.bench);
+}
+
+static void a_pin_that_is_taken_away_holds_nothing_back(void **state)
+{
+    (void)state;
+    timed_t timed;
+    timed_init(&timed, "away", 16);
+    bench_open(&timed.bench);
+    request_context(&timed.bench, 1, BLOCKS);
+    assert_int_equal(keep(&timed, 1, BLOCKS - 1, 0, from_now_ns(&timed, 100)), KV_OK);
+    press(&timed, 2);
+    assert_int_equal(keep(&timed, 1, BLOCKS - 1, 0, 0), KV_OK);
+    check_accounts(&timed.bench);
+    press(&timed, 20);
+    assert_true(look(&timed, 1).block_count < BLOCKS);
+    bench_end(&timed.bench);
+}
+
+/* On disk: what is pinned survives its segment, what was pinned does not. */
+static void an_ended_pin_is_not_revived_by_a_restart(void **state)
+{
+    (void)state;
+    for (int lost = 0; lost < 2; lost++) {
+        timed_t timed;
+        timed_init(&timed, "ended", 16);
+        bench_with_disk(&timed.bench, 4);
+        bench_open(&timed.bench);
+        request_context(&timed.bench, 1, BLOCKS);
+        request_context(&timed.bench, 2, BLOCKS);
+        assert_int_equal(keep(&timed, 1, BLOCKS - 1, 0, from_now_ns(&timed, 100)), KV_OK);
+        assert_int_equal(keep(&timed, 2, BLOCKS - 1, 0, from_now_ns(&timed, 200)), KV_OK);
+        assert_int_equal(flush(&timed.bench), KV_OK);
+        pass_s(&timed, 100);
+        bench_close(&timed.bench);
+        if (lost) {
+            lose_index(&timed.bench);
+        }
+        bench_open(&timed.bench);
+        pass_s(&timed, 1);
+        kvist_store_poll(timed.bench.store);
+        assert_int_equal(
+            bench_stats(&timed.bench).pinned_bytes, BLOCKS * 2 * (uint64_t)KV_PAGE_BYTES);
+        for (uint32_t context = 3; context < 43; context++) { /* more than the disk holds */
+            request_context(&timed.bench, context, BLOCKS);
+            assert_int_equal(flush(&timed.bench), KV_OK);
+        }
+        assert_int_equal(look(&timed, 1).block_count, 0);
+        assert_int_equal(look(&timed, 2).block_count, BLOCKS);
+        check_accounts(&timed.bench);
+        bench_end(&timed.bench);
+    }
+}
+
 static void terms_that_contradict_themselves_are_refused(void **state)
 {
     (void)state;
@@ -326,6 +425,9 @@ int main(void)
         cmocka_unit_test(a_lease_outlives_the_limit),
         cmocka_unit_test(a_pin_holds_against_every_pressure_and_then_ends),
         cmocka_unit_test(a_pin_survives_a_restart),
+        cmocka_unit_test(an_ended_pin_is_not_revived_by_earlier_times),
+        cmocka_unit_test(a_pin_that_is_taken_away_holds_nothing_back),
+        cmocka_unit_test(an_ended_pin_is_not_revived_by_a_restart),
         cmocka_unit_test(terms_that_contradict_themselves_are_refused),
         cmocka_unit_test(too_many_pins_are_refused),
         cmocka_unit_test(shared_blocks_keep_what_others_need),
