@@ -80,6 +80,7 @@ static kvist_store_params_t common(const kv_options_t *options)
         .persist = (kvist_persist_t)options->store.persist,
         .codec = (kvist_codec_t)options->store.codec,
         .io = (kvist_io_t)options->store.io,
+        .policy = (kvist_policy_t)options->store.policy,
         .origin = options->node.name,
     };
 }

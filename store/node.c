@@ -34,7 +34,7 @@ typedef struct {
     kv_service_t *service;
     kv_watch_t *service_watch;
     kv_bounce_t *bounce;
-    bool running;
+    bool running, has_peers; /* has_peers: there is a cluster's key */
     kv_metric_t *clients, *refused_clients, *ended_clients;
     kv_service_stats_t told; /* on /metrics */
     view_t view;
@@ -181,7 +181,7 @@ static kv_status_t share(node_t *node, kv_error_t *error)
         return KV_OK;
     }
     node->holder.store = store;
-    return join(node, kv_service_layout(node->service, 0), error);
+    return !node->has_peers ? KV_OK : join(node, kv_service_layout(node->service, 0), error);
 }
 
 static void opened(void *context, uint32_t domain, kvist_store_t *store)
@@ -197,9 +197,27 @@ static void opened(void *context, uint32_t domain, kvist_store_t *store)
 
 /* ---- life ---- */
 
+/* Without a key it serves clients alone; a key that cannot be read is an error now, not later. */
+static kv_status_t look_for_key(node_t *node, kv_error_t *error)
+{
+    uint8_t key[KV_CLUSTER_KEY_BYTES_MAX];
+    size_t bytes;
+    kv_status_t status = kv_options_cluster_key(node->holder.options, key, &bytes, error);
+    explicit_bzero(key, sizeof key);
+    node->has_peers = status == KV_OK;
+    if (status == KV_MISSING && node->holder.options->cluster.key_file[0] == '\0') {
+        kv_log_info("store", "no cluster.key_file: serves clients of this machine, no peers");
+        return KV_OK;
+    }
+    return status;
+}
+
 static kv_status_t open_all(node_t *node, kv_error_t *error)
 {
-    kv_status_t status = kv_domains_read(node->holder.options, &node->domains, error);
+    kv_status_t status = look_for_key(node, error);
+    if (status == KV_OK) {
+        status = kv_domains_read(node->holder.options, &node->domains, error);
+    }
     if (status == KV_OK) {
         status = kv_holder_begin(&node->holder, error);
     }

@@ -15,8 +15,9 @@ import sys
 import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PROGRAMS = ["kvist", "kvist-prefill", "kvist-decode", "kvist-gateway"]
-UNITS = ["kvist-prefill@.service", "kvist-decode@.service", "kvist-gateway.service"]
+PROGRAMS = ["kvist", "kvist-store", "kvist-prefill", "kvist-decode", "kvist-gateway"]
+UNITS = ["kvist-store.service", "kvist-prefill@.service", "kvist-decode@.service",
+         "kvist-gateway.service"]
 
 
 class Skipped(Exception):
@@ -140,12 +141,14 @@ def check_example_is_read(image):
             for broken in (False, True):
                 with open(path, "w", encoding="utf-8") as file:
                     file.write(text.replace("key_file:", "keyfiles:") if broken else text)
-                # The model is not here: that it is asked for means that the file was accepted.
+                # Model and key are not here: that they are asked for means that the file was
+                # accepted.
                 done = run(image.program(program), "--config", path, "--store.directory=none"
                            if program != "kvist-gateway" else "--gateway.http_port=0",
                            f"--node.admin={folder}/a.sock", timeout=30)
                 said = done.stdout + done.stderr
-                expected = "keyfiles" if broken else "/srv/kvist/model.gguf"
+                missing = "cluster.key" if program == "kvist-store" else "/srv/kvist/model.gguf"
+                expected = "keyfiles" if broken else missing
                 assert done.returncode != 0 and expected in said, f"{program}: {said[-300:]}"
 
 
