@@ -3,7 +3,7 @@ find_package(PkgConfig REQUIRED)
 find_package(OpenMP REQUIRED COMPONENTS C)
 find_package(Threads REQUIRED)
 foreach(library ucx liburing rocksdb liblz4 libprotobuf-c libcrypto libxxhash libuv libmicrohttpd jansson libcyaml
-        libpcre2-8 libcurl cmocka)
+        libpcre2-8 libcurl libzstd cmocka)
   string(MAKE_C_IDENTIFIER ${library} name)
   pkg_check_modules(${name} REQUIRED IMPORTED_TARGET ${library})
 endforeach()

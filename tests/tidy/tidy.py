@@ -45,14 +45,15 @@ ONLY_HEADERS = {
     ("gateway", "kvstore"): ["kvstore/kvist.h"],
     ("docs", "kvstore"): ["kvstore/kvist.h"],
     ("tools", "kernels"): ["kernels/device.h"],
-    ("tools", "kvstore"): ["kvstore/kvist.h", "kvstore/unverified.h"],
+    ("tools", "kvstore"): ["kvstore/kvist.h", "kvstore/unverified.h",
+                           "kvstore/codec/codec.h"],
     ("tools", "transport"): ["transport/mover.h", "transport/ucx/ucx_bare.h"],
 }
 
 # A foreign header: the one file, or for a pattern that ends in "/" the one folder, that may see it.
 SEAM_ONE_FILE = [
     "liburing.h", "rocksdb/c.h", "lz4.h", "microhttpd.h", "dnnl.h", "xxhash.h", "pcre2.h",
-    "cyaml/cyaml.h", "curl/curl.h",
+    "cyaml/cyaml.h", "curl/curl.h", "zstd.h",
 ]
 SEAM_FOLDER = {"ucp/": "transport/ucx/", "ucs/": "transport/ucx/", "uct/": "transport/ucx/",
                "cuda": "kernels/cuda/", "cublas": "kernels/cuda/"}

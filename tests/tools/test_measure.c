@@ -84,6 +84,8 @@ static void test_a_target_inside_the_interval_is_unsure(void **state)
     assert_int_equal(verdict("GB/s", 0.90), KV_VERDICT_MET);
     assert_int_equal(verdict("GB/s", 0.965), KV_VERDICT_UNSURE);
     assert_int_equal(verdict("GB/s", 0.98), KV_VERDICT_MISSED);
+    assert_int_equal(verdict("x", 0.90), KV_VERDICT_MET); /* of a factor more is better, too */
+    assert_int_equal(verdict("x", 0.98), KV_VERDICT_MISSED);
     assert_int_equal(verdict("ns/token", 1.10), KV_VERDICT_MET);
     assert_int_equal(verdict("ns/token", 0.92), KV_VERDICT_UNSURE);
     assert_int_equal(verdict("ns/token", 0.90), KV_VERDICT_MISSED);

@@ -56,10 +56,11 @@ kv_spread_t kv_median_interval(double *values, uint32_t count)
     return (kv_spread_t){values[trim], quantile(values, count, 0.5), values[count - 1 - trim]};
 }
 
+/* Of which more is better. */
 static bool is_rate(const char *unit)
 {
     const size_t length = strlen(unit);
-    return length >= 2 && strcmp(unit + length - 2, "/s") == 0;
+    return strcmp(unit, "x") == 0 || (length >= 2 && strcmp(unit + length - 2, "/s") == 0);
 }
 
 static kv_verdict_t judge(const kv_measure_t *measure, const kv_spread_t *judged)

@@ -25,7 +25,8 @@ enum { KV_PAIRS_MAX = 99 };
 
 typedef struct {
     const char *name;
-    const char *unit;    /* one that ends in "/s" is a rate: more is better; others are costs */
+    const char *unit; /* "x" (a factor), or one that ends in "/s", is a rate: more is better; others
+                            are costs */
     const char *against; /* what theirs is; NULL: ours stands alone, and is what is judged */
     double target; /* of the ratio ours / theirs, or of ours alone: a rate must reach it, a cost
                             must not pass it; NAN: none */

@@ -4,16 +4,10 @@
 #include "tools/kvist/arguments.h"
 #include "tools/kvist/bench/bench.h"
 #include "tools/kvist/bench/machine.h"
-#include "tools/kvist/cluster.h"
 #include "tools/kvist/command.h"
 #include "tools/kvist/text.h"
 
-#include <errno.h>
-#include <ftw.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 enum {
     MIB = 1 << 20,
@@ -31,75 +25,6 @@ typedef struct {
 bool kv_bench_wants(const kv_bench_t *bench, const char *name)
 {
     return bench->only == NULL || strstr(name, bench->only) != NULL;
-}
-
-/* ---- the folder ---- */
-
-static int remove_entry(const char *path, const struct stat *state, int type, struct FTW *walk)
-{
-    (void)state;
-    (void)type;
-    return walk->level == 0 ? 0 : remove(path);
-}
-
-/* Everything but fio's file, which serves all samples. */
-static int remove_store(const char *path, const struct stat *state, int type, struct FTW *walk)
-{
-    return walk->level == 1 && type == FTW_F && strstr(path, "/fio.data") != NULL
-               ? 0
-               : remove_entry(path, state, type, walk);
-}
-
-enum { WALK_DESCRIPTORS = 8 };
-
-void kv_bench_clear_folder(const kv_bench_t *bench)
-{
-    nftw(bench->folder, remove_store, WALK_DESCRIPTORS, FTW_DEPTH | FTW_PHYS);
-}
-
-/* The folder with its parents. */
-static kv_status_t make_folder(const char *path, kv_error_t *error)
-{
-    char parent[KV_BENCH_FOLDER_BYTES];
-    for (const char *slash = strchr(path + 1, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
-        snprintf(parent, sizeof parent, "%.*s", (int)(slash - path), path);
-        mkdir(parent, 0755);
-    }
-    return mkdir(path, 0755) == 0 || errno == EEXIST
-               ? KV_OK
-               : kv_fail_errno(error, errno, "--dir: the folder %s cannot be made", path);
-}
-
-/* A folder of our own in it, so that nothing else is ever removed. */
-static kv_status_t make_own_folder(kv_bench_t *bench, const char *asked, kv_error_t *error)
-{
-    char parent[KV_BENCH_FOLDER_BYTES / 2];
-    int length;
-    if (asked != NULL) {
-        length = snprintf(parent, sizeof parent, "%s", asked);
-    } else {
-        const char *state = kv_cluster_default_folder(), *slash = strrchr(state, '/');
-        length = slash != NULL
-                     ? snprintf(parent, sizeof parent, "%.*s/bench", (int)(slash - state), state)
-                     : 0;
-    }
-    if (length <= 0 || length >= (int)sizeof parent) {
-        return kv_fail(error, KV_INVALID, "--dir must have 1 to %zu bytes", sizeof parent - 1);
-    }
-    kv_status_t status = make_folder(parent, error);
-    if (status != KV_OK) {
-        return status;
-    }
-    snprintf(bench->folder, sizeof bench->folder, "%s/run-XXXXXX", parent);
-    return mkdtemp(bench->folder) != NULL
-               ? KV_OK
-               : kv_fail_errno(error, errno, "no folder can be made in %s", parent);
-}
-
-static void remove_own_folder(const kv_bench_t *bench)
-{
-    nftw(bench->folder, remove_entry, WALK_DESCRIPTORS, FTW_DEPTH | FTW_PHYS);
-    rmdir(bench->folder);
 }
 
 /* ---- sizes ---- */
@@ -211,7 +136,7 @@ static int run_in_folder(const options_t *options)
         .sample_bytes = options->sample_mib * MIB,
         .quick = options->quick};
     bench.working_bytes = choose_working_bytes(&bench);
-    kv_status_t status = make_own_folder(&bench, options->folder, &error);
+    kv_status_t status = kv_bench_folder_make(options->folder, bench.folder, &error);
     if (status != KV_OK) {
         return kv_command_fail("bench", error.text, "kvist bench store --dir FOLDER");
     }
@@ -223,7 +148,7 @@ static int run_in_folder(const options_t *options)
         kv_region_unmap(&bench.source);
         kv_region_unmap(&bench.destination);
     }
-    remove_own_folder(&bench);
+    kv_bench_folder_remove(bench.folder);
     return status == KV_OK ? KV_EXIT_DONE : kv_command_fail("bench", error.text, NULL);
 }
 

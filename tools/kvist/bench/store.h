@@ -8,10 +8,11 @@
 
 #include "base/memory.h"
 #include "tools/kvist/bench/fio.h"
+#include "tools/kvist/bench/folder.h"
 #include "tools/kvist/bench/measure.h"
 #include "tools/kvist/bench/subject.h"
 
-enum { KV_BENCH_FOLDER_BYTES = 400, KV_BENCH_NAME_BYTES = 96 };
+enum { KV_BENCH_NAME_BYTES = 96 };
 
 typedef struct {
     kv_report_t report;
@@ -28,9 +29,6 @@ typedef struct {
 } kv_bench_t;
 
 bool kv_bench_wants(const kv_bench_t *bench, const char *name);
-
-/* Removes what stores and peers left in the folder. */
-void kv_bench_clear_folder(const kv_bench_t *bench);
 
 kv_status_t kv_bench_moves(kv_bench_t *bench, kv_error_t *error);
 kv_status_t kv_bench_verification(kv_bench_t *bench, kv_error_t *error);

@@ -84,7 +84,7 @@ static kv_status_t sample_memory(void *context, double *value_out, kv_error_t *e
         return kv_fail_errno(error, cause, "no process can be started");
     }
     waitpid(pid, NULL, 0);
-    kv_bench_clear_folder(memory->bench);
+    kv_bench_folder_clear(memory->bench->folder);
     if (bytes != sizeof answer) {
         return kv_fail(error, KV_PEER_LOST, "the process whose memory is counted ended");
     }

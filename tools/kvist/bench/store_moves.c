@@ -259,7 +259,7 @@ static kv_status_t run_disk_shape(kv_bench_t *bench, const shape_t *shape, kv_er
         }
     }
     kv_subject_close(subject);
-    kv_bench_clear_folder(bench);
+    kv_bench_folder_clear(bench->folder);
     return status;
 }
 
@@ -355,7 +355,7 @@ static kv_status_t compare_verification(
             kv_subject_close(subjects[i]);
         }
     }
-    kv_bench_clear_folder(bench);
+    kv_bench_folder_clear(bench->folder);
     return status;
 }
 
@@ -435,7 +435,7 @@ static kv_status_t run_peer_shape(
         status = measure_peer(bench, peer, subject, tier, (operation_t)operation, shape, error);
     }
     kv_subject_close(subject);
-    kv_bench_clear_folder(bench);
+    kv_bench_folder_clear(bench->folder);
     return status;
 }
 

@@ -399,6 +399,7 @@ kv_status_t kv_subject_open(const kv_subject_params_t *params, kv_subject_opener
         .host_bytes = params->host_bytes,
         .directory = params->directory,
         .disk_bytes = params->disk_bytes,
+        .codec = params->codec,
         .persist = KVIST_PERSIST_EAGER,
         .origin = "bench"};
     kv_status_t status = opener(&store_params, &subject->store, error);

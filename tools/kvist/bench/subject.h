@@ -27,6 +27,7 @@ typedef struct {
     uint64_t host_bytes;   /* of the store's host tier */
     const char *directory; /* NULL: no disk tier, and gets must come from memory, else from disk */
     uint64_t disk_bytes;
+    kvist_codec_t codec;                     /* of records on disk */
     const kv_region_t *source, *destination; /* each at least a run for each operation in flight */
 } kv_subject_params_t;
 
