@@ -137,8 +137,8 @@ def test_pd_json(cluster):
 def test_refused(cluster):
     for arguments in ((), ("stoer",), ("store", "--pairs", "0"), ("store", "--object-kib", "1"),
                       ("engine",), ("codec",), ("codec", "--model", "a", "--file", "b"),
-                      ("codec", "--file", "a", "--unit-bytes", "3"), ("wire", "--wire", "rdma"), ("wire", "--depth", "0"),
-                      ("pd", "--only", "nothing"), ("pd", "--pairs", "0")):
+                      ("codec", "--file", "a", "--unit-bytes", "3"), ("wire", "--wire", "rdma"),
+                      ("wire", "--depth", "0"), ("pd", "--only", "nothing"), ("pd", "--pairs", "0")):
         run = cluster.kvist("bench", *arguments)
         assert run.returncode == 2, f"kvist bench {arguments}: {run.returncode} {run.stderr}"
         assert run.stderr, arguments
