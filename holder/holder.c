@@ -321,6 +321,7 @@ void kv_holder_fill_tiers(
 
 static void fill_store(const kvist_stats_t *stats, Kvist__Admin__Status *status)
 {
+    status->attached_to = (char *)(uintptr_t)(stats->attached_to != NULL ? stats->attached_to : "");
     status->unsaved_objects = stats->unsaved_objects;
     status->io = (char *)stats->io;
     status->leases = stats->leases;

@@ -328,6 +328,12 @@ static bool as_good(const kv_holding_t *left, const kv_holding_t *right)
            memcmp(left->tier_blocks, right->tier_blocks, sizeof left->tier_blocks) == 0;
 }
 
+/* What that one holds, this node's own match has found. */
+static bool is_own_store(const kvist_stats_t *stats, const kv_peer_t *peer)
+{
+    return stats->attached_to != NULL && strcmp(stats->attached_to, kv_peer_name(peer)) == 0;
+}
+
 bool kv_remote_find(kv_holder_t *holder, const kvist_key_t *keys, uint32_t key_count,
     const uint64_t *excluded_peers, size_t excluded_count, kv_peer_t **peer_out,
     uint32_t *block_count_out)
@@ -336,6 +342,8 @@ bool kv_remote_find(kv_holder_t *holder, const kvist_key_t *keys, uint32_t key_c
     if (remote->holdings == NULL || key_count == 0) {
         return false;
     }
+    kvist_stats_t stats;
+    kvist_store_stats(holder->store, &stats);
     kv_holding_t found[KV_HOLDERS_MAX]; /* the best first */
     size_t count =
         kv_holdings_find(remote->holdings, keys->bytes, key_count, found, KV_HOLDERS_MAX);
@@ -344,7 +352,8 @@ bool kv_remote_find(kv_holder_t *holder, const kvist_key_t *keys, uint32_t key_c
     for (size_t i = 0; i < count && (best == NULL || as_good(best, &found[i])); i++) {
         const follower_t *follower = find_follower(remote, found[i].holder);
         if (follower == NULL || is_among(found[i].holder, excluded_peers, excluded_count) ||
-            kv_peer_draining(follower->peer) || !kv_holder_link_up(follower->peer)) {
+            kv_peer_draining(follower->peer) || !kv_holder_link_up(follower->peer) ||
+            is_own_store(&stats, follower->peer)) {
             continue;
         }
         if (best == NULL || load_of(follower->peer) < load_of(best_peer)) {

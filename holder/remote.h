@@ -31,7 +31,7 @@ bool kv_remote_message(kv_remote_t *remote, kv_peer_t *peer, const Kvist__Wire__
 /* Which peer to fetch blocks from. keys: of a context's next blocks, the first one missing here.
  * The peer that holds the longest part of them from its start, of those the one that has more in
  * faster tiers, of those the one with fewer requests; it is up with its data link, of the same
- * model and layout, and not draining. excluded_peers: kv_peer_id, [excluded_count]. false: nobody
+ * model and layout, not draining, and not the kvist-store that this node's store is attached to. excluded_peers: kv_peer_id, [excluded_count]. false: nobody
  * is known to hold keys[0]. The answer is worth asking for, not true. */
 bool kv_remote_find(kv_holder_t *holder, const kvist_key_t *keys, uint32_t key_count,
     const uint64_t *excluded_peers, size_t excluded_count, kv_peer_t **peer_out,

@@ -544,6 +544,8 @@ typedef struct {
     bool disk_offline;  /* repeated write failures: the disk tier takes nothing more until the node
                           restarts; of several disks each goes on its own: all have */
     const char *io;     /* "io_uring" or "threads"; "none" without a disk tier */
+    const char *attached_to; /* of an attached store: name of the kvist-store, while it is there,
+                                until the next poll; NULL else */
 } kvist_stats_t;
 
 void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out);

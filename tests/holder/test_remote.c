@@ -184,6 +184,10 @@ static void the_best_source_is_found(void **state)
     expect_source(1, 0, "two", 3);
     kv_peers_set_draining(nodes[0].holder.peers, false);
     expect_source(1, 0, "one", BLOCKS);
+    asker.bench.store->stats.attached_to = "one"; /* whatever it holds, the asker's store has */
+    expect_source(1, 0, "two", 3);
+    asker.bench.store->stats.attached_to = NULL;
+    expect_source(1, 0, "one", BLOCKS);
     assert_int_equal(drop(&nodes[0].bench, 1, 2, false).status, KV_OK);
     expect_source(1, id_of("two"), "one", 2);
     close_node(&nodes[0]);
