@@ -5,13 +5,16 @@
 #include "holder/remote.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct {
     kv_core_t *core;
     const kv_decode_choice_t *choice;
     kv_peer_t *best; /* the first of the least loaded */
     uint32_t load, equals;
-    uint64_t others[KV_PEERS_MAX]; /* kv_peer_id of all peers but the least loaded */
+    kv_peer_t *least[KV_PEERS_MAX]; /* all of the least loaded */
+    size_t least_count;
+    uint64_t others[KV_PEERS_MAX]; /* kv_peer_id of all peers but those and their stores */
     size_t other_count;
 } search_t;
 
@@ -53,16 +56,43 @@ static void consider(void *context, kv_peer_t *peer)
     search->equals += load == search->load;
 }
 
+static bool is_least(const search_t *search, const kv_peer_t *peer)
+{
+    return will_do(search->choice, peer) && load_of(search->core, peer) == search->load;
+}
+
+static void note_least(void *context, kv_peer_t *peer)
+{
+    search_t *search = context;
+    if (is_least(search, peer)) {
+        search->least[search->least_count++] = peer;
+    }
+}
+
+/* Of the least loaded, the first one whose host and disk tiers that kvist-store has; or NULL. */
+static kv_peer_t *attached_to(const search_t *search, const kv_peer_t *store)
+{
+    for (size_t i = 0; i < search->least_count; i++) {
+        if (strcmp(kv_peer_attached_to(search->least[i]), kv_peer_name(store)) == 0) {
+            return search->least[i];
+        }
+    }
+    return NULL;
+}
+
 static void note_other(void *context, kv_peer_t *peer)
 {
     search_t *search = context;
-    bool least = will_do(search->choice, peer) && load_of(search->core, peer) == search->load;
-    if (!least && search->other_count < KV_PEERS_MAX) {
+    bool counts = kv_peer_role(peer) == KVIST__WIRE__ROLE__ROLE_STORE
+                      ? attached_to(search, peer) != NULL
+                      : is_least(search, peer);
+    if (!counts && search->other_count < KV_PEERS_MAX) {
         search->others[search->other_count++] = kv_peer_id(peer);
     }
 }
 
-/* Of the least loaded, the one that is thought to hold most. */
+/* Of the least loaded, the one that is thought to hold most, by itself or in the store that it is
+ * attached to. */
 static kv_peer_t *holder(search_t *search)
 {
     const kv_decode_choice_t *choice = search->choice;
@@ -70,6 +100,7 @@ static kv_peer_t *holder(search_t *search)
     if (choice->held_blocks >= block_count) {
         return NULL;
     }
+    kv_peers_visit(search->core->holder.peers, note_least, search);
     kv_peers_visit(search->core->holder.peers, note_other, search);
     kvist_key_t *keys = kv_allocate_array(block_count, sizeof *keys);
     kvist_keys(choice->name_space, choice->tokens, choice->token_count,
@@ -80,6 +111,8 @@ static kv_peer_t *holder(search_t *search)
             block_count - choice->held_blocks, search->others, search->other_count, &found,
             &found_blocks)) {
         found = NULL;
+    } else if (kv_peer_role(found) == KVIST__WIRE__ROLE__ROLE_STORE) {
+        found = attached_to(search, found);
     }
     free(keys);
     return found;

@@ -1,8 +1,9 @@
 /* Which prefill node computes a prompt.
  *
  * Of those that take new requests: the one with the fewest; of those, the one that is thought to
- * hold most of the prompt (holder/remote.h). A node's requests are what its last heartbeat said,
- * or what this node has sent it since, whichever is more.
+ * hold most of the prompt (holder/remote.h), by itself or in the kvist-store that it is attached
+ * to. A node's requests are what its last heartbeat said, or what this node has sent it since,
+ * whichever is more.
  *
  * Threads: the reactor's.
  * Errors: none: there may be no node to ask. */

@@ -203,6 +203,11 @@ static void store_ready(void *context)
 {
     kv_holder_t *holder = context;
     kvist_store_poll(holder->store);
+    if (holder->options->store.attach[0] != '\0') {
+        kvist_stats_t stats;
+        kvist_store_stats(holder->store, &stats);
+        kv_peers_set_attached_to(holder->peers, stats.attached_to != NULL ? stats.attached_to : "");
+    }
 }
 
 static void mover_ready(void *context)

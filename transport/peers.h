@@ -130,9 +130,13 @@ uint32_t kv_peer_queued_requests(const kv_peer_t *peer);
 uint32_t kv_peer_running_requests(const kv_peer_t *peer);
 bool kv_peer_draining(const kv_peer_t *peer);
 
+/* Name of the kvist-store that has its host and disk tiers; "" for none. */
+const char *kv_peer_attached_to(const kv_peer_t *peer);
+
 /* What this node's heartbeats say from now on; draining is told to all peers at once. */
 void kv_peers_set_load(kv_peers_t *peers, uint32_t queued_requests, uint32_t running_requests);
 void kv_peers_set_draining(kv_peers_t *peers, bool draining);
+void kv_peers_set_attached_to(kv_peers_t *peers, const char *name); /* "": none */
 
 /* What kv_mover_link_open needs to move KV to and from this peer; the strings belong to the peer.
  * false: one of the two sides moves no KV. */

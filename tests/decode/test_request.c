@@ -4,11 +4,13 @@
 
 #include "decode/request.h"
 
-enum { SLOTS = 64, PROMPT = 5 * BLOCK_TOKENS + 3, WHOLE = 5, PREFILLS = 2 };
+enum { SLOTS = 64, PROMPT = 5 * BLOCK_TOKENS + 3, WHOLE = 5, PREFILLS = 2, STORE = 3 };
 
-/* Handles that nothing looks into: a gateway, then prefill nodes. */
-static max_align_t peer_memory[1 + PREFILLS];
-static bool up[1 + PREFILLS];
+/* Handles that nothing looks into: a gateway, then prefill nodes, then a kvist-store. */
+static max_align_t peer_memory[STORE + 1];
+static bool up[STORE + 1];
+static bool alike;          /* the prefill nodes are as idle as each other */
+static int holds, attached; /* who is thought to hold most; who is attached to the store; 0: none */
 
 static bench_t bench;
 static kv_options_t options;
@@ -49,6 +51,8 @@ void __wrap_kv_peers_visit(
     kv_peers_t *peers, void (*visit)(void *context, kv_peer_t *peer), void *context);
 Kvist__Wire__Role __wrap_kv_peer_role(const kv_peer_t *peer);
 uint64_t __wrap_kv_peer_id(const kv_peer_t *peer);
+const char *__wrap_kv_peer_attached_to(const kv_peer_t *peer);
+const char *__wrap_kv_peer_name(const kv_peer_t *peer);
 bool __wrap_kv_peer_draining(const kv_peer_t *peer);
 uint32_t __wrap_kv_peer_queued_requests(const kv_peer_t *peer);
 uint32_t __wrap_kv_peer_running_requests(const kv_peer_t *peer);
@@ -114,7 +118,7 @@ void __wrap_kv_peers_visit(
     kv_peers_t *peers, void (*visit)(void *context, kv_peer_t *peer), void *context)
 {
     (void)peers;
-    for (int i = 0; i <= PREFILLS; i++) {
+    for (int i = 0; i <= STORE; i++) {
         if (up[i]) {
             visit(context, peer_at(i));
         }
@@ -123,7 +127,9 @@ void __wrap_kv_peers_visit(
 
 Kvist__Wire__Role __wrap_kv_peer_role(const kv_peer_t *peer)
 {
-    return index_of(peer) == 0 ? KVIST__WIRE__ROLE__ROLE_GATEWAY : KVIST__WIRE__ROLE__ROLE_PREFILL;
+    return index_of(peer) == 0       ? KVIST__WIRE__ROLE__ROLE_GATEWAY
+           : index_of(peer) == STORE ? KVIST__WIRE__ROLE__ROLE_STORE
+                                     : KVIST__WIRE__ROLE__ROLE_PREFILL;
 }
 
 uint64_t __wrap_kv_peer_id(const kv_peer_t *peer)
@@ -137,10 +143,10 @@ bool __wrap_kv_peer_draining(const kv_peer_t *peer)
     return false;
 }
 
-/* The first prefill node is the idler one. */
+/* The first prefill node is the idler one, unless they are alike. */
 uint32_t __wrap_kv_peer_queued_requests(const kv_peer_t *peer)
 {
-    return (uint32_t)index_of(peer);
+    return alike ? 0 : (uint32_t)index_of(peer);
 }
 
 uint32_t __wrap_kv_peer_running_requests(const kv_peer_t *peer)
@@ -155,12 +161,24 @@ bool __wrap_kv_remote_find(kv_holder_t *of, const kvist_key_t *keys, uint32_t ke
 {
     (void)of;
     (void)keys;
-    (void)key_count;
-    (void)excluded_peers;
-    (void)excluded_count;
-    (void)peer_out;
-    (void)block_count_out;
-    return false;
+    for (size_t i = 0; i < excluded_count; i++) {
+        if (excluded_peers[i] == kv_peer_id(peer_at(holds))) {
+            return false;
+        }
+    }
+    *peer_out = peer_at(holds);
+    *block_count_out = key_count;
+    return holds != 0;
+}
+
+const char *__wrap_kv_peer_attached_to(const kv_peer_t *peer)
+{
+    return attached != 0 && index_of(peer) == attached ? "store" : "";
+}
+
+const char *__wrap_kv_peer_name(const kv_peer_t *peer)
+{
+    return index_of(peer) == STORE ? "store" : "other";
 }
 
 kv_status_t __wrap_kv_compute_submit(
@@ -237,6 +255,8 @@ static int open_node(void **state)
     (void)state;
     memset(&seen, 0, sizeof seen);
     memset(up, true, sizeof up);
+    up[STORE] = alike = false;
+    holds = attached = 0;
     bench_init(&bench, "decode", SLOTS);
     bench_open(&bench);
     memset(&options, 0, sizeof options);
@@ -347,9 +367,25 @@ static void a_node_that_is_silent_is_given_up(void **state)
     assert_int_equal(seen.computed_count, 0);
 }
 
+static void who_has_its_store_is_asked(void **state)
+{
+    (void)state;
+    alike = up[STORE] = true;
+    holds = STORE;
+    attached = 2;
+    begin();
+    assert_int_equal(seen.prefill, 2);
+    lose(2);
+    move(KV_MOVED_REVOKED, seen.transfer_id, 0);
+    assert_int_equal(seen.prefill, 1); /* the store is not asked to compute */
+    lose(1);
+    move(KV_MOVED_REVOKED, seen.transfer_id, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(who_has_its_store_is_asked, open_node, close_node),
         cmocka_unit_test_setup_teardown(
             what_landed_whole_is_not_asked_for_again, open_node, close_node),
         cmocka_unit_test_setup_teardown(blocks_without_a_maker_are_not_kept, open_node, close_node),

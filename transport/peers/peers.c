@@ -263,6 +263,7 @@ static void send_heartbeat(kv_peer_t *peer, uint64_t now_ns)
     heartbeat.queued_requests = peer->peers->queued_requests;
     heartbeat.running_requests = peer->peers->running_requests;
     heartbeat.draining = peer->peers->draining;
+    heartbeat.attached_to = peer->peers->attached_to;
     Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_HEARTBEAT;
     envelope.heartbeat = &heartbeat;
@@ -356,6 +357,13 @@ static void take_handshake(kv_peer_t *peer, const uint8_t *message, size_t bytes
     }
 }
 
+/* A name, or nothing. */
+static void take_attached_to(kv_peer_t *peer, const char *name)
+{
+    bool is_name = kv_text_is_plain(name, '!', sizeof peer->attached_to - 1);
+    snprintf(peer->attached_to, sizeof peer->attached_to, "%s", is_name ? name : "");
+}
+
 static void take_message(kv_peer_t *peer, const uint8_t *message, size_t bytes)
 {
     Kvist__Wire__Envelope *envelope = kvist__wire__envelope__unpack(NULL, bytes, message);
@@ -373,6 +381,7 @@ static void take_message(kv_peer_t *peer, const uint8_t *message, size_t bytes)
         peer->queued_requests = envelope->heartbeat->queued_requests;
         peer->running_requests = envelope->heartbeat->running_requests;
         peer->draining = envelope->heartbeat->draining;
+        take_attached_to(peer, envelope->heartbeat->attached_to);
         break;
     case KVIST__WIRE__ENVELOPE__BODY__NOT_SET:
         break; /* of a newer version */
@@ -769,6 +778,16 @@ uint64_t kv_peer_id(const kv_peer_t *peer)
 uint32_t kv_peer_version(const kv_peer_t *peer)
 {
     return peer->facts.version;
+}
+
+const char *kv_peer_attached_to(const kv_peer_t *peer)
+{
+    return peer->attached_to;
+}
+
+void kv_peers_set_attached_to(kv_peers_t *peers, const char *name)
+{
+    snprintf(peers->attached_to, sizeof peers->attached_to, "%s", name);
 }
 
 bool kv_peer_draining(const kv_peer_t *peer)

@@ -59,6 +59,7 @@ struct kv_peer {
     uint64_t sequence, peer_sequence;
     uint32_t queued_requests, running_requests;
     bool draining;
+    char attached_to[KV_PEER_NAME_BYTES];
     size_t queued_bytes;
     bool corked; /* frames wait in line: the Proof goes first */
     kv_outgoing_t *line, **line_tail;
@@ -91,6 +92,7 @@ struct kv_peers {
     uint64_t next_id, last_tick_ns;
     uint32_t queued_requests, running_requests;
     bool draining;
+    char attached_to[KV_PEER_NAME_BYTES];
     uint8_t read_buffer[KV_PEER_READ_BYTES]; /* one read at a time, consumed before the next */
 };
 
