@@ -79,7 +79,7 @@ def test_codec_json(cluster):
     rows = {row["measure"]: row for row in map(check_line, run.stdout.splitlines())}
     others = [f"{name} on {pieces}" for name in ("lz4", "zstd 1", "zstd 3")
               for pieces in ("units", "blocks")]
-    assert list(rows)[:-2] == ["ratio", "encode", "decode"] + [
+    assert list(rows)[:-2] == ["ratio", "encode", "decode", "verified copy out of memory"] + [
         f"{aspect}, beside {other}" for other in others
         for aspect in ("ratio", "encode", "decode")], list(rows)
     assert [name[:8] for name in list(rows)[-2:]] == ["disk get", "disk put"], list(rows)
@@ -138,7 +138,8 @@ def test_refused(cluster):
     for arguments in ((), ("stoer",), ("store", "--pairs", "0"), ("store", "--object-kib", "1"),
                       ("engine",), ("codec",), ("codec", "--model", "a", "--file", "b"),
                       ("codec", "--file", "a", "--unit-bytes", "3"), ("wire", "--wire", "rdma"),
-                      ("wire", "--depth", "0"), ("pd", "--only", "nothing"), ("pd", "--pairs", "0")):
+                      ("wire", "--depth", "0"), ("pd", "--only", "nothing"),
+                      ("pd", "--pairs", "0")):
         run = cluster.kvist("bench", *arguments)
         assert run.returncode == 2, f"kvist bench {arguments}: {run.returncode} {run.stderr}"
         assert run.stderr, arguments

@@ -1,6 +1,7 @@
 /* Ratio, encode and decode of the bf16 codec, beside other codecs on the same KV. */
 #include "tools/kvist/bench/codec.h"
 
+#include "base/checksum.h"
 #include "kvstore/codec/codec.h"
 #include "tools/kvist/bench/zstd.h"
 
@@ -180,6 +181,51 @@ static kv_status_t sample_decode(void *context, double *value_out, kv_error_t *e
                       error, KV_FATAL, "%s: other bytes came out than went in", coded->coder->name);
 }
 
+/* What a load from memory would be if that held encoded units: each is decoded into the processor's
+ * cache, and copied and verified from there. */
+static kv_status_t sample_load(void *context, double *value_out, kv_error_t *error)
+{
+    coded_t *coded = context;
+    size_t first, count = take_items(coded, &first);
+    uint8_t *unit = kv_allocate(coded->item_bytes);
+    uint64_t sums = 0;
+    bool good = true;
+    const uint64_t begun_ns = thread_ns();
+    for (size_t i = first; i < first + count; i++) {
+        good &= decode(coded, i, unit);
+        sums ^= kv_checksum_copy(
+            place_of(coded, &coded->bench->destination, i), unit, coded->item_bytes);
+    }
+    kv_checksum_copy_fence();
+    const uint64_t ns = thread_ns() - begun_ns;
+    free(unit);
+    *value_out = (double)(count * coded->item_bytes) / (double)ns;
+    for (size_t i = first; i < first + count; i++) {
+        sums ^= kv_checksum(place_of(coded, &coded->bench->source, i), coded->item_bytes);
+    }
+    return good && sums == 0 ? KV_OK
+                             : kv_fail(error, KV_FATAL, "%s: other bytes came out than went in",
+                                   coded->coder->name);
+}
+
+/* What it is. */
+static kv_status_t sample_plain_load(void *context, double *value_out, kv_error_t *error)
+{
+    (void)error;
+    coded_t *coded = context;
+    size_t first, count = take_items(coded, &first);
+    volatile uint64_t sums = 0;
+    const uint64_t begun_ns = thread_ns();
+    for (size_t i = first; i < first + count; i++) {
+        sums ^= kv_checksum_copy(place_of(coded, &coded->bench->destination, i),
+            place_of(coded, &coded->bench->source, i), coded->item_bytes);
+    }
+    kv_checksum_copy_fence();
+    const uint64_t ns = thread_ns() - begun_ns;
+    *value_out = (double)(count * coded->item_bytes) / (double)ns;
+    return KV_OK;
+}
+
 /* ---- measures ---- */
 
 typedef struct {
@@ -244,11 +290,28 @@ static kv_status_t measure(
     return status;
 }
 
+/* A verified copy out of memory, units encoded beside units as they are. */
+static kv_status_t measure_load(kv_bench_codec_t *bench, coded_t *ours, kv_error_t *error)
+{
+    const kv_measure_t of = {.name = "verified copy out of memory",
+        .unit = "GB/s",
+        .against = "units as they are",
+        .target = NAN};
+    coded_t theirs = *ours; /* on a course of its own through the source */
+    const kv_side_t our_side = {sample_load, ours}, their_side = {sample_plain_load, &theirs};
+    return kv_bench_codec_wants(bench, of.name)
+               ? kv_report_pairs(&bench->report, &of, &their_side, &our_side, error)
+               : KV_OK;
+}
+
 kv_status_t kv_bench_codec_code(kv_bench_codec_t *bench, kv_error_t *error)
 {
     coded_t ours;
     open_coded(bench, &OURS, &ours);
     kv_status_t status = measure(bench, &ours, NULL, error);
+    if (status == KV_OK) {
+        status = measure_load(bench, &ours, error);
+    }
     for (size_t other = 0; other < OTHER_COUNT && status == KV_OK; other++) {
         status = measure(bench, &ours, &OTHERS[other], error);
     }
