@@ -198,8 +198,13 @@ typedef struct {
 
 typedef struct {
     const kvist_layout_t *layout; /* of every object; copied */
-    kv_device_t *device;          /* borrowed; NULL: no device tier */
-    void *device_arena;           /* borrowed: device_slot_count slots of one object each */
+    /* Path of the client socket of this host's kvist-store: host and disk tier are that one's,
+     * shared with its other clients; NULL: they are this process's own. "An attached store", below.
+     */
+    const char *attach;
+    const char *domain;  /* attached: whose memory is shared; NULL: "default" */
+    kv_device_t *device; /* borrowed; NULL: no device tier */
+    void *device_arena;  /* borrowed: device_slot_count slots of one object each */
     uint32_t device_slot_count;
     uint64_t host_bytes; /* of the host tier; 0: none. Groups share it by their objects' sizes */
     bool host_shared;    /* it lies in memory that other processes can map to read (kvist-store), is

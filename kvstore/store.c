@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "kvstore/attach/attach.h"
 #include "kvstore/disk/read.h"
 #include "kvstore/embedded.h"
 #include "kvstore/figures.h"
@@ -513,6 +514,9 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
 kv_status_t kvist_store_open(
     const kvist_store_params_t *params, kvist_store_t **store_out, kv_error_t *error)
 {
+    if (params->attach != NULL) {
+        return kv_attached_open(params, NULL, store_out, error);
+    }
     return kv_store_open_with(params, NULL, store_out, error);
 }
 

@@ -59,6 +59,6 @@ typedef struct {
         kvist_changed_t visit, void *context);
 } kv_store_ops_t;
 
-extern const kv_store_ops_t KV_EMBEDDED_OPS;
+extern const kv_store_ops_t KV_EMBEDDED_OPS, KV_ATTACHED_OPS;
 
 #endif

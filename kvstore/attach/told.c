@@ -103,6 +103,11 @@ static kvist_priority_t unpack_priority(uint32_t priority)
     return priority < KVIST_PRIORITY_COUNT ? (kvist_priority_t)priority : KVIST_PRIORITY_BACKGROUND;
 }
 
+static kvist_tier_t unpack_tier(uint32_t tier)
+{
+    return tier < KVIST_TIER_COUNT ? (kvist_tier_t)tier : KVIST_TIER_DISK;
+}
+
 void kv_told_object_pack(const kvist_object_t *object, Kvist__Store__Object *message_out)
 {
     kvist__store__object__init(message_out);
@@ -183,7 +188,7 @@ void kv_told_context_unpack(const Kvist__Store__Context *message, kvist_context_
         .name_space = unpack_key(&message->name_space),
         .token_count = message->token_count,
         .bytes = message->bytes,
-        .tier = message->tier < KVIST_TIER_COUNT ? (kvist_tier_t)message->tier : KVIST_TIER_DISK,
+        .tier = unpack_tier(message->tier),
         .used_unix_ns = message->used_unix_ns,
         .expires_unix_ns = message->expires_unix_ns,
         .pin_until_unix_ns = message->pin_until_unix_ns,
@@ -193,6 +198,41 @@ void kv_told_context_unpack(const Kvist__Store__Context *message, kvist_context_
     strncpy(context_out->tenant, message->tenant, sizeof context_out->tenant - 1);
 }
 
+void kv_told_detail_pack(const kvist_miss_detail_t *detail, Kvist__Store__Detail *message_out)
+{
+    kvist__store__detail__init(message_out);
+    message_out->block = detail->block;
+    message_out->tier = detail->tier;
+    message_out->dropped = detail->dropped;
+    message_out->when_unix_ns = detail->when_unix_ns;
+    message_out->maker_known = detail->maker_known;
+    message_out->priority = detail->priority;
+    message_out->request = detail->request;
+    message_out->tenant = (char *)detail->tenant;
+    message_out->origin = (char *)detail->origin;
+    message_out->token_known = detail->token_known;
+    message_out->token = detail->token;
+    message_out->other = pack_key(&detail->other);
+}
+
+void kv_told_detail_unpack(const Kvist__Store__Detail *message, kvist_miss_detail_t *detail_out)
+{
+    *detail_out = (kvist_miss_detail_t){
+        .block = message->block,
+        .tier = unpack_tier(message->tier),
+        .dropped = message->dropped,
+        .when_unix_ns = message->when_unix_ns,
+        .maker_known = message->maker_known,
+        .priority = unpack_priority(message->priority),
+        .request = message->request,
+        .token_known = message->token_known,
+        .token = message->token,
+        .other = unpack_key(&message->other),
+    };
+    strncpy(detail_out->tenant, message->tenant, sizeof detail_out->tenant - 1);
+    strncpy(detail_out->origin, message->origin, sizeof detail_out->origin - 1);
+}
+
 void kv_told_terms_pack(const kvist_terms_t *terms, Kvist__Store__Terms *message_out)
 {
     kvist__store__terms__init(message_out);
@@ -200,4 +240,5 @@ void kv_told_terms_pack(const kvist_terms_t *terms, Kvist__Store__Terms *message
     message_out->expires_unix_ns = terms->expires_unix_ns;
     message_out->pin_until_unix_ns = terms->pin_until_unix_ns;
     message_out->tenant = (char *)(terms->tenant != NULL ? terms->tenant : "");
+    message_out->expected_next_use_unix_ns = terms->expected_next_use_unix_ns;
 }

@@ -26,6 +26,8 @@ void kv_told_object_pack(const kvist_object_t *object, Kvist__Store__Object *mes
 void kv_told_object_unpack(const Kvist__Store__Object *message, kvist_object_t *object_out);
 void kv_told_context_pack(const kvist_context_t *context, Kvist__Store__Context *message_out);
 void kv_told_context_unpack(const Kvist__Store__Context *message, kvist_context_t *context_out);
+void kv_told_detail_pack(const kvist_miss_detail_t *detail, Kvist__Store__Detail *message_out);
+void kv_told_detail_unpack(const Kvist__Store__Detail *message, kvist_miss_detail_t *detail_out);
 void kv_told_terms_pack(const kvist_terms_t *terms, Kvist__Store__Terms *message_out);
 
 #endif

@@ -75,6 +75,9 @@ bool kv_match_tokens(const kvist_store_t *store, const kv_object_t *object, cons
 /* The first block whose object of the group a hit of block_count blocks needs. */
 uint32_t kv_match_first_needed(const kvist_store_t *store, uint32_t group, uint32_t block_count);
 
+/* Whether mode and terms are within bounds. */
+bool kv_match_asks_well(const kvist_query_t *query);
+
 /* Whether another lease is about to store the block with this key. */
 bool kv_match_is_pending(const kvist_store_t *store, const kvist_key_t *key);
 
@@ -104,6 +107,11 @@ uint32_t kv_seal_new(kvist_lease_t *lease, const kvist_key_t *key, uint32_t pare
 
 /* The next block of the lease is this object; KV_OBJECT_NONE: it is none. */
 void kv_seal_append(kvist_lease_t *lease, const kvist_key_t *key, uint32_t object);
+
+/* As kvist_lease_seal, of a block that another store holds under these terms: it becomes an object
+ * whatever the lease's mode. */
+void kv_seal_found(kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic,
+    kvist_priority_t priority, uint32_t expires_s);
 
 /* To be written behind, if that is the store's way. */
 void kv_seal_queue(kvist_store_t *store, uint32_t object);

@@ -326,6 +326,11 @@ static bool terms_are_good(const kvist_terms_t *terms)
            (terms->tenant == NULL || strlen(terms->tenant) <= KVIST_TENANT_BYTES_MAX);
 }
 
+bool kv_match_asks_well(const kvist_query_t *query)
+{
+    return (unsigned)query->mode <= KVIST_MODE_BYPASS && terms_are_good(&query->terms);
+}
+
 /* What its objects will have in common. */
 static kv_record_t like_of(const kvist_store_t *store, const kvist_query_t *query)
 {
@@ -381,7 +386,7 @@ kv_status_t kv_embedded_match(kvist_store_t *store, const kvist_query_t *query,
     kvist_lease_t **lease_out, kvist_match_t *match_out)
 {
     if (query->token_count / store->block_tokens > KVIST_CHAIN_BLOCKS_MAX ||
-        (unsigned)query->mode > KVIST_MODE_BYPASS || !terms_are_good(&query->terms)) {
+        !kv_match_asks_well(query)) {
         return KV_INVALID;
     }
     if (store->lease_count >= KV_LEASES_MAX) {

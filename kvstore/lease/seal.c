@@ -163,3 +163,17 @@ kv_status_t kv_embedded_lease_seal(
     kv_seal_append(lease, &key, number);
     return KV_OK;
 }
+
+void kv_seal_found(kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic,
+    kvist_priority_t priority, uint32_t expires_s)
+{
+    const kv_record_t like = lease->like;
+    const bool storing = lease->storing;
+    lease->storing = true;
+    lease->like.priority = (uint8_t)priority;
+    lease->like.expires_s = expires_s;
+    lease->like.pin_until_s = 0; /* the promise is the other store's */
+    KV_CHECK(kv_embedded_lease_seal(lease, tokens, arithmetic) == KV_OK);
+    lease->like = like;
+    lease->storing = storing;
+}

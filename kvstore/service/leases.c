@@ -3,6 +3,7 @@
 
 #include "base/bytes.h"
 #include "base/check.h"
+#include "kvstore/attach/told.h"
 #include "kvstore/embedded.h"
 #include "kvstore/lease/lease_internal.h"
 
@@ -44,6 +45,7 @@ bool kv_conn_terms(
         .expires_unix_ns = asked->expires_unix_ns,
         .pin_until_unix_ns = asked->pin_until_unix_ns,
         .tenant = asked->tenant[0] != '\0' ? asked->tenant : NULL,
+        .expected_next_use_unix_ns = asked->expected_next_use_unix_ns,
     };
     return true;
 }
@@ -154,6 +156,11 @@ static void answer_matched(
     matched.id = id;
     matched.block_count = match->block_count;
     matched.miss = match->miss;
+    Kvist__Store__Detail detail;
+    if (match->miss != KVIST_MISS_NONE && match->miss != KVIST_MISS_SHORT) {
+        kv_told_detail_pack(&match->detail, &detail);
+        matched.detail = &detail;
+    }
     matched.disk_ps_per_byte = (uint64_t)(store->load_ns_per_byte[KVIST_TIER_DISK] * 1000);
     for (uint32_t i = 0; match->block_count > 0 && i < store->group_count; i++) {
         fill_places(lease, i, &places[i]);
@@ -218,6 +225,7 @@ void kv_conn_match(kv_service_conn_t *client, const Kvist__Store__Match *asked)
         .token_count = asked->tokens.len / sizeof(uint32_t),
         .mode = (kvist_mode_t)asked->mode,
         .renew = asked->renew,
+        .request = asked->request,
     };
     if (!check_query(client, asked) ||
         !kv_conn_key(client, &asked->name_space, &query.name_space) ||

@@ -3,6 +3,7 @@
 #ifndef KV_TESTS_KVSTORE_HARNESS_H
 #define KV_TESTS_KVSTORE_HARNESS_H
 
+#include "kvstore/attach/attach.h"
 #include "kvstore/store_internal.h"
 #include "testing/testing.h"
 
@@ -54,6 +55,7 @@ typedef struct {
     kvist_layout_t layout;
     kvist_store_params_t params;
     kv_store_seams_t seams;
+    kv_attach_bounds_t bounds; /* attached: none that a busy machine exceeds */
     kvist_key_t name_space;
     kvist_store_t *store;
     int64_t told[KVIST_TIER_REMOTE]; /* objects that each tier holds, as the store told it */
@@ -77,6 +79,7 @@ static inline void bench_init(bench_t *bench, const char *name, uint32_t device_
         .copy_in = plain_copy_in,
         .copy_out = plain_copy_out};
     bench->device.ops = &bench->ops;
+    bench->bounds = (kv_attach_bounds_t){20000, 20000, 20000, 100, 20000};
     snprintf(bench->folder, sizeof bench->folder, "%s/%s-%u", kv_test_folder(), name, benches++);
     kv_block_shape_t shape = {2, 2, 8, BLOCK_TOKENS, 2};
     bench->layout = kvist_layout_plain(&shape);
@@ -137,7 +140,10 @@ static inline void bench_listen(bench_t *bench)
 static inline void bench_open_filling(bench_t *bench)
 {
     kv_error_t error = {0};
-    kv_status_t status = kv_store_open_with(&bench->params, &bench->seams, &bench->store, &error);
+    kv_status_t status =
+        bench->params.attach != NULL
+            ? kv_attached_open(&bench->params, &bench->bounds, &bench->store, &error)
+            : kv_store_open_with(&bench->params, &bench->seams, &bench->store, &error);
     if (status != KV_OK) {
         print_message("open: %s\n", error.text);
     }
@@ -158,7 +164,7 @@ static inline void bench_turn(bench_t *bench)
 
 static inline void bench_fill(bench_t *bench)
 {
-    for (int turn = 0; kv_fill_busy(bench->store); turn++) {
+    for (int turn = 0; bench->params.attach == NULL && kv_fill_busy(bench->store); turn++) {
         assert_true(turn < 10000);
         bench_turn(bench);
     }
@@ -222,7 +228,7 @@ static inline void wait_for(bench_t *bench, const outcome_t *outcome)
 static inline outcome_t prepare(bench_t *bench, kvist_lease_t *lease, uint32_t slots)
 {
     outcome_t outcome = {0};
-    const kv_clock_t *clock = bench->store->clock;
+    const kv_clock_t *clock = bench->params.clock != NULL ? bench->params.clock : kv_clock_real();
     uint64_t deadline_ns = clock->monotonic_ns(clock) + 20ull * KV_NS_PER_S;
     assert_int_equal(
         kvist_lease_prepare(lease, slots, deadline_ns, note_prepared, &outcome), KV_OK);

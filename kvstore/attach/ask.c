@@ -1,0 +1,377 @@
+/* What is about the store as a whole: asked of the service, which has host and disk tier, and of
+ * the inner store, which has the device. */
+#include "kvstore/attach/attached_internal.h"
+
+#include "kvstore/attach/attached_ops.h"
+#include "kvstore/attach/told.h"
+#include "kvstore/embedded.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { STATS_MS = 250 };
+
+static kv_status_t status_of(uint32_t code)
+{
+    return code <= KV_FATAL ? (kv_status_t)code : KV_FATAL;
+}
+
+/* Asked for with a bounded wait: the answer of that kind, or NULL with the status. */
+static Kvist__Store__Answer *ask_now(kv_attached_t *attached, Kvist__Store__Request__BodyCase kind,
+    void *body, uint64_t *id, Kvist__Store__Answer__BodyCase wanted, kv_status_t *status_out)
+{
+    Kvist__Store__Answer *answer = NULL;
+    *status_out =
+        kv_link_ask_now(attached, kind, body, id, attached->bounds.call_ms, NULL, NULL, &answer);
+    if (*status_out == KV_OK && answer->body_case != wanted) {
+        kvist__store__answer__free_unpacked(answer, NULL);
+        answer = NULL;
+        *status_out = KV_PEER_LOST;
+    }
+    return answer;
+}
+
+static kv_status_t away(const kv_attached_t *attached, kv_error_t *error)
+{
+    return kv_fail(error, KV_PEER_LOST, "attach: %s: kvist-store does not answer", attached->path);
+}
+
+/* ---- flush ---- */
+
+typedef struct kv_attached_flush {
+    kv_attached_t *attached;
+    uint64_t serial; /* what is to be written through before */
+    bool asked, ended;
+    kv_status_t status;
+    void (*done)(void *context, kv_status_t status);
+    void *context;
+    struct kv_attached_flush *next;
+} flush_t;
+
+static void flush_answered(void *owner, const Kvist__Store__Answer *answer)
+{
+    flush_t *flush = owner;
+    flush->ended = true;
+    flush->status = answer != NULL && answer->body_case == KVIST__STORE__ANSWER__BODY_DONE
+                        ? status_of(answer->done->code)
+                        : KV_PEER_LOST;
+    kv_attached_kick(flush->attached);
+}
+
+void kv_attached_store_flush(
+    kvist_store_t *store, void (*done)(void *context, kv_status_t status), void *context)
+{
+    kv_attached_t *attached = kv_attached_of(store);
+    flush_t *flush = kv_allocate(sizeof *flush), **link = &attached->first_flush;
+    *flush = (flush_t){
+        .attached = attached,
+        .serial = attached->through_serial,
+        .done = done,
+        .context = context,
+    };
+    while (*link != NULL) {
+        link = &(*link)->next;
+    }
+    *link = flush;
+    kv_attached_kick(attached);
+}
+
+static void ask_flush(flush_t *flush)
+{
+    Kvist__Store__Flush asked = KVIST__STORE__FLUSH__INIT;
+    kv_status_t status = kv_link_ask(flush->attached, KVIST__STORE__REQUEST__BODY_FLUSH, &asked,
+        &asked.id, flush_answered, flush);
+    flush->asked = true;
+    if (status != KV_OK) {
+        flush->ended = true;
+        flush->status = status;
+    }
+}
+
+void kv_flushes_advance(kv_attached_t *attached)
+{
+    for (flush_t *flush = attached->first_flush; flush != NULL; flush = flush->next) {
+        if (!flush->asked && !kv_through_before(attached, flush->serial)) {
+            ask_flush(flush);
+        }
+    }
+    while (attached->first_flush != NULL && attached->first_flush->ended) {
+        flush_t *flush = attached->first_flush;
+        attached->first_flush = flush->next;
+        flush->done(flush->context, flush->status);
+        free(flush);
+    }
+}
+
+/* ---- keep, drop ---- */
+
+kv_status_t kv_attached_store_keep(
+    kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms)
+{
+    kv_attached_t *attached = kv_attached_of(store);
+    Kvist__Store__Keep asked = KVIST__STORE__KEEP__INIT;
+    Kvist__Store__Terms message;
+    kv_told_terms_pack(terms, &message);
+    asked.key = (ProtobufCBinaryData){KVIST_KEY_BYTES, (uint8_t *)key->bytes};
+    asked.terms = &message;
+    kv_status_t status;
+    Kvist__Store__Answer *answer = ask_now(attached, KVIST__STORE__REQUEST__BODY_KEEP, &asked,
+        &asked.id, KVIST__STORE__ANSWER__BODY_DONE, &status);
+    if (answer != NULL) {
+        status = status_of(answer->done->code);
+        kvist__store__answer__free_unpacked(answer, NULL);
+    }
+    if (status == KV_OK) { /* the device's copy, where there is one, goes no later; its pin is
+                              the service's affair */
+        const kvist_terms_t expiry = {
+            .priority = terms->priority, .expires_unix_ns = terms->expires_unix_ns};
+        kv_embedded_store_keep(attached->inner, key, &expiry);
+    }
+    return status;
+}
+
+typedef struct {
+    kv_attached_t *attached;
+    kvist_dropped_t done;
+    void *context;
+    kv_status_t status;
+    uint64_t object_count;
+    uint32_t parts_out;
+} drop_t;
+
+static void drop_ended(drop_t *drop)
+{
+    if (--drop->parts_out == 0) {
+        drop->attached->calls_out--;
+        drop->done(drop->context, drop->status, drop->object_count);
+        free(drop);
+    }
+}
+
+static void drop_answered(void *owner, const Kvist__Store__Answer *answer)
+{
+    drop_t *drop = owner;
+    bool good = answer != NULL && answer->body_case == KVIST__STORE__ANSWER__BODY_DONE;
+    drop->status = good ? status_of(answer->done->code) : KV_PEER_LOST;
+    drop->object_count = good ? answer->done->count : 0;
+    drop_ended(drop);
+}
+
+static void inner_dropped(void *context, kv_status_t status, uint64_t object_count)
+{
+    (void)status; /* of memory alone: it cannot fail */
+    (void)object_count;
+    drop_ended(context);
+}
+
+kv_status_t kv_attached_store_drop(
+    kvist_store_t *store, const kvist_key_t *key, bool erase, kvist_dropped_t done, void *context)
+{
+    kv_attached_t *attached = kv_attached_of(store);
+    drop_t *drop = kv_allocate(sizeof *drop);
+    *drop = (drop_t){.attached = attached, .done = done, .context = context, .parts_out = 1};
+    Kvist__Store__Drop asked = KVIST__STORE__DROP__INIT;
+    asked.key = (ProtobufCBinaryData){KVIST_KEY_BYTES, (uint8_t *)key->bytes};
+    asked.erase = erase;
+    kv_status_t status = kv_link_ask(
+        attached, KVIST__STORE__REQUEST__BODY_DROP, &asked, &asked.id, drop_answered, drop);
+    if (status != KV_OK) {
+        free(drop);
+        return status;
+    }
+    attached->calls_out++;
+    drop->parts_out++;
+    if (kv_embedded_store_drop(attached->inner, key, erase, inner_dropped, drop) != KV_OK) {
+        drop->parts_out--; /* it is not on the device */
+    }
+    return KV_OK;
+}
+
+/* ---- verify, quota ---- */
+
+typedef struct {
+    kv_attached_t *attached;
+    void (*progress)(void *context, const kvist_verify_t *state);
+    void (*done)(void *context, kv_status_t status, const kvist_verify_t *state);
+    void *context;
+} verify_t;
+
+static void verify_answered(void *owner, const Kvist__Store__Answer *answer)
+{
+    verify_t *verify = owner;
+    kvist_verify_t state = {0};
+    bool good = answer != NULL && answer->body_case == KVIST__STORE__ANSWER__BODY_VERIFIED;
+    if (good) {
+        kv_told_verify_unpack(answer->verified->numbers, answer->verified->n_numbers, &state);
+    }
+    if (good && !answer->verified->ended) {
+        if (verify->progress != NULL) {
+            verify->progress(verify->context, &state);
+        }
+        return;
+    }
+    verify->attached->calls_out--;
+    verify->done(verify->context, good ? status_of(answer->verified->code) : KV_PEER_LOST, &state);
+    free(verify);
+}
+
+kv_status_t kv_attached_store_verify(kvist_store_t *store,
+    void (*progress)(void *context, const kvist_verify_t *state),
+    void (*done)(void *context, kv_status_t status, const kvist_verify_t *state), void *context)
+{
+    kv_attached_t *attached = kv_attached_of(store);
+    verify_t *verify = kv_allocate(sizeof *verify);
+    *verify = (verify_t){attached, progress, done, context};
+    Kvist__Store__Verify asked = KVIST__STORE__VERIFY__INIT;
+    kv_status_t status = kv_link_ask(
+        attached, KVIST__STORE__REQUEST__BODY_VERIFY, &asked, &asked.id, verify_answered, verify);
+    if (status != KV_OK) {
+        free(verify);
+        return status;
+    }
+    attached->calls_out++;
+    return KV_OK;
+}
+
+kv_status_t kv_attached_store_set_disk_bytes(
+    kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error)
+{
+    kv_attached_t *attached = kv_attached_of(store);
+    Kvist__Store__SetDiskBytes asked = KVIST__STORE__SET_DISK_BYTES__INIT;
+    asked.bytes = disk_bytes;
+    kv_status_t status;
+    Kvist__Store__Answer *answer = ask_now(attached, KVIST__STORE__REQUEST__BODY_SET_DISK_BYTES,
+        &asked, &asked.id, KVIST__STORE__ANSWER__BODY_DONE, &status);
+    if (answer == NULL) {
+        return away(attached, error);
+    }
+    status = status_of(answer->done->code);
+    if (status != KV_OK) {
+        kv_fail(error, status, "%s", answer->done->text);
+    }
+    kvist__store__answer__free_unpacked(answer, NULL);
+    return status;
+}
+
+/* ---- looking in ---- */
+
+void kv_attached_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out)
+{
+    kv_attached_t *attached = kv_attached_of(store);
+    kvist_stats_t inner, told = attached->told;
+    kv_embedded_store_stats(attached->inner, &inner);
+    told.tiers[KVIST_TIER_DEVICE] = inner.tiers[KVIST_TIER_DEVICE];
+    told.slots_free = inner.slots_free;
+    told.slots_private = inner.slots_private;
+    told.leases = 0;
+    for (const kv_attached_lease_t *lease = attached->leases; lease != NULL; lease = lease->next) {
+        told.leases++;
+    }
+    memcpy(told.miss_count, attached->miss_count, sizeof told.miss_count);
+    told.io = told.io != NULL ? told.io : "none";
+    *stats_out = told;
+    if (attached->told_ns == 0 ||
+        kv_attached_now_ns(attached) - attached->told_ns > (uint64_t)STATS_MS * KV_NS_PER_MS) {
+        kv_link_ask_stats(attached); /* for the next time */
+    }
+}
+
+kv_status_t kv_attached_store_find(
+    const kvist_store_t *store, const char *digits, kvist_key_t *key_out, kv_error_t *error)
+{
+    kv_attached_t *attached = kv_attached_of(store);
+    Kvist__Store__Find asked = KVIST__STORE__FIND__INIT;
+    asked.digits = (char *)digits;
+    kv_status_t status;
+    Kvist__Store__Answer *answer = ask_now(attached, KVIST__STORE__REQUEST__BODY_FIND, &asked,
+        &asked.id, KVIST__STORE__ANSWER__BODY_FOUND, &status);
+    if (answer == NULL) {
+        return away(attached, error);
+    }
+    status = status_of(answer->found->code);
+    if (status == KV_OK && answer->found->key.len == KVIST_KEY_BYTES) {
+        memcpy(key_out->bytes, answer->found->key.data, KVIST_KEY_BYTES);
+    } else {
+        status = kv_fail(error, status != KV_OK ? status : KV_FATAL, "%s", answer->found->text);
+    }
+    kvist__store__answer__free_unpacked(answer, NULL);
+    return status;
+}
+
+kv_status_t kv_attached_store_show(
+    const kvist_store_t *store, const kvist_key_t *key, kvist_object_t *object_out)
+{
+    kv_attached_t *attached = kv_attached_of(store);
+    kvist_object_t inner;
+    bool on_device = kv_embedded_store_show(attached->inner, key, &inner) == KV_OK;
+    Kvist__Store__Show asked = KVIST__STORE__SHOW__INIT;
+    asked.key = (ProtobufCBinaryData){KVIST_KEY_BYTES, (uint8_t *)key->bytes};
+    kv_status_t status;
+    Kvist__Store__Answer *answer = ask_now(attached, KVIST__STORE__REQUEST__BODY_SHOW, &asked,
+        &asked.id, KVIST__STORE__ANSWER__BODY_FOUND, &status);
+    if (answer != NULL) {
+        status = status_of(answer->found->code);
+        if (status == KV_OK && answer->found->object != NULL) {
+            kv_told_object_unpack(answer->found->object, object_out);
+            object_out->tiers[KVIST_TIER_DEVICE] = on_device;
+        } else if (status == KV_OK) {
+            status = KV_FATAL;
+        }
+        kvist__store__answer__free_unpacked(answer, NULL);
+    }
+    if (status != KV_OK && on_device) {
+        *object_out = inner;
+        status = KV_OK;
+    }
+    return status;
+}
+
+void kv_attached_store_list(const kvist_store_t *store, size_t count_max,
+    void (*visit)(void *context, const kvist_context_t *entry), void *context)
+{
+    kv_attached_t *attached = kv_attached_of(store);
+    Kvist__Store__List asked = KVIST__STORE__LIST__INIT;
+    asked.count_max = count_max < UINT32_MAX ? (uint32_t)count_max : UINT32_MAX;
+    kv_status_t status;
+    Kvist__Store__Answer *answer = ask_now(attached, KVIST__STORE__REQUEST__BODY_LIST, &asked,
+        &asked.id, KVIST__STORE__ANSWER__BODY_LISTED, &status);
+    for (size_t i = 0; answer != NULL && i < answer->listed->n_contexts && i < count_max; i++) {
+        kvist_context_t entry;
+        kv_told_context_unpack(answer->listed->contexts[i], &entry);
+        visit(context, &entry);
+    }
+    if (answer != NULL) {
+        kvist__store__answer__free_unpacked(answer, NULL);
+    }
+}
+
+/* ---- what the device tier alone can tell ---- */
+
+void kv_attached_store_describe(kvist_store_t *store, const kvist_namespace_params_t *params)
+{
+    kv_embedded_store_describe(kv_attached_of(store)->inner, params);
+}
+
+kv_status_t kv_attached_why(
+    kvist_store_t *store, const kvist_why_query_t *query, kvist_why_t *why_out)
+{
+    return kv_embedded_why(kv_attached_of(store)->inner, query, why_out);
+}
+
+kv_status_t kv_attached_store_tokens(
+    kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out)
+{
+    return kv_embedded_store_tokens(kv_attached_of(store)->inner, key, tokens_out);
+}
+
+void kv_attached_store_listen(kvist_store_t *store, kvist_changed_t changed, void *context)
+{
+    kv_embedded_store_listen(kv_attached_of(store)->inner, changed, context);
+}
+
+bool kv_attached_store_held(kvist_store_t *store, uint32_t *cursor, uint32_t object_count_max,
+    kvist_changed_t visit, void *context)
+{
+    return kv_embedded_store_held(
+        kv_attached_of(store)->inner, cursor, object_count_max, visit, context);
+}
