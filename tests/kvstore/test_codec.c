@@ -2,7 +2,6 @@
  * encoder made is refused without a byte read or written beyond. */
 #include "harness.h"
 
-#include "base/checksum.h"
 #include "base/memory.h"
 #include "kvstore/codec/bf16_kernel.h"
 #include "kvstore/codec/codec.h"
@@ -240,16 +239,36 @@ static void kv_gets_smaller_and_nothing_gets_larger(void **state)
         kv_codec_decode(KVIST_CODEC_NONE, unit, BYTES - 1, encoded, BYTES), KV_CORRUPT);
 }
 
-/* Records on disks hold it. */
-static void the_form_never_changes(void **state)
+/* A unit of 64 elements and 2 bytes, written out by docs/formats.md: records on disks hold such. */
+static void the_form_is_the_documented_one(void **state)
 {
     (void)state;
-    enum { BYTES = 2304 };
-    uint8_t unit[BYTES], encoded[BYTES];
-    fill(like_kv, 7, unit, BYTES);
-    size_t length = kv_codec_encode(KVIST_CODEC_BF16, unit, BYTES, 2, encoded);
-    assert_int_equal(length, 1551);
-    assert_true(kv_checksum(encoded, length) == 0x82a6c09ae26011c1ull);
+    enum { ELEMENTS = 64, BYTES = 2 * ELEMENTS + 2 };
+    static const uint8_t head[] = {0x7f, 0x7e, 0x7d, 0x7c, 0x7b, 0x7a, 0x70};
+    static const uint8_t steps[] = {0xaa, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa,
+        0xaa,                                           /* step 1: codes 0, 1, 2, 3, 0, ... */
+        0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, /* and their high bits */
+        0xaa, 0xaa, 0xcc, 0xcc,                         /* step 2: the same for 16 */
+        0x10, 0xfe, 0xff};                              /* step 3: 0, 1, 14, 15; step 4 */
+    static const uint8_t thirds[] = {0x70, 0x71, 0x7e, 0xff};
+    uint8_t encoded[sizeof head + sizeof steps + ELEMENTS + 2], unit[BYTES], back[BYTES];
+    memcpy(encoded, head, sizeof head);
+    memcpy(encoded + sizeof head, steps, sizeof steps);
+    for (uint32_t i = 0; i < ELEMENTS; i++) {
+        uint8_t exponent = i % 4 < 3       ? head[i % 4]
+                           : i / 4 % 4 < 3 ? head[3 + i / 4 % 4]
+                                           : thirds[i / 16];
+        uint32_t sign = i % 2, mantissa = 127 - i;
+        uint32_t word = sign << 15 | (uint32_t)exponent << 7 | mantissa;
+        unit[2 * i] = (uint8_t)word;
+        unit[2 * i + 1] = (uint8_t)(word >> 8);
+        encoded[sizeof head + sizeof steps + i] = (uint8_t)(mantissa << 1 | sign);
+    }
+    memcpy(encoded + sizeof encoded - 2, "ab", 2);
+    memcpy(unit + BYTES - 2, "ab", 2);
+    assert_int_equal(
+        kv_codec_decode(KVIST_CODEC_BF16, encoded, sizeof encoded, back, BYTES), KV_OK);
+    assert_memory_equal(back, unit, BYTES);
 }
 
 static void malformed_units_are_refused(void **state)
@@ -283,7 +302,7 @@ int main(void)
         cmocka_unit_test(malformed_chunks_are_refused_within_their_bounds),
         cmocka_unit_test(units_of_any_length_and_content_come_back),
         cmocka_unit_test(kv_gets_smaller_and_nothing_gets_larger),
-        cmocka_unit_test(the_form_never_changes),
+        cmocka_unit_test(the_form_is_the_documented_one),
         cmocka_unit_test(malformed_units_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
