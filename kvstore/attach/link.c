@@ -165,6 +165,10 @@ static void end_life(kv_attached_t *attached)
 {
     kv_link_t *link = &attached->link;
     kv_life_t *life = attached->life;
+    if (link->channel.fd >= 0) { /* a child of this process may have it open too */
+        epoll_ctl(attached->epoll_fd, EPOLL_CTL_DEL, link->channel.fd, NULL);
+        shutdown(link->channel.fd, SHUT_RDWR);
+    }
     kv_channel_clear(&link->channel);
     free_backlog(link);
     link->state = KV_LINK_DOWN;

@@ -146,11 +146,15 @@ void kv_conn_end(kv_service_conn_t *client, kv_status_t status, const char *form
     } else {
         kv_log_debug("service", "client ended: %s process %d", text, (int)client->process);
     }
-    /* The client learns of the end before anything that it leased can have another life. */
-    kv_channel_clear(&client->channel);
+    /* A child of this process may have these open too: closing alone would not end the watch. */
+    epoll_ctl(service->epoll_fd, EPOLL_CTL_DEL, client->channel.fd, NULL);
     if (client->process_fd >= 0) {
+        epoll_ctl(service->epoll_fd, EPOLL_CTL_DEL, client->process_fd, NULL);
         close(client->process_fd);
     }
+    /* The client learns of the end before anything that it leased can have another life. */
+    shutdown(client->channel.fd, SHUT_RDWR);
+    kv_channel_clear(&client->channel);
     kv_conn_release_all(client);
     unlink_from(&service->clients, client);
     service->stats.clients--;
