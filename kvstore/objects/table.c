@@ -200,12 +200,14 @@ static kv_status_t make_buckets(uint32_t count, buckets_t *buckets_out)
     return status;
 }
 
-/* Where the key is: its slot, and its bucket in *at_out; NULL: it is not there. */
+/* Where the key is: its slot, and its bucket in *at_out; NULL: it is not there. Of few buckets all
+ * may have been passed at some time: one round ends the search. */
 static uint32_t *find_in(
     const kv_table_t *table, const buckets_t *buckets, const kvist_key_t *key, uint32_t *at_out)
 {
     uint8_t tag = tag_of(key);
-    for (uint32_t at = home(buckets, key);; at = next_bucket(buckets, at)) {
+    uint32_t at = home(buckets, key);
+    for (uint32_t left = buckets->count; left > 0; left--, at = next_bucket(buckets, at)) {
         bucket_t *bucket = &buckets->items[at];
         for (uint32_t slots = slots_tagged(bucket, tag); slots != 0; slots &= slots - 1) {
             uint32_t *number = &bucket->numbers[__builtin_ctz(slots)];
@@ -215,9 +217,10 @@ static uint32_t *find_in(
             }
         }
         if (bucket->passed == 0) {
-            return NULL;
+            break;
         }
     }
+    return NULL;
 }
 
 static void put_in(buckets_t *buckets, const kvist_key_t *key, uint32_t number)
@@ -264,10 +267,10 @@ static buckets_t *side_of(const kv_table_t *table, const kvist_key_t *key)
 static void move_home(kv_table_t *table, uint32_t from)
 {
     buckets_t *old = &table->old;
-    bool more = true;
-    for (uint32_t at = from; more; at = next_bucket(old, at)) {
+    uint32_t left = old->count;
+    for (uint32_t at = from; left > 0; at = next_bucket(old, at)) {
         bucket_t *bucket = &old->items[at];
-        more = bucket->passed > 0;
+        left = bucket->passed > 0 ? left - 1 : 0;
         for (int slot = 0; slot < BUCKET_SLOTS; slot++) {
             if (bucket->tags[slot] == 0) {
                 continue;
