@@ -247,10 +247,11 @@ struct kvist_store {
     struct kv_store_metrics *metrics;
 };
 
-/* Seams that tests reach through. */
+/* Seams that tests and simulated.c reach through. */
 typedef struct {
     kv_ring_faults_t faults;
-    kv_index_kept_t **memory_index;  /* NULL: RocksDB */
+    kv_index_kept_t **memory_index;  /* NULL: RocksDB, or: */
+    kv_index_t *index;               /* a new and empty one */
     kv_files_t *files;               /* NULL: the machine's */
     bool threadless;                 /* jobs run where they are submitted: deterministic */
     bool unverified;                 /* loads copy and prove nothing: kvstore/unverified.h */

@@ -392,6 +392,11 @@ static kv_status_t check_index_room(const kv_disk_t *disk, kv_error_t *error)
 static kv_status_t open_index(
     kv_disk_t *disk, const kv_store_seams_t *seams, bool *rebuild_out, kv_error_t *error)
 {
+    if (seams != NULL && seams->index != NULL) {
+        disk->index = seams->index;
+        *rebuild_out = false;
+        return KV_OK;
+    }
     if (seams != NULL && seams->memory_index != NULL) {
         disk->index = kv_index_memory_open(seams->memory_index, rebuild_out);
         return KV_OK;

@@ -45,8 +45,8 @@ ONLY_HEADERS = {
     ("gateway", "kvstore"): ["kvstore/kvist.h"],
     ("docs", "kvstore"): ["kvstore/kvist.h"],
     ("tools", "kernels"): ["kernels/device.h"],
-    ("tools", "kvstore"): ["kvstore/kvist.h", "kvstore/unverified.h",
-                           "kvstore/codec/codec.h"],
+    ("tools", "kvstore"): ["kvstore/kvist.h", "kvstore/codec/codec.h", "kvstore/simulated.h",
+                           "kvstore/unverified.h"],
     ("tools", "transport"): ["transport/mover.h", "transport/ucx/ucx_bare.h"],
 }
 
