@@ -1,6 +1,7 @@
 #include "tools/kvist/bench/plot.h"
 
-#include <errno.h>
+#include "tools/kvist/svg.h"
+
 #include <math.h>
 #include <stdio.h>
 
@@ -51,31 +52,6 @@ static double y_of(const bounds_t *bounds, double y)
     return TOP + (1 - share) * PANEL_HEIGHT;
 }
 
-static void write_text(
-    FILE *file, double x, double y, const char *anchor, const char *color, const char *text)
-{
-    fprintf(file, "<text x='%.1f' y='%.1f' text-anchor='%s' fill='%s'>", x, y, anchor, color);
-    for (const char *at = text; *at != '\0'; at++) {
-        switch (*at) {
-        case '<':
-            fputs("&lt;", file);
-            break;
-        case '&':
-            fputs("&amp;", file);
-            break;
-        default:
-            fputc(*at, file);
-        }
-    }
-    fputs("</text>\n", file);
-}
-
-static void write_line(FILE *file, double x1, double y1, double x2, double y2, const char *color)
-{
-    fprintf(file, "<line x1='%.1f' y1='%.1f' x2='%.1f' y2='%.1f' stroke='%s'/>\n", x1, y1, x2, y2,
-        color);
-}
-
 /* A step of 1, 2 or 5 times a power of ten that gives five to ten marks. */
 static double step_for(double length)
 {
@@ -89,20 +65,20 @@ static void write_axes(FILE *file, const kv_plot_t *plot, const bounds_t *bounds
     char text[32];
     double left = x_of(bounds, panel, bounds->x_low), right = x_of(bounds, panel, bounds->x_high);
     for (double y = bounds->y_low; y <= bounds->y_high * 1.0001; y *= 10) {
-        write_line(file, left, y_of(bounds, y), right, y_of(bounds, y), "#d8d8d8");
+        kv_svg_line(file, left, y_of(bounds, y), right, y_of(bounds, y), "#d8d8d8");
         if (panel == 0) {
             snprintf(text, sizeof text, "%g", y);
-            write_text(file, left - 8, y_of(bounds, y) + 4, "end", "#444444", text);
+            kv_svg_text(file, left - 8, y_of(bounds, y) + 4, "end", "#444444", text);
         }
     }
     double step = step_for(bounds->x_high - bounds->x_low);
     for (double x = ceil(bounds->x_low / step) * step; x <= bounds->x_high; x += step) {
         snprintf(text, sizeof text, "%g", x);
-        write_text(
+        kv_svg_text(
             file, x_of(bounds, panel, x), TOP + PANEL_HEIGHT + 18, "middle", "#444444", text);
     }
-    write_line(file, left, TOP + PANEL_HEIGHT, right, TOP + PANEL_HEIGHT, "#444444");
-    write_text(
+    kv_svg_line(file, left, TOP + PANEL_HEIGHT, right, TOP + PANEL_HEIGHT, "#444444");
+    kv_svg_text(
         file, (left + right) / 2, TOP + PANEL_HEIGHT + 38, "middle", "#444444", plot->x_title);
 }
 
@@ -113,10 +89,10 @@ static void write_panel(FILE *file, const kv_plot_t *plot, const bounds_t *bound
     if (low < high) {
         fprintf(file, "<rect x='%.1f' y='%d' width='%.1f' height='%d' fill='#f3e3c3'/>\n", low, TOP,
             high - low, PANEL_HEIGHT);
-        write_text(file, (low + high) / 2, TOP + 14, "middle", "#8a6d2f", plot->band_title);
+        kv_svg_text(file, (low + high) / 2, TOP + 14, "middle", "#8a6d2f", plot->band_title);
     }
     write_axes(file, plot, bounds, panel);
-    write_text(file, x_of(bounds, panel, bounds->x_low), TOP - 8, "start", "#1f4e79", from->title);
+    kv_svg_text(file, x_of(bounds, panel, bounds->x_low), TOP - 8, "start", "#1f4e79", from->title);
     fputs("<path fill='none' stroke='#1f4e79' stroke-opacity='0.7' stroke-width='3.2' "
           "stroke-linecap='round' d='",
         file); /* a dot is a line without length that has round ends */
@@ -129,29 +105,17 @@ static void write_panel(FILE *file, const kv_plot_t *plot, const bounds_t *bound
 
 kv_status_t kv_plot_write(const kv_plot_t *plot, const char *path, kv_error_t *error)
 {
-    FILE *file = fopen(path, "we");
-    if (file == NULL) {
-        return kv_fail_errno(error, errno, "%s cannot be written", path);
-    }
     bounds_t bounds = find_bounds(plot);
     int width = LEFT + (int)plot->panel_count * (PANEL_WIDTH + GAP);
-    int height = TOP + PANEL_HEIGHT + BOTTOM;
-    fprintf(file,
-        "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%d' viewBox='0 0 %d %d' "
-        "font-family='sans-serif' font-size='12'>\n<rect width='100%%' height='100%%' "
-        "fill='white'/>\n",
-        width, height, width, height);
-    write_text(file, LEFT, 22, "start", "black", plot->title);
-    fprintf(file, "<g transform='translate(16 %d) rotate(-90)'>", TOP + PANEL_HEIGHT / 2);
-    write_text(file, 0, 0, "middle", "#444444", plot->y_title);
-    fputs("</g>\n", file);
+    FILE *file;
+    kv_status_t status = kv_svg_begin(path, width, TOP + PANEL_HEIGHT + BOTTOM, &file, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    kv_svg_text(file, LEFT, 22, "start", "black", plot->title);
+    kv_svg_text_upwards(file, 16, TOP + PANEL_HEIGHT / 2, "#444444", plot->y_title);
     for (size_t i = 0; i < plot->panel_count; i++) {
         write_panel(file, plot, &bounds, i);
     }
-    fputs("</svg>\n", file);
-    int failed = ferror(file);
-    if (fclose(file) != 0 || failed) {
-        return kv_fail(error, KV_IO, "%s cannot be written", path);
-    }
-    return KV_OK;
+    return kv_svg_end(file, path, error);
 }
