@@ -32,6 +32,7 @@ int kv_command_tour(int argc, char **argv);
 int kv_command_tokenize(int argc, char **argv);
 int kv_command_score(int argc, char **argv);
 int kv_command_bench(int argc, char **argv);
+int kv_command_sim(int argc, char **argv);
 
 /* "kvist NAME: text" on standard error and, where it is not NULL, the remedy on a line of its own;
  * KV_EXIT_FAILED. */

@@ -25,6 +25,7 @@ static const kv_command_t commands[] = {
     {"tokenize", "text to token ids, JSON lines (a check of the engine)", kv_command_tokenize},
     {"score", "logits of forced tokens, JSON lines (a check of the engine)", kv_command_score},
     {"bench", "how fast the engine or the store is here", kv_command_bench},
+    {"sim", "what would have been hit: a trace replayed, by policy and size", kv_command_sim},
 };
 
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
