@@ -22,7 +22,7 @@ struct kv_decode_request {
     kv_peer_t *gateway, *prefill;       /* NULL once gone; prefill: the one chosen last */
     uint64_t tried[KV_PD_ATTEMPTS_MAX]; /* kv_peer_id of the prefill nodes that were chosen */
     uint32_t tried_count;
-    char *request_id;
+    char *request_id, *client_id;
     uint32_t *tokens; /* prompt, then what was generated, perhaps elsewhere; room for max_tokens */
     uint32_t prompt_count, token_count, max_tokens; /* max_tokens: to generate here */
     bool ignore_end;
@@ -56,7 +56,9 @@ struct kv_decode_request {
     char error[KV_ERROR_TEXT_BYTES];
     Kvist__Wire__Usage usage;
     Kvist__Wire__CachedTokens cached;
-    char miss[32], prefilled_by[64];
+    char miss[KV_OUTCOME_SAID_BYTES], prefilled_by[KV_OUTCOME_NAME_BYTES];
+    bool matched, answered; /* by a prefill node */
+    kvist_match_t match;
     uint64_t arrived_ns, compute_started_ns;
 };
 
@@ -132,6 +134,36 @@ static void release(kv_decode_request_t *request)
     }
 }
 
+/* For whoever asks why: what a prefill node said, or what this node's store did. */
+static void note_outcome(kv_decode_request_t *request, kv_status_t status)
+{
+    const Kvist__Wire__CachedTokens *cached = &request->cached;
+    kvist_miss_t miss = request->match.miss;
+    if (request->answered) {
+        miss = kv_outcome_miss_named(request->miss);
+    } else if (!request->matched ||
+               (status == KV_CANCELLED && request->usage.generated_tokens == 0)) {
+        miss = status == KV_CANCELLED ? KVIST_MISS_CANCELLED : KVIST_MISS_FAILED;
+        request->usage.miss = (char *)kvist_miss_name(miss);
+    }
+    kv_outcome_t outcome = {
+        .status = status,
+        .ended_unix_ns = kv_clock_real()->unix_ns(kv_clock_real()),
+        .name_space = request->name_space,
+        .prompt_tokens = request->prompt_count,
+        .cached_tokens = {cached->device, cached->host, cached->disk, cached->remote},
+        .match = request->match,
+        .miss = miss,
+    };
+    snprintf(outcome.id, sizeof outcome.id, "%s", request->client_id);
+    if (request->answered) {
+        snprintf(outcome.prefilled_by, sizeof outcome.prefilled_by, "%s", request->prefilled_by);
+        snprintf(outcome.said, sizeof outcome.said, "%s", request->miss);
+    }
+    kv_outcomes_add(
+        &request->core->holder.outcomes, &outcome, request->tokens, block_tokens(request));
+}
+
 /* The one end of every request. */
 static void finish(
     kv_decode_request_t *request, Kvist__Wire__FinishReason reason, kv_status_t status)
@@ -143,6 +175,7 @@ static void finish(
         reason = KVIST__WIRE__FINISH_REASON__FINISH_ERROR;
         snprintf(request->error, sizeof request->error, "%s", request->cancel_reason);
     }
+    note_outcome(request, status);
     if (reason != KVIST__WIRE__FINISH_REASON__FINISH_ERROR) {
         kv_core_count(&request->usage);
     } else if (request->error[0] == '\0') {
@@ -232,6 +265,8 @@ static void prepared(
             (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_RESERVE_FAILED, .status = status});
         return;
     }
+    request->matched = true;
+    request->match = *match;
     kv_core_usage_from_match(request->core, match, &request->usage);
     request->usage.load_ns = kv_clock_now_ns() - request->arrived_ns - request->usage.match_ns;
     uint32_t held = match->block_count;
@@ -249,6 +284,7 @@ static void do_reserve(kv_decode_request_t *request)
         .token_count =
             request->prompt_count - 1, /* the last one is computed: its logits are wanted */
         .mode = request->mode,
+        .request = kv_outcome_request(request->client_id),
     };
     kvist_match_t match;
     kv_status_t status = kvist_match(request->core->holder.store, &query, &request->lease, &match);
@@ -369,6 +405,7 @@ static void do_send_prefill(kv_decode_request_t *request)
     sampling.top_p = request->sampling.top_p;
     sampling.seed = request->sampling.seed;
     prefill.request_id = request->request_id;
+    prefill.client_id = request->client_id;
     prefill.transfer_id = request->machine.transfer_id;
     prefill.n_tokens = request->prompt_count;
     prefill.tokens = request->tokens;
@@ -485,6 +522,8 @@ kv_decode_request_t *kv_decode_request_create(
     request->id = id;
     request->gateway = gateway;
     request->request_id = kv_duplicate_string(message->request_id);
+    request->client_id =
+        kv_duplicate_string(kv_message_client_id(message->client_id, message->request_id));
     request->token_count = (uint32_t)message->n_tokens;
     request->prompt_count = request->token_count - message->generated_count;
     request->max_tokens = message->max_tokens;
@@ -523,6 +562,7 @@ static void destroy(void *context)
     kv_decode_request_t *request = context;
     forget_streamed(request);
     free(request->request_id);
+    free(request->client_id);
     free(request->tokens);
     free(request->salt);
     free(request);
@@ -553,6 +593,7 @@ static void take_usage(kv_decode_request_t *request, const Kvist__Wire__Usage *f
     snprintf(request->miss, sizeof request->miss, "%s", from->miss);
     snprintf(request->prefilled_by, sizeof request->prefilled_by, "%s", from->prefilled_by);
     usage->miss = request->miss;
+    request->answered = true;
     usage->loaded_bytes += from->loaded_bytes;
     usage->streamed_bytes = from->streamed_bytes;
     usage->match_ns = from->match_ns;

@@ -92,6 +92,7 @@ static kv_status_t send_generate(kv_request_t *request, kv_peer_t *peer)
     sampling.top_p = api->top_p;
     sampling.seed = api->seed;
     generate.request_id = wire_id;
+    generate.client_id = request->id;
     generate.tokens = api->tokens;
     generate.n_tokens = api->token_count + request->token_count;
     generate.generated_count = request->token_count;

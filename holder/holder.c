@@ -8,6 +8,7 @@
 #include "holder/remote.h"
 #include "holder/source.h"
 #include "holder/store_admin.h"
+#include "holder/why_admin.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -400,6 +401,7 @@ kv_status_t kv_holder_serve(kv_holder_t *holder, kv_error_t *error)
     kv_admin_handlers_t handlers = kv_store_admin_handlers();
     handlers.status = admin_status;
     handlers.events = kv_remote_admin_events;
+    handlers.why = kv_why_admin;
     return kv_admin_open(holder->reactor, holder->options->node.admin, &handlers, holder,
         &holder->state->admin, error);
 }
@@ -562,6 +564,7 @@ void kv_holder_run(kv_holder_t *holder)
 void kv_holder_end(kv_holder_t *holder)
 {
     kv_holder_leave(holder);
+    kv_outcomes_clear(&holder->outcomes);
     if (holder->state != NULL) {
         kv_timer_destroy(holder->state->tick);
         free(holder->state);

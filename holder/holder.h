@@ -17,6 +17,7 @@
 #define KV_HOLDER_HOLDER_H
 
 #include "base/status.h"
+#include "holder/outcomes.h"
 #include "holder/requests.h"
 #include "kvstore/kvist.h"
 #include "node/admin.h"
@@ -55,6 +56,8 @@ typedef struct {
     void (*describe)(void *context, Kvist__Admin__Status *status);
     /* Of several stores the one of that name; NULL: there is none of it, or it is not open. */
     kvist_store_t *(*store_named)(void *context, const char *name);
+    /* The namespace of a tenant's salt. */
+    kvist_key_t (*name_space)(const void *context, const void *salt, size_t salt_bytes);
 } kv_holder_owner_t;
 
 /* How its store is shared: in which slots blocks are moved, and who may speak to it about that. */
@@ -93,6 +96,7 @@ typedef struct {
     bool draining; /* no new requests */
     bool stopping; /* none at all */
     kv_verification_t verification;
+    kv_outcomes_t outcomes; /* of requests that have ended */
     kv_holder_state_t *state;
 } kv_holder_t;
 

@@ -369,6 +369,29 @@ bool kv_remote_find(kv_holder_t *holder, const kvist_key_t *keys, uint32_t key_c
     return true;
 }
 
+bool kv_remote_holder(const kv_holder_t *holder, const kvist_key_t *keys, uint32_t key_count,
+    const char **name_out, uint32_t *block_count_out)
+{
+    const kv_remote_t *remote = holder->remote;
+    if (remote->holdings == NULL || key_count == 0) {
+        return false;
+    }
+    kvist_stats_t stats;
+    kvist_store_stats(holder->store, &stats);
+    kv_holding_t found[KV_HOLDERS_MAX]; /* the best first */
+    size_t count =
+        kv_holdings_find(remote->holdings, keys->bytes, key_count, found, KV_HOLDERS_MAX);
+    for (size_t i = 0; i < count; i++) {
+        const follower_t *follower = find_follower(remote, found[i].holder);
+        if (follower != NULL && !is_own_store(&stats, follower->peer)) {
+            *name_out = kv_peer_name(follower->peer);
+            *block_count_out = found[i].block_count;
+            return true;
+        }
+    }
+    return false;
+}
+
 /* ---- the admin socket ---- */
 
 static kv_status_t place_of(const kv_remote_t *remote, const Kvist__Admin__EventsRequest *request,

@@ -31,11 +31,18 @@ bool kv_remote_message(kv_remote_t *remote, kv_peer_t *peer, const Kvist__Wire__
 /* Which peer to fetch blocks from. keys: of a context's next blocks, the first one missing here.
  * The peer that holds the longest part of them from its start, of those the one that has more in
  * faster tiers, of those the one with fewer requests; it is up with its data link, of the same
- * model and layout, not draining, and not the kvist-store that this node's store is attached to. excluded_peers: kv_peer_id, [excluded_count]. false: nobody
- * is known to hold keys[0]. The answer is worth asking for, not true. */
+ * model and layout, not draining, and not the kvist-store that this node's store is attached to.
+ * excluded_peers: kv_peer_id, [excluded_count]. false: nobody is known to hold keys[0]. The answer
+ * is worth asking for, not true. */
 bool kv_remote_find(kv_holder_t *holder, const kvist_key_t *keys, uint32_t key_count,
     const uint64_t *excluded_peers, size_t excluded_count, kv_peer_t **peer_out,
     uint32_t *block_count_out);
+
+/* The peer that is thought to hold most of them, whether or not it could be asked now, but for the
+ * kvist-store that this node's store is attached to; *name_out is the peer's, until it goes. false:
+ * nobody does. */
+bool kv_remote_holder(const kv_holder_t *holder, const kvist_key_t *keys, uint32_t key_count,
+    const char **name_out, uint32_t *block_count_out);
 
 /* The admin socket's question for events. context: the holder. */
 void kv_remote_admin_events(

@@ -11,8 +11,7 @@
 
 enum { KEY_TEXT_BYTES = 2 * KVIST_KEY_BYTES + 1, LIST_DEFAULT = 100, LIST_MAX = 10000 };
 
-/* The store that is meant; NULL: the call has been answered with why there is none. */
-static kvist_store_t *store_of(
+kvist_store_t *kv_store_admin_store(
     void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
     const kv_holder_t *holder = context;
@@ -31,7 +30,7 @@ static kvist_store_t *store_of(
     return store;
 }
 
-static const char *priority_name(kvist_priority_t priority)
+const char *kv_priority_name(kvist_priority_t priority)
 {
     static const char *const NAMES[KVIST_PRIORITY_COUNT] = {"interactive", "batch", "background"};
     return (unsigned)priority < KVIST_PRIORITY_COUNT ? NAMES[priority] : "unknown";
@@ -64,14 +63,14 @@ static void list_context(void *context, const kvist_context_t *from)
     item->entry.used_unix_ns = from->used_unix_ns;
     item->entry.expires_unix_ns = from->expires_unix_ns;
     item->entry.pin_until_unix_ns = from->pin_until_unix_ns;
-    item->entry.priority = (char *)priority_name(from->priority);
+    item->entry.priority = (char *)kv_priority_name(from->priority);
     item->entry.origin = item->from.origin;
     item->entry.tenant = item->from.tenant;
 }
 
 static void on_list(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    kvist_store_t *store = store_of(context, request, call);
+    kvist_store_t *store = kv_store_admin_store(context, request, call);
     if (store == NULL) {
         return;
     }
@@ -106,7 +105,7 @@ static void flushed(void *context, kv_status_t status)
 
 static void on_flush(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    kvist_store_t *store = store_of(context, request, call);
+    kvist_store_t *store = kv_store_admin_store(context, request, call);
     if (store != NULL) {
         kvist_store_flush(store, flushed, call);
     }
@@ -160,7 +159,7 @@ static void reply_object(kvist_store_t *store, const kvist_key_t *key, kv_admin_
     object.used_unix_ns = from.used_unix_ns;
     object.expires_unix_ns = from.expires_unix_ns;
     object.pin_until_unix_ns = from.pin_until_unix_ns;
-    object.priority = (char *)priority_name(from.priority);
+    object.priority = (char *)kv_priority_name(from.priority);
     object.leases = from.leases;
     object.origin = from.origin;
     object.tenant = from.tenant;
@@ -173,7 +172,7 @@ static void reply_object(kvist_store_t *store, const kvist_key_t *key, kv_admin_
 
 static void on_show(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    kvist_store_t *store = store_of(context, request, call);
+    kvist_store_t *store = kv_store_admin_store(context, request, call);
     kvist_key_t key;
     if (store != NULL && find_key(store, request->show->key, call, &key)) {
         reply_object(store, &key, call);
@@ -201,7 +200,7 @@ static void dropped(void *context, kv_status_t status, uint64_t object_count)
 
 static void on_drop(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    kvist_store_t *store = store_of(context, request, call);
+    kvist_store_t *store = kv_store_admin_store(context, request, call);
     kvist_key_t key;
     if (store == NULL || !find_key(store, request->drop->key, call, &key)) {
         return;
@@ -256,7 +255,7 @@ static void refuse_pin(
 
 static void on_pin(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    kvist_store_t *store = store_of(context, request, call);
+    kvist_store_t *store = kv_store_admin_store(context, request, call);
     kvist_key_t key;
     if (store == NULL || !find_key(store, request->pin->key, call, &key)) {
         return;
@@ -321,7 +320,7 @@ static void on_verify(void *context, const Kvist__Admin__Request *request, kv_ad
 {
     kv_holder_t *holder = context;
     kv_verification_t *verification = &holder->verification;
-    kvist_store_t *store = store_of(context, request, call);
+    kvist_store_t *store = kv_store_admin_store(context, request, call);
     if (store == NULL) {
         return;
     }
@@ -349,7 +348,7 @@ static void on_verify(void *context, const Kvist__Admin__Request *request, kv_ad
 
 static void on_quota(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
-    kvist_store_t *store = store_of(context, request, call);
+    kvist_store_t *store = kv_store_admin_store(context, request, call);
     if (store == NULL) {
         return;
     }

@@ -618,6 +618,7 @@ typedef struct {
 
 typedef struct {
     kvist_match_t match;
+    uint32_t block_tokens; /* of the store's layout */
     /* Miss is namespace: the other one, how many blocks are found there, and what differs, such as
      * "salt" or "model,dtype" (of model, layout, dtype, codec, salt, adapter); "unknown": one of
      * the two was not described since the store was opened. */
@@ -627,7 +628,8 @@ typedef struct {
 } kvist_why_t;
 
 /* What kvist_match would find now, and why not more, as exactly as can be known: nothing is leased,
- * counted or changed, and records are read (a few) to compare tokens: it may block. */
+ * counted or changed, and records are read (a few) to compare tokens: it may block. KV_INVALID:
+ * more blocks than KVIST_CHAIN_BLOCKS_MAX. */
 kv_status_t kvist_why(kvist_store_t *store, const kvist_why_query_t *query, kvist_why_t *why_out);
 
 /* The token ids of a stored block, [block_tokens]; may read its record. KV_MISSING: it is not

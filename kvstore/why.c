@@ -494,6 +494,7 @@ kv_status_t kv_embedded_why(
     }
     kvist_why_t why = {
         .match = kv_match_quietly(store, &query->name_space, query->tokens, query->token_count)};
+    why.block_tokens = store->block_tokens;
     if (never_stored(why.match.miss)) {
         look_closely(store, query, &why.match);
     }

@@ -13,7 +13,7 @@
 #include <unistd.h>
 #include <uv.h>
 
-enum { REQUEST_BYTES_MAX = 64 << 10 };
+enum { REQUEST_BYTES_MAX = 4 << 20 }; /* a prompt of a million tokens */
 
 typedef struct connection connection_t;
 
@@ -227,6 +227,8 @@ static kv_admin_handler_t handler_of(
         return handlers->quota;
     case KVIST__ADMIN__REQUEST__BODY_EVENTS:
         return handlers->events;
+    case KVIST__ADMIN__REQUEST__BODY_WHY:
+        return handlers->why;
     default:
         return NULL;
     }

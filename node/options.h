@@ -84,6 +84,7 @@ typedef struct {
         bool remote;                  /* other nodes are asked for what they hold */
         uint64_t remote_bytes;        /* of the map of what they hold */
         uint64_t events_bytes;        /* of the log of this node's own changes */
+        uint64_t history_bytes;       /* of what went and why */
     } store;
     struct {
         uint32_t queue_max;

@@ -182,6 +182,9 @@ const kv_option_t KV_OPTIONS[] = {
         "heard of longest ago is forgotten first"),
     SIZE(STORE, store, events_bytes, "8MiB", 64 << 10, GIB,
         "memory for this node's latest KV events; who has missed more is told everything anew"),
+    SIZE(STORE, store, history_bytes, "4MiB", 64 << 10, GIB,
+        "memory for what is no longer stored, and why: 40 bytes a block; what went longest ago is "
+        "forgotten first"),
 
     NUMBER(PREFILL, prefill, queue_max, "64", 1, 65536,
         "prompts that may wait; one more is refused as busy"),

@@ -20,7 +20,7 @@ struct kv_prefill_request {
     kv_core_t *core;
     uint64_t id;
     kv_peer_t *peer; /* NULL once it is gone */
-    char *request_id;
+    char *request_id, *client_id;
     uint32_t *tokens;
     uint32_t token_count;
     kv_sampling_t sampling;
@@ -46,6 +46,13 @@ struct kv_prefill_request {
     bool stepping;
     bool preparing; /* the store will call prepared() */
     bool released;  /* the machine's outcome */
+
+    kv_status_t status; /* that it was answered with; cancelled: nobody was there to hear it */
+    bool matched;
+    kvist_match_t match;
+    kvist_miss_t miss;                  /* why no more was had: the match's, or a source's */
+    char holder[KV_OUTCOME_NAME_BYTES]; /* who holds more, and how many blocks; "": nobody */
+    uint32_t holder_blocks;
 
     char error[KV_ERROR_TEXT_BYTES];
     uint32_t first_token;
@@ -91,6 +98,7 @@ static void send_prefilled(kv_prefill_request_t *request, kv_status_t status)
     Kvist__Wire__Prefilled prefilled = KVIST__WIRE__PREFILLED__INIT;
     prefilled.request_id = request->request_id;
     prefilled.transfer_id = request->machine.transfer_id;
+    request->status = status;
     prefilled.status = (uint32_t)status;
     prefilled.error = request->error[0] != '\0' ? request->error : (char *)kv_status_name(status);
     char **arithmetic = NULL;
@@ -133,6 +141,9 @@ static void prepared(
         return;
     }
     request->usage.load_ns = kv_clock_now_ns() - request->arrived_ns - request->usage.match_ns;
+    request->matched = true;
+    request->match = *match;
+    request->miss = match->miss;
     kv_core_usage_from_match(request->core, match, &request->usage);
     bool reads = request->mode == KVIST_MODE_READWRITE || request->mode == KVIST_MODE_READ;
     uint32_t whole = (request->token_count - 1) / block_tokens(request);
@@ -149,6 +160,7 @@ static void do_match(kv_prefill_request_t *request)
         .token_count =
             request->token_count - 1, /* the last one is computed: its logits are wanted */
         .mode = request->mode,
+        .request = kv_outcome_request(request->client_id),
     };
     kvist_match_t match;
     kv_status_t status = kvist_match(request->core->holder.store, &query, &request->lease, &match);
@@ -202,6 +214,35 @@ static kv_peer_t *find_source(kv_prefill_request_t *request, uint32_t first_bloc
     return source;
 }
 
+/* Why the rest is computed, or will be unless what is under way brings it. */
+static void set_miss(kv_prefill_request_t *request, kvist_miss_t miss)
+{
+    request->miss = miss;
+    request->usage.miss = (char *)kv_outcome_miss_told(miss, &request->match.detail);
+}
+
+static void set_holder(kv_prefill_request_t *request, const char *name, uint32_t block_count)
+{
+    snprintf(request->holder, sizeof request->holder, "%s", name);
+    request->holder_blocks = block_count;
+}
+
+/* Nobody is asked (any more). source: who could have been. */
+static void note_no_source(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action,
+    const kv_peer_t *source, uint32_t block_count)
+{
+    const char *name;
+    if (source != NULL) {
+        set_miss(request, KVIST_MISS_CHEAPER);
+        set_holder(request, kv_peer_name(source), block_count);
+    } else if (request->asked_count == 0 && request->keys != NULL &&
+               kv_remote_holder(&request->core->holder, request->keys + action->first_block,
+                   action->block_count, &name, &block_count)) {
+        set_miss(request, KVIST_MISS_ELSEWHERE);
+        set_holder(request, name, block_count);
+    }
+}
+
 static void do_find_source(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
 {
     uint64_t now_ns = kv_clock_now_ns();
@@ -216,6 +257,7 @@ static void do_find_source(kv_prefill_request_t *request, const kv_pd_prefill_ac
     }
     if (source == NULL || !kv_rates_fetch_pays(&request->core->rates, count, block_tokens(request),
                               kv_block_bytes(&request->core->info->shape))) {
+        note_no_source(request, action, source, count);
         post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_SOURCE});
         return;
     }
@@ -224,6 +266,8 @@ static void do_find_source(kv_prefill_request_t *request, const kv_pd_prefill_ac
     request->source = source;
     request->asked_blocks = count;
     request->fetch_begun_ns = now_ns;
+    set_miss(request, KVIST_MISS_FAILED);
+    set_holder(request, kv_peer_name(source), count);
     post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_SOURCE,
                       .block_count = count,
                       .transfer_id = kv_mover_transfer_id(request->core->holder.mover)});
@@ -345,12 +389,15 @@ static void do_seal(kv_prefill_request_t *request, const kv_pd_prefill_action_t 
     count_fetch(action->block_count, request->asked_blocks, bytes);
     forget_fetched(request);
     request->source = NULL;
+    if (action->block_count == request->asked_blocks) {
+        set_miss(request, request->match.miss);
+    }
     if (action->block_count > 0) {
         request->usage.cached->remote += action->block_count * block_tokens(request);
         request->usage.loaded_bytes += bytes;
         request->usage.load_ns = now_ns - request->arrived_ns - request->usage.match_ns;
         if (action->first_block + action->block_count == request->machine.whole_blocks) {
-            request->usage.miss = (char *)kvist_miss_name(KVIST_MISS_NONE);
+            set_miss(request, KVIST_MISS_NONE);
         }
     }
 }
@@ -405,6 +452,28 @@ static void do_compute(kv_prefill_request_t *request, const kv_pd_prefill_action
     }
 }
 
+/* For whoever asks why. */
+static void note_outcome(const kv_prefill_request_t *request)
+{
+    const Kvist__Wire__CachedTokens *cached = &request->cached;
+    kv_outcome_t outcome = {
+        .status = request->status,
+        .ended_unix_ns = kv_clock_real()->unix_ns(kv_clock_real()),
+        .name_space = request->name_space,
+        .prompt_tokens = request->token_count,
+        .cached_tokens = {cached->device, cached->host, cached->disk, cached->remote},
+        .match = request->match,
+        .miss = request->matched                  ? request->miss
+                : request->status == KV_CANCELLED ? KVIST_MISS_CANCELLED
+                                                  : KVIST_MISS_FAILED,
+        .holder_blocks = request->holder_blocks,
+    };
+    snprintf(outcome.id, sizeof outcome.id, "%s", request->client_id);
+    snprintf(outcome.holder, sizeof outcome.holder, "%s", request->holder);
+    kv_outcomes_add(
+        &request->core->holder.outcomes, &outcome, request->tokens, block_tokens(request));
+}
+
 /* false: the rest of the actions is void. */
 static bool carry_out(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
 {
@@ -455,6 +524,7 @@ static bool carry_out(kv_prefill_request_t *request, const kv_pd_prefill_action_
             kvist_lease_release(request->lease);
             request->lease = NULL;
         }
+        note_outcome(request);
         request->released = true;
         break;
     }
@@ -491,6 +561,9 @@ kv_prefill_request_t *kv_prefill_request_create(
     request->id = id;
     request->peer = peer;
     request->request_id = kv_duplicate_string(message->request_id);
+    request->client_id =
+        kv_duplicate_string(kv_message_client_id(message->client_id, message->request_id));
+    request->status = KV_CANCELLED;
     request->token_count = (uint32_t)message->n_tokens;
     request->tokens = kv_allocate_array(message->n_tokens, sizeof *request->tokens);
     memcpy(request->tokens, message->tokens, message->n_tokens * sizeof *request->tokens);
@@ -521,6 +594,7 @@ static void destroy(void *context)
     kv_prefill_request_t *request = context;
     forget_fetched(request);
     free(request->request_id);
+    free(request->client_id);
     free(request->tokens);
     free(request->keys);
     free(request);

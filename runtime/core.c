@@ -45,6 +45,7 @@ kvist_key_t kv_core_namespace(const kv_core_t *core, const void *salt, size_t sa
         .salt_bytes = salt_bytes,
         .adapter = "",
     };
+    kvist_store_describe(core->holder.store, &params);
     return kvist_namespace(&params);
 }
 
@@ -109,7 +110,7 @@ void kv_core_usage_from_match(
     usage->loaded_bytes =
         (match->tier_blocks[KVIST_TIER_HOST] + match->tier_blocks[KVIST_TIER_DISK]) *
         (uint64_t)kv_block_bytes(&core->info->shape);
-    usage->miss = (char *)kvist_miss_name(match->miss);
+    usage->miss = (char *)kv_outcome_miss_told(match->miss, &match->detail);
 }
 
 static void count(const char *name, const char *labels, const char *help, double amount)
@@ -177,6 +178,11 @@ static void describe(void *context, Kvist__Admin__Status *status)
     status->requests = counted.requests;
     status->device = (char *)core->device->ops->name;
     status->arithmetic = (char *)(prefill ? info->prefill_arithmetic : info->decode_arithmetic);
+}
+
+static kvist_key_t name_space(const void *context, const void *salt, size_t salt_bytes)
+{
+    return kv_core_namespace(&((const core_t *)context)->public, salt, salt_bytes);
 }
 
 static void compute_ready(void *context)
@@ -250,6 +256,7 @@ static kv_status_t open_store(core_t *core, kv_error_t *error)
         .policy = (kvist_policy_t)options->store.policy,
         .io = (kvist_io_t)options->store.io,
         .origin = options->node.name,
+        .history_bytes = options->store.history_bytes,
     };
     return kvist_store_open(&params, &core->public.holder.store, error);
 }
@@ -329,8 +336,8 @@ kv_status_t kv_core_run(
     holder->options = options;
     holder->role = params->role;
     holder->connect = params->connect;
-    holder->owner =
-        (kv_holder_owner_t){.context = &core, .accept = accept_message, .describe = describe};
+    holder->owner = (kv_holder_owner_t){
+        .context = &core, .accept = accept_message, .describe = describe, .name_space = name_space};
     holder->requests.ops = params->ops;
     kv_status_t status = open_all(&core, error);
     if (status == KV_OK) {

@@ -54,7 +54,8 @@ typedef struct {
 kv_status_t kv_core_run(
     const kv_options_t *options, const kv_core_params_t *params, kv_error_t *error);
 
-/* The namespace of a tenant's salt on this node's model. */
+/* The namespace of a tenant's salt on this node's model; the store knows what it is made of from
+ * then on. */
 kvist_key_t kv_core_namespace(const kv_core_t *core, const void *salt, size_t salt_bytes);
 
 /* Seals the private blocks that tokens [0, computed_count) complete. arithmetic: who made them. */

@@ -26,6 +26,11 @@ kv_status_t kv_message_check_room(
     return KV_OK;
 }
 
+const char *kv_message_client_id(const char *client_id, const char *request_id)
+{
+    return kv_text_is_plain(client_id, '!', KV_MESSAGE_ID_BYTES_MAX) ? client_id : request_id;
+}
+
 kv_sampling_t kv_message_sampling(const Kvist__Wire__Sampling *sampling)
 {
     return (kv_sampling_t){

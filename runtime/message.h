@@ -29,6 +29,9 @@ kv_status_t kv_message_check_room(
 kv_status_t kv_message_check_prompt(
     const kv_core_t *core, const kv_message_prompt_t *prompt, kv_error_t *error);
 
+/* What people call the request: as the client was told, where the peer says so. */
+const char *kv_message_client_id(const char *client_id, const char *request_id);
+
 kv_sampling_t kv_message_sampling(const Kvist__Wire__Sampling *sampling);
 
 #endif

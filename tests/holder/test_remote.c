@@ -258,6 +258,37 @@ static void who_sends_rubbish_is_closed(void **state)
     expect_source(1, 0, "one", 4);
 }
 
+static bool held(uint32_t context, const char **name_out, uint32_t *block_count_out)
+{
+    kvist_key_t keys[BLOCKS];
+    for (uint32_t block = 0; block < BLOCKS; block++) {
+        keys[block] = block_key(&nodes[0].bench, context, block);
+    }
+    return kv_remote_holder(&asker.holder, keys, BLOCKS, name_out, block_count_out);
+}
+
+/* For whoever asks why a prompt was computed that another node had. */
+static void who_cannot_be_asked_is_named(void **state)
+{
+    (void)state;
+    const char *name;
+    uint32_t count;
+    assert_false(held(1, &name, &count));
+    request_context(&nodes[0].bench, 1, BLOCKS);
+    request_context(&nodes[1].bench, 1, 3);
+    expect_source(1, 0, "one", BLOCKS);
+    link_down = "one";
+    expect_source(1, 0, "two", 3);
+    assert_true(held(1, &name, &count));
+    assert_string_equal(name, "one");
+    assert_int_equal(count, BLOCKS);
+    link_down = NULL;
+    asker.bench.store->stats.attached_to = "one";
+    assert_true(held(1, &name, &count));
+    assert_string_equal(name, "two");
+    asker.bench.store->stats.attached_to = NULL;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -266,6 +297,7 @@ int main(void)
             of_equal_ones_the_idler_is_asked, open_cluster, close_cluster),
         cmocka_unit_test_setup_teardown(who_falls_behind_is_told_anew, open_cluster, close_cluster),
         cmocka_unit_test_setup_teardown(who_sends_rubbish_is_closed, open_cluster, close_cluster),
+        cmocka_unit_test_setup_teardown(who_cannot_be_asked_is_named, open_cluster, close_cluster),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

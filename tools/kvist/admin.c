@@ -84,6 +84,13 @@ kv_status_t kv_ask_events(const char *admin, const Kvist__Admin__EventsRequest *
         KVIST__ADMIN__REPLY__BODY_EVENTS, KV_ADMIN_LIMIT_MS, reply_out, error);
 }
 
+kv_status_t kv_ask_why(const char *admin, const Kvist__Admin__WhyRequest *question,
+    Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    return ask(admin, KVIST__ADMIN__REQUEST__BODY_WHY, (void *)(uintptr_t)question,
+        KVIST__ADMIN__REPLY__BODY_WHY, KV_ADMIN_DISK_LIMIT_MS, reply_out, error);
+}
+
 kv_status_t kv_ask_quota(
     const char *admin, uint64_t disk_bytes, Kvist__Admin__Reply **reply_out, kv_error_t *error)
 {
