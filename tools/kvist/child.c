@@ -36,6 +36,10 @@ static bool read_stat(pid_t pid, char *state_out, uint64_t *start_ticks_out)
             return false;
         }
         at++;
+        /* A process whose first thread ended before the others has its sockets and files still. */
+        if (field + 1 == 20 && *state_out == 'Z' && strtoul(at, NULL, 10) > 1) {
+            *state_out = 'R';
+        }
     }
     *start_ticks_out = strtoull(at, NULL, 10);
     return true;
