@@ -113,6 +113,18 @@ def test_wire_json(cluster):
             assert f"{wire}, {rest}" in names, f"no '{wire}, {rest}' in {names}"
 
 
+def test_attach_json(cluster):
+    run = bench(cluster, "attach", "--quick", "--json", "--pairs", "1", "--host-gib", "1",
+                "--clients", "3")
+    names = [check_line(line)["measure"] for line in run.stdout.splitlines()]
+    chains = ("chain 64 x 64 KiB", "chain 16 x 1024 KiB")
+    moves = [f"{move}, {chain}, depth {depth}" for chain in chains for move in ("get", "put")
+             for depth in (1, 8)]
+    assert names == ["first service, host tier of 1.0 GiB", *moves,
+                     "3 clients, get, chain 16 x 256 KiB, depth 4",
+                     "3 clients, slowest / fastest, chain 16 x 256 KiB, depth 4"], names
+
+
 def test_pd_json(cluster):
     with tempfile.TemporaryDirectory(prefix="kvist-bench-") as folder:
         series, figure = os.path.join(folder, "pace.csv"), os.path.join(folder, "pace.svg")
@@ -138,7 +150,8 @@ def test_refused(cluster):
     for arguments in ((), ("stoer",), ("store", "--pairs", "0"), ("store", "--object-kib", "1"),
                       ("engine",), ("codec",), ("codec", "--model", "a", "--file", "b"),
                       ("codec", "--file", "a", "--unit-bytes", "3"), ("wire", "--wire", "rdma"),
-                      ("wire", "--depth", "0"), ("pd", "--only", "nothing"),
+                      ("wire", "--depth", "0"), ("attach", "--clients", "1"),
+                      ("attach", "--host-gib", "0"), ("pd", "--only", "nothing"),
                       ("pd", "--pairs", "0")):
         run = cluster.kvist("bench", *arguments)
         assert run.returncode == 2, f"kvist bench {arguments}: {run.returncode} {run.stderr}"

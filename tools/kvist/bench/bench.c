@@ -16,6 +16,7 @@ static const part_t parts[] = {
     {"engine", "load, cold prefill and decode of a model", kv_bench_engine},
     {"store", "puts and gets against the limits of the machine, or against a peer", kv_bench_store},
     {"codec", "the codec of KV on disk: ratio and speed, beside LZ4 and zstd", kv_bench_codec},
+    {"attach", "a host's store that many processes use, beside one of their own", kv_bench_attach},
     {"wire", "KV between two processes, against UCX alone", kv_bench_wire},
     {"pd", "prefill and decode nodes end to end, beside one node that does both", kv_bench_pd},
 };

@@ -8,6 +8,7 @@
 int kv_bench_engine(int argc, char **argv);
 int kv_bench_store(int argc, char **argv);
 int kv_bench_codec(int argc, char **argv);
+int kv_bench_attach(int argc, char **argv);
 int kv_bench_wire(int argc, char **argv);
 int kv_bench_pd(int argc, char **argv);
 

@@ -387,6 +387,8 @@ kv_status_t kv_subject_open(const kv_subject_params_t *params, kv_subject_opener
     subject->step = jumping_step(params->run_count);
     subject->kept_back =
         params->directory != NULL ? params->host_bytes / subject->run_bytes + 1 : 0;
+    subject->next_run = params->filled ? params->run_count + subject->kept_back : 0;
+    subject->get_count = params->first_get;
     KV_CHECK(kvist_layout_object_bytes(&subject->layout, 0) == params->object_bytes);
     KV_CHECK(params->source->bytes >= subject->run_bytes);
     KV_CHECK(params->destination->bytes >= subject->run_bytes);
