@@ -91,6 +91,15 @@ void kv_store_submit_sized(kvist_store_t *store, kv_task_t *task, size_t bytes)
         kv_store_submit(store, task);
         return;
     }
+    kv_store_work(store, task);
+}
+
+void kv_store_work(kvist_store_t *store, kv_task_t *task)
+{
+    if (store->tasks_out == KV_TASKS_MAX) { /* the queue of what is finished holds no more */
+        kv_store_submit(store, task);
+        return;
+    }
     store->tasks_out++;
     task->work(task);
 }

@@ -268,6 +268,8 @@ void kv_store_submit(kvist_store_t *store, kv_task_t *task);
 /* As kv_store_submit, for work that copies so many bytes: few are copied here and now, which takes
  * less time than to wake a worker. done() still runs in a poll. */
 void kv_store_submit_sized(kvist_store_t *store, kv_task_t *task, size_t bytes);
+/* Its work is done here and now, beside what the workers do; done() still runs in a poll. */
+void kv_store_work(kvist_store_t *store, kv_task_t *task);
 void kv_store_finish(kv_task_t *task);       /* a worker's last act for the task */
 void kv_store_kick(kvist_store_t *store);    /* the next poll has something to do */
 void kv_store_advance(kvist_store_t *store); /* everything that can go on goes on */

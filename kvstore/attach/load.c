@@ -255,10 +255,13 @@ static uint32_t run_length(
     return count;
 }
 
+/* The first part is copied here, once the workers have the others: they are awake by the time that
+ * it is through. */
 static void start_mapped(load_t *load)
 {
-    kv_attached_t *attached = store_of(load);
+    kvist_store_t *inner = store_of(load)->inner;
     uint32_t at_once = (uint32_t)(BATCH_BYTES / load->block_bytes);
+    part_t *own = NULL;
     at_once = at_once > 0 ? at_once : 1;
     for (uint32_t block = 0; block < load->selection.block_count;) {
         uint32_t count = run_length(load, block, MAPPED, at_once);
@@ -271,8 +274,15 @@ static void start_mapped(load_t *load)
         part->task.done = mapped_done;
         set_states(load, block, count, FETCHING);
         load->copied = load->copied || !load->careful;
-        kv_store_submit_sized(attached->inner, &part->task, count * load->block_bytes);
+        if (own == NULL && count * load->block_bytes <= BATCH_BYTES) {
+            own = part;
+        } else {
+            kv_store_submit(inner, &part->task);
+        }
         block += count;
+    }
+    if (own != NULL) {
+        kv_store_work(inner, &own->task);
     }
 }
 
