@@ -51,9 +51,10 @@ bool kv_conn_terms(
 }
 
 /* The lease that a message names; NULL: there is none, and the client has ended. */
-static kvist_lease_t *find_lease(kv_service_conn_t *client, uint32_t number)
+static kv_service_lease_t *find_lease(kv_service_conn_t *client, uint32_t number)
 {
-    kvist_lease_t *lease = number < client->service->limits.leases ? client->leases[number] : NULL;
+    kv_service_lease_t *lease =
+        number < client->service->limits.leases ? client->leases[number] : NULL;
     if (lease == NULL) {
         kv_conn_end(client, KV_INVALID, "lease %u: the client has none of that number", number);
     }
@@ -240,20 +241,29 @@ void kv_conn_match(kv_service_conn_t *client, const Kvist__Store__Match *asked)
         return;
     }
     kv_lease_set_origin(lease, client->name);
-    client->leases[asked->lease] = lease;
+    kv_service_lease_t *of = kv_allocate(sizeof *of);
+    of->lease = lease;
+    client->leases[asked->lease] = of;
     client->lease_count++;
     answer_matched(client, asked->id, lease, &match);
 }
 
 /* ---- release ---- */
 
+static void release(kv_service_conn_t *client, uint32_t number)
+{
+    kv_service_lease_t *lease = client->leases[number];
+    client->leases[number] = NULL;
+    client->lease_count--;
+    kv_offer_forget(client->domain, lease);
+    kvist_lease_release(lease->lease);
+    free(lease);
+}
+
 void kv_conn_release(kv_service_conn_t *client, const Kvist__Store__Release *asked)
 {
-    kvist_lease_t *lease = find_lease(client, asked->lease);
-    if (lease != NULL) {
-        client->leases[asked->lease] = NULL;
-        client->lease_count--;
-        kvist_lease_release(lease);
+    if (find_lease(client, asked->lease) != NULL) {
+        release(client, asked->lease);
     }
 }
 
@@ -261,9 +271,7 @@ void kv_conn_release_all(kv_service_conn_t *client)
 {
     for (uint32_t i = 0; client->lease_count > 0; i++) {
         if (client->leases[i] != NULL) {
-            kvist_lease_release(client->leases[i]);
-            client->leases[i] = NULL;
-            client->lease_count--;
+            release(client, i);
         }
     }
 }
@@ -312,7 +320,7 @@ static const kv_layout_t *find_group(
 
 void kv_conn_load(kv_service_conn_t *client, const Kvist__Store__Load *asked)
 {
-    kvist_lease_t *lease = find_lease(client, asked->lease);
+    const kv_service_lease_t *lease = find_lease(client, asked->lease);
     const kv_layout_t *layout =
         lease == NULL ? NULL
                       : find_group(client, asked->group, asked->first_block, asked->block_count);
@@ -341,8 +349,8 @@ void kv_conn_load(kv_service_conn_t *client, const Kvist__Store__Load *asked)
     }
     kvist_piece_t piece = {window, bytes};
     kv_service_call_t *call = kv_conn_begin_call(client, asked->id);
-    kv_status_t status = kv_lease_load_summed(
-        lease, &selection, &piece, 1, (uint64_t *)(void *)(window + sums_at), note_loaded, call);
+    kv_status_t status = kv_lease_load_summed(lease->lease, &selection, &piece, 1,
+        (uint64_t *)(void *)(window + sums_at), note_loaded, call);
     if (status != KV_OK) {
         uint64_t id;
         kv_conn_end_call(call, &id);
@@ -352,15 +360,28 @@ void kv_conn_load(kv_service_conn_t *client, const Kvist__Store__Load *asked)
 
 /* ---- store ---- */
 
+/* Bytes on their way out of staging memory. */
+typedef struct {
+    kv_service_call_t *call;
+    uint32_t lease; /* number */
+    uint64_t bytes; /* of a block */
+} put_t;
+
 static void note_stored(
     void *context, kvist_lease_t *lease, kv_status_t status, uint32_t block_count)
 {
-    (void)lease;
+    put_t *put = context;
     uint64_t id;
-    kv_service_conn_t *client = kv_conn_end_call(context, &id);
+    kv_service_conn_t *client = kv_conn_end_call(put->call, &id);
     if (client != NULL) {
+        kv_service_lease_t *of = client->leases[put->lease];
+        client->service->stats.staged_bytes += block_count * put->bytes;
+        if (of != NULL && of->lease == lease) {
+            kv_offer_progress(client->domain, of, status);
+        }
         kv_conn_done(client, id, status, block_count, "");
     }
+    free(put);
 }
 
 /* Whether its arrays have the lengths that they must have. */
@@ -383,12 +404,10 @@ static bool check_put(
     return true;
 }
 
-static kv_status_t start_put(kv_service_conn_t *client, const Kvist__Store__Put *asked,
-    const kv_layout_t *layout, kvist_lease_t *lease, kv_service_call_t *call)
+static kvist_put_t put_of(const Kvist__Store__Put *asked, const kv_clock_t *clock)
 {
-    const kv_clock_t *clock = lease->store->clock;
     uint64_t wait_ns = (uint64_t)WAIT_S_MAX * KV_NS_PER_S;
-    kvist_put_t put = {
+    return (kvist_put_t){
         .group = asked->group,
         .first_block = asked->first_block,
         .block_count = asked->block_count,
@@ -397,31 +416,41 @@ static kv_status_t start_put(kv_service_conn_t *client, const Kvist__Store__Put 
         .deadline_ns =
             clock->monotonic_ns(clock) + (asked->wait_ns < wait_ns ? asked->wait_ns : wait_ns),
     };
-    if (asked->checksums.len == 0) {
-        return kv_lease_store_present(lease, &put, note_stored, call);
+}
+
+/* Bytes out of the window. */
+static void begin_put(kv_service_conn_t *client, const Kvist__Store__Put *asked,
+    const kv_layout_t *layout, kvist_lease_t *lease)
+{
+    uint64_t bytes = asked->block_count * layout->object_bytes;
+    char *window = find_window(client, asked->offset, bytes);
+    if (window == NULL) {
+        return;
     }
-    kvist_piece_t piece = {
-        (char *)client->staging.base + asked->offset, asked->block_count * layout->object_bytes};
-    return kv_lease_store_summed(lease, &put, &piece, 1,
-        (const uint64_t *)(const void *)asked->checksums.data, note_stored, call);
+    const kvist_put_t of = put_of(asked, lease->store->clock);
+    kvist_piece_t piece = {window, bytes};
+    put_t *put = kv_allocate(sizeof *put);
+    *put = (put_t){kv_conn_begin_call(client, asked->id), asked->lease, layout->object_bytes};
+    kv_status_t status = kv_lease_store_summed(lease, &of, &piece, 1,
+        (const uint64_t *)(const void *)asked->checksums.data, note_stored, put);
+    if (status != KV_OK) {
+        note_stored(put, lease, status, 0);
+    }
 }
 
 void kv_conn_put(kv_service_conn_t *client, const Kvist__Store__Put *asked)
 {
-    kvist_lease_t *lease = find_lease(client, asked->lease);
+    kv_service_lease_t *lease = find_lease(client, asked->lease);
     const kv_layout_t *layout =
         lease == NULL ? NULL
                       : find_group(client, asked->group, asked->first_block, asked->block_count);
-    if (layout == NULL || !check_put(client, asked, layout) ||
-        (asked->checksums.len > 0 && find_window(client, asked->offset,
-                                         asked->block_count * layout->object_bytes) == NULL)) {
+    if (layout == NULL || !check_put(client, asked, layout)) {
         return;
     }
-    kv_service_call_t *call = kv_conn_begin_call(client, asked->id);
-    kv_status_t status = start_put(client, asked, layout, lease, call);
-    if (status != KV_OK) {
-        uint64_t id;
-        kv_conn_end_call(call, &id);
-        kv_conn_done(client, id, status, 0, "");
+    if (asked->checksums.len > 0) {
+        begin_put(client, asked, layout, lease->lease);
+    } else {
+        const kvist_put_t put = put_of(asked, lease->lease->store->clock);
+        kv_offer_begin(client, asked->id, lease, &put);
     }
 }

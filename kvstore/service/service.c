@@ -20,6 +20,7 @@ static const kv_service_limits_t DEFAULTS = {
     .requests = 1024,
     .staging_bytes = (uint64_t)256 << 20,
     .answer_bytes = (uint64_t)32 << 20,
+    .still_ms = 1000,
     .silent_ms = 5000,
 };
 
@@ -53,6 +54,9 @@ static void timer_fired(kv_service_t *service)
     for (kv_service_conn_t *client = service->clients, *next; client != NULL; client = next) {
         next = client->next;
         kv_conn_check_time(client, now_ns);
+    }
+    for (uint32_t i = 0; i < service->domain_count; i++) {
+        kv_offers_check_time(&service->domains[i]);
     }
 }
 
@@ -118,6 +122,7 @@ static void take_limits(kv_service_limits_t *limits, const kv_service_limits_t *
         .requests = given->requests > 0 ? given->requests : DEFAULTS.requests,
         .staging_bytes = given->staging_bytes > 0 ? given->staging_bytes : DEFAULTS.staging_bytes,
         .answer_bytes = given->answer_bytes > 0 ? given->answer_bytes : DEFAULTS.answer_bytes,
+        .still_ms = given->still_ms > 0 ? given->still_ms : DEFAULTS.still_ms,
         .silent_ms = given->silent_ms > 0 ? given->silent_ms : DEFAULTS.silent_ms,
     };
 }

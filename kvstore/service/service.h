@@ -42,6 +42,7 @@ typedef struct {
     uint32_t requests;      /* of one client, not answered yet; 1,024 */
     uint64_t staging_bytes; /* of one client; 256 MiB */
     uint64_t answer_bytes;  /* for one client, not read by it yet; 32 MiB */
+    uint32_t still_ms;      /* a client that stores nothing for so long is not waited for; 1,000 */
     uint32_t silent_ms;     /* answers that a client leaves unread so long end it; 5,000 */
 } kv_service_limits_t;
 
@@ -74,6 +75,7 @@ typedef struct {
     uint32_t mapped;                         /* staging memories */
     uint64_t staging_bytes;                  /* of them */
     uint64_t refused_clients, ended_clients; /* ended: by the service, for what they did */
+    uint64_t staged_bytes;                   /* taken out of staging memory, ever */
 } kv_service_stats_t;
 
 void kv_service_stats(const kv_service_t *service, kv_service_stats_t *stats_out);

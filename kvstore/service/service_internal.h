@@ -2,7 +2,8 @@
  *
  *   service.c   the listening socket, polling, who is there     client.c    one connection
  *   domain.c    a domain's store, and the layout it has         attach.c    how it begins
- *   leases.c    match, load, store, release                     forward.c   everything else */
+ *   leases.c    match, load, store, release                     forward.c   everything else
+ *   offers.c    what others are storing */
 #ifndef KV_KVSTORE_SERVICE_SERVICE_INTERNAL_H
 #define KV_KVSTORE_SERVICE_SERVICE_INTERNAL_H
 
@@ -35,12 +36,27 @@ typedef struct {
     void *owner;
 } kv_service_watch_t;
 
+typedef struct kv_offer kv_offer_t;
+
+/* A lease of a client. It is storing from the answer to an offer until what was offered is stored,
+ * or it gives up. */
+typedef struct kv_service_lease kv_service_lease_t;
+struct kv_service_lease {
+    kvist_lease_t *lease;
+    uint32_t storing_until; /* behind the last block that was offered; 0: it is not storing */
+    uint64_t progress_ns;   /* while it is storing: when a block came last */
+    kv_service_lease_t *next_storing;
+};
+
 typedef struct {
     kv_service_t *service;
     const kv_service_domain_t *params;
     uint32_t number;
     kvist_layout_t layout; /* once the store is open */
     kvist_store_t *store;  /* NULL: no layout is known */
+    kv_service_lease_t *first_storing;
+    kv_offer_t *waiting; /* for another lease to store */
+    kv_offer_t *looking; /* of those, that are to look again */
     kv_service_watch_t watch;
 } kv_domain_t;
 
@@ -55,8 +71,8 @@ struct kv_service_conn {
     pid_t process;
     uid_t user;
     char name[KVIST_ORIGIN_BYTES_MAX + 1];
-    uint64_t since_ns;      /* not attached: of the connection; else of the oldest unread answer */
-    kvist_lease_t **leases; /* [limits.leases]; NULL: not in use */
+    uint64_t since_ns; /* not attached: of the connection; else of the oldest unread answer */
+    kv_service_lease_t **leases; /* [limits.leases]; NULL: not in use */
     uint32_t lease_count;
     kv_region_t staging;
     uint64_t staging_bytes; /* of the file: the region may reach beyond its end */
@@ -143,6 +159,22 @@ bool kv_conn_terms(
 
 /* A key that a client sent; false likewise. */
 bool kv_conn_key(kv_service_conn_t *client, const ProtobufCBinaryData *asked, kvist_key_t *key_out);
+
+/* ---- offers.c ---- */
+
+/* Takes what is stored already of these blocks; answers when nobody else is storing the next one.
+ * The put's arrays are copied. */
+void kv_offer_begin(
+    kv_service_conn_t *client, uint64_t id, kv_service_lease_t *lease, const kvist_put_t *put);
+
+/* The lease has stored something, or has failed to. */
+void kv_offer_progress(kv_domain_t *domain, kv_service_lease_t *lease, kv_status_t status);
+
+/* The lease is about to go. */
+void kv_offer_forget(kv_domain_t *domain, kv_service_lease_t *lease);
+
+/* Who waited long enough for others. */
+void kv_offers_check_time(kv_domain_t *domain);
 
 /* ---- forward.c ---- */
 

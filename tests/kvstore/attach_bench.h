@@ -15,8 +15,8 @@ typedef struct {
     served_t served;
 } service_t;
 
-static inline void begin_service(
-    service_t *service, const char *name, uint32_t host_slots, uint32_t segments)
+static inline void begin_service_limited(service_t *service, const char *name, uint32_t host_slots,
+    uint32_t segments, kv_service_limits_t limits)
 {
     bench_init(&service->host, name, 1);
     bench_with_host(&service->host, host_slots);
@@ -24,7 +24,14 @@ static inline void begin_service(
         bench_with_disk(&service->host, segments);
     }
     served_init(&service->served, &service->host.params);
+    service->served.params.limits = limits;
     served_start(&service->served);
+}
+
+static inline void begin_service(
+    service_t *service, const char *name, uint32_t host_slots, uint32_t segments)
+{
+    begin_service_limited(service, name, host_slots, segments, (kv_service_limits_t){0});
 }
 
 /* Nothing of any client is left. */

@@ -63,12 +63,17 @@ static inline void served_open(served_t *served)
     assert_int_equal(status, KV_OK);
 }
 
-static inline void served_start(served_t *served)
+static inline void served_resume(served_t *served)
 {
-    served_open(served);
     atomic_store(&served->stop, false);
     assert_int_equal(pthread_create(&served->thread, NULL, served_run, served), 0);
     served->running = true;
+}
+
+static inline void served_start(served_t *served)
+{
+    served_open(served);
+    served_resume(served);
 }
 
 /* The thread ends; the service is the caller's to look at. */
@@ -197,6 +202,76 @@ static inline void raw_end(raw_t *raw)
     if (raw->staging_fd >= 0) {
         close(raw->staging_fd);
     }
+}
+
+static inline void raw_match(raw_t *raw, const bench_t *bench, uint32_t lease, uint32_t context,
+    uint32_t blocks, uint32_t *tokens)
+{
+    make_tokens(context, 0, tokens, (size_t)blocks * BLOCK_TOKENS);
+    Kvist__Store__Match asked = KVIST__STORE__MATCH__INIT;
+    asked.id = lease + 1;
+    asked.lease = lease;
+    asked.name_space = (ProtobufCBinaryData){KVIST_KEY_BYTES, (uint8_t *)bench->name_space.bytes};
+    asked.tokens =
+        (ProtobufCBinaryData){(size_t)blocks * BLOCK_TOKENS * 4, (uint8_t *)(void *)tokens};
+    raw_send(raw, KVIST__STORE__REQUEST__BODY_MATCH, &asked, NULL, 0);
+}
+
+static inline void raw_expect_matched(raw_t *raw, uint32_t lease, uint32_t blocks)
+{
+    Kvist__Store__Answer *answer = raw_receive(raw);
+    assert_non_null(answer);
+    assert_int_equal(answer->body_case, KVIST__STORE__ANSWER__BODY_MATCHED);
+    assert_int_equal(answer->matched->id, lease + 1);
+    assert_int_equal(answer->matched->code, KV_OK);
+    assert_int_equal(answer->matched->block_count, blocks);
+    kvist__store__answer__free_unpacked(answer, NULL);
+}
+
+static inline void raw_expect_done(raw_t *raw, uint64_t id, kv_status_t status, uint64_t count)
+{
+    Kvist__Store__Answer *answer = raw_receive(raw);
+    assert_non_null(answer);
+    assert_int_equal(answer->body_case, KVIST__STORE__ANSWER__BODY_DONE);
+    assert_int_equal(answer->done->id, id);
+    assert_int_equal(answer->done->code, status);
+    assert_int_equal(answer->done->count, count);
+    kvist__store__answer__free_unpacked(answer, NULL);
+}
+
+/* The first blocks of the context, in staging memory, and what is promised of them. */
+static inline void raw_fill(raw_t *raw, const bench_t *bench, const uint32_t *tokens,
+    uint32_t blocks, uint64_t *checksums_out)
+{
+    kvist_key_t keys[16];
+    kv_layout_t layout;
+    kv_error_t error;
+    uint64_t units[8];
+    kvist_keys(&bench->name_space, tokens, (size_t)blocks * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    assert_int_equal(kv_layout_init(&bench->layout, 0, &layout, &error), KV_OK);
+    assert_int_equal(layout.unit_count, 8);
+    for (uint32_t i = 0; i < blocks; i++) {
+        char *object = raw->staging + i * layout.object_bytes;
+        fill_block(&keys[i], object, layout.object_bytes);
+        kv_layout_unit_checksums(&layout, object, units);
+        checksums_out[i] = kv_layout_object_checksum(&layout, &keys[i], units);
+    }
+}
+
+/* checksums NULL: an offer. */
+static inline void raw_put(
+    raw_t *raw, uint64_t id, uint32_t lease, uint32_t first, uint32_t blocks, uint64_t *checksums)
+{
+    Kvist__Store__Put put = KVIST__STORE__PUT__INIT;
+    put.id = id;
+    put.lease = lease;
+    put.first_block = first;
+    put.block_count = blocks;
+    put.arithmetic = (char *)"raw";
+    put.offset = 0;
+    put.checksums = (ProtobufCBinaryData){
+        checksums != NULL ? blocks * sizeof *checksums : 0, (uint8_t *)(void *)checksums};
+    raw_send(raw, KVIST__STORE__REQUEST__BODY_PUT, &put, NULL, 0);
 }
 
 /* The service ends the connection, and says so with this status and these words among its own. */

@@ -107,6 +107,84 @@ static void an_engine_finds_what_another_computed(void **state)
     end_service(&service);
 }
 
+/* ---- what another client is storing ---- */
+
+/* One client has offered four blocks; another one begins to store them too. */
+typedef struct {
+    service_t service;
+    raw_t raw;
+    bench_t bench;
+    context_t context;
+    uint64_t checksums[4];
+    kvist_lease_t *lease;
+    transfer_t stored;
+} race_t;
+
+static void begin_race(race_t *race, const char *name)
+{
+    kvist_match_t match;
+    memset(race, 0, sizeof *race);
+    begin_service_limited(&race->service, name, 64, 0, (kv_service_limits_t){.still_ms = 60000});
+    open_client(&race->bench, &race->service, "second", 0);
+    make_context(&race->bench, 1, &race->context);
+    raw_begin(&race->raw, race->service.served.path, &race->bench.layout);
+    raw_match(&race->raw, &race->bench, 0, 1, 4, race->context.tokens);
+    raw_expect_matched(&race->raw, 0, 0);
+    raw_fill(&race->raw, &race->bench, race->context.tokens, 4, race->checksums);
+    raw_put(&race->raw, 1, 0, 0, 4, NULL);
+    raw_expect_done(&race->raw, 1, KV_MISSING, 0);
+
+    race->lease = match_blocks(&race->bench, &race->context, 4, &match);
+    assert_int_equal(match.miss, KVIST_MISS_PENDING);
+    kvist_piece_t piece = {race->context.bytes, (size_t)4 * 2048};
+    kvist_put_t put = {.block_count = 4, .deadline_ns = kv_clock_now_ns() + 60ull * KV_NS_PER_S};
+    assert_int_equal(
+        kvist_lease_store(race->lease, &put, &piece, 1, note_stored, &race->stored), KV_OK);
+    for (int turn = 0; turn < 10; turn++) {
+        bench_turn(&race->bench);
+    }
+    assert_false(race->stored.ended);
+}
+
+/* All is stored, and so many bytes of it were taken out of staging memory. */
+static void end_race(race_t *race, uint64_t staged_bytes)
+{
+    wait_transfer(&race->bench, &race->stored);
+    assert_int_equal(race->stored.status, KV_OK);
+    assert_int_equal(race->stored.block_count, 4);
+    kvist_lease_release(race->lease);
+    check_context(&race->bench, &race->context, 4);
+    bench_end(&race->bench);
+    served_pause(&race->service.served);
+    kv_service_stats_t stats;
+    kv_service_stats(race->service.served.service, &stats);
+    assert_int_equal(stats.staged_bytes, staged_bytes);
+    served_resume(&race->service.served);
+    end_service(&race->service);
+}
+
+static void what_another_client_is_storing_is_not_copied(void **state)
+{
+    (void)state;
+    race_t race;
+    begin_race(&race, "pending");
+    raw_put(&race.raw, 2, 0, 0, 4, race.checksums);
+    raw_expect_done(&race.raw, 2, KV_OK, 4);
+    raw_end(&race.raw);
+    end_race(&race, 4 * 2048);
+}
+
+static void what_another_client_gave_up_is_copied(void **state)
+{
+    (void)state;
+    race_t race;
+    begin_race(&race, "given-up");
+    raw_put(&race.raw, 2, 0, 0, 1, race.checksums);
+    raw_expect_done(&race.raw, 2, KV_OK, 1);
+    raw_end(&race.raw);
+    end_race(&race, 4 * 2048); /* one block of the first client's, three of the second's */
+}
+
 static void closing_writes_through(void **state)
 {
     (void)state;
@@ -132,6 +210,8 @@ int main(void)
         cmocka_unit_test(what_left_host_memory_comes_from_disk),
         cmocka_unit_test_prestate(an_engine_finds_what_another_computed, &no),
         cmocka_unit_test_prestate(an_engine_finds_what_another_computed, &yes),
+        cmocka_unit_test(what_another_client_is_storing_is_not_copied),
+        cmocka_unit_test(what_another_client_gave_up_is_copied),
         cmocka_unit_test(closing_writes_through),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

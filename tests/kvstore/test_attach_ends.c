@@ -307,9 +307,7 @@ static void a_killed_client_leaves_nothing(void **state)
             assert_true(WIFSIGNALED(status));
         }
     }
-    assert_int_equal(pthread_create(&service.served.thread, NULL, served_run, &service.served), 0);
-    service.served.running = true;
-    atomic_store(&service.served.stop, false);
+    served_resume(&service.served);
     bench_t bench;
     open_client(&bench, &service, "survivor", 16);
     for (uint32_t number = 1; number <= 5; number++) {

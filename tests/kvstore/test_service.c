@@ -129,28 +129,11 @@ static void other_domains_layouts_and_versions_are_refused(void **state)
 
 /* ---- attached, and broken ---- */
 
+static uint32_t tokens[64 * BLOCK_TOKENS];
+
 static void match(raw_t *raw, both_t *both, uint32_t lease, uint32_t blocks)
 {
-    static uint32_t tokens[64 * BLOCK_TOKENS];
-    make_tokens(1, 0, tokens, (size_t)blocks * BLOCK_TOKENS);
-    Kvist__Store__Match asked = KVIST__STORE__MATCH__INIT;
-    asked.id = lease + 1;
-    asked.lease = lease;
-    asked.name_space = (ProtobufCBinaryData){KVIST_KEY_BYTES, both->bench.name_space.bytes};
-    asked.tokens =
-        (ProtobufCBinaryData){(size_t)blocks * BLOCK_TOKENS * 4, (uint8_t *)(void *)tokens};
-    raw_send(raw, KVIST__STORE__REQUEST__BODY_MATCH, &asked, NULL, 0);
-}
-
-static void expect_matched(raw_t *raw, uint32_t lease, uint32_t blocks)
-{
-    Kvist__Store__Answer *answer = raw_receive(raw);
-    assert_non_null(answer);
-    assert_int_equal(answer->body_case, KVIST__STORE__ANSWER__BODY_MATCHED);
-    assert_int_equal(answer->matched->id, lease + 1);
-    assert_int_equal(answer->matched->code, KV_OK);
-    assert_int_equal(answer->matched->block_count, blocks);
-    kvist__store__answer__free_unpacked(answer, NULL);
+    raw_match(raw, &both->bench, lease, 1, blocks, tokens);
 }
 
 static void numbers_out_of_bounds_end_the_client(void **state)
@@ -161,11 +144,11 @@ static void numbers_out_of_bounds_end_the_client(void **state)
     raw_t raw, other;
     raw_begin(&other, both.served.path, &both.bench.layout);
     match(&other, &both, 3, 4);
-    expect_matched(&other, 3, 0);
+    raw_expect_matched(&other, 3, 0);
     for (int which = 0; which < 9; which++) {
         raw_begin(&raw, both.served.path, &both.bench.layout);
         match(&raw, &both, 0, 4);
-        expect_matched(&raw, 0, 0);
+        raw_expect_matched(&raw, 0, 0);
         Kvist__Store__Release release = KVIST__STORE__RELEASE__INIT;
         Kvist__Store__Load load = KVIST__STORE__LOAD__INIT;
         Kvist__Store__Put put = KVIST__STORE__PUT__INIT;
@@ -217,7 +200,7 @@ static void numbers_out_of_bounds_end_the_client(void **state)
         raw_end(&raw);
     }
     match(&other, &both, 4, 4); /* which has noticed nothing */
-    expect_matched(&other, 4, 0);
+    raw_expect_matched(&other, 4, 0);
     raw_end(&other);
     end(&both);
 }
@@ -230,38 +213,14 @@ static void bytes_that_are_not_as_promised_are_not_stored(void **state)
     raw_t raw;
     raw_begin(&raw, both.served.path, &both.bench.layout);
     match(&raw, &both, 0, 4);
-    expect_matched(&raw, 0, 0);
-    uint32_t tokens[4 * BLOCK_TOKENS];
-    kvist_key_t keys[4];
-    kv_layout_t layout;
-    kv_error_t error;
-    uint64_t checksums[4], units[8];
-    make_tokens(1, 0, tokens, 4 * BLOCK_TOKENS);
-    kvist_keys(&both.bench.name_space, tokens, 4 * BLOCK_TOKENS, BLOCK_TOKENS, keys);
-    assert_int_equal(kv_layout_init(&both.bench.layout, 0, &layout, &error), KV_OK);
-    assert_int_equal(layout.unit_count, 8);
-    for (int i = 0; i < 4; i++) {
-        char *object = raw.staging + i * layout.object_bytes;
-        fill_block(&keys[i], object, layout.object_bytes);
-        kv_layout_unit_checksums(&layout, object, units);
-        checksums[i] = kv_layout_object_checksum(&layout, &keys[i], units);
-    }
-    raw.staging[2 * layout.object_bytes + 77] ^= 1; /* block 2 */
-    Kvist__Store__Put put = KVIST__STORE__PUT__INIT;
-    put.id = 9;
-    put.block_count = 4;
-    put.arithmetic = (char *)"raw";
-    put.checksums = (ProtobufCBinaryData){sizeof checksums, (uint8_t *)(void *)checksums};
-    raw_send(&raw, KVIST__STORE__REQUEST__BODY_PUT, &put, NULL, 0);
-    Kvist__Store__Answer *answer = raw_receive(&raw);
-    assert_non_null(answer);
-    assert_int_equal(answer->body_case, KVIST__STORE__ANSWER__BODY_DONE);
-    assert_int_equal(answer->done->id, 9);
-    assert_int_equal(answer->done->code, KV_CORRUPT);
-    assert_int_equal(answer->done->count, 2);
-    kvist__store__answer__free_unpacked(answer, NULL);
+    raw_expect_matched(&raw, 0, 0);
+    uint64_t checksums[4];
+    raw_fill(&raw, &both.bench, tokens, 4, checksums);
+    raw.staging[2 * 2048 + 77] ^= 1; /* block 2 */
+    raw_put(&raw, 9, 0, 0, 4, checksums);
+    raw_expect_done(&raw, 9, KV_CORRUPT, 2);
     match(&raw, &both, 1, 4);
-    expect_matched(&raw, 1, 2);
+    raw_expect_matched(&raw, 1, 2);
     raw_end(&raw);
     end(&both);
 }
