@@ -248,6 +248,36 @@ typedef struct {
 
 typedef struct kvist_store kvist_store_t;
 
+/* ---- An attached store ----
+ *
+ * With params.attach, host and disk tier are those of the host's kvist-store, whose other clients
+ * find what this one stores and outlive it; the device tier is this process's own, and what is
+ * sealed there is written through behind. host_bytes, directory and all else about host and disk
+ * must be 0 or NULL (KV_INVALID with the field). Calls are the same; what differs:
+ *
+ * - Bytes in the host tier are copied straight out of its memory, which is mapped read-only. Every
+ *   rule about verified bytes holds: the service is believed about what is stored, not about bytes.
+ * - A match waits for the service, for at most a quarter of a second; calls that answer at once
+ *   (keep, find, show, list, set_disk_bytes) for at most two. Where it does not answer, is stopped
+ *   or gone, everything goes on with the device tier: matches find what is there and end with
+ *   failed, at once until the service speaks again; stores, flushes and drops end with
+ *   KV_PEER_LOST. The store attaches again within half a second of the service's return; it also
+ *   opens without it. Leases of before then load what they found in host memory; the rest of their
+ *   blocks is failed.
+ * - Opening: KV_REFUSED: not this user's domain, or the domain has another layout (the error names
+ *   the field). KV_INVALID: what kvist-store says of the parameters.
+ * - A query has at most 2^20 tokens and 2^17 blocks, a client as many leases as kvist-store allows
+ *   it (KV_BUSY; 4,096).
+ * - What another client is storing right now is not copied: the store ends when that is stored, or
+ *   that client has given up.
+ * - kvist_store_drop returns KV_OK where it was asked; KV_MISSING and KV_BUSY come with the
+ *   callback. A copy in another client's device tier stays until it is evicted there or expires; a
+ *   lease that holds a dropped block in host memory still loads it.
+ * - kvist_store_close waits for what is still to be written through, for at most five seconds.
+ * - kvist_store_listen and kvist_store_held tell of the device tier alone, kvist_why of host and
+ *   disk, under the query's namespace; statistics of these are up to a quarter of a second old.
+ * - kvist_lease_arithmetic is "" for blocks that the lease stored from the caller's memory. */
+
 /* Opens the directory. Everything durable is found from the first match on, while polls go on to
  * read the index (kvist_stats_t.index_loading); where it must be made anew from the records,
  * matches find what is read so far. KV_BUSY: another process has the directory. KV_REFUSED: a

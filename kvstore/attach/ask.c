@@ -345,23 +345,75 @@ void kv_attached_store_list(const kvist_store_t *store, size_t count_max,
     }
 }
 
-/* ---- what the device tier alone can tell ---- */
-
-void kv_attached_store_describe(kvist_store_t *store, const kvist_namespace_params_t *params)
-{
-    kv_embedded_store_describe(kv_attached_of(store)->inner, params);
-}
+/* ---- why, tokens ---- */
 
 kv_status_t kv_attached_why(
     kvist_store_t *store, const kvist_why_query_t *query, kvist_why_t *why_out)
 {
-    return kv_embedded_why(kv_attached_of(store)->inner, query, why_out);
+    kv_attached_t *attached = kv_attached_of(store);
+    Kvist__Store__Why asked = KVIST__STORE__WHY__INIT;
+    if (query->token_count > KV_ATTACH_TOKENS_MAX ||
+        query->token_count / attached->layout.block_tokens > KV_ATTACH_BLOCKS_MAX) {
+        return KV_INVALID;
+    }
+    asked.name_space = (ProtobufCBinaryData){KVIST_KEY_BYTES, (uint8_t *)query->name_space.bytes};
+    asked.tokens = (ProtobufCBinaryData){
+        query->token_count * sizeof *query->tokens, (uint8_t *)(void *)query->tokens};
+    kv_status_t status;
+    Kvist__Store__Answer *answer = ask_now(attached, KVIST__STORE__REQUEST__BODY_WHY, &asked,
+        &asked.id, KVIST__STORE__ANSWER__BODY_KNOWN, &status);
+    if (answer == NULL) {
+        return status;
+    }
+    const Kvist__Store__Known *known = answer->known;
+    status = status_of(known->code);
+    if (status == KV_OK) {
+        *why_out =
+            (kvist_why_t){.match = {.block_count = known->block_count,
+                              .miss = known->miss < KVIST_MISS_COUNT ? (kvist_miss_t)known->miss
+                                                                     : KVIST_MISS_FAILED}};
+        why_out->match.tier_blocks[KVIST_TIER_HOST] = known->host_blocks;
+        why_out->match.tier_blocks[KVIST_TIER_DISK] = known->disk_blocks;
+        if (known->detail != NULL) {
+            kv_told_detail_unpack(known->detail, &why_out->match.detail);
+        }
+    }
+    kvist__store__answer__free_unpacked(answer, NULL);
+    return status;
 }
 
 kv_status_t kv_attached_store_tokens(
     kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out)
 {
-    return kv_embedded_store_tokens(kv_attached_of(store)->inner, key, tokens_out);
+    kv_attached_t *attached = kv_attached_of(store);
+    size_t bytes = attached->layout.block_tokens * sizeof *tokens_out;
+    if (kv_embedded_store_tokens(attached->inner, key, tokens_out) == KV_OK) {
+        return KV_OK;
+    }
+    Kvist__Store__GetTokens asked = KVIST__STORE__GET_TOKENS__INIT;
+    asked.key = (ProtobufCBinaryData){KVIST_KEY_BYTES, (uint8_t *)key->bytes};
+    kv_status_t status;
+    Kvist__Store__Answer *answer = ask_now(attached, KVIST__STORE__REQUEST__BODY_TOKENS, &asked,
+        &asked.id, KVIST__STORE__ANSWER__BODY_FOUND, &status);
+    if (answer == NULL) {
+        return status;
+    }
+    status = status_of(answer->found->code);
+    if (status == KV_OK && answer->found->tokens.len != bytes) {
+        status = KV_FATAL;
+    }
+    if (status == KV_OK) {
+        memcpy(tokens_out, answer->found->tokens.data, bytes);
+    }
+    kvist__store__answer__free_unpacked(answer, NULL);
+    return status;
+}
+
+/* ---- what the device tier alone can tell ---- */
+
+void kv_attached_store_describe(kvist_store_t *store, const kvist_namespace_params_t *params)
+{
+    kv_embedded_store_describe(kv_attached_of(store)->inner, params);
 }
 
 void kv_attached_store_listen(kvist_store_t *store, kvist_changed_t changed, void *context)

@@ -307,6 +307,8 @@ static uint64_t id_of(const Kvist__Store__Answer *answer)
         return answer->listed->id;
     case KVIST__STORE__ANSWER__BODY_STATS:
         return answer->stats->id;
+    case KVIST__STORE__ANSWER__BODY_KNOWN:
+        return answer->known->id;
     default:
         return 0;
     }

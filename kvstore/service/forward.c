@@ -6,7 +6,7 @@
 
 #include <stdlib.h>
 
-enum { CONTEXTS_MAX = 16384 };
+enum { CONTEXTS_MAX = 16384, TOKENS_MAX = 1024 /* of a block */ };
 
 /* ---- flush, keep, drop, quota ---- */
 
@@ -150,6 +150,53 @@ static void show(kv_service_conn_t *client, const Kvist__Store__Show *asked)
     answer_found(client, &found);
 }
 
+static void tell_tokens(kv_service_conn_t *client, const Kvist__Store__GetTokens *asked)
+{
+    Kvist__Store__Found found = KVIST__STORE__FOUND__INIT;
+    uint32_t tokens[TOKENS_MAX];
+    kvist_key_t key;
+    if (!kv_conn_key(client, &asked->key, &key)) {
+        return;
+    }
+    found.id = asked->id;
+    found.code = kvist_store_tokens(client->domain->store, &key, tokens);
+    if (found.code == KV_OK) {
+        found.tokens = (ProtobufCBinaryData){
+            client->domain->layout.block_tokens * sizeof *tokens, (uint8_t *)(void *)tokens};
+    }
+    answer_found(client, &found);
+}
+
+/* Other namespaces are none of a client's business. */
+static void why(kv_service_conn_t *client, const Kvist__Store__Why *asked)
+{
+    Kvist__Store__Known known = KVIST__STORE__KNOWN__INIT;
+    Kvist__Store__Answer answer = KVIST__STORE__ANSWER__INIT;
+    Kvist__Store__Detail detail;
+    kvist_why_t said;
+    kvist_why_query_t query = {
+        .tokens = (const uint32_t *)(const void *)asked->tokens.data,
+        .token_count = asked->tokens.len / sizeof(uint32_t),
+    };
+    if (!kv_conn_tokens(client, &asked->tokens) ||
+        !kv_conn_key(client, &asked->name_space, &query.name_space)) {
+        return;
+    }
+    known.id = asked->id;
+    known.code = kvist_why(client->domain->store, &query, &said);
+    if (known.code == KV_OK) {
+        known.block_count = said.match.block_count;
+        known.host_blocks = said.match.tier_blocks[KVIST_TIER_HOST];
+        known.disk_blocks = said.match.tier_blocks[KVIST_TIER_DISK];
+        known.miss = said.match.miss;
+        kv_told_detail_pack(&said.match.detail, &detail);
+        known.detail = &detail;
+    }
+    answer.body_case = KVIST__STORE__ANSWER__BODY_KNOWN;
+    answer.known = &known;
+    kv_conn_answer(client, &answer);
+}
+
 typedef struct {
     kvist_context_t *contexts;
     size_t count, room;
@@ -236,6 +283,12 @@ void kv_conn_forward(kv_service_conn_t *client, const Kvist__Store__Request *req
         break;
     case KVIST__STORE__REQUEST__BODY_STATS:
         kv_conn_tell_stats(client, request->stats->id);
+        break;
+    case KVIST__STORE__REQUEST__BODY_WHY:
+        why(client, request->why);
+        break;
+    case KVIST__STORE__REQUEST__BODY_TOKENS:
+        tell_tokens(client, request->tokens);
         break;
     default:
         kv_conn_end(client, KV_INVALID, "request: this store knows none of its kind");

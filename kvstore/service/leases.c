@@ -50,6 +50,19 @@ bool kv_conn_terms(
     return true;
 }
 
+bool kv_conn_tokens(kv_service_conn_t *client, const ProtobufCBinaryData *asked)
+{
+    size_t count = asked->len / sizeof(uint32_t);
+    if (asked->len % sizeof(uint32_t) != 0 || count > KV_SERVICE_TOKENS_MAX ||
+        count / client->domain->layout.block_tokens > KV_SERVICE_BLOCKS_MAX) {
+        kv_conn_end(client, KV_INVALID,
+            "tokens: %zu bytes, they must be at most %d numbers, and %d blocks", asked->len,
+            KV_SERVICE_TOKENS_MAX, KV_SERVICE_BLOCKS_MAX);
+        return false;
+    }
+    return true;
+}
+
 /* The lease that a message names; NULL: there is none, and the client has ended. */
 static kv_service_lease_t *find_lease(kv_service_conn_t *client, uint32_t number)
 {
@@ -203,14 +216,6 @@ static bool check_query(kv_service_conn_t *client, const Kvist__Store__Match *as
             asked->lease, lease_count);
         return false;
     }
-    size_t tokens = asked->tokens.len / sizeof(uint32_t);
-    if (asked->tokens.len % sizeof(uint32_t) != 0 || tokens > KV_SERVICE_TOKENS_MAX ||
-        tokens / client->domain->layout.block_tokens > KV_SERVICE_BLOCKS_MAX) {
-        kv_conn_end(client, KV_INVALID,
-            "tokens: %zu bytes, they must be at most %d numbers, and %d blocks", asked->tokens.len,
-            KV_SERVICE_TOKENS_MAX, KV_SERVICE_BLOCKS_MAX);
-        return false;
-    }
     if (asked->mode > KVIST_MODE_BYPASS) {
         kv_conn_end(
             client, KV_INVALID, "mode is %u: it must be 0 to %d", asked->mode, KVIST_MODE_BYPASS);
@@ -228,7 +233,7 @@ void kv_conn_match(kv_service_conn_t *client, const Kvist__Store__Match *asked)
         .renew = asked->renew,
         .request = asked->request,
     };
-    if (!check_query(client, asked) ||
+    if (!check_query(client, asked) || !kv_conn_tokens(client, &asked->tokens) ||
         !kv_conn_key(client, &asked->name_space, &query.name_space) ||
         !kv_conn_terms(client, asked->terms, &query.terms)) {
         return;

@@ -157,6 +157,9 @@ void kv_conn_release_all(kv_service_conn_t *client);
 bool kv_conn_terms(
     kv_service_conn_t *client, const Kvist__Store__Terms *asked, kvist_terms_t *terms_out);
 
+/* Whether a query's tokens are within bounds; false likewise. */
+bool kv_conn_tokens(kv_service_conn_t *client, const ProtobufCBinaryData *asked);
+
 /* A key that a client sent; false likewise. */
 bool kv_conn_key(kv_service_conn_t *client, const ProtobufCBinaryData *asked, kvist_key_t *key_out);
 
