@@ -35,6 +35,10 @@ kv_status_t kv_embedded_store_verify(kvist_store_t *store,
     void (*done)(void *context, kv_status_t status, const kvist_verify_t *state), void *context);
 kv_status_t kv_embedded_store_set_disk_bytes(
     kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error);
+kv_status_t kv_embedded_store_set_quota(
+    kvist_store_t *store, const kvist_quota_t *quota, kv_error_t *error);
+void kv_embedded_store_tenants(const kvist_store_t *store,
+    void (*visit)(void *context, const kvist_tenant_t *tenant), void *context);
 void kv_embedded_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out);
 kv_status_t kv_embedded_store_find(
     const kvist_store_t *store, const char *digits, kvist_key_t *key_out, kv_error_t *error);

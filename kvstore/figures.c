@@ -3,6 +3,7 @@
 #include "base/memory.h"
 #include "kvstore/disk/budget.h"
 #include "kvstore/embedded.h"
+#include "kvstore/tenants.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -182,6 +183,7 @@ void kv_figures_publish(kvist_store_t *store)
         tell(metrics->misses[miss], now.miss_count[miss], before->miss_count[miss]);
     }
     *before = now;
+    kv_tenants_publish(store);
 }
 
 /* What a store had it has no longer; what it counted stays. */

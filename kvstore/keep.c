@@ -12,6 +12,7 @@
 #include "kvstore/store_internal.h"
 
 #include "kvstore/embedded.h"
+#include "kvstore/tenants.h"
 #include "kvstore/terms.h"
 
 enum { SWEEP_OBJECTS = 1 << 16, SWEEP_MS = 1000, PIN_SHARE_TENTHS = 9, FREE_SEGMENTS = 2 };
@@ -46,15 +47,18 @@ static bool is_live(const kv_object_t *object)
     return (object->flags & (KV_OBJECT_USED | KV_OBJECT_DEAD)) == KV_OBJECT_USED;
 }
 
-static uint64_t count_pinned(const kvist_store_t *store)
+static void count_pinned(kvist_store_t *store)
 {
     uint32_t now_s = kv_store_now_s(store);
-    uint64_t bytes = 0;
+    store->stats.pinned_bytes = 0;
+    kv_pins_clear(store, KV_PINS_KNOWN);
     for (uint32_t number = 0; number < kv_table_bound(store->table); number++) {
         const kv_object_t *object = kv_table_at(store->table, number);
-        bytes += is_live(object) && object->pin_until_s > now_s ? kept_bytes(store, object) : 0;
+        if (is_live(object) && object->pin_until_s > now_s) {
+            store->stats.pinned_bytes += kept_bytes(store, object);
+            kv_pins_add(store, object, KV_PINS_KNOWN, kept_bytes(store, object));
+        }
     }
-    return bytes;
 }
 
 /* A tenth of a small disk is less than writing needs: a segment to fill, and one to empty. */
@@ -65,7 +69,7 @@ static uint64_t segments_kept_free(const kvist_store_t *store)
 
 uint64_t kv_keep_disk_bytes_min(kvist_store_t *store)
 {
-    store->stats.pinned_bytes = count_pinned(store);
+    count_pinned(store);
     uint64_t share = (store->stats.pinned_bytes + PIN_SHARE_TENTHS - 1) / PIN_SHARE_TENTHS * 10;
     uint64_t whole = store->stats.pinned_bytes + segments_kept_free(store);
     return store->stats.pinned_bytes > 0 && whole > share ? whole : share;
@@ -135,14 +139,17 @@ static void set_times(kvist_store_t *store, uint32_t number, times_t times)
     }
 }
 
-/* Bytes of the chain that get a pin and have none now. */
-static uint64_t newly_pinned(
-    const kvist_store_t *store, uint32_t number, times_t asked, uint32_t now_s)
+/* Bytes of the chain that get a pin and have none now; also of each tenant, as asked for. */
+static uint64_t newly_pinned(kvist_store_t *store, uint32_t number, times_t asked, uint32_t now_s)
 {
     uint64_t bytes = 0;
+    kv_pins_clear(store, KV_PINS_ASKED);
     for (uint32_t at = number; at != KV_OBJECT_NONE && asked.pin_until_s > now_s;) {
         const kv_object_t *object = kv_table_at(store->table, at);
-        bytes += object->pin_until_s <= now_s ? kept_bytes(store, object) : 0;
+        if (object->pin_until_s <= now_s) {
+            bytes += kept_bytes(store, object);
+            kv_pins_add(store, object, KV_PINS_ASKED, kept_bytes(store, object));
+        }
         at = object->parent;
     }
     return bytes;
@@ -155,10 +162,10 @@ static bool pins_fit(kvist_store_t *store, uint64_t more_bytes)
     uint64_t tier = last_tier_bytes(store), bound = tier / 10 * PIN_SHARE_TENTHS;
     uint64_t whole = tier > segments_kept_free(store) ? tier - segments_kept_free(store) : 0;
     bound = whole < bound ? whole : bound;
-    if (store->stats.pinned_bytes + more_bytes > bound) {
-        store->stats.pinned_bytes = count_pinned(store);
+    if (store->stats.pinned_bytes + more_bytes > bound || !kv_pins_fit(store)) {
+        count_pinned(store);
     }
-    return store->stats.pinned_bytes + more_bytes <= bound;
+    return store->stats.pinned_bytes + more_bytes <= bound && kv_pins_fit(store);
 }
 
 static bool times_are_good(
@@ -195,6 +202,7 @@ kv_status_t kv_embedded_store_keep(
         return KV_NO_SPACE;
     }
     store->stats.pinned_bytes += more_bytes;
+    kv_pins_give(store);
     bool shared = false;
     for (uint32_t at = number, below = KV_OBJECT_NONE; at != KV_OBJECT_NONE;) {
         const kv_object_t *object = kv_table_at(store->table, at);
@@ -232,6 +240,7 @@ static void look_at(kvist_store_t *store, uint32_t number, uint32_t now_s)
     }
     if (object->pin_until_s > now_s) {
         store->sweep.pinned_bytes += kept_bytes(store, object);
+        kv_pins_add(store, object, KV_PINS_SWEPT, kept_bytes(store, object));
     }
     store->sweep.noted |= object->expires_s != 0 || object->pin_until_s > now_s;
 }
@@ -246,6 +255,7 @@ void kv_sweep_advance(kvist_store_t *store)
     if (sweep->next == 0) { /* a pass begins */
         sweep->noted = false;
         sweep->pinned_bytes = 0;
+        kv_pins_clear(store, KV_PINS_SWEPT);
     }
     uint32_t now_s = kv_store_now_s(store), bound = kv_table_bound(store->table);
     uint32_t end = bound - sweep->next < SWEEP_OBJECTS ? bound : sweep->next + SWEEP_OBJECTS;
@@ -256,6 +266,7 @@ void kv_sweep_advance(kvist_store_t *store)
     if (sweep->next == bound) {
         sweep->next = 0;
         store->stats.pinned_bytes = sweep->pinned_bytes;
+        kv_pins_end_sweep(store);
         sweep->due_ns = sweep->noted ? sweep->due_ns : 0;
     }
 }

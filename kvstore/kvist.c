@@ -114,6 +114,18 @@ kv_status_t kvist_store_set_disk_bytes(kvist_store_t *store, uint64_t disk_bytes
     return store_ops(store)->set_disk_bytes(store, disk_bytes, error);
 }
 
+kv_status_t kvist_store_set_quota(
+    kvist_store_t *store, const kvist_quota_t *quota, kv_error_t *error)
+{
+    return store_ops(store)->set_quota(store, quota, error);
+}
+
+void kvist_store_tenants(const kvist_store_t *store,
+    void (*visit)(void *context, const kvist_tenant_t *tenant), void *context)
+{
+    store_ops(store)->tenants(store, visit, context);
+}
+
 void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out)
 {
     store_ops(store)->stats(store, stats_out);

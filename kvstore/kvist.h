@@ -188,6 +188,17 @@ typedef enum {
 
 const char *kvist_policy_name(kvist_policy_t policy); /* "lru", "s3-fifo", "gdsf" */
 
+/* What a tenant may have of host memory and disk; 0: as much as there is. A block counts for the
+ * tenant that stored it first. Who is at a quota gives up blocks of its own for new ones, and nobody
+ * else's: in host memory as the policy ranks them; on disk by last use, durably, in the moments
+ * after a new one came. What is pinned or leased stays: where a tenant has nothing else, its stores
+ * end with KV_NO_SPACE, its blocks do not go to the disk, and pins beyond its quota of the last tier
+ * are refused with KV_NO_SPACE. */
+typedef struct {
+    const char *tenant; /* 1 to KVIST_TENANT_BYTES_MAX printable characters but blank " \ = : , */
+    uint64_t host_bytes, disk_bytes;
+} kvist_quota_t;
+
 enum { KVIST_DISKS_MAX = 7 };
 
 /* A further disk of the disk tier. */
@@ -236,6 +247,8 @@ typedef struct {
         persist; /* eager: written behind as sealed; spill: written when evicted from host memory */
     kvist_codec_t codec; /* of new records on disk; those of any codec are read */
     kvist_policy_t policy;
+    const kvist_quota_t *quotas; /* [quota_count], copied: kvist_store_set_quota */
+    uint32_t quota_count;
     /* What it takes to compute a token at position p of its context: compute_token_ns +
      * p x compute_distance_ns, for policies that weigh costs. 0 and 0: as a model of 8 billion
      * weights takes on a data centre's GPU. */
@@ -548,6 +561,11 @@ kv_status_t kvist_store_verify(kvist_store_t *store,
 kv_status_t kvist_store_set_disk_bytes(
     kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error);
 
+/* From now on, until the store is closed; what is too much goes as soon as it can. KV_INVALID: the
+ * name, or less than a block. */
+kv_status_t kvist_store_set_quota(
+    kvist_store_t *store, const kvist_quota_t *quota, kv_error_t *error);
+
 /* ---- looking in ---- */
 
 typedef struct {
@@ -584,6 +602,19 @@ typedef struct {
 } kvist_stats_t;
 
 void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out);
+
+/* What one tenant has. Device and host memory, disk: bytes of its objects; pins: as in
+ * kvist_stats_t. */
+typedef struct {
+    kvist_quota_t quota; /* tenant: "" for what is nobody's */
+    uint64_t bytes[KVIST_TIER_COUNT];
+    uint64_t pinned_bytes;
+} kvist_tenant_t;
+
+/* Calls visit for every tenant that stored anything since the store was opened, that has anything
+ * stored or that has a quota. */
+void kvist_store_tenants(const kvist_store_t *store,
+    void (*visit)(void *context, const kvist_tenant_t *tenant), void *context);
 
 /* One stored block. */
 typedef struct {

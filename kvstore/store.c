@@ -9,6 +9,7 @@
 #include "kvstore/embedded.h"
 #include "kvstore/figures.h"
 #include "kvstore/store_ops.h"
+#include "kvstore/tenants.h"
 #include "kvstore/unverified.h"
 
 #include <stdlib.h>
@@ -164,6 +165,7 @@ void kv_store_advance(kvist_store_t *store)
     kv_drop_advance(store);
     kv_verify_advance(store);
     kv_sweep_advance(store);
+    kv_tenants_advance(store);
     set_timer(store);
 }
 
@@ -249,6 +251,8 @@ const kv_store_ops_t KV_EMBEDDED_OPS = {
     .drop = kv_embedded_store_drop,
     .verify = kv_embedded_store_verify,
     .set_disk_bytes = kv_embedded_store_set_disk_bytes,
+    .set_quota = kv_embedded_store_set_quota,
+    .tenants = kv_embedded_store_tenants,
     .stats = kv_embedded_store_stats,
     .find = kv_embedded_store_find,
     .show = kv_embedded_store_show,
@@ -449,6 +453,7 @@ static void release_store(kvist_store_t *store)
     }
     kv_table_destroy(store->table);
     kv_why_close(store);
+    kv_tenants_close(store);
     free(store->loads);
     free(store);
 }
@@ -495,6 +500,9 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
     store->unverified = seams != NULL && seams->unverified;
     store->workers =
         kv_workers_create("kv-store", store->threadless ? 0 : WORKER_COUNT, KV_TASKS_MAX);
+    if (status == KV_OK) {
+        status = kv_tenants_open(store, params, error);
+    }
     if (status == KV_OK) {
         status = open_host(store, params, seams, error);
     }

@@ -73,6 +73,7 @@ typedef struct kv_verify kv_verify_t;
 typedef struct kv_fill kv_fill_t;
 typedef struct kv_budget kv_budget_t;
 typedef struct kv_changes kv_changes_t;
+typedef struct kv_tenants kv_tenants_t;
 typedef struct kv_populate kv_populate_t;
 typedef struct kv_described kv_described_t;
 
@@ -206,6 +207,7 @@ struct kvist_store {
     kv_pool_t device_pool; /* of group 0's objects */
     uint32_t *device_tokens;
     kv_names_t namespaces, arithmetics, origins, tenants, families;
+    kv_tenants_t *accounts;                    /* of tenants */
     kv_load_t **loads;                         /* [device slots]: the load that fills the slot */
     double load_ns_per_byte[KVIST_TIER_COUNT]; /* measured */
 
@@ -333,6 +335,9 @@ void kv_object_expect(kvist_store_t *store, uint32_t number, uint32_t expected_s
 void kv_object_enter_device(kvist_store_t *store, uint32_t number, uint32_t slot);
 void kv_object_enter_host(kvist_store_t *store, uint32_t number, uint32_t slot);
 
+/* Of what it goes on from, in the same pool; KV_SLOT_NONE: that is not there. */
+uint32_t kv_object_parent_slot(const kvist_store_t *store, uint32_t number, kvist_tier_t tier);
+
 /* It is on its way out of the tier, unless it is held again before it has gone: what it goes on
  * from need not wait for it. */
 void kv_object_set_going(kvist_store_t *store, uint32_t number, kvist_tier_t tier);
@@ -399,6 +404,10 @@ bool kv_evict_device(kvist_store_t *store, uint32_t wanted);
  * none now. *coming_out: writes under way will make one. */
 uint32_t kv_evict_host(kvist_store_t *store, const kv_family_t *family, bool *coming_out);
 
+/* Evicts the tenant's own blocks of the group until it is within its quota of host memory, as many
+ * as may go now. true: it is not yet. */
+bool kv_evict_own(kvist_store_t *store, uint32_t group, uint32_t tenant);
+
 /* ---- populate.c ---- */
 
 /* Makes the first chunk of the shared host tier ready, and the others behind. KV_NO_SPACE: not even
@@ -421,7 +430,7 @@ uint64_t kv_populate_coming_bytes(const kvist_store_t *store);
 
 bool kv_persist_usable(const kvist_store_t *store);
 
-/* false: the write budget has no room for it. Else it is on its way to the disk, or there. */
+/* false: the write budget, or its tenant's quota, has no room for it. Else it is on its way to the disk, or there. */
 bool kv_persist_queue(kvist_store_t *store, uint32_t number);
 void kv_persist_advance(kvist_store_t *store);
 void kv_persist_failed(

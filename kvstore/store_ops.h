@@ -43,6 +43,9 @@ typedef struct {
         void (*done)(void *context, kv_status_t status, const kvist_verify_t *state),
         void *context);
     kv_status_t (*set_disk_bytes)(kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error);
+    kv_status_t (*set_quota)(kvist_store_t *store, const kvist_quota_t *quota, kv_error_t *error);
+    void (*tenants)(const kvist_store_t *store,
+        void (*visit)(void *context, const kvist_tenant_t *tenant), void *context);
 
     void (*stats)(const kvist_store_t *store, kvist_stats_t *stats_out);
     kv_status_t (*find)(

@@ -18,6 +18,7 @@
 #include "kvstore/disk/budget.h"
 #include "kvstore/embedded.h"
 #include "kvstore/index/entry.h"
+#include "kvstore/tenants.h"
 #include "kvstore/terms.h"
 
 #include <stdlib.h>
@@ -56,7 +57,7 @@ bool kv_persist_queue(kvist_store_t *store, uint32_t number)
         kv_object_on_disk(object)) {
         return true;
     }
-    if (!kv_budget_admits(store, number)) {
+    if (!kv_tenants_admits(store, object) || !kv_budget_admits(store, number)) {
         return false;
     }
     push_queue(store->disk, number);

@@ -98,6 +98,7 @@ static void note_asked(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
     object->disk_flags |= KV_DISK_ASKED;
+    object->disk_flags &= ~KV_DISK_GIVEN_UP;
     if ((object->disk_flags & KV_DISK_REFUSED) != 0) {
         kv_seal_queue(store, number);
     }

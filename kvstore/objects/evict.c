@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/memory.h"
+#include "kvstore/tenants.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -120,42 +121,92 @@ static outcome_t evict_from_host(kvist_store_t *store, uint32_t number, uint32_t
 /* The best class that may be evicted for an object of this one: its own. What is background work
  * to others must not push their contexts out, also not while its own blocks are on their way to
  * disk; but a few slots it always has, to pass through. */
-static kvist_priority_t best_to_evict(const kv_pool_t *pool, kvist_priority_t priority)
+static kvist_priority_t best_to_evict(
+    const uint32_t *class_counts, uint64_t slot_count, uint8_t priority)
 {
-    uint32_t own = 0;
-    for (int class = (int)priority; class < KVIST_PRIORITY_COUNT; class ++) {
-        own += pool->class_counts[class];
+    uint64_t own = 0, share = slot_count * OWN_SHARE_PER_MILLE / 1000;
+    for (int at = priority; at < KVIST_PRIORITY_COUNT; at++) {
+        own += class_counts[at];
     }
-    uint64_t share = (uint64_t)pool->slot_count * OWN_SHARE_PER_MILLE / 1000;
-    return own < (share > 0 ? share : 1) ? KVIST_PRIORITY_INTERACTIVE : priority;
+    return own < (share > 0 ? share : 1) ? KVIST_PRIORITY_INTERACTIVE : (kvist_priority_t)priority;
+}
+
+/* The next candidate of the walk goes, or is on its way. false: there is none, or it must stay. */
+static bool evict_next(kvist_store_t *store, kv_pool_walk_t *walk, bool *coming)
+{
+    uint32_t at = kv_pool_step(walk);
+    if (at == KV_SLOT_NONE) {
+        return false;
+    }
+    uint32_t number = walk->pool->slots[at].object;
+    walk->also = kv_object_parent_slot(store, number, KVIST_TIER_HOST);
+    outcome_t outcome = evict_from_host(store, number, kv_store_now_s(store));
+    if (outcome == COMING) {
+        kv_object_set_going(store, number, KVIST_TIER_HOST);
+        *coming = true;
+    } else if (outcome == PINNED) {
+        kv_pool_promise(walk->pool, at, kv_table_at(store->table, number)->pin_until_s);
+    }
+    return outcome != STUCK;
+}
+
+/* A tenant at its quota gives up what is its own, until there is room in that for one more. */
+static bool make_own_room(kvist_store_t *store, const kv_family_t *family, bool *coming)
+{
+    const kv_tenant_t *tenant = kv_tenants_at(store, family->tenant);
+    const kv_store_group_t *group = &store->groups[family->group];
+    kv_pool_t *pool = &store->groups[family->group].host_pool;
+    uint64_t slot_count = tenant->host_quota_bytes / group->layout.object_bytes;
+    kvist_priority_t best = family->tenant < pool->tenant_count
+                                ? best_to_evict(pool->tenants[family->tenant].class_counts,
+                                      slot_count, family->priority)
+                                : KVIST_PRIORITY_INTERACTIVE;
+    kv_pool_walk_t walk = kv_pool_walk(pool, family->tenant, best);
+    uint32_t looked = 0;
+    while (kv_tenants_host_full(store, family) && looked++ < LOOK_AT_MAX &&
+           evict_next(store, &walk, coming)) {
+    }
+    return !kv_tenants_host_full(store, family);
+}
+
+bool kv_evict_own(kvist_store_t *store, uint32_t group, uint32_t tenant)
+{
+    const kv_tenant_t *account = kv_tenants_at(store, tenant);
+    kv_pool_t *pool = &store->groups[group].host_pool;
+    kv_pool_walk_t walk = kv_pool_walk(pool, tenant, KVIST_PRIORITY_INTERACTIVE);
+    uint64_t quota = account->host_quota_bytes;
+    uint32_t looked = 0;
+    bool coming;
+    while (kv_tenants_host_bytes(store, tenant) > quota && looked++ < LOOK_AT_MAX &&
+           evict_next(store, &walk, &coming)) {
+    }
+    return kv_tenants_host_bytes(store, tenant) > quota;
 }
 
 uint32_t kv_evict_host(kvist_store_t *store, const kv_family_t *family, bool *coming_out)
 {
     kv_pool_t *pool = &store->groups[family->group].host_pool;
-    uint32_t slot = kv_pool_take(pool), now_s = kv_store_now_s(store), at;
-    *coming_out = slot == KV_SLOT_NONE && kv_populate_coming(&store->groups[family->group]);
-    if (slot != KV_SLOT_NONE || pool->slot_count == 0) {
-        return slot;
+    *coming_out = false;
+    if (pool->slot_count == 0) {
+        return KV_SLOT_NONE;
     }
-    kv_pool_end_promises(pool, now_s);
-    kvist_priority_t best = best_to_evict(pool, (kvist_priority_t)family->priority);
-    kv_pool_walk_t walk = kv_pool_walk(pool, KV_TENANT_ANY, best);
-    for (uint32_t looked = 0;
-         slot == KV_SLOT_NONE && looked < LOOK_AT_MAX && (at = kv_pool_step(&walk)) != KV_SLOT_NONE;
-         looked++) {
-        uint32_t number = pool->slots[at].object;
-        outcome_t outcome = evict_from_host(store, number, now_s);
-        if (outcome == STUCK) {
-            break;
+    kv_pool_end_promises(pool, kv_store_now_s(store));
+    if (kv_tenants_host_full(store, family) && !make_own_room(store, family, coming_out)) {
+        return KV_SLOT_NONE;
+    }
+    if (pool->free_count == 0) {
+        *coming_out = kv_populate_coming(&store->groups[family->group]);
+        kvist_priority_t best =
+            best_to_evict(pool->class_counts, pool->slot_count, family->priority);
+        kv_pool_walk_t walk = kv_pool_walk(pool, KV_TENANT_ANY, best);
+        uint32_t looked = 0;
+        while (pool->free_count == 0 && looked++ < LOOK_AT_MAX &&
+               evict_next(store, &walk, coming_out)) {
         }
-        if (outcome == COMING) {
-            kv_object_set_going(store, number, KVIST_TIER_HOST);
-            *coming_out = true;
-        } else if (outcome == PINNED) {
-            kv_pool_promise(pool, at, kv_table_at(store->table, number)->pin_until_s);
-        }
-        slot = kv_pool_take(pool);
+    }
+    uint32_t slot = kv_pool_take(pool);
+    if (slot != KV_SLOT_NONE) {
+        kv_pool_reserve(pool, slot, family->tenant);
     }
     return slot;
 }
@@ -198,38 +249,25 @@ static outcome_t evict_from_device(kvist_store_t *store, uint32_t number)
     return pinned ? PINNED : drop_victim(store, number, KVIST_TIER_DEVICE);
 }
 
-/* Once through the candidates, as far as need be. true: something went, and what that made a
- * candidate may lie behind where the walk is. */
-static bool evict_pass(kvist_store_t *store, uint32_t target, uint32_t *coming_out)
+bool kv_evict_device(kvist_store_t *store, uint32_t wanted)
 {
     kv_pool_t *pool = &store->device_pool;
+    uint32_t target = pool->free_count + wanted, coming = 0, at;
+    kv_pool_end_promises(pool, kv_store_now_s(store));
     kv_pool_walk_t walk = kv_pool_walk(pool, KV_TENANT_ANY, KVIST_PRIORITY_INTERACTIVE);
-    uint32_t at;
-    bool freed = false;
-    *coming_out = 0;
-    while (pool->free_count + *coming_out < target && (at = kv_pool_step(&walk)) != KV_SLOT_NONE) {
+    while (pool->free_count + coming < target && (at = kv_pool_step(&walk)) != KV_SLOT_NONE) {
         uint32_t number = pool->slots[at].object;
+        walk.also = kv_object_parent_slot(store, number, KVIST_TIER_DEVICE);
         outcome_t outcome = evict_from_device(store, number);
         if (outcome == COMING) {
             kv_object_set_going(store, number, KVIST_TIER_DEVICE);
         } else if (outcome == PINNED) {
             kv_pool_promise(pool, at, kv_table_at(store->table, number)->pin_until_s);
         }
-        *coming_out += outcome == COMING || outcome == STUCK;
-        freed |= outcome == FREED;
+        coming += outcome == COMING || outcome == STUCK;
         if (outcome == STUCK) {
-            return false;
+            break;
         }
-    }
-    return freed;
-}
-
-bool kv_evict_device(kvist_store_t *store, uint32_t wanted)
-{
-    const kv_pool_t *pool = &store->device_pool;
-    uint32_t target = pool->free_count + wanted, coming;
-    kv_pool_end_promises(&store->device_pool, kv_store_now_s(store));
-    while (evict_pass(store, target, &coming) && pool->free_count + coming < target) {
     }
     return coming > 0;
 }

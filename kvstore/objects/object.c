@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "kvstore/disk/budget.h"
 #include "kvstore/index/entry.h"
+#include "kvstore/tenants.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -74,6 +75,11 @@ static uint32_t parent_slot(
         return KV_SLOT_NONE;
     }
     return slot_of(store, kv_table_at(store->table, object->parent), tier);
+}
+
+uint32_t kv_object_parent_slot(const kvist_store_t *store, uint32_t number, kvist_tier_t tier)
+{
+    return parent_slot(store, kv_table_at(store->table, number), tier);
 }
 
 static void count_child(kvist_store_t *store, const kv_object_t *object, kvist_tier_t tier)
@@ -362,6 +368,7 @@ void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     stats->used_bytes -= (uint64_t)object->length_pages * KV_PAGE_BYTES;
     stats->object_count--;
+    kv_tenants_note_disk(store, object, false);
     object->disk_flags &= ~KV_DISK_ADMITTED;
     store->stats.unsaved_objects++;
 }
@@ -382,9 +389,10 @@ void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segmen
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     stats->used_bytes += (uint64_t)length_pages * KV_PAGE_BYTES;
     stats->object_count++;
+    kv_tenants_note_disk(store, object, true);
     kv_budget_settle(store, object);
     object->disk_flags |= KV_DISK_ADMITTED;
-    object->disk_flags &= ~KV_DISK_REFUSED;
+    object->disk_flags &= ~(KV_DISK_REFUSED | KV_DISK_GIVEN_UP);
     store->stats.unsaved_objects--;
     kv_changes_note(store, object, KVIST_TIER_DISK, true);
 }

@@ -174,8 +174,11 @@ static void set_class(kv_pool_t *pool, uint32_t slot, kvist_priority_t priority)
     kv_slot_t *entry = &pool->slots[slot];
     if (entry->priority != priority) {
         leave_policy(pool, slot, false);
+        kv_pool_tenant_t *tenant = &pool->tenants[entry->tenant];
         pool->class_counts[entry->priority]--;
         pool->class_counts[priority]++;
+        tenant->class_counts[entry->priority]--;
+        tenant->class_counts[priority]++;
         entry->priority = (uint8_t)priority;
     }
 }
@@ -204,6 +207,9 @@ void kv_pool_give(kv_pool_t *pool, uint32_t slot)
         leave_policy(pool, slot, (entry->flags & KV_SLOT_VICTIM) != 0);
         pool->object_count--;
         pool->class_counts[entry->priority]--;
+        pool->tenants[entry->tenant].class_counts[entry->priority]--;
+        pool->tenants[entry->tenant].object_count--;
+    } else if ((entry->flags & KV_SLOT_RESERVED) != 0) {
         pool->tenants[entry->tenant].object_count--;
     }
     *entry = (kv_slot_t){.state = KV_SLOT_FREE, .object = pool->free_head};
@@ -227,11 +233,21 @@ static void know_tenant(kv_pool_t *pool, uint32_t tenant)
     pool->tenants = kv_reallocate(pool->tenants, count, sizeof *pool->tenants);
     for (; pool->tenant_count < count; pool->tenant_count++) {
         kv_pool_tenant_t *next = &pool->tenants[pool->tenant_count];
-        next->object_count = 0;
+        *next = (kv_pool_tenant_t){0};
         for (int i = 0; i < KVIST_PRIORITY_COUNT; i++) {
             next->candidates[i] = NO_CANDIDATES;
         }
     }
+}
+
+void kv_pool_reserve(kv_pool_t *pool, uint32_t slot, uint16_t tenant)
+{
+    kv_slot_t *entry = &pool->slots[slot];
+    KV_CHECK(entry->state == KV_SLOT_PRIVATE && entry->flags == 0);
+    know_tenant(pool, tenant);
+    entry->tenant = tenant;
+    entry->flags = KV_SLOT_RESERVED;
+    pool->tenants[tenant].object_count++;
 }
 
 void kv_pool_set_object(kv_pool_t *pool, uint32_t slot, uint32_t object, const kv_slot_of_t *of)
@@ -239,6 +255,9 @@ void kv_pool_set_object(kv_pool_t *pool, uint32_t slot, uint32_t object, const k
     kv_slot_t *entry = &pool->slots[slot];
     KV_CHECK(entry->state == KV_SLOT_PRIVATE || entry->state == KV_SLOT_LOADING);
     know_tenant(pool, of->tenant);
+    if ((entry->flags & KV_SLOT_RESERVED) != 0) {
+        pool->tenants[entry->tenant].object_count--;
+    }
     *entry = (kv_slot_t){
         .object = object,
         .tenant = of->tenant,
@@ -248,6 +267,7 @@ void kv_pool_set_object(kv_pool_t *pool, uint32_t slot, uint32_t object, const k
     pool->about[slot] = (kv_policy_about_t){.key_hash = of->key_hash, .position = of->position};
     pool->object_count++;
     pool->class_counts[of->priority]++;
+    pool->tenants[of->tenant].class_counts[of->priority]++;
     pool->tenants[of->tenant].object_count++;
 }
 
@@ -348,6 +368,7 @@ kv_pool_walk_t kv_pool_walk(kv_pool_t *pool, uint32_t tenant, kvist_priority_t l
         .tenant = tenant,
         .priority = KVIST_PRIORITY_COUNT - 1,
         .last = last,
+        .also = KV_SLOT_NONE,
     };
     enter_class(&walk);
     return walk;
@@ -389,8 +410,32 @@ static bool is_spared(kv_pool_t *pool, uint32_t slot)
     return true;
 }
 
+/* What became a candidate at a place that the walk has passed; KV_SLOT_NONE: nothing did. */
+static uint32_t take_passed(kv_pool_walk_t *walk)
+{
+    const kv_pool_t *pool = walk->pool;
+    uint32_t slot = walk->also;
+    walk->also = KV_SLOT_NONE;
+    if (slot == KV_SLOT_NONE || walk->slot == KV_SLOT_NONE) {
+        return KV_SLOT_NONE;
+    }
+    const kv_slot_t *entry = &pool->slots[slot];
+    kv_rank_t rank = pool->ranks[slot];
+    bool is_before =
+        rank.rank != walk->rank.rank ? rank.rank < walk->rank.rank : rank.used < walk->rank.used;
+    bool is_candidate = (entry->flags & (KV_SLOT_LISTED | KV_SLOT_PROMISED)) == KV_SLOT_LISTED &&
+                        (walk->tenant == KV_TENANT_ANY || walk->tenant == entry->tenant);
+    bool is_passed = entry->priority == walk->priority &&
+                     (entry->list == walk->list ? is_before : walk->lists_seen > 0);
+    return is_candidate && is_passed && !is_spared(walk->pool, slot) ? slot : KV_SLOT_NONE;
+}
+
 uint32_t kv_pool_step(kv_pool_walk_t *walk)
 {
+    uint32_t passed = take_passed(walk);
+    if (passed != KV_SLOT_NONE) {
+        return passed;
+    }
     while (walk->priority >= (int)walk->last) {
         uint32_t slot = next_in_list(walk);
         if (slot != KV_SLOT_NONE) {

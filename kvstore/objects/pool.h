@@ -39,14 +39,15 @@ typedef enum {
     KV_SLOT_OBJECT,
 } kv_slot_state_t;
 
-/* kv_slot_t.flags, of state object */
+/* kv_slot_t.flags, of state object but for the last */
 enum {
-    KV_SLOT_IDLE = 1,     /* nobody holds the object */
-    KV_SLOT_LISTED = 2,   /* a candidate */
-    KV_SLOT_PROMISED = 4, /* with listed: but pinned, and nothing below would take it */
-    KV_SLOT_GOING = 8,    /* on its way out: not counted as a child */
-    KV_SLOT_RANKED = 16,  /* the policy has given it a place */
-    KV_SLOT_VICTIM = 32,  /* it goes for want of room */
+    KV_SLOT_IDLE = 1,      /* nobody holds the object */
+    KV_SLOT_LISTED = 2,    /* a candidate */
+    KV_SLOT_PROMISED = 4,  /* with listed: but pinned, and nothing below would take it */
+    KV_SLOT_GOING = 8,     /* on its way out: not counted as a child */
+    KV_SLOT_RANKED = 16,   /* the policy has given it a place */
+    KV_SLOT_VICTIM = 32,   /* it goes for want of room */
+    KV_SLOT_RESERVED = 64, /* of state private: it counts as its tenant's already */
 };
 
 typedef struct {
@@ -66,7 +67,8 @@ typedef struct {
 } kv_candidates_t;
 
 typedef struct {
-    uint32_t object_count;
+    uint32_t object_count; /* with slots that are reserved */
+    uint32_t class_counts[KVIST_PRIORITY_COUNT];
     kv_candidates_t candidates[KVIST_PRIORITY_COUNT];
 } kv_pool_tenant_t;
 
@@ -111,6 +113,9 @@ void kv_pool_extend(kv_pool_t *pool, uint32_t ready_count);
 uint32_t kv_pool_take(kv_pool_t *pool);
 void kv_pool_give(kv_pool_t *pool, uint32_t slot);
 
+/* A private slot is for an object of this tenant. */
+void kv_pool_reserve(kv_pool_t *pool, uint32_t slot, uint16_t tenant);
+
 void kv_pool_set_loading(kv_pool_t *pool, uint32_t slot, uint32_t object);
 void kv_pool_set_object(
     kv_pool_t *pool, uint32_t slot, uint32_t object, const kv_slot_of_t *of); /* it is held */
@@ -145,10 +150,12 @@ typedef struct {
     uint32_t lists_seen, list;
     kv_rank_t rank; /* of what it came to last */
     uint32_t slot;
+    uint32_t also; /* set by who evicts: it has become a candidate, perhaps before that place */
 } kv_pool_walk_t;
 
 /* Through the candidates in the order in which they may go, up to those of class `last`. It goes on
- * behind what it came to last, whatever became of that. */
+ * behind what it came to last, whatever became of that; but first with `also`, where that lies
+ * before. */
 kv_pool_walk_t kv_pool_walk(kv_pool_t *pool, uint32_t tenant, kvist_priority_t last);
 
 /* The next candidate; KV_SLOT_NONE: no more. */

@@ -40,8 +40,9 @@ enum {
     KV_DISK_ASKED = 1,  /* found by a match since its record was written, or since it was stored */
     KV_DISK_LISTED = 2, /* on a segment's list, perhaps though it is there no more */
     KV_DISK_STAYS = 4,  /* of a segment that is being emptied: survives, or did already */
-    KV_DISK_ADMITTED = 8, /* on disk, or the write budget has room for it */
-    KV_DISK_REFUSED = 16, /* the write budget had none, the last time that was asked */
+    KV_DISK_ADMITTED = 8,  /* on disk, or the write budget has room for it */
+    KV_DISK_REFUSED = 16,  /* the write budget had none, the last time that was asked */
+    KV_DISK_GIVEN_UP = 32, /* it left the disk for its tenant's quota; not asked for since */
 };
 
 typedef struct {
