@@ -346,20 +346,86 @@ static void on_verify(void *context, const Kvist__Admin__Request *request, kv_ad
 
 /* ---- quota ---- */
 
+enum { TENANTS_MAX = 1000 };
+
+typedef struct {
+    Kvist__Admin__Tenant rows[TENANTS_MAX], *pointers[TENANTS_MAX];
+    char names[TENANTS_MAX][KVIST_TENANT_BYTES_MAX + 1];
+    size_t count;
+    const char *wanted; /* whose quota is looked for; NULL: rows are made */
+    kvist_quota_t quota;
+} tenants_t;
+
+static void visit_tenant(void *context, const kvist_tenant_t *tenant)
+{
+    tenants_t *tenants = context;
+    const kvist_quota_t *quota = &tenant->quota;
+    if (tenants->wanted != NULL) {
+        if (strcmp(quota->tenant, tenants->wanted) == 0) {
+            tenants->quota = *quota;
+        }
+        return;
+    }
+    uint64_t all = quota->host_bytes + quota->disk_bytes + tenant->bytes[KVIST_TIER_DEVICE] +
+                   tenant->bytes[KVIST_TIER_HOST] + tenant->bytes[KVIST_TIER_DISK];
+    if (all == 0 || tenants->count == TENANTS_MAX) {
+        return;
+    }
+    Kvist__Admin__Tenant *row = &tenants->rows[tenants->count];
+    char *name = tenants->names[tenants->count];
+    kvist__admin__tenant__init(row);
+    memcpy(name, quota->tenant, strlen(quota->tenant) + 1);
+    row->name = name;
+    row->host_quota_bytes = quota->host_bytes;
+    row->disk_quota_bytes = quota->disk_bytes;
+    row->device_bytes = tenant->bytes[KVIST_TIER_DEVICE];
+    row->host_bytes = tenant->bytes[KVIST_TIER_HOST];
+    row->disk_bytes = tenant->bytes[KVIST_TIER_DISK];
+    row->pinned_bytes = tenant->pinned_bytes;
+    tenants->pointers[tenants->count++] = row;
+}
+
+static kv_status_t set_tenant(
+    kvist_store_t *store, const Kvist__Admin__TenantQuota *asked, kv_error_t *error)
+{
+    tenants_t *tenants = kv_allocate(sizeof *tenants);
+    tenants->wanted = asked->name;
+    kvist_store_tenants(store, visit_tenant, tenants);
+    kvist_quota_t quota = tenants->quota;
+    free(tenants);
+    quota.tenant = asked->name;
+    quota.host_bytes = asked->set_host ? asked->host_bytes : quota.host_bytes;
+    quota.disk_bytes = asked->set_disk ? asked->disk_bytes : quota.disk_bytes;
+    return kvist_store_set_quota(store, &quota, error);
+}
+
+static kv_status_t set_quotas(
+    kvist_store_t *store, const Kvist__Admin__QuotaRequest *asked, kv_error_t *error)
+{
+    kv_status_t status = KV_OK;
+    if (asked->disk_bytes != 0) {
+        status = kvist_store_set_disk_bytes(store, asked->disk_bytes, error);
+    }
+    if (status == KV_OK && asked->tenant != NULL) {
+        status = set_tenant(store, asked->tenant, error);
+    }
+    return status;
+}
+
 static void on_quota(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
     kvist_store_t *store = kv_store_admin_store(context, request, call);
     if (store == NULL) {
         return;
     }
-    if (request->quota->disk_bytes != 0) {
-        kv_error_t error;
-        kv_status_t status = kvist_store_set_disk_bytes(store, request->quota->disk_bytes, &error);
-        if (status != KV_OK) {
-            kv_admin_fail(call, status, error.text);
-            return;
-        }
+    kv_error_t error;
+    kv_status_t status = set_quotas(store, request->quota, &error);
+    if (status != KV_OK) {
+        kv_admin_fail(call, status, error.text);
+        return;
     }
+    tenants_t *tenants = kv_allocate(sizeof *tenants);
+    kvist_store_tenants(store, visit_tenant, tenants);
     kvist_stats_t stats;
     kvist_store_stats(store, &stats);
     const kvist_tier_stats_t *disk = &stats.tiers[KVIST_TIER_DISK];
@@ -373,10 +439,13 @@ static void on_quota(void *context, const Kvist__Admin__Request *request, kv_adm
     body.write_left_bytes = stats.write_left_bytes;
     body.segment_written_bytes = stats.segment_written_bytes;
     body.not_admitted_objects = stats.not_admitted_objects;
+    body.tenants = tenants->pointers;
+    body.n_tenants = tenants->count;
     Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
     reply.body_case = KVIST__ADMIN__REPLY__BODY_QUOTA;
     reply.quota = &body;
     kv_admin_reply(call, &reply);
+    free(tenants);
 }
 
 kv_admin_handlers_t kv_store_admin_handlers(void)

@@ -189,11 +189,11 @@ typedef enum {
 const char *kvist_policy_name(kvist_policy_t policy); /* "lru", "s3-fifo", "gdsf" */
 
 /* What a tenant may have of host memory and disk; 0: as much as there is. A block counts for the
- * tenant that stored it first. Who is at a quota gives up blocks of its own for new ones, and nobody
- * else's: in host memory as the policy ranks them; on disk by last use, durably, in the moments
- * after a new one came. What is pinned or leased stays: where a tenant has nothing else, its stores
- * end with KV_NO_SPACE, its blocks do not go to the disk, and pins beyond its quota of the last tier
- * are refused with KV_NO_SPACE. */
+ * tenant that stored it first. Who is at a quota gives up blocks of its own for new ones, and
+ * nobody else's: in host memory as the policy ranks them; on disk by last use, durably, in the
+ * moments after a new one came. What is pinned or leased stays: where a tenant has nothing else,
+ * its stores end with KV_NO_SPACE, its blocks do not go to the disk, and pins beyond its quota of
+ * the last tier are refused with KV_NO_SPACE. */
 typedef struct {
     const char *tenant; /* 1 to KVIST_TENANT_BYTES_MAX printable characters but blank " \ = : , */
     uint64_t host_bytes, disk_bytes;

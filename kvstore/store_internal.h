@@ -430,7 +430,8 @@ uint64_t kv_populate_coming_bytes(const kvist_store_t *store);
 
 bool kv_persist_usable(const kvist_store_t *store);
 
-/* false: the write budget, or its tenant's quota, has no room for it. Else it is on its way to the disk, or there. */
+/* false: the write budget, or its tenant's quota, has no room for it. Else it is on its way to the
+ * disk, or there. */
 bool kv_persist_queue(kvist_store_t *store, uint32_t number);
 void kv_persist_advance(kvist_store_t *store);
 void kv_persist_failed(

@@ -7,7 +7,7 @@
  *     pins, which are seconds old and are counted anew before anything is refused for them.
  *  3. A tenant that would exceed its quota gives up blocks of its own, and nobody else's: in host
  *     memory before the new one gets a slot, in the policy's order; on disk as soon as the new one
- *     is there (trim.c), by last use. So the disk's is exceeded, for moments, by what is on its way.
+ *     is there (trim.c), by last use. So the disk's is exceeded, for moments, by what comes.
  *  4. What is pinned or held is not given up. Where nothing else is left, the new block is not
  *     stored (host memory) or stays in memory (disk).
  *

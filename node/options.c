@@ -107,6 +107,12 @@ static void describe_bounds(const kv_option_t *option, char *text_out, size_t by
             "but the name as wanted",
             most);
         break;
+    case KV_OPTION_TENANTS:
+        snprintf(text_out, bytes,
+            "at most %s of NAME:host_bytes=SIZE:disk_bytes=SIZE, one of the two or both, the name "
+            "of 1 to %d letters, digits, '-', '_' and '.'",
+            most, KV_OPTION_TENANT_NAME_BYTES_MAX);
+        break;
     case KV_OPTION_ADDRESSES:
         snprintf(
             text_out, bytes, "at most %s of host:port with a numeric host, or localhost", most);
@@ -233,6 +239,36 @@ kv_status_t kv_options_disk(const char *item, char **folder_out, uint64_t *bytes
     return KV_OK;
 }
 
+static bool take_quota(kv_option_tenant_t *tenant, const char *field)
+{
+    static const char HOST[] = "host_bytes=", DISK[] = "disk_bytes=";
+    bool host = strncmp(field, HOST, strlen(HOST)) == 0;
+    uint64_t *bytes = host ? &tenant->host_bytes : &tenant->disk_bytes;
+    return (host || strncmp(field, DISK, strlen(DISK)) == 0) && *bytes == 0 &&
+           kv_size_parse(field + strlen(HOST), bytes) == KV_OK && *bytes > 0;
+}
+
+kv_status_t kv_options_tenant(const char *item, kv_option_tenant_t *tenant_out)
+{
+    kv_option_tenant_t tenant = {0};
+    char *copy = kv_duplicate_string(item), *rest = copy, *field;
+    const char *name = strsep(&rest, ":");
+    bool good = name[0] != '\0' && strlen(name) <= KV_OPTION_TENANT_NAME_BYTES_MAX &&
+                kv_option_is_name(name) && rest != NULL;
+    if (good) {
+        memcpy(tenant.name, name, strlen(name));
+    }
+    while (good && (field = strsep(&rest, ":")) != NULL) {
+        good = take_quota(&tenant, field);
+    }
+    free(copy);
+    if (!good) {
+        return KV_INVALID;
+    }
+    *tenant_out = tenant;
+    return KV_OK;
+}
+
 /* Scheme, host and port alone: no user, no path. */
 static bool is_url(const char *text)
 {
@@ -260,6 +296,9 @@ static bool item_is_good(const kv_option_t *option, const char *item)
         if (good) {
             kv_options_domain_clear(&domain);
         }
+    } else if (option->type == KV_OPTION_TENANTS) {
+        kv_option_tenant_t tenant;
+        good = kv_options_tenant(item, &tenant) == KV_OK;
     } else if (option->type == KV_OPTION_URLS) {
         good = is_url(item);
     } else {

@@ -23,6 +23,7 @@ enum {
     KV_OPTION_LIST_MAX = 64,
     KV_OPTION_DISKS_MAX = 7,
     KV_OPTION_DOMAINS_MAX = 64,
+    KV_OPTION_TENANT_NAME_BYTES_MAX = 31,
     KV_OPTION_DOMAIN_NAME_BYTES_MAX = 63,
     KV_OPTION_DOMAIN_USERS_MAX = 16,
     KV_OPTION_KEY_BYTES_MIN = 16,
@@ -80,6 +81,7 @@ typedef struct {
         int persist;                  /* kvist_persist_t */
         int codec;                    /* kvist_codec_t */
         int policy;                   /* kvist_policy_t */
+        kv_string_list_t tenants;     /* kv_options_tenant */
         int io;                       /* kvist_io_t */
         bool remote;                  /* other nodes are asked for what they hold */
         uint64_t remote_bytes;        /* of the map of what they hold */
@@ -157,6 +159,15 @@ typedef struct {
 /* KV_INVALID with what is wrong. */
 kv_status_t kv_options_domain(const char *item, kv_option_domain_t *domain_out, kv_error_t *error);
 void kv_options_domain_clear(kv_option_domain_t *domain);
+
+/* An item of store.tenants: NAME, then host_bytes=SIZE or disk_bytes=SIZE or both, each after a
+ * colon. KV_INVALID: it is none. */
+typedef struct {
+    char name[KV_OPTION_TENANT_NAME_BYTES_MAX + 1];
+    uint64_t host_bytes, disk_bytes; /* 0: not said */
+} kv_option_tenant_t;
+
+kv_status_t kv_options_tenant(const char *item, kv_option_tenant_t *tenant_out);
 
 /* Every option of the program's sections with default, bounds and meaning. */
 void kv_options_print_help(const kv_options_program_t *program, FILE *stream);

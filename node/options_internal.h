@@ -17,6 +17,7 @@ typedef enum {
     KV_OPTION_URLS,      /* list of "http://host:port" or https */
     KV_OPTION_DISKS,     /* list of "FOLDER=SIZE" */
     KV_OPTION_DOMAINS,   /* list of "NAME:users=A+B:host_bytes=1GiB:..." */
+    KV_OPTION_TENANTS,   /* list of "NAME:host_bytes=1GiB:disk_bytes=8GiB" */
 } kv_option_type_t;
 
 typedef struct {
@@ -32,7 +33,8 @@ typedef struct {
 static inline bool kv_option_is_list(const kv_option_t *option)
 {
     return option->type == KV_OPTION_ADDRESSES || option->type == KV_OPTION_URLS ||
-           option->type == KV_OPTION_DISKS || option->type == KV_OPTION_DOMAINS;
+           option->type == KV_OPTION_DISKS || option->type == KV_OPTION_DOMAINS ||
+           option->type == KV_OPTION_TENANTS;
 }
 
 /* Letters, digits and inner '-', '_' and '.'. */

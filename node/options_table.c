@@ -166,6 +166,9 @@ const kv_option_t KV_OPTIONS[] = {
         "memory"),
     CHOICE(
         STORE, store, codec, "none", "none|lz4|bf16", "codec of new records on disk; all are read"),
+    LIST(STORE, store, tenants, KV_OPTION_TENANTS,
+        "quotas of tenants, as NAME:host_bytes=SIZE:disk_bytes=SIZE: whoever is at one gives up "
+        "blocks of its own, nobody else's; of each domain of a kvist-store"),
     CHOICE(STORE, store, policy, "lru", "lru|s3-fifo|gdsf",
         "which blocks leave memory first: those used longest ago, those not used again soon after "
         "they came, or those that are worth least (uses x cost of having them again)"),

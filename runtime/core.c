@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/metrics.h"
+#include "holder/quotas.h"
 #include "holder/shape.h"
 #include "node/notify.h"
 
@@ -239,6 +240,8 @@ static kv_status_t open_store(core_t *core, kv_error_t *error)
         disks[i].folder = folders[i]; /* nodes of one file share the disk */
         free(folder);
     }
+    uint32_t quota_count;
+    kvist_quota_t *quotas = kv_quotas_read(options, &quota_count);
     kvist_store_params_t params = {
         .layout = &layout,
         .device = core->device,
@@ -254,11 +257,15 @@ static kv_status_t open_store(core_t *core, kv_error_t *error)
         .persist = (kvist_persist_t)options->store.persist,
         .codec = (kvist_codec_t)options->store.codec,
         .policy = (kvist_policy_t)options->store.policy,
+        .quotas = quotas,
+        .quota_count = quota_count,
         .io = (kvist_io_t)options->store.io,
         .origin = options->node.name,
         .history_bytes = options->store.history_bytes,
     };
-    return kvist_store_open(&params, &core->public.holder.store, error);
+    kv_status_t status = kvist_store_open(&params, &core->public.holder.store, error);
+    kv_quotas_clear(quotas, quota_count);
+    return status;
 }
 
 static kv_status_t join(core_t *core, kv_error_t *error)

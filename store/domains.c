@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "base/memory.h"
+#include "holder/quotas.h"
 
 #include <ctype.h>
 #include <pwd.h>
@@ -121,6 +122,7 @@ static kv_status_t add_domain(const kv_options_t *options, const kv_option_domai
     } else if (options->store.directory[0] != '\0') {
         domain->store.directory = path_of(options->store.directory, option->name);
     }
+    domain->store.quotas = kv_quotas_read(options, &domain->store.quota_count);
     add_disks(options, domain);
     kv_status_t status = add_users(option, domain, error);
     return status == KV_OK ? check_sizes(domain, error) : status;
@@ -162,6 +164,7 @@ void kv_domains_clear(kv_domains_t *domains)
             drop(domain->store.disks[j].folder);
         }
         drop(domain->store.disks);
+        kv_quotas_clear(domain->store.quotas, domain->store.quota_count);
         drop(domain->store.directory);
         drop(domain->users);
         drop(domain->name);

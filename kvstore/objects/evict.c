@@ -173,6 +173,9 @@ bool kv_evict_own(kvist_store_t *store, uint32_t group, uint32_t tenant)
 {
     const kv_tenant_t *account = kv_tenants_at(store, tenant);
     kv_pool_t *pool = &store->groups[group].host_pool;
+    if (pool->slot_count == 0) {
+        return false;
+    }
     kv_pool_walk_t walk = kv_pool_walk(pool, tenant, KVIST_PRIORITY_INTERACTIVE);
     uint64_t quota = account->host_quota_bytes;
     uint32_t looked = 0;

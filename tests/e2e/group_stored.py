@@ -170,6 +170,23 @@ def test_the_quota_can_be_changed(cluster):
     assert other["capacity_bytes"] == nodes["decode-0"]["capacity_bytes"], other
 
 
+def test_tenants_have_quotas(cluster):
+    refused(cluster, 2, "a tenant's quota", "quota", "--tenant", "ann")
+    refused(cluster, 2, "a tenant's quota", "quota", "--disk", "1GiB")
+    refused(cluster, 1, "tenant is", "quota", "--tenant", "a b", "--disk", "1GiB")
+    refused(cluster, 1, "host_bytes of ann", "quota", "--tenant", "ann", "--host", "1B")
+    for setting in (("--host", "64MiB", "--disk", "1GiB"), ("--disk", "2GiB"), ("--host", "0")):
+        run_json(cluster, "quota", "--tenant", "ann", *setting)
+    for node in run_json(cluster, "quota"):
+        ann = [row for row in node["tenants"] if row["tenant"] == "ann"]
+        assert ann and ann[0]["disk_quota_bytes"] == 2 << 30, node
+        assert ann[0]["host_quota_bytes"] == 0 and ann[0]["disk_bytes"] == 0, node
+    text = cluster.kvist("quota", "--tenants", "--dir", cluster.folder)
+    assert text.returncode == 0 and "TENANT" in text.stdout and "2.0 GiB" in text.stdout, text
+    page = cluster.kvist("metrics", "prefill-0", "--dir", cluster.folder).stdout
+    assert 'kvist_store_tenant_quota_bytes{tenant="ann",tier="disk"} 2147483648' in page, page
+
+
 def test_verify_drops_what_is_damaged(cluster):
     cluster.chat(QUESTION)
     cluster.flush()

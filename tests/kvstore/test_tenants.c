@@ -400,6 +400,22 @@ static void what_was_given_up_stays_away(void **state)
     }
 }
 
+static void a_tier_that_there_is_not_has_no_quota_to_keep(void **state)
+{
+    (void)state;
+    bench_t bench;
+    kv_error_t error;
+    bench_init(&bench, "none", 8);
+    bench_open(&bench);
+    kvist_quota_t quota = {.tenant = "ann", .host_bytes = 1 << 20, .disk_bytes = 1 << 20};
+    assert_int_equal(kvist_store_set_quota(bench.store, &quota, &error), KV_OK);
+    kvist_store_poll(bench.store);
+    request_context(&bench, 1, BLOCKS_MAX);
+    assert_int_equal(told_of(&bench, "ann").quota.host_bytes, 1 << 20);
+    check_accounts(&bench);
+    bench_end(&bench);
+}
+
 static void bad_quotas_are_refused(void **state)
 {
     (void)state;
@@ -438,6 +454,7 @@ int main(void)
         cmocka_unit_test(pins_beyond_a_quota_are_refused),
         cmocka_unit_test(on_disk_each_gives_up_its_own),
         cmocka_unit_test(what_was_given_up_stays_away),
+        cmocka_unit_test(a_tier_that_there_is_not_has_no_quota_to_keep),
         cmocka_unit_test(bad_quotas_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

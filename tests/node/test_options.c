@@ -297,6 +297,26 @@ static void test_cluster_key(void **state)
     kv_options_clear(&options);
 }
 
+static void test_tenants(void **state)
+{
+    (void)state;
+    static const char *const BAD[] = {"", "a", "a:", ":host_bytes=1GiB", "a:host_bytes=0",
+        "a:host_bytes=1GiB:host_bytes=2GiB", "a:disk_bytes=much", "a:users=1",
+        "a b:disk_bytes=1GiB", "12345678901234567890123456789012:disk_bytes=1GiB"};
+    kv_option_tenant_t tenant;
+    for (size_t i = 0; i < sizeof BAD / sizeof BAD[0]; i++) {
+        assert_int_equal(kv_options_tenant(BAD[i], &tenant), KV_INVALID);
+    }
+    assert_int_equal(kv_options_tenant("ann:disk_bytes=2GiB:host_bytes=1MiB", &tenant), KV_OK);
+    assert_string_equal(tenant.name, "ann");
+    assert_int_equal(tenant.host_bytes, 1 << 20);
+    assert_int_equal(tenant.disk_bytes, 2ull << 30);
+    assert_int_equal(kv_options_tenant("b.c:host_bytes=1GiB", &tenant), KV_OK);
+    assert_int_equal(tenant.disk_bytes, 0);
+    expect_file_error("store:\n  tenants:\n    - a:disk_bytes=1GiB\n    - b\n",
+        ":4: store.tenants: \"b\" is wrong: must be at most 64 of NAME:host_bytes=SIZE");
+}
+
 static void test_domains(void **state)
 {
     (void)state;
@@ -347,6 +367,7 @@ int main(void)
         cmocka_unit_test(test_help),
         cmocka_unit_test(test_cluster_key),
         cmocka_unit_test(test_domains),
+        cmocka_unit_test(test_tenants),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

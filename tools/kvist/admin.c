@@ -91,13 +91,11 @@ kv_status_t kv_ask_why(const char *admin, const Kvist__Admin__WhyRequest *questi
         KVIST__ADMIN__REPLY__BODY_WHY, KV_ADMIN_DISK_LIMIT_MS, reply_out, error);
 }
 
-kv_status_t kv_ask_quota(
-    const char *admin, uint64_t disk_bytes, Kvist__Admin__Reply **reply_out, kv_error_t *error)
+kv_status_t kv_ask_quota(const char *admin, const Kvist__Admin__QuotaRequest *question,
+    Kvist__Admin__Reply **reply_out, kv_error_t *error)
 {
-    Kvist__Admin__QuotaRequest body = KVIST__ADMIN__QUOTA_REQUEST__INIT;
-    body.disk_bytes = disk_bytes;
-    return ask(admin, KVIST__ADMIN__REQUEST__BODY_QUOTA, &body, KVIST__ADMIN__REPLY__BODY_QUOTA,
-        KV_ADMIN_LIMIT_MS, reply_out, error);
+    return ask(admin, KVIST__ADMIN__REQUEST__BODY_QUOTA, (void *)(uintptr_t)question,
+        KVIST__ADMIN__REPLY__BODY_QUOTA, KV_ADMIN_LIMIT_MS, reply_out, error);
 }
 
 kv_status_t kv_ask_metrics(const char *admin, Kvist__Admin__Reply **reply_out, kv_error_t *error)

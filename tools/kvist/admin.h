@@ -27,9 +27,9 @@ kv_status_t kv_ask_pin(const char *admin, const char *key, uint64_t until_unix_n
 kv_status_t kv_ask_verify(
     const char *admin, bool start, Kvist__Admin__Reply **reply_out, kv_error_t *error);
 
-/* disk_bytes: set it first; 0: only ask. */
-kv_status_t kv_ask_quota(
-    const char *admin, uint64_t disk_bytes, Kvist__Admin__Reply **reply_out, kv_error_t *error);
+/* What the question sets is set first. */
+kv_status_t kv_ask_quota(const char *admin, const Kvist__Admin__QuotaRequest *question,
+    Kvist__Admin__Reply **reply_out, kv_error_t *error);
 
 /* The next batch of the node's KV events; the node keeps nothing of who asks. */
 kv_status_t kv_ask_events(const char *admin, const Kvist__Admin__EventsRequest *question,
