@@ -562,7 +562,8 @@ kv_status_t kvist_store_set_disk_bytes(
     kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error);
 
 /* From now on, until the store is closed; what is too much goes as soon as it can. KV_INVALID: the
- * name, or less than a block. */
+ * name, or less than a block; KV_REFUSED: the store is attached to a kvist-store, which has the
+ * quotas. */
 kv_status_t kvist_store_set_quota(
     kvist_store_t *store, const kvist_quota_t *quota, kv_error_t *error);
 
@@ -612,7 +613,7 @@ typedef struct {
 } kvist_tenant_t;
 
 /* Calls visit for every tenant that stored anything since the store was opened, that has anything
- * stored or that has a quota. */
+ * stored or that has a quota. Of an attached store: about its device tier alone. */
 void kvist_store_tenants(const kvist_store_t *store,
     void (*visit)(void *context, const kvist_tenant_t *tenant), void *context);
 

@@ -253,6 +253,24 @@ kv_status_t kv_attached_store_set_disk_bytes(
     return status;
 }
 
+/* A client has no say in what other clients' tenants may have. */
+kv_status_t kv_attached_store_set_quota(
+    kvist_store_t *store, const kvist_quota_t *quota, kv_error_t *error)
+{
+    (void)store;
+    (void)quota;
+    return kv_fail(error, KV_REFUSED,
+        "tenants' quotas are the kvist-store's that this store is attached to: its option "
+        "store.tenants, or kvist quota --tenant there");
+}
+
+/* Of the device tier, which is this store's own. */
+void kv_attached_store_tenants(const kvist_store_t *store,
+    void (*visit)(void *context, const kvist_tenant_t *tenant), void *context)
+{
+    kvist_store_tenants(kv_attached_of(store)->inner, visit, context);
+}
+
 /* ---- looking in ---- */
 
 void kv_attached_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out)

@@ -177,6 +177,7 @@ static kv_status_t open_inner(
 {
     kvist_store_params_t inner = *params;
     inner.attach = inner.domain = NULL;
+    inner.quota_count = 0; /* they are the service's to keep */
     kv_status_t status = kv_store_open_with(&inner, NULL, &attached->inner, error);
     if (status != KV_OK) {
         return status;
@@ -303,6 +304,8 @@ const kv_store_ops_t KV_ATTACHED_OPS = {
     .drop = kv_attached_store_drop,
     .verify = kv_attached_store_verify,
     .set_disk_bytes = kv_attached_store_set_disk_bytes,
+    .set_quota = kv_attached_store_set_quota,
+    .tenants = kv_attached_store_tenants,
     .stats = kv_attached_store_stats,
     .find = kv_attached_store_find,
     .show = kv_attached_store_show,

@@ -29,6 +29,10 @@ kv_status_t kv_attached_store_drop(
 kv_status_t kv_attached_store_verify(kvist_store_t *store,
     void (*progress)(void *context, const kvist_verify_t *state),
     void (*done)(void *context, kv_status_t status, const kvist_verify_t *state), void *context);
+kv_status_t kv_attached_store_set_quota(
+    kvist_store_t *store, const kvist_quota_t *quota, kv_error_t *error);
+void kv_attached_store_tenants(const kvist_store_t *store,
+    void (*visit)(void *context, const kvist_tenant_t *tenant), void *context);
 kv_status_t kv_attached_store_set_disk_bytes(
     kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error);
 void kv_attached_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out);

@@ -201,6 +201,30 @@ static void closing_writes_through(void **state)
     end_service(&service);
 }
 
+static void note_device_bytes(void *context, const kvist_tenant_t *tenant)
+{
+    *(uint64_t *)context += tenant->bytes[KVIST_TIER_DEVICE] + tenant->bytes[KVIST_TIER_HOST];
+}
+
+static void quotas_are_the_services(void **state)
+{
+    (void)state;
+    service_t service;
+    bench_t one;
+    kv_error_t error;
+    uint64_t bytes = 0;
+    begin_service(&service, "quotas", 64, 0);
+    open_client(&one, &service, "one", 16);
+    request_context(&one, 1, 12);
+    kvist_quota_t quota = {.tenant = "ann", .host_bytes = 1 << 20};
+    assert_int_equal(kvist_store_set_quota(one.store, &quota, &error), KV_REFUSED);
+    assert_non_null(strstr(error.text, "store.tenants"));
+    kvist_store_tenants(one.store, note_device_bytes, &bytes);
+    assert_int_equal(bytes, 12 * block_bytes(&one)); /* what is the client's own */
+    bench_end(&one);
+    end_service(&service);
+}
+
 int main(void)
 {
     static bool yes = true, no = false;
@@ -213,6 +237,7 @@ int main(void)
         cmocka_unit_test(what_another_client_is_storing_is_not_copied),
         cmocka_unit_test(what_another_client_gave_up_is_copied),
         cmocka_unit_test(closing_writes_through),
+        cmocka_unit_test(quotas_are_the_services),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
