@@ -213,7 +213,7 @@ static void decode_group(decoder_t *from, kvist_group_t *group)
 kv_status_t kv_layout_decode(
     const uint8_t *encoded, size_t bytes, kvist_layout_t *layout_out, kv_error_t *error)
 {
-    decoder_t from = {encoded, encoded + bytes, false};
+    decoder_t from = {encoded, bytes > 0 ? encoded + bytes : encoded, false};
     kvist_layout_t layout = {0};
     if (bytes == PLAIN_ENCODED_BYTES) {
         kv_block_shape_t shape = {.layer_count = next_u32(&from)};

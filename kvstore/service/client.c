@@ -27,6 +27,7 @@ enum {
     STRANGER_BYTES_MAX = 4096,  /* before it is attached */
     UNREAD_BYTES_MAX = 1 << 20, /* of answers: more is not asked for until it reads some */
     RECEIVES_AT_ONCE = 4,
+    SMALL_MESSAGE_BYTES = 16 << 10,
 };
 
 /* ---- the list ---- */
@@ -317,15 +318,34 @@ static void dispatch(kv_service_conn_t *client, const Kvist__Store__Request *req
     }
 }
 
+/* Memory for one message: fields that nobody knows could cost many times their own bytes. */
+static void *take_memory(void *left, size_t bytes)
+{
+    size_t *left_bytes = left;
+    if (bytes > *left_bytes) {
+        return NULL;
+    }
+    *left_bytes -= bytes;
+    return malloc(bytes);
+}
+
+static void give_memory(void *left, void *memory)
+{
+    (void)left;
+    free(memory);
+}
+
 static void take_message(kv_service_conn_t *client, const uint8_t *message, size_t bytes)
 {
-    Kvist__Store__Request *request = kvist__store__request__unpack(NULL, bytes, message);
+    size_t left_bytes = 2 * bytes + SMALL_MESSAGE_BYTES;
+    ProtobufCAllocator allocator = {take_memory, give_memory, &left_bytes};
+    Kvist__Store__Request *request = kvist__store__request__unpack(&allocator, bytes, message);
     if (request == NULL) {
         kv_conn_end(client, KV_INVALID, "request: not a frame of kvist.store.Request");
         return;
     }
     dispatch(client, request);
-    kvist__store__request__free_unpacked(request, NULL);
+    kvist__store__request__free_unpacked(request, &allocator);
 }
 
 static void take_messages(kv_service_conn_t *client)

@@ -9,6 +9,7 @@
 #include "kvstore/codec/codec.h"
 #include "proto/admin.pb-c.h"
 #include "proto/frame.h"
+#include "proto/store.pb-c.h"
 #include "proto/wire.pb-c.h"
 #include "transport/mover/data_message.h"
 
@@ -268,6 +269,64 @@ static void write_mover(const char *folder)
     }
 }
 
+/* ---- the client socket of a host's store ---- */
+
+static void add_request(seed_t *seed, Kvist__Store__Request__BodyCase kind, void *body)
+{
+    Kvist__Store__Request request = KVIST__STORE__REQUEST__INIT;
+    uint8_t packed[2048];
+    request.body_case = kind;
+    request.attach = body; /* every member of the union is a pointer to its message */
+    size_t count = kvist__store__request__get_packed_size(&request);
+    KV_CHECK(count <= sizeof packed);
+    kvist__store__request__pack(&request, packed);
+    add_u16(seed, (uint16_t)count);
+    add(seed, packed, count);
+}
+
+static void write_store(const char *folder)
+{
+    static uint8_t key[32], tokens[4 * 16 * 4], sums[4 * 8];
+    Kvist__Store__Match match = KVIST__STORE__MATCH__INIT;
+    Kvist__Store__Put put = KVIST__STORE__PUT__INIT;
+    Kvist__Store__Load load = KVIST__STORE__LOAD__INIT;
+    Kvist__Store__Release release = KVIST__STORE__RELEASE__INIT;
+    Kvist__Store__Drop drop = KVIST__STORE__DROP__INIT;
+    Kvist__Store__List list = KVIST__STORE__LIST__INIT;
+    Kvist__Store__Flush flush = KVIST__STORE__FLUSH__INIT;
+    match.id = put.id = load.id = drop.id = list.id = flush.id = 1;
+    match.name_space = drop.key = (ProtobufCBinaryData){sizeof key, key};
+    match.tokens = (ProtobufCBinaryData){sizeof tokens, tokens};
+    put.block_count = load.block_count = 4;
+    load.layer_count = 2;
+    put.arithmetic = (char *)"a";
+    list.count_max = 10;
+    seed_t seed = {.count = 0};
+    add_u8(&seed, 1);
+    add_u8(&seed, 16);
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_MATCH, &match);
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_PUT, &put);
+    put.checksums = (ProtobufCBinaryData){sizeof sums, sums};
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_PUT, &put);
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_LOAD, &load);
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_RELEASE, &release);
+    write_seed(folder, "store", "lease", &seed);
+    seed.count = 2;
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_LIST, &list);
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_FLUSH, &flush);
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_DROP, &drop);
+    write_seed(folder, "store", "ask", &seed);
+    Kvist__Store__Attach attach = KVIST__STORE__ATTACH__INIT;
+    Kvist__Store__Request request = KVIST__STORE__REQUEST__INIT;
+    attach.version = 1;
+    attach.domain = (char *)"default";
+    request.body_case = KVIST__STORE__REQUEST__BODY_ATTACH;
+    request.attach = &attach;
+    seed = (seed_t){.bytes = {0, 16}, .count = 2};
+    add_frame(&seed, &request.base);
+    write_seed(folder, "store", "attach", &seed);
+}
+
 /* ---- admin socket ---- */
 
 static void write_admin(const char *folder)
@@ -414,6 +473,7 @@ int main(int argc, char **argv)
     write_data(argv[1]);
     write_mover(argv[1]);
     write_admin(argv[1]);
+    write_store(argv[1]);
     write_events(argv[1]);
     write_etcd(argv[1]);
     write_codec(argv[1]);
