@@ -32,7 +32,7 @@ typedef struct {
     kvist_match_t match; /* in this node's store */
     /* Why no more was cached in the end: as matched, or what came of asking others. */
     kvist_miss_t miss;
-    /* Elsewhere, cheaper, failed: who holds more, and how many blocks of it; "": nobody is known. */
+    /* Elsewhere, cheaper, failed: who holds more, and how many blocks; "": nobody is known. */
     char holder[KV_OUTCOME_NAME_BYTES];
     uint32_t holder_blocks;
     /* Of a decode node: who computed the prompt, and what reason it gave. */

@@ -562,6 +562,22 @@ void *kv_show_header(const kvist_store_t *store, const kv_object_t *object, size
 
 /* ---- why.c ---- */
 
+/* What a namespace is made of: digests, but for the model, which is one. */
+struct kv_described {
+    kvist_key_t name_space, model, layout, salt, adapter;
+    kvist_dtype_t dtype;
+    kvist_codec_class_t codec_class;
+};
+
+/* false: it is known already. */
+bool kv_why_describe(kvist_store_t *store, const kv_described_t *described);
+
+/* Of kvist_store_describe. */
+kv_described_t kv_why_digests(const kvist_namespace_params_t *params);
+
+/* How many are known: store->described[0 ..]. */
+uint32_t kv_why_described_count(const kvist_store_t *store);
+
 void kv_why_open(kvist_store_t *store, uint64_t history_bytes);
 void kv_why_close(kvist_store_t *store);
 

@@ -18,14 +18,6 @@ enum {
     NAME_SPACES_TRIED = 4096,
 };
 
-/* What a namespace is made of. */
-struct kv_described {
-    kvist_key_t name_space;
-    kvist_key_t model, layout, salt, adapter; /* digests, but for the model, which is one */
-    kvist_dtype_t dtype;
-    kvist_codec_class_t codec_class;
-};
-
 void kv_why_open(kvist_store_t *store, uint64_t history_bytes)
 {
     uint64_t bytes = history_bytes > 0 ? history_bytes : (uint64_t)HISTORY_BYTES_DEFAULT;
@@ -368,11 +360,16 @@ static void look_closely(kvist_store_t *store, const kvist_why_query_t *query, k
 
 /* ---- kvist_why: other namespaces ---- */
 
+uint32_t kv_why_described_count(const kvist_store_t *store)
+{
+    const uint32_t max = KVIST_NAMESPACES_MAX;
+    return store->described_count < max ? store->described_count : max;
+}
+
 static const kv_described_t *find_described(
     const kvist_store_t *store, const kvist_key_t *name_space)
 {
-    uint32_t count = store->described_count;
-    count = count < (uint32_t)KVIST_NAMESPACES_MAX ? count : (uint32_t)KVIST_NAMESPACES_MAX;
+    uint32_t count = kv_why_described_count(store);
     for (uint32_t i = 0; i < count; i++) {
         if (kv_key_equal(&store->described[i].name_space, name_space)) {
             return &store->described[i];
@@ -381,31 +378,37 @@ static const kv_described_t *find_described(
     return NULL;
 }
 
-static kvist_key_t layout_digest(const kvist_layout_t *layout)
+kv_described_t kv_why_digests(const kvist_namespace_params_t *params)
 {
-    uint8_t encoded[KV_LAYOUT_ENCODED_BYTES_MAX];
-    return kv_identity_digest(encoded, kv_layout_encode(layout, encoded));
-}
-
-void kv_embedded_store_describe(kvist_store_t *store, const kvist_namespace_params_t *params)
-{
-    kv_described_t described = {
+    uint8_t layout[KV_LAYOUT_ENCODED_BYTES_MAX];
+    const char *adapter = params->adapter != NULL ? params->adapter : "";
+    return (kv_described_t){
         .name_space = kvist_namespace(params),
         .model = params->model,
-        .layout = layout_digest(params->layout),
+        .layout = kv_identity_digest(layout, kv_layout_encode(params->layout, layout)),
         .salt = kv_identity_digest(params->salt, params->salt_bytes),
+        .adapter = kv_identity_digest(adapter, strlen(adapter)),
         .dtype = params->dtype,
         .codec_class = params->codec_class,
     };
-    const char *adapter = params->adapter != NULL ? params->adapter : "";
-    described.adapter = kv_identity_digest(adapter, strlen(adapter));
-    if (find_described(store, &described.name_space) != NULL) {
-        return;
+}
+
+bool kv_why_describe(kvist_store_t *store, const kv_described_t *described)
+{
+    if (find_described(store, &described->name_space) != NULL) {
+        return false;
     }
     if (store->described == NULL) {
         store->described = kv_allocate_array(KVIST_NAMESPACES_MAX, sizeof *store->described);
     }
-    store->described[store->described_count++ % KVIST_NAMESPACES_MAX] = described;
+    store->described[store->described_count++ % KVIST_NAMESPACES_MAX] = *described;
+    return true;
+}
+
+void kv_embedded_store_describe(kvist_store_t *store, const kvist_namespace_params_t *params)
+{
+    const kv_described_t described = kv_why_digests(params);
+    kv_why_describe(store, &described);
 }
 
 /* What two namespaces differ in. */

@@ -363,17 +363,53 @@ void kv_attached_store_list(const kvist_store_t *store, size_t count_max,
     }
 }
 
-/* ---- why, tokens ---- */
+/* ---- namespaces ---- */
 
-kv_status_t kv_attached_why(
-    kvist_store_t *store, const kvist_why_query_t *query, kvist_why_t *why_out)
+static void say_described(kv_attached_t *attached, const kv_described_t *described)
+{
+    Kvist__Store__Describe said = KVIST__STORE__DESCRIBE__INIT;
+    const struct {
+        ProtobufCBinaryData *field;
+        const kvist_key_t *key;
+    } keys[] = {
+        {&said.name_space, &described->name_space},
+        {&said.model, &described->model},
+        {&said.layout, &described->layout},
+        {&said.salt, &described->salt},
+        {&said.adapter, &described->adapter},
+    };
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        *keys[i].field = (ProtobufCBinaryData){KVIST_KEY_BYTES, (uint8_t *)keys[i].key->bytes};
+    }
+    said.dtype = described->dtype;
+    said.codec_class = described->codec_class;
+    kv_link_say(attached, KVIST__STORE__REQUEST__BODY_DESCRIBE, &said);
+}
+
+void kv_attached_store_describe(kvist_store_t *store, const kvist_namespace_params_t *params)
 {
     kv_attached_t *attached = kv_attached_of(store);
-    Kvist__Store__Why asked = KVIST__STORE__WHY__INIT;
-    if (query->token_count > KV_ATTACH_TOKENS_MAX ||
-        query->token_count / attached->layout.block_tokens > KV_ATTACH_BLOCKS_MAX) {
-        return KV_INVALID;
+    const kv_described_t described = kv_why_digests(params);
+    if (kv_why_describe(attached->inner, &described) && attached->link.state == KV_LINK_UP) {
+        say_described(attached, &described);
     }
+}
+
+void kv_attached_describe_all(kv_attached_t *attached)
+{
+    uint32_t count = kv_why_described_count(attached->inner);
+    for (uint32_t i = 0; i < count && attached->link.state == KV_LINK_UP; i++) {
+        say_described(attached, &attached->inner->described[i]);
+    }
+}
+
+/* ---- why, tokens ---- */
+
+/* What the service finds; it answers for the query's own namespace alone. */
+static kv_status_t ask_why(
+    kv_attached_t *attached, const kvist_why_query_t *query, kvist_match_t *match_out)
+{
+    Kvist__Store__Why asked = KVIST__STORE__WHY__INIT;
     asked.name_space = (ProtobufCBinaryData){KVIST_KEY_BYTES, (uint8_t *)query->name_space.bytes};
     asked.tokens = (ProtobufCBinaryData){
         query->token_count * sizeof *query->tokens, (uint8_t *)(void *)query->tokens};
@@ -386,18 +422,63 @@ kv_status_t kv_attached_why(
     const Kvist__Store__Known *known = answer->known;
     status = status_of(known->code);
     if (status == KV_OK) {
-        *why_out =
-            (kvist_why_t){.match = {.block_count = known->block_count,
-                              .miss = known->miss < KVIST_MISS_COUNT ? (kvist_miss_t)known->miss
-                                                                     : KVIST_MISS_FAILED}};
-        why_out->match.tier_blocks[KVIST_TIER_HOST] = known->host_blocks;
-        why_out->match.tier_blocks[KVIST_TIER_DISK] = known->disk_blocks;
+        *match_out = (kvist_match_t){
+            .block_count = known->block_count,
+            .miss = known->miss < KVIST_MISS_COUNT ? (kvist_miss_t)known->miss : KVIST_MISS_FAILED,
+        };
+        match_out->tier_blocks[KVIST_TIER_HOST] = known->host_blocks;
+        match_out->tier_blocks[KVIST_TIER_DISK] = known->disk_blocks;
         if (known->detail != NULL) {
-            kv_told_detail_unpack(known->detail, &why_out->match.detail);
+            kv_told_detail_unpack(known->detail, &match_out->detail);
         }
     }
     kvist__store__answer__free_unpacked(answer, NULL);
     return status;
+}
+
+/* The service counts by its tiers; what the device has too counts as the device's. */
+static void count_device(kv_attached_t *attached, const kvist_why_query_t *query,
+    uint32_t device_blocks, kvist_match_t *match)
+{
+    kvist_why_query_t first = *query;
+    first.token_count = (size_t)device_blocks * attached->layout.block_tokens;
+    kvist_match_t there = {0};
+    if (device_blocks > 0 && ask_why(attached, &first, &there) == KV_OK) {
+        match->tier_blocks[KVIST_TIER_DEVICE] = device_blocks;
+        for (int tier = KVIST_TIER_HOST; tier <= KVIST_TIER_DISK; tier++) {
+            uint32_t less = there.tier_blocks[tier], all = match->tier_blocks[tier];
+            match->tier_blocks[tier] = less < all ? all - less : 0;
+        }
+    }
+}
+
+/* Whichever found more also knows why it is not more, as for a match. */
+kv_status_t kv_attached_why(
+    kvist_store_t *store, const kvist_why_query_t *query, kvist_why_t *why_out)
+{
+    kv_attached_t *attached = kv_attached_of(store);
+    kvist_why_t why;
+    kvist_match_t served;
+    if (query->token_count > KV_ATTACH_TOKENS_MAX ||
+        query->token_count / attached->layout.block_tokens > KV_ATTACH_BLOCKS_MAX) {
+        return KV_INVALID;
+    }
+    kv_status_t status = kv_embedded_why(attached->inner, query, &why);
+    if (status != KV_OK) {
+        return status;
+    }
+    kvist_match_t *match = &why.match;
+    bool all = match->miss == KVIST_MISS_NONE || match->miss == KVIST_MISS_SHORT;
+    status = ask_why(attached, query, &served);
+    if (status == KV_OK && served.block_count >= match->block_count) {
+        count_device(attached, query, match->block_count, &served);
+        why = (kvist_why_t){.match = served, .block_tokens = why.block_tokens};
+    } else if (status != KV_OK && !all) { /* the service is away */
+        match->miss = KVIST_MISS_FAILED;
+        match->detail = (kvist_miss_detail_t){.block = match->block_count};
+    }
+    *why_out = why;
+    return KV_OK;
 }
 
 kv_status_t kv_attached_store_tokens(
@@ -428,11 +509,6 @@ kv_status_t kv_attached_store_tokens(
 }
 
 /* ---- what the device tier alone can tell ---- */
-
-void kv_attached_store_describe(kvist_store_t *store, const kvist_namespace_params_t *params)
-{
-    kv_embedded_store_describe(kv_attached_of(store)->inner, params);
-}
 
 void kv_attached_store_listen(kvist_store_t *store, kvist_changed_t changed, void *context)
 {

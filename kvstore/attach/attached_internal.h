@@ -274,6 +274,11 @@ void kv_attached_note_tokens(
     kv_attached_lease_t *lease, uint32_t block, const uint32_t *tokens, uint32_t block_count);
 void kv_attached_settle(kv_attached_lease_t *lease); /* goes when nothing of it is under way */
 
+/* ---- ask.c ---- */
+
+/* A service that has just answered knows no namespace of this client's. */
+void kv_attached_describe_all(kv_attached_t *attached);
+
 /* ---- load.c ---- */
 
 typedef void (*kv_attached_loaded_t)(

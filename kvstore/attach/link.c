@@ -553,6 +553,7 @@ static void attach_ended(kv_attached_t *attached, const Kvist__Store__Attached *
     link->error = (kv_error_t){0};
     kv_log_info("store", "attached to %s domain %s", attached->path, attached->domain);
     link->warned = false;
+    kv_attached_describe_all(attached);
 }
 
 static kv_status_t connect_to(const char *path, int *fd_out, kv_error_t *error)

@@ -3,6 +3,7 @@
 #include "kvstore/service/service_internal.h"
 
 #include "kvstore/attach/told.h"
+#include "kvstore/store_internal.h"
 
 #include <stdlib.h>
 
@@ -167,6 +168,22 @@ static void tell_tokens(kv_service_conn_t *client, const Kvist__Store__GetTokens
     answer_found(client, &found);
 }
 
+/* For the store's own administrator. */
+static void describe(kv_service_conn_t *client, const Kvist__Store__Describe *asked)
+{
+    kv_described_t described = {
+        .dtype = (kvist_dtype_t)asked->dtype,
+        .codec_class = (kvist_codec_class_t)asked->codec_class,
+    };
+    if (kv_conn_key(client, &asked->name_space, &described.name_space) &&
+        kv_conn_key(client, &asked->model, &described.model) &&
+        kv_conn_key(client, &asked->layout, &described.layout) &&
+        kv_conn_key(client, &asked->salt, &described.salt) &&
+        kv_conn_key(client, &asked->adapter, &described.adapter)) {
+        kv_why_describe(client->domain->store, &described);
+    }
+}
+
 /* Other namespaces are none of a client's business. */
 static void why(kv_service_conn_t *client, const Kvist__Store__Why *asked)
 {
@@ -286,6 +303,9 @@ void kv_conn_forward(kv_service_conn_t *client, const Kvist__Store__Request *req
         break;
     case KVIST__STORE__REQUEST__BODY_WHY:
         why(client, request->why);
+        break;
+    case KVIST__STORE__REQUEST__BODY_DESCRIBE:
+        describe(client, request->describe);
         break;
     case KVIST__STORE__REQUEST__BODY_TOKENS:
         tell_tokens(client, request->tokens);
