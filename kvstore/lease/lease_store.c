@@ -18,6 +18,7 @@
 #include "kvstore/lease/pieces.h"
 #include "kvstore/terms.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -41,7 +42,8 @@ typedef struct {
 struct kv_put {
     kv_transfer_t transfer; /* first */
     kvist_put_t asked;
-    uint32_t *tokens; /* [block_count][block_tokens] */
+    char arithmetic[KV_ARITHMETIC_BYTES]; /* the caller's may be gone when its turn comes */
+    uint32_t *tokens;                     /* [block_count][block_tokens] */
     kv_pieces_t pieces;
     uint64_t *checksums; /* of the objects, promised by whoever may write to the pieces; or NULL */
     bool present_only;   /* there are no pieces */
@@ -539,6 +541,9 @@ static kv_put_t *make_put(
         .context = context,
     };
     memcpy(put->tokens, tokens, token_count * sizeof *tokens);
+    snprintf(put->arithmetic, sizeof put->arithmetic, "%s",
+        asked->arithmetic != NULL ? asked->arithmetic : "");
+    put->asked.arithmetic = put->arithmetic;
     return put;
 }
 

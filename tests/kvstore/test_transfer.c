@@ -215,6 +215,46 @@ static void pieces_may_have_any_sizes(void **state)
     bench_end(&bench);
 }
 
+/* Of a store that waits for its turn nothing of the caller's is read when that comes. */
+static void what_waits_for_its_turn_was_copied(void **state)
+{
+    (void)state;
+    bench_t bench;
+    bench_init(&bench, "turn", 4);
+    without_device(&bench);
+    bench_with_host(&bench, BLOCKS);
+    bench_open(&bench);
+    context_t context;
+    make_context(&bench, 1, 4, 0, &context);
+    kvist_match_t match;
+    kvist_lease_t *lease = match_context(&bench, &context, 4, &match);
+    transfer_t stored[4] = {0};
+    kvist_piece_t pieces[4];
+    for (uint32_t block = 0; block < 4; block++) {
+        char arithmetic[KVIST_ARITHMETIC_BYTES_MAX + 1];
+        snprintf(arithmetic, sizeof arithmetic, "kernels %u", block);
+        pieces[block] =
+            (kvist_piece_t){context.bytes + block * context.object_bytes, context.object_bytes};
+        kvist_put_t put = {.first_block = block,
+            .block_count = 1,
+            .arithmetic = arithmetic,
+            .deadline_ns = kv_clock_now_ns() + 20ull * KV_NS_PER_S};
+        assert_int_equal(
+            kvist_lease_store(lease, &put, &pieces[block], 1, note_stored, &stored[block]), KV_OK);
+        memset(arithmetic, 'x', sizeof arithmetic - 1);
+    }
+    wait_transfer(&bench, &stored[3]);
+    for (uint32_t block = 0; block < 4; block++) {
+        char arithmetic[KVIST_ARITHMETIC_BYTES_MAX + 1];
+        snprintf(arithmetic, sizeof arithmetic, "kernels %u", block);
+        assert_int_equal(stored[block].status, KV_OK);
+        assert_string_equal(kvist_lease_arithmetic(lease, block), arithmetic);
+    }
+    kvist_lease_release(lease);
+    free(context.bytes);
+    bench_end(&bench);
+}
+
 /* The plain layout of the harness: 2 layers of 2 K heads and 2 V heads of 256 bytes. */
 static void one_layer_or_head_is_loaded_alone(void **state)
 {
@@ -867,6 +907,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_stored_is_loaded_from_every_tier),
         cmocka_unit_test(pieces_may_have_any_sizes),
+        cmocka_unit_test(what_waits_for_its_turn_was_copied),
         cmocka_unit_test(one_layer_or_head_is_loaded_alone),
         cmocka_unit_test(what_is_asked_wrongly_is_refused),
         cmocka_unit_test(a_context_may_be_larger_than_host_memory),
