@@ -200,15 +200,17 @@ static void link_changed(kv_holder_t *holder, const kv_mover_event_t *event)
 
 /* ---- what wakes the reactor ---- */
 
+static void say_attached(kv_holder_t *holder)
+{
+    const char *name = kvist_store_attached_to(holder->store);
+    kv_peers_set_attached_to(holder->peers, name != NULL ? name : "");
+}
+
 static void store_ready(void *context)
 {
     kv_holder_t *holder = context;
     kvist_store_poll(holder->store);
-    if (holder->options->store.attach[0] != '\0') {
-        kvist_stats_t stats;
-        kvist_store_stats(holder->store, &stats);
-        kv_peers_set_attached_to(holder->peers, stats.attached_to != NULL ? stats.attached_to : "");
-    }
+    say_attached(holder);
 }
 
 static void mover_ready(void *context)
@@ -327,7 +329,6 @@ void kv_holder_fill_tiers(
 
 static void fill_store(const kvist_stats_t *stats, Kvist__Admin__Status *status)
 {
-    status->attached_to = (char *)(uintptr_t)(stats->attached_to != NULL ? stats->attached_to : "");
     status->unsaved_objects = stats->unsaved_objects;
     status->io = (char *)stats->io;
     status->leases = stats->leases;
@@ -376,6 +377,9 @@ static void admin_status(void *context, const Kvist__Admin__Request *request, kv
         kvist_stats_t stats;
         kvist_store_stats(holder->store, &stats);
         fill_store(&stats, &status);
+        const char *attached_to = kvist_store_attached_to(holder->store);
+        status.attached_to = (char *)(uintptr_t)(attached_to != NULL ? attached_to : "");
+        status.attach = holder->options->store.attach;
         kv_holder_fill_tiers(&stats, tiers, tier_pointers);
         status.n_tiers = KVIST_TIER_REMOTE;
         status.tiers = tier_pointers;
@@ -491,6 +495,7 @@ kv_status_t kv_holder_join(
         status = open_discovery(holder, error);
     }
     if (status == KV_OK) {
+        say_attached(holder);
         if (params->polls) {
             holder->state->store_watch = kv_reactor_attach(
                 holder->reactor, kvist_store_fd(holder->store), store_ready, holder);

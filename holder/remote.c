@@ -329,9 +329,10 @@ static bool as_good(const kv_holding_t *left, const kv_holding_t *right)
 }
 
 /* What that one holds, this node's own match has found. */
-static bool is_own_store(const kvist_stats_t *stats, const kv_peer_t *peer)
+static bool is_own_store(const kv_holder_t *holder, const kv_peer_t *peer)
 {
-    return stats->attached_to != NULL && strcmp(stats->attached_to, kv_peer_name(peer)) == 0;
+    const char *own = kvist_store_attached_to(holder->store);
+    return own != NULL && strcmp(own, kv_peer_name(peer)) == 0;
 }
 
 bool kv_remote_find(kv_holder_t *holder, const kvist_key_t *keys, uint32_t key_count,
@@ -342,8 +343,6 @@ bool kv_remote_find(kv_holder_t *holder, const kvist_key_t *keys, uint32_t key_c
     if (remote->holdings == NULL || key_count == 0) {
         return false;
     }
-    kvist_stats_t stats;
-    kvist_store_stats(holder->store, &stats);
     kv_holding_t found[KV_HOLDERS_MAX]; /* the best first */
     size_t count =
         kv_holdings_find(remote->holdings, keys->bytes, key_count, found, KV_HOLDERS_MAX);
@@ -353,7 +352,7 @@ bool kv_remote_find(kv_holder_t *holder, const kvist_key_t *keys, uint32_t key_c
         const follower_t *follower = find_follower(remote, found[i].holder);
         if (follower == NULL || is_among(found[i].holder, excluded_peers, excluded_count) ||
             kv_peer_draining(follower->peer) || !kv_holder_link_up(follower->peer) ||
-            is_own_store(&stats, follower->peer)) {
+            is_own_store(holder, follower->peer)) {
             continue;
         }
         if (best == NULL || load_of(follower->peer) < load_of(best_peer)) {
@@ -376,14 +375,12 @@ bool kv_remote_holder(const kv_holder_t *holder, const kvist_key_t *keys, uint32
     if (remote->holdings == NULL || key_count == 0) {
         return false;
     }
-    kvist_stats_t stats;
-    kvist_store_stats(holder->store, &stats);
     kv_holding_t found[KV_HOLDERS_MAX]; /* the best first */
     size_t count =
         kv_holdings_find(remote->holdings, keys->bytes, key_count, found, KV_HOLDERS_MAX);
     for (size_t i = 0; i < count; i++) {
         const follower_t *follower = find_follower(remote, found[i].holder);
-        if (follower != NULL && !is_own_store(&stats, follower->peer)) {
+        if (follower != NULL && !is_own_store(holder, follower->peer)) {
             *name_out = kv_peer_name(follower->peer);
             *block_count_out = found[i].block_count;
             return true;

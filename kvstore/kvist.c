@@ -131,6 +131,12 @@ void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out)
     store_ops(store)->stats(store, stats_out);
 }
 
+const char *kvist_store_attached_to(const kvist_store_t *store)
+{
+    const kv_store_ops_t *ops = store_ops(store);
+    return ops->attached_to != NULL ? ops->attached_to(store) : NULL;
+}
+
 kv_status_t kvist_store_find(
     const kvist_store_t *store, const char *digits, kvist_key_t *key_out, kv_error_t *error)
 {

@@ -598,11 +598,13 @@ typedef struct {
     bool disk_offline;  /* repeated write failures: the disk tier takes nothing more until the node
                           restarts; of several disks each goes on its own: all have */
     const char *io;     /* "io_uring" or "threads"; "none" without a disk tier */
-    const char *attached_to; /* of an attached store: name of the kvist-store, while it is there,
-                                until the next poll; NULL else */
 } kvist_stats_t;
 
 void kvist_store_stats(const kvist_store_t *store, kvist_stats_t *stats_out);
+
+/* Of an attached store: the name of the kvist-store, while it is there; valid until the next poll.
+ * NULL: it is away, or the store is not attached. */
+const char *kvist_store_attached_to(const kvist_store_t *store);
 
 /* What one tenant has. Device and host memory, disk: bytes of its objects; pins: as in
  * kvist_stats_t. */

@@ -48,6 +48,7 @@ typedef struct {
         void (*visit)(void *context, const kvist_tenant_t *tenant), void *context);
 
     void (*stats)(const kvist_store_t *store, kvist_stats_t *stats_out);
+    const char *(*attached_to)(const kvist_store_t *store); /* NULL: never attached */
     kv_status_t (*find)(
         const kvist_store_t *store, const char *digits, kvist_key_t *key_out, kv_error_t *error);
     kv_status_t (*show)(

@@ -71,6 +71,7 @@ typedef struct {
         uint32_t device_slots; /* 0: as many as fit in device_bytes */
         uint64_t host_bytes;
         char *attach; /* path of a kvist-store's client socket; empty after kv_options_load: none */
+        char *domain; /* of that store, to which the node belongs */
         char *socket; /* of kvist-store: where clients attach; never empty after kv_options_load */
         kv_string_list_t domains; /* of kvist-store: kv_options_domain; none: one, of store.* */
         char *directory;          /* empty after kv_options_load: no disk tier */

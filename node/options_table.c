@@ -132,6 +132,8 @@ const kv_option_t KV_OPTIONS[] = {
     TEXT(STORE, store, attach, KV_OPTION_PATH, "", 0, 4096,
         "client socket of this host's kvist-store, which then holds the host and disk tiers in "
         "this node's place; empty or none: this node has them itself"),
+    TEXT(STORE, store, domain, KV_OPTION_NAME, "default", 1, 63,
+        "which of that kvist-store's domains this node belongs to"),
     TEXT(STORE, store, socket, KV_OPTION_PATH, "", 0, 4096,
         "of kvist-store: where clients attach; empty: kvist/NAME-clients.sock in $XDG_RUNTIME_DIR, "
         "or in /tmp/kvist-UID"),

@@ -226,7 +226,32 @@ static kv_status_t open_engine(core_t *core, kv_error_t *error)
     return status;
 }
 
-static kv_status_t open_store(core_t *core, kv_error_t *error)
+static kvist_store_params_t device_tier(const core_t *core, const kvist_layout_t *layout)
+{
+    const kv_options_t *options = core->public.holder.options;
+    return (kvist_store_params_t){
+        .layout = layout,
+        .device = core->device,
+        .device_arena = kv_engine_arena(core->public.engine),
+        .device_slot_count = core->public.info->slot_count,
+        .policy = (kvist_policy_t)options->store.policy,
+        .origin = options->node.name,
+        .history_bytes = options->store.history_bytes,
+    };
+}
+
+/* Host and disk tier are those of this machine's kvist-store. */
+static kv_status_t open_attached(core_t *core, kv_error_t *error)
+{
+    const kv_options_t *options = core->public.holder.options;
+    kvist_layout_t layout = kvist_layout_plain(&core->public.info->shape);
+    kvist_store_params_t params = device_tier(core, &layout);
+    params.attach = options->store.attach;
+    params.domain = options->store.domain;
+    return kvist_store_open(&params, &core->public.holder.store, error);
+}
+
+static kv_status_t open_embedded(core_t *core, kv_error_t *error)
 {
     const kv_options_t *options = core->public.holder.options;
     kvist_layout_t layout = kvist_layout_plain(&core->public.info->shape);
@@ -240,29 +265,21 @@ static kv_status_t open_store(core_t *core, kv_error_t *error)
         disks[i].folder = folders[i]; /* nodes of one file share the disk */
         free(folder);
     }
+    kvist_store_params_t params = device_tier(core, &layout);
+    params.host_bytes = options->store.host_bytes;
+    params.directory = options->store.directory[0] != '\0' ? options->store.directory : NULL;
+    params.disk_bytes = options->store.disk_bytes;
+    params.disks = disks;
+    params.disk_count = disk_count;
+    params.segment_bytes = options->store.segment_bytes;
+    params.write_bytes_per_day = options->store.write_bytes_per_day;
+    params.persist = (kvist_persist_t)options->store.persist;
+    params.codec = (kvist_codec_t)options->store.codec;
+    params.io = (kvist_io_t)options->store.io;
     uint32_t quota_count;
     kvist_quota_t *quotas = kv_quotas_read(options, &quota_count);
-    kvist_store_params_t params = {
-        .layout = &layout,
-        .device = core->device,
-        .device_arena = kv_engine_arena(core->public.engine),
-        .device_slot_count = core->public.info->slot_count,
-        .host_bytes = options->store.host_bytes,
-        .directory = options->store.directory[0] != '\0' ? options->store.directory : NULL,
-        .disk_bytes = options->store.disk_bytes,
-        .disks = disks,
-        .disk_count = disk_count,
-        .segment_bytes = options->store.segment_bytes,
-        .write_bytes_per_day = options->store.write_bytes_per_day,
-        .persist = (kvist_persist_t)options->store.persist,
-        .codec = (kvist_codec_t)options->store.codec,
-        .policy = (kvist_policy_t)options->store.policy,
-        .quotas = quotas,
-        .quota_count = quota_count,
-        .io = (kvist_io_t)options->store.io,
-        .origin = options->node.name,
-        .history_bytes = options->store.history_bytes,
-    };
+    params.quotas = quotas;
+    params.quota_count = quota_count;
     kv_status_t status = kvist_store_open(&params, &core->public.holder.store, error);
     kv_quotas_clear(quotas, quota_count);
     return status;
@@ -300,7 +317,8 @@ static kv_status_t open_all(core_t *core, kv_error_t *error)
         status = open_engine(core, error);
     }
     if (status == KV_OK) {
-        status = open_store(core, error);
+        bool attaches = public->holder.options->store.attach[0] != '\0';
+        status = attaches ? open_attached(core, error) : open_embedded(core, error);
     }
     if (status == KV_OK) {
         public->compute = kv_compute_create(public->engine,

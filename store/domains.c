@@ -58,12 +58,14 @@ static void add_disks(const kv_options_t *options, kv_service_domain_t *domain)
 {
     uint32_t count = domain->store.directory != NULL ? options->store.disks.count : 0;
     kvist_disk_params_t *disks = kv_allocate_array(count + 1, sizeof *disks);
+    bool alone = options->store.domains.count == 0;
+    char name[2 * KV_OPTION_DOMAIN_NAME_BYTES_MAX];
+    snprintf(name, sizeof name, "%s%s%s", options->node.name, alone ? "" : "-",
+        alone ? "" : domain->name);
     for (uint32_t i = 0; i < count; i++) { /* which the options have checked */
         char *folder = NULL;
         KV_CHECK(kv_options_disk(options->store.disks.items[i], &folder, &disks[i].bytes) == KV_OK);
-        char *own = path_of(folder, options->node.name);
-        disks[i].folder = path_of(own, domain->name);
-        free(own);
+        disks[i].folder = path_of(folder, name);
         free(folder);
     }
     domain->store.disks = disks;
@@ -83,6 +85,7 @@ static kvist_store_params_t common(const kv_options_t *options)
         .io = (kvist_io_t)options->store.io,
         .policy = (kvist_policy_t)options->store.policy,
         .origin = options->node.name,
+        .history_bytes = options->store.history_bytes,
     };
 }
 
@@ -120,7 +123,9 @@ static kv_status_t add_domain(const kv_options_t *options, const kv_option_domai
     if (option->directory != NULL) {
         domain->store.directory = kv_duplicate_string(option->directory);
     } else if (options->store.directory[0] != '\0') {
-        domain->store.directory = path_of(options->store.directory, option->name);
+        bool alone = options->store.domains.count == 0;
+        domain->store.directory = alone ? kv_duplicate_string(options->store.directory)
+                                        : path_of(options->store.directory, option->name);
     }
     domain->store.quotas = kv_quotas_read(options, &domain->store.quota_count);
     add_disks(options, domain);

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 enum { SHOWN_CLIENTS_MAX = 256 };
 
@@ -222,6 +223,8 @@ static kv_status_t open_all(node_t *node, kv_error_t *error)
         status = kv_holder_begin(&node->holder, error);
     }
     if (status == KV_OK) {
+        /* In which several domains have theirs; an error shows when the first one opens. */
+        mkdir(node->holder.options->store.directory, 0700);
         kv_service_params_t params = {
             .path = node->holder.options->store.socket,
             .domains = node->domains.items,

@@ -110,6 +110,12 @@ static void poll_store(kvist_store_t *store)
     }
 }
 
+static const char *store_attached_to(const kvist_store_t *store)
+{
+    const kv_attached_t *attached = (const kv_attached_t *)store;
+    return attached->link.state == KV_LINK_UP ? attached->life->store_name : NULL;
+}
+
 static int store_fd(const kvist_store_t *store)
 {
     return ((const kv_attached_t *)store)->epoll_fd;
@@ -307,6 +313,7 @@ const kv_store_ops_t KV_ATTACHED_OPS = {
     .set_quota = kv_attached_store_set_quota,
     .tenants = kv_attached_store_tenants,
     .stats = kv_attached_store_stats,
+    .attached_to = store_attached_to,
     .find = kv_attached_store_find,
     .show = kv_attached_store_show,
     .list = kv_attached_store_list,

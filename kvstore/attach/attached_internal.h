@@ -55,6 +55,7 @@ struct kv_life {
     uint32_t references;
     bool up; /* the service holds its leases */
     uint8_t instance[KV_ATTACH_INSTANCE_BYTES];
+    char store_name[KV_ORIGIN_BYTES]; /* what it calls itself */
     kv_arena_t arenas[KVIST_GROUPS_MAX];
     kv_region_t staging;
     int staging_fd; /* -1: the service has it */

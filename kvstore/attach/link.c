@@ -540,6 +540,8 @@ static void attach_ended(kv_attached_t *attached, const Kvist__Store__Attached *
         return;
     }
     memcpy(life->instance, said->instance.data, KV_ATTACH_INSTANCE_BYTES);
+    bool has_name = kv_text_is_plain(said->name, '!', sizeof life->store_name - 1);
+    snprintf(life->store_name, sizeof life->store_name, "%s", has_name ? said->name : "unnamed");
     close(life->staging_fd);
     life->staging_fd = -1;
     life->leases_max = said->leases_max;

@@ -166,6 +166,12 @@ static double metric(const char *name, const char *labels)
 
 /* ---- the tests ---- */
 
+static const char *attached_to_one(const kvist_store_t *store)
+{
+    (void)store;
+    return "one";
+}
+
 static void the_best_source_is_found(void **state)
 {
     (void)state;
@@ -184,9 +190,11 @@ static void the_best_source_is_found(void **state)
     expect_source(1, 0, "two", 3);
     kv_peers_set_draining(nodes[0].holder.peers, false);
     expect_source(1, 0, "one", BLOCKS);
-    asker.bench.store->stats.attached_to = "one"; /* whatever it holds, the asker's store has */
+    kv_store_ops_t attached = *asker.bench.store->ops;
+    attached.attached_to = attached_to_one; /* whatever that one holds, the asker's store has */
+    asker.bench.store->ops = &attached;
     expect_source(1, 0, "two", 3);
-    asker.bench.store->stats.attached_to = NULL;
+    asker.bench.store->ops = &KV_EMBEDDED_OPS;
     expect_source(1, 0, "one", BLOCKS);
     assert_int_equal(drop(&nodes[0].bench, 1, 2, false).status, KV_OK);
     expect_source(1, id_of("two"), "one", 2);
@@ -283,10 +291,12 @@ static void who_cannot_be_asked_is_named(void **state)
     assert_string_equal(name, "one");
     assert_int_equal(count, BLOCKS);
     link_down = NULL;
-    asker.bench.store->stats.attached_to = "one";
+    kv_store_ops_t attached = *asker.bench.store->ops;
+    attached.attached_to = attached_to_one;
+    asker.bench.store->ops = &attached;
     assert_true(held(1, &name, &count));
     assert_string_equal(name, "two");
-    asker.bench.store->stats.attached_to = NULL;
+    asker.bench.store->ops = &KV_EMBEDDED_OPS;
 }
 
 int main(void)

@@ -35,7 +35,7 @@ static void without_the_option_there_is_one(void **state)
     assert_int_equal(domains.count, 1);
     assert_string_equal(domains.items[0].name, "default");
     assert_int_equal(domains.items[0].user_count, 0);
-    assert_string_equal(domains.items[0].store.directory, "/data/default");
+    assert_string_equal(domains.items[0].store.directory, "/data");
     assert_int_equal(domains.items[0].store.host_bytes, 3 << 20);
     assert_string_equal(domains.items[0].store.origin, "here");
     kv_domains_clear(&domains);
@@ -63,8 +63,8 @@ static void each_has_its_own(void **state)
     assert_string_equal(b->store.directory, "/b");
     assert_int_equal(b->store.disk_bytes, 1 << 30);
     assert_int_equal(b->store.disk_count, 1);
-    assert_string_equal(a->store.disks[0].folder, "/disk/here/a");
-    assert_string_equal(b->store.disks[0].folder, "/disk/here/b");
+    assert_string_equal(a->store.disks[0].folder, "/disk/here-a");
+    assert_string_equal(b->store.disks[0].folder, "/disk/here-b");
     kv_domains_clear(&domains);
     kv_options_clear(&options);
 }
