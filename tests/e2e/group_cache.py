@@ -128,7 +128,7 @@ def test_status_ls_chat(cluster):
     status = cluster.kvist("status", "--dir", cluster.folder)
     assert status.returncode == 0 and status.stdout.startswith("hit rate"), status.stdout
     listing = cluster.kvist("ls", "--dir", cluster.folder)
-    assert listing.returncode == 0 and "prefill-0" in listing.stdout, listing.stdout
+    assert listing.returncode == 0 and "store-0" in listing.stdout, listing.stdout
     chat = cluster.kvist("chat", "--dir", cluster.folder, "--max-tokens", "12",
                          text="Hello, who are you?\nAnd what can you do?\n")
     assert chat.returncode == 0, chat.stdout + chat.stderr

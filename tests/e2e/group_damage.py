@@ -4,7 +4,7 @@ import os
 from cluster import prose
 
 # No host tier to hide behind.
-OPTIONS = ("--store.host_bytes=0",)
+OPTIONS = ("--embedded", "--store.host_bytes=0")
 QUESTION = prose(201, 700) + " What was it about?"
 
 

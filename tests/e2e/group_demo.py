@@ -53,6 +53,7 @@ def test_demonstration(programs):
     text, _ = demo.communicate(timeout=LIMIT_S)
     assert demo.returncode == 0, text
     assert re.search(r"again .*of 7\d\d prompt tokens \d+ from ", text), text
+    assert "came to the other one from its store" in text, text
     assert "to the byte, that of an undisturbed run" in text, text
     assert re.search(r"\d+ requests: 0 lost, 0 with another answer", text), text
     assert not left_behind(demo.pid)

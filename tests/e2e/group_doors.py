@@ -144,7 +144,7 @@ def test_command_line(cluster):
     for command in ("up", "down", "status", "ls", "chat", "tour", "tokenize", "score", "bench"):
         run = cluster.kvist(command, "--help")
         assert run.returncode == 0 and "usage: kvist " + command in run.stdout, run.stdout
-    for binary in ("kvist-prefill", "kvist-decode", "kvist-gateway"):
+    for binary in ("kvist-store", "kvist-prefill", "kvist-decode", "kvist-gateway"):
         run = subprocess.run([os.path.join(cluster.binaries, binary), "--help"],
                              capture_output=True, text=True, timeout=20)
         assert run.returncode == 0 and "--cluster.key_file" in run.stdout, run.stdout + run.stderr

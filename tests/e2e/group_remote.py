@@ -6,7 +6,7 @@ import time
 
 from cluster import prose, wait_until
 
-OPTIONS = ("--prefill", "2", "--decode", "2")
+OPTIONS = ("--prefill", "2", "--decode", "2", "--embedded")
 BLOCK = 16
 
 

@@ -6,7 +6,7 @@ import time
 from cluster import prose, wait_until
 
 # No host tier: what is stored is on disk.
-OPTIONS = ("--store.host_bytes=0",)
+OPTIONS = ("--embedded", "--store.host_bytes=0")
 BLOCK = 16
 QUESTION = prose(301, 400) + " What was it about?"
 

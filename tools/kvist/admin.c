@@ -2,6 +2,13 @@
 
 #include "node/admin_client.h"
 
+static const char *about = NULL; /* a command is about one domain */
+
+void kv_ask_about(const char *domain)
+{
+    about = domain;
+}
+
 /* Asks, and refuses an answer of another kind (0: any kind will do). */
 static kv_status_t ask(const char *admin, Kvist__Admin__Request__BodyCase question,
     void *question_body, Kvist__Admin__Reply__BodyCase answer, uint64_t limit_ms,
@@ -9,6 +16,7 @@ static kv_status_t ask(const char *admin, Kvist__Admin__Request__BodyCase questi
 {
     Kvist__Admin__Request request = KVIST__ADMIN__REQUEST__INIT;
     request.body_case = question;
+    request.domain = (char *)(uintptr_t)(about != NULL ? about : "");
     request.status = question_body; /* the members of the union are all pointers to messages */
     Kvist__Admin__Reply *reply;
     kv_status_t status = kv_admin_ask(admin, &request, limit_ms, &reply, error);

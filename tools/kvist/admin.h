@@ -11,6 +11,10 @@
 
 enum { KV_ADMIN_LIMIT_MS = 3000, KV_ADMIN_DISK_LIMIT_MS = 60000 };
 
+/* Of a kvist-store with several domains: whose store the questions of this command are about, from
+ * now on. NULL, as at first: the first one's. */
+void kv_ask_about(const char *domain);
+
 /* The reply's body is of the kind that was asked for; release with
  * kvist__admin__reply__free_unpacked(reply, NULL). */
 kv_status_t kv_ask_status(const char *admin, Kvist__Admin__Reply **reply_out, kv_error_t *error);

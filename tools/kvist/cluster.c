@@ -149,8 +149,8 @@ static bool sees_all(
 }
 
 /* The member answers on its admin socket, it is the process that we started, and it is connected to
- * the nodes that it sends requests to: a gateway to the decode nodes, those to the prefill nodes.
- */
+ * the nodes that it sends requests to: a gateway to the decode nodes, those to the prefill nodes;
+ * and attached, where it is to be. */
 static bool is_healthy(const kv_cluster_t *cluster, const kv_member_t *member)
 {
     Kvist__Admin__Reply *reply;
@@ -164,6 +164,7 @@ static bool is_healthy(const kv_cluster_t *cluster, const kv_member_t *member)
     } else if (strcmp(status->role, "decode") == 0) {
         healthy = healthy && sees_all(cluster, status, "prefill");
     }
+    healthy = healthy && (status->attach[0] == '\0' || status->attached_to[0] != '\0');
     kvist__admin__reply__free_unpacked(reply, NULL);
     return healthy;
 }
@@ -258,7 +259,8 @@ static bool drain_gateway(const kv_member_t *member)
     return kv_child_wait(&member->child, DRAIN_LIMIT_MS);
 }
 
-/* Asks, then insists. The gateway goes first, so that no request meets a missing node. */
+/* Asks, then insists. The gateway goes first, so that no request meets a missing node, and the
+ * store last: what the others still have goes to it. */
 static kv_status_t stop_members(kv_cluster_t *cluster, bool now, kv_error_t *error)
 {
     kv_status_t status = KV_OK;
@@ -320,7 +322,7 @@ static bool asks_for_change(const kv_cluster_params_t *params)
     return params->model != NULL || params->config != NULL || params->http_port != 0 ||
            params->prefill_count != 0 || params->decode_count != 0 ||
            params->prefill_threads != 0 || params->decode_threads != 0 || params->colocated ||
-           params->extra_count != 0;
+           params->embedded || params->extra_count != 0;
 }
 
 kv_status_t kv_cluster_start(

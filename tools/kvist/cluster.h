@@ -1,10 +1,11 @@
 /* A cluster on one machine: its folder, its processes, their start and stop.
  *
- *   FOLDER/cluster.json   what runs: endpoint, model, and of each node its command, pid, start time
- *   FOLDER/cluster.key    the cluster's key (mode 0600, made once)
- *   FOLDER/logs/NAME.log  what a node said
- *   FOLDER/run/NAME.sock  a node's admin socket
- *   FOLDER/store/NAME/    a node's disk tier
+ *   FOLDER/cluster.json      what runs: endpoint, model, and of each node its command, pid, start
+ *   FOLDER/cluster.key       the cluster's key (mode 0600, made once)
+ *   FOLDER/logs/NAME.log     what a node said
+ *   FOLDER/run/NAME.sock     a node's admin socket
+ *   FOLDER/run/clients.sock  where nodes attach to kvist-store
+ *   FOLDER/store/NAME/       a node's disk tier
  *
  * Owns: the strings of a kv_cluster_t, until kv_cluster_clear.
  * Threads: one; two commands on one folder exclude each other by FOLDER/lock.
@@ -21,7 +22,7 @@
 
 enum {
     KV_CLUSTER_NODES_MAX = 16, /* of one role */
-    KV_CLUSTER_MEMBERS_MAX = 2 * KV_CLUSTER_NODES_MAX + 1,
+    KV_CLUSTER_MEMBERS_MAX = 2 * KV_CLUSTER_NODES_MAX + 2,
     KV_PATH_BYTES = 4096,
 };
 
@@ -30,7 +31,7 @@ typedef struct {
     char *admin, *log;
     char **argv; /* NULL-terminated: how it is started (again) */
     kv_child_t child;
-    bool stores; /* no gateway */
+    bool stores; /* no gateway, and not attached to a store that is a member */
 } kv_member_t;
 
 typedef struct {
@@ -49,6 +50,7 @@ typedef struct {
     uint64_t prefill_count, decode_count;     /* 0: one */
     uint64_t prefill_threads, decode_threads; /* of each; 0: half of the cores for all of a role */
     bool colocated;                           /* no prefill node: decode nodes compute prompts */
+    bool embedded;                            /* no kvist-store: each node has tiers of its own */
     const char **extras; /* "--section.name=value" for the nodes that know it */
     size_t extra_count;
 } kv_cluster_params_t;

@@ -32,11 +32,11 @@ static void add_node(kv_cluster_t *cluster, const char *socket)
         .log = kv_duplicate_string("the service manager's"),
         .argv = kv_allocate_array(1, sizeof(char *)),
         .child = kv_child_of((pid_t)node->pid),
-        .stores = strcmp(node->role, "gateway") != 0};
-    if (!member->stores && cluster->endpoint == NULL) {
+        .stores = strcmp(node->role, "gateway") != 0 && node->attach[0] == '\0'};
+    if (strcmp(node->role, "gateway") == 0 && cluster->endpoint == NULL) {
         cluster->endpoint = concatenate("http://", node->http_address);
     }
-    if (cluster->model == NULL) {
+    if (cluster->model == NULL && node->model[0] != '\0') {
         cluster->model = kv_duplicate_string(node->model);
     }
     kvist__admin__reply__free_unpacked(reply, NULL);
@@ -76,6 +76,7 @@ kv_status_t kv_cluster_find(const char *folder, kv_cluster_t *cluster_out, kv_er
     if (status == KV_OK && cluster.member_count > 0) {
         cluster.endpoint =
             cluster.endpoint != NULL ? cluster.endpoint : kv_duplicate_string("no gateway here");
+        cluster.model = cluster.model != NULL ? cluster.model : kv_duplicate_string("none");
         *cluster_out = cluster;
         return KV_OK;
     }

@@ -77,6 +77,9 @@ static bool unpack_member(json_t *entry, kv_member_t *member)
     member->admin = kv_duplicate_string(admin);
     member->log = kv_duplicate_string(log);
     member->stores = strncmp(name, "gateway", strlen("gateway")) != 0;
+    for (size_t i = 0; i < count; i++) {
+        member->stores = member->stores && strncmp(member->argv[i], "--store.attach=", 15) != 0;
+    }
     member->child = (kv_child_t){.pid = (pid_t)pid, .start_ticks = (uint64_t)start_ticks};
     return true;
 }

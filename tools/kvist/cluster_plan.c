@@ -24,6 +24,7 @@ typedef struct {
     const char *sections[6];
 } kind_t;
 
+static const kind_t STORE = {"kvist-store", "store", {"cluster", "node", "store"}};
 static const kind_t PREFILL = {
     "kvist-prefill", "prefill", {"cluster", "node", "model", "store", "prefill"}};
 static const kind_t DECODE = {
@@ -33,11 +34,13 @@ static const kind_t GATEWAY = {"kvist-gateway", "gateway", {"cluster", "node", "
 /* What the plan sets itself: nodes could not find each other if it were set otherwise. */
 static const char *const SET_BY_PLAN[] = {"cluster.key", "cluster.key_file", "node.name",
     "node.host", "node.port", "node.admin", "model.path", "model.threads", "cluster.nodes",
-    "decode.prefill_nodes", "gateway.decode_nodes", "gateway.http_host", "gateway.http_port"};
+    "decode.prefill_nodes", "gateway.decode_nodes", "gateway.http_host", "gateway.http_port",
+    "store.attach", "store.socket"};
 
 typedef struct {
     const kv_cluster_params_t *params;
     const char *folder;
+    char clients[KV_PATH_BYTES];  /* the store's client socket; "": every node has its own tiers */
     char programs[KV_PATH_BYTES]; /* the folder of this program and of the nodes' */
     const char *model;
     kv_cluster_t *cluster;
@@ -169,7 +172,9 @@ static kv_member_t *add_member(
     member->name = text("%s-%llu", kind->role, (unsigned long long)index);
     member->admin = text("%s/run/%s.sock", plan->folder, member->name);
     member->log = text("%s/logs/%s.log", plan->folder, member->name);
-    member->stores = knows_section(kind, "store", strlen("store"));
+    bool has_tiers = knows_section(kind, "store", strlen("store"));
+    bool attaches = has_tiers && kind != &STORE && plan->clients[0] != '\0';
+    member->stores = has_tiers && !attaches;
     member->argv = kv_allocate_array(WORDS_MAX + 1, sizeof(char *));
     member->argv[(*count)++] = text("%s/%s", plan->programs, kind->program);
     if (params->config != NULL) {
@@ -180,10 +185,15 @@ static kv_member_t *add_member(
     add(plan, member, count, "cluster.key_file", path);
     add(plan, member, count, "node.name", member->name);
     add(plan, member, count, "node.admin", member->admin);
-    add(plan, member, count, "model.path", plan->model);
-    if (member->stores) {
+    if (knows_section(kind, "model", strlen("model"))) {
+        add(plan, member, count, "model.path", plan->model);
+    }
+    if (has_tiers) {
         snprintf(path, sizeof path, "%s/store/%s", plan->folder, member->name);
         add(plan, member, count, "store.directory", path);
+    }
+    if (attaches || kind == &STORE) {
+        add(plan, member, count, attaches ? "store.attach" : "store.socket", plan->clients);
     }
     for (size_t i = 0; i < params->extra_count; i++) {
         const char *extra = params->extras[i];
@@ -285,8 +295,12 @@ static kv_status_t add_members(plan_t *plan, uint16_t http_port, kv_error_t *err
         snprintf(nodes.list + used, sizeof nodes.list - used, "%s127.0.0.1:%u", i > 0 ? "," : "",
             nodes.ports[i]);
     }
-    add_engine_nodes(plan, &nodes);
     size_t count = 0;
+    if (plan->clients[0] != '\0') {
+        add_member(plan, &STORE, 0, &count);
+    }
+    add_engine_nodes(plan, &nodes);
+    count = 0;
     kv_member_t *gateway = add_member(plan, &GATEWAY, 0, &count);
     bool one = nodes.decode_count == 1 && node_count <= 2;
     const char *decode = strrchr(nodes.list, ',');
@@ -304,7 +318,7 @@ static kv_status_t find_programs(plan_t *plan, kv_error_t *error)
     }
     plan->programs[bytes] = '\0';
     dirname(plan->programs);
-    static const kind_t *const kinds[] = {&PREFILL, &DECODE, &GATEWAY};
+    static const kind_t *const kinds[] = {&STORE, &PREFILL, &DECODE, &GATEWAY};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         char path[KV_PATH_BYTES + 32];
         snprintf(path, sizeof path, "%s/%s", plan->programs, kinds[i]->program);
@@ -359,6 +373,9 @@ kv_status_t kv_cluster_plan(const kv_cluster_params_t *params, const char *folde
                              : status;
     if (status == KV_OK) {
         plan.model = cluster.model;
+        if (!params->embedded) {
+            snprintf(plan.clients, sizeof plan.clients, "%s/run/clients.sock", folder);
+        }
         cluster.folder = kv_duplicate_string(folder);
         cluster.endpoint = text("http://127.0.0.1:%u", http_port);
         status = add_members(&plan, http_port, error);

@@ -30,13 +30,15 @@ static kv_status_t drop_at(const kv_member_t *member, const char *key, json_t *r
 
 int kv_command_drop(int argc, char **argv)
 {
-    const char *folder = kv_cluster_default_folder(), *node = NULL, *key = NULL;
+    const char *folder = kv_cluster_default_folder(), *domain = NULL, *node = NULL, *key = NULL;
     bool json = false, erase = false;
     const kv_argument_t rows[] = {
         {"--erase", KV_ARGUMENT_FLAG, NULL, "overwrite the bytes too, in memory and on disk",
             &erase, 0, 0},
         {"--dir", KV_ARGUMENT_TEXT, "FOLDER",
             "the cluster's state (default: ~/.local/state/kvist/default)", &folder, 0, 0},
+        {"--domain", KV_ARGUMENT_TEXT, "NAME",
+            "of a kvist-store: whose store is meant (default: its first domain's)", &domain, 0, 0},
         {"--node", KV_ARGUMENT_TEXT, "NAME", "at this node only (default: at all)", &node, 0, 0},
         {"--json", KV_ARGUMENT_FLAG, NULL, "as JSON", &json, 0, 0},
     };
@@ -53,6 +55,7 @@ int kv_command_drop(int argc, char **argv)
     if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
         return code;
     }
+    kv_ask_about(domain);
     const kv_stores_request_t request = {"drop", folder, node, key, json};
     return kv_stores_visit_key(&request, drop_at, &erase);
 }

@@ -70,12 +70,14 @@ static bool list_node(
 
 int kv_command_list(int argc, char **argv)
 {
-    const char *folder = kv_cluster_default_folder();
+    const char *folder = kv_cluster_default_folder(), *domain = NULL;
     bool json = false;
     uint64_t count_max = 20;
     const kv_argument_t rows[] = {
         {"--dir", KV_ARGUMENT_TEXT, "FOLDER",
             "the cluster's state (default: ~/.local/state/kvist/default)", &folder, 0, 0},
+        {"--domain", KV_ARGUMENT_TEXT, "NAME",
+            "of a kvist-store: whose store is meant (default: its first domain's)", &domain, 0, 0},
         {"--count", KV_ARGUMENT_NUMBER, "N", "at most so many of each node (default: 20)",
             &count_max, 1, 10000},
         {"--json", KV_ARGUMENT_FLAG, NULL, "as JSON", &json, 0, 0},
@@ -93,6 +95,7 @@ int kv_command_list(int argc, char **argv)
     if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
         return code;
     }
+    kv_ask_about(domain);
     kv_cluster_t cluster;
     kv_error_t error;
     if (kv_cluster_find(folder, &cluster, &error) != KV_OK) {

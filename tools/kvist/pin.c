@@ -63,7 +63,7 @@ static kv_status_t pin_at(const kv_member_t *member, const char *key, json_t *ro
 
 int kv_command_pin(int argc, char **argv)
 {
-    const char *folder = kv_cluster_default_folder(), *node = NULL, *key = NULL;
+    const char *folder = kv_cluster_default_folder(), *domain = NULL, *node = NULL, *key = NULL;
     wish_t wish = {0};
     bool json = false;
     const kv_argument_t rows[] = {
@@ -74,6 +74,8 @@ int kv_command_pin(int argc, char **argv)
         {"--remove", KV_ARGUMENT_FLAG, NULL, "take the pin away", &wish.remove, 0, 0},
         {"--dir", KV_ARGUMENT_TEXT, "FOLDER",
             "the cluster's state (default: ~/.local/state/kvist/default)", &folder, 0, 0},
+        {"--domain", KV_ARGUMENT_TEXT, "NAME",
+            "of a kvist-store: whose store is meant (default: its first domain's)", &domain, 0, 0},
         {"--node", KV_ARGUMENT_TEXT, "NAME", "at this node only (default: at all)", &node, 0, 0},
         {"--json", KV_ARGUMENT_FLAG, NULL, "as JSON", &json, 0, 0},
     };
@@ -91,6 +93,7 @@ int kv_command_pin(int argc, char **argv)
     if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
         return code;
     }
+    kv_ask_about(domain);
     uint64_t until_ns = 0;
     code = key != NULL ? read_wish(&wish, &until_ns) : KV_EXIT_DONE;
     if (code != KV_EXIT_DONE) {

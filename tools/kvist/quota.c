@@ -120,7 +120,7 @@ static bool take_tenant(
 
 int kv_command_quota(int argc, char **argv)
 {
-    const char *folder = kv_cluster_default_folder(), *node = NULL, *size = NULL;
+    const char *folder = kv_cluster_default_folder(), *domain = NULL, *node = NULL, *size = NULL;
     const char *tenant = NULL, *host = NULL, *disk = NULL;
     bool json = false, tenants = false;
     const kv_argument_t rows[] = {
@@ -133,6 +133,8 @@ int kv_command_quota(int argc, char **argv)
             &node, 0, 0},
         {"--dir", KV_ARGUMENT_TEXT, "FOLDER",
             "the cluster's state (default: ~/.local/state/kvist/default)", &folder, 0, 0},
+        {"--domain", KV_ARGUMENT_TEXT, "NAME",
+            "of a kvist-store: whose store is meant (default: its first domain's)", &domain, 0, 0},
         {"--json", KV_ARGUMENT_FLAG, NULL, "as JSON", &json, 0, 0},
     };
     const kv_arguments_t arguments = {
@@ -153,6 +155,7 @@ int kv_command_quota(int argc, char **argv)
     if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
         return code;
     }
+    kv_ask_about(domain);
     uint64_t disk_bytes = 0;
     if (size != NULL && (kv_size_parse(size, &disk_bytes) != KV_OK || disk_bytes == 0)) {
         return kv_command_misuse("quota", "SIZE is no size", "such as 512MiB, 20GiB or 1.5TiB");

@@ -27,11 +27,13 @@ static kv_status_t show_at(const kv_member_t *member, const char *key, json_t *r
 
 int kv_command_show(int argc, char **argv)
 {
-    const char *folder = kv_cluster_default_folder(), *node = NULL, *key = NULL;
+    const char *folder = kv_cluster_default_folder(), *domain = NULL, *node = NULL, *key = NULL;
     bool json = false;
     const kv_argument_t rows[] = {
         {"--dir", KV_ARGUMENT_TEXT, "FOLDER",
             "the cluster's state (default: ~/.local/state/kvist/default)", &folder, 0, 0},
+        {"--domain", KV_ARGUMENT_TEXT, "NAME",
+            "of a kvist-store: whose store is meant (default: its first domain's)", &domain, 0, 0},
         {"--node", KV_ARGUMENT_TEXT, "NAME", "ask this node only", &node, 0, 0},
         {"--json", KV_ARGUMENT_FLAG, NULL, "as JSON", &json, 0, 0},
     };
@@ -48,6 +50,7 @@ int kv_command_show(int argc, char **argv)
     if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
         return code;
     }
+    kv_ask_about(domain);
     const kv_stores_request_t request = {"show", folder, node, key, json};
     return kv_stores_visit_key(&request, show_at, NULL);
 }

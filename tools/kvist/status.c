@@ -46,6 +46,40 @@ static void print_tier(const Kvist__Admin__Tier *tier)
         kv_text_size(tier->written_bytes, written));
 }
 
+static void print_tiers(Kvist__Admin__Tier *const *tiers, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (tiers[i]->capacity_bytes > 0 || tiers[i]->object_count > 0) {
+            print_tier(tiers[i]);
+        }
+    }
+}
+
+/* Of a kvist-store: its domains' tiers, where there is more than one or none is open yet, and who
+ * is attached. */
+static void print_store(const Kvist__Admin__Status *status)
+{
+    for (size_t i = 0; i < status->n_domains; i++) {
+        const Kvist__Admin__Domain *domain = status->domains[i];
+        if (status->n_domains > 1 || !domain->open) {
+            printf("    domain %s%s\n", domain->name,
+                domain->open ? "" : ": not open, no client has attached yet");
+        }
+        if (status->n_domains > 1) {
+            print_tiers(domain->tiers, domain->n_tiers);
+        }
+    }
+    for (size_t i = 0; i < status->n_clients; i++) {
+        char bytes[KV_TEXT_BYTES];
+        const Kvist__Admin__Client *client = status->clients[i];
+        printf(
+            "    client %s, pid %llu, user %u, domain %s: %llu leases, %llu requests, lends %s\n",
+            client->name, (unsigned long long)client->pid, client->user, client->domain,
+            (unsigned long long)client->leases, (unsigned long long)client->requests,
+            kv_text_size(client->staging_bytes, bytes));
+    }
+}
+
 static void print_node(const kv_member_t *member, const Kvist__Admin__Status *status)
 {
     char uptime[KV_TEXT_BYTES];
@@ -54,8 +88,14 @@ static void print_node(const kv_member_t *member, const Kvist__Admin__Status *st
         status->running_requests, status->queued_requests);
     printf("%s%s%s\n", status->device[0] != '\0' ? ", " : "", status->device,
         status->draining ? "; DRAINING: takes nothing new" : "");
-    for (size_t i = 0; i < status->n_tiers; i++) {
-        print_tier(status->tiers[i]);
+    if (status->n_domains <= 1) {
+        print_tiers(status->tiers, status->n_tiers);
+    }
+    print_store(status);
+    if (status->attach[0] != '\0') {
+        printf("    %s%s%s\n", status->attached_to[0] != '\0' ? "attached to " : "NOT attached to ",
+            status->attached_to[0] != '\0' ? status->attached_to : status->attach,
+            status->attached_to[0] != '\0' ? "" : ": it is away, the node goes on without");
     }
     if (status->n_tiers > 0) {
         printf("    leases %llu, slots free %llu, not yet durable %llu, disk by %s%s\n",
@@ -118,6 +158,37 @@ static json_t *pack_tier(const Kvist__Admin__Tier *tier)
         (json_int_t)tier->written_bytes, "evicted_objects", (json_int_t)tier->evicted_objects);
 }
 
+static json_t *pack_domains(const Kvist__Admin__Status *status)
+{
+    json_t *domains = json_array();
+    for (size_t i = 0; i < status->n_domains; i++) {
+        const Kvist__Admin__Domain *domain = status->domains[i];
+        json_t *tiers = json_array();
+        for (size_t j = 0; j < domain->n_tiers; j++) {
+            json_array_append_new(tiers, pack_tier(domain->tiers[j]));
+        }
+        json_array_append_new(
+            domains, json_pack("{s:s, s:b, s:I, s:I, s:o}", "name", domain->name, "open",
+                         domain->open, "unsaved_objects", (json_int_t)domain->unsaved_objects,
+                         "leases", (json_int_t)domain->leases, "tiers", tiers));
+    }
+    return domains;
+}
+
+static json_t *pack_clients(const Kvist__Admin__Status *status)
+{
+    json_t *clients = json_array();
+    for (size_t i = 0; i < status->n_clients; i++) {
+        const Kvist__Admin__Client *client = status->clients[i];
+        json_array_append_new(clients,
+            json_pack("{s:s, s:s, s:I, s:i, s:I, s:I, s:I}", "name", client->name, "domain",
+                client->domain, "pid", (json_int_t)client->pid, "user", (int)client->user, "leases",
+                (json_int_t)client->leases, "requests", (json_int_t)client->requests,
+                "staging_bytes", (json_int_t)client->staging_bytes));
+    }
+    return clients;
+}
+
 static json_t *pack_node(const kv_member_t *member, const Kvist__Admin__Status *status)
 {
     json_t *tiers = json_array(), *peers = json_array();
@@ -160,6 +231,14 @@ static json_t *pack_node(const kv_member_t *member, const Kvist__Admin__Status *
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         json_object_set_new(node, numbers[i].name, json_integer((json_int_t)numbers[i].value));
+    }
+    if (status->n_domains > 0) {
+        json_object_set_new(node, "domains", pack_domains(status));
+        json_object_set_new(node, "clients", pack_clients(status));
+    }
+    if (status->attach[0] != '\0') {
+        json_object_set_new(node, "attach", json_string(status->attach));
+        json_object_set_new(node, "attached_to", json_string(status->attached_to));
     }
     json_object_set_new(node, "tiers", tiers);
     json_object_set_new(node, "peers", peers);

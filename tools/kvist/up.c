@@ -32,6 +32,9 @@ int kv_command_up(int argc, char **argv)
         {"--decode-threads", KV_ARGUMENT_NUMBER, "N",
             "of each decode node (default: half of the cores for all of them)",
             &params.decode_threads, 1, 1024},
+        {"--embedded", KV_ARGUMENT_FLAG, NULL,
+            "no kvist-store: each node has a host and a disk tier of its own", &params.embedded, 0,
+            0},
         {"--colocated", KV_ARGUMENT_FLAG, NULL,
             "no prefill node: decode nodes compute prompts themselves (to compare)",
             &params.colocated, 0, 0},
@@ -39,9 +42,10 @@ int kv_command_up(int argc, char **argv)
     const kv_arguments_t arguments = {
         .usage = "kvist up [OPTIONS]",
         .summary =
-            "Starts a gateway, prefill nodes and decode nodes on this machine, each a process "
-            "of its own,\nand waits until they are healthy. Run again: nodes that died are "
-            "started again.",
+            "Starts kvist-store, prefill nodes and decode nodes that attach to it, and a gateway "
+            "on "
+            "this machine,\neach a process of its own, and waits until they are healthy. Run "
+            "again: nodes that died are\nstarted again.",
         .rows = rows,
         .row_count = sizeof rows / sizeof *rows,
         .extras = extras,

@@ -59,11 +59,13 @@ static kv_status_t verify_at(
 
 int kv_command_verify(int argc, char **argv)
 {
-    const char *folder = kv_cluster_default_folder(), *node = NULL;
+    const char *folder = kv_cluster_default_folder(), *domain = NULL, *node = NULL;
     bool json = false;
     const kv_argument_t rows[] = {
         {"--dir", KV_ARGUMENT_TEXT, "FOLDER",
             "the cluster's state (default: ~/.local/state/kvist/default)", &folder, 0, 0},
+        {"--domain", KV_ARGUMENT_TEXT, "NAME",
+            "of a kvist-store: whose store is meant (default: its first domain's)", &domain, 0, 0},
         {"--node", KV_ARGUMENT_TEXT, "NAME", "this node only (default: all)", &node, 0, 0},
         {"--json", KV_ARGUMENT_FLAG, NULL, "as JSON", &json, 0, 0},
     };
@@ -81,6 +83,7 @@ int kv_command_verify(int argc, char **argv)
     if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
         return code;
     }
+    kv_ask_about(domain);
     kv_stores_t stores;
     code = kv_stores_open("verify", folder, node, &stores);
     if (code != KV_EXIT_DONE) {

@@ -62,6 +62,7 @@ static kv_status_t start_cluster(const run_t *run, const char *name, bool coloca
     }
     snprintf(folder, sizeof folder, "%s/%s", run->folder, name);
     kv_cluster_params_t params = {.folder = folder,
+        .embedded = true, /* what is compared is where prompts are computed, not where KV is kept */
         .model = run->options->model,
         .prefill_threads = threads,
         .decode_threads = threads,
