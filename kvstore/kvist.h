@@ -288,7 +288,9 @@ typedef struct kvist_store kvist_store_t;
  *   lease that holds a dropped block in host memory still loads it.
  * - kvist_store_close waits for what is still to be written through, for at most five seconds.
  * - kvist_store_listen and kvist_store_held tell of the device tier alone, kvist_why of other
- *   namespaces what that one holds (kvist-store's own admin socket tells the rest); statistics of these are up to a quarter of a second old.
+ *   namespaces what that one holds (kvist-store's own admin socket tells the rest). Statistics of
+ *   host and disk are up to a quarter of a second old, but for hit_blocks and read_bytes: those are
+ *   what this process loaded.
  * - kvist_lease_arithmetic is "" for blocks that the lease stored from the caller's memory. */
 
 /* Opens the directory. Everything durable is found from the first match on, while polls go on to

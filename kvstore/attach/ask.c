@@ -279,6 +279,10 @@ void kv_attached_store_stats(const kvist_store_t *store, kvist_stats_t *stats_ou
     kvist_stats_t inner, told = attached->told;
     kv_embedded_store_stats(attached->inner, &inner);
     told.tiers[KVIST_TIER_DEVICE] = inner.tiers[KVIST_TIER_DEVICE];
+    for (int tier = KVIST_TIER_HOST; tier <= KVIST_TIER_DISK; tier++) {
+        told.tiers[tier].hit_blocks = attached->loaded[tier].hit_blocks;
+        told.tiers[tier].read_bytes = attached->loaded[tier].read_bytes;
+    }
     told.slots_free = inner.slots_free;
     told.slots_private = inner.slots_private;
     told.leases = 0;

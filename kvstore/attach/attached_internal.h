@@ -139,6 +139,9 @@ struct kv_attached {
     uint64_t told_ns;                          /* when it was asked for that; 0: never */
     bool telling;
     uint64_t miss_count[KVIST_MISS_COUNT];
+    struct {
+        uint64_t hit_blocks, read_bytes;
+    } loaded[KVIST_TIER_COUNT]; /* by this client, from the service's tiers */
 };
 
 /* Where the service has the found blocks' objects of one group. */

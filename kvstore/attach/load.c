@@ -224,22 +224,28 @@ static void end_part(part_t *part)
     advance(load);
 }
 
+static void end_copies(part_t *part, kvist_tier_t tier, block_state_t otherwise)
+{
+    kv_attached_t *attached = store_of(part->load);
+    for (uint32_t i = 0; i < part->count; i++) {
+        part->load->states[part->first + i] = part->good[i] ? GOOD : otherwise;
+        attached->loaded[tier].hit_blocks += part->good[i];
+        attached->loaded[tier].read_bytes += part->good[i] ? part->load->block_bytes : 0;
+    }
+}
+
 /* What is not as it was promised the service is asked for: it knows what became of it. */
 static void mapped_done(kv_task_t *task)
 {
     part_t *part = (part_t *)task;
-    for (uint32_t i = 0; i < part->count; i++) {
-        part->load->states[part->first + i] = part->good[i] ? GOOD : ASKED;
-    }
+    end_copies(part, KVIST_TIER_HOST, ASKED);
     end_part(part);
 }
 
 static void window_done(kv_task_t *task)
 {
     part_t *part = (part_t *)task;
-    for (uint32_t i = 0; i < part->count; i++) {
-        part->load->states[part->first + i] = part->good[i] ? GOOD : BAD;
-    }
+    end_copies(part, KVIST_TIER_DISK, BAD);
     end_part(part);
 }
 
