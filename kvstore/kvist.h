@@ -178,15 +178,17 @@ typedef enum { KVIST_IO_AUTO, KVIST_IO_URING, KVIST_IO_THREADS } kvist_io_t;
 
 /* Which blocks leave device and host memory first, within a class: those that were used longest
  * ago; those that were not used again soon after they came; those that are worth least: uses times
- * what having them again costs, for each byte. A block always goes before what it goes on from. */
+ * what having them again costs, for each byte; those that are least likely to be used soon, as far
+ * as others like them tell. A block always goes before what it goes on from. */
 typedef enum {
     KVIST_POLICY_LRU,
     KVIST_POLICY_S3_FIFO,
     KVIST_POLICY_GDSF,
+    KVIST_POLICY_FORECAST,
     KVIST_POLICY_COUNT,
 } kvist_policy_t;
 
-const char *kvist_policy_name(kvist_policy_t policy); /* "lru", "s3-fifo", "gdsf" */
+const char *kvist_policy_name(kvist_policy_t policy); /* "lru", "s3-fifo", ... */
 
 /* What a tenant may have of host memory and disk; 0: as much as there is. A block counts for the
  * tenant that stored it first. Who is at a quota gives up blocks of its own for new ones, and

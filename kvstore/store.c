@@ -410,6 +410,7 @@ static void set_costs(const kvist_store_t *store, const kvist_store_params_t *pa
     double token_ns = given ? params->compute_token_ns : COMPUTE_TOKEN_NS;
     double distance_ns = given ? params->compute_distance_ns : COMPUTE_DISTANCE_NS;
     if (pool->slot_count > 0) {
+        pool->clock = store->clock;
         *pool->costs = (kv_policy_costs_t){
             .bytes = store->groups[group].layout.object_bytes,
             .block_ns = token_ns * store->block_tokens,

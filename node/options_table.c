@@ -171,9 +171,10 @@ const kv_option_t KV_OPTIONS[] = {
     LIST(STORE, store, tenants, KV_OPTION_TENANTS,
         "quotas of tenants, as NAME:host_bytes=SIZE:disk_bytes=SIZE: whoever is at one gives up "
         "blocks of its own, nobody else's; of each domain of a kvist-store"),
-    CHOICE(STORE, store, policy, "lru", "lru|s3-fifo|gdsf",
+    CHOICE(STORE, store, policy, "lru", "lru|s3-fifo|gdsf|forecast",
         "which blocks leave memory first: those used longest ago, those not used again soon after "
-        "they came, or those that are worth least (uses x cost of having them again)"),
+        "they came, those that are worth least (uses x cost of having them again), or those least "
+        "likely to be used soon, as others like them tell (kvist sim compares them on your load)"),
     CHOICE(STORE, store, io, "auto", "auto|uring|threads",
         "disk I/O; auto: io_uring, or threads where the kernel forbids it"),
     {.section = KV_SECTION_STORE,

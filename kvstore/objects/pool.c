@@ -6,7 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const kv_candidates_t NO_CANDIDATES = {{KV_RANKING_NONE, KV_RANKING_NONE}};
+static void clear_candidates(kv_candidates_t *candidates)
+{
+    for (int list = 0; list < KV_POLICY_LISTS; list++) {
+        candidates->roots[list] = KV_RANKING_NONE;
+    }
+}
 
 void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_tokens, uint32_t unit_count,
     uint32_t *tokens, uint64_t *checksums, const kv_policy_ops_t *policy)
@@ -29,7 +34,7 @@ void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_tokens, u
     };
     const kv_policy_params_t params = {.slot_count = slot_count, .costs = pool->costs};
     for (int i = 0; i < KVIST_PRIORITY_COUNT; i++) {
-        pool->candidates[i] = NO_CANDIDATES;
+        clear_candidates(&pool->candidates[i]);
         pool->policies[i] = policy->create(&params);
     }
 }
@@ -117,6 +122,11 @@ static void list_if_candidate(kv_pool_t *pool, uint32_t slot)
 
 /* ---- the policy ---- */
 
+static uint32_t now_s(const kv_pool_t *pool)
+{
+    return pool->clock != NULL ? (uint32_t)(pool->clock->unix_ns(pool->clock) / KV_NS_PER_S) : 0;
+}
+
 static kv_policy_slot_t describe(const kv_pool_t *pool, uint32_t slot)
 {
     return (kv_policy_slot_t){
@@ -124,6 +134,7 @@ static kv_policy_slot_t describe(const kv_pool_t *pool, uint32_t slot)
         .used = pool->ranks[slot].used,
         .now = pool->use_count,
         .uses = pool->slots[slot].uses,
+        .now_s = now_s(pool),
     };
 }
 
@@ -235,7 +246,7 @@ static void know_tenant(kv_pool_t *pool, uint32_t tenant)
         kv_pool_tenant_t *next = &pool->tenants[pool->tenant_count];
         *next = (kv_pool_tenant_t){0};
         for (int i = 0; i < KVIST_PRIORITY_COUNT; i++) {
-            next->candidates[i] = NO_CANDIDATES;
+            clear_candidates(&next->candidates[i]);
         }
     }
 }
@@ -355,7 +366,9 @@ static void enter_class(kv_pool_walk_t *walk)
 {
     const kv_pool_t *pool = walk->pool;
     walk->lists_seen = 0;
-    walk->slot = KV_SLOT_NONE;
+    for (int list = 0; list < KV_POLICY_LISTS; list++) {
+        walk->at[list].slot = KV_SLOT_NONE;
+    }
     walk->list = walk->priority >= 0 && pool->ops->first_list != NULL
                      ? pool->ops->first_list(pool->policies[walk->priority])
                      : 0;
@@ -374,8 +387,8 @@ kv_pool_walk_t kv_pool_walk(kv_pool_t *pool, uint32_t tenant, kvist_priority_t l
     return walk;
 }
 
-/* The next one of the list that the walk is in. */
-static uint32_t next_in_list(const kv_pool_walk_t *walk)
+/* The next one of a list. */
+static uint32_t next_in_list(const kv_pool_walk_t *walk, uint32_t list)
 {
     const kv_pool_t *pool = walk->pool;
     bool any = walk->tenant == KV_TENANT_ANY;
@@ -386,9 +399,36 @@ static uint32_t next_in_list(const kv_pool_walk_t *walk)
         any ? &pool->candidates[walk->priority]
             : &pool->tenants[walk->tenant].candidates[walk->priority];
     kv_ranking_memory_t memory = memory_of(pool, !any);
-    uint32_t root = candidates->roots[walk->list];
-    return walk->slot == KV_SLOT_NONE ? kv_ranking_first(&memory, root)
-                                      : kv_ranking_after(&memory, root, walk->rank, walk->slot);
+    uint32_t root = candidates->roots[list], at = walk->at[list].slot;
+    return at == KV_SLOT_NONE ? kv_ranking_first(&memory, root)
+                              : kv_ranking_after(&memory, root, walk->at[list].rank, at);
+}
+
+/* The next one of the class: of the list that the policy chooses, or list after list. */
+static uint32_t next_in_class(kv_pool_walk_t *walk)
+{
+    const kv_pool_t *pool = walk->pool;
+    uint32_t slots[KV_POLICY_LISTS];
+    kv_policy_heads_t heads = {.now_s = now_s(pool)};
+    for (; pool->ops->choose == NULL && walk->lists_seen < KV_POLICY_LISTS; walk->lists_seen++) {
+        uint32_t slot = next_in_list(walk, walk->list);
+        if (slot != KV_SLOT_NONE) {
+            return slot;
+        }
+        walk->list = (walk->list + 1) % KV_POLICY_LISTS;
+    }
+    for (uint32_t list = 0; pool->ops->choose != NULL && list < KV_POLICY_LISTS; list++) {
+        slots[list] = next_in_list(walk, list);
+        if (slots[list] != KV_SLOT_NONE) {
+            heads.present |= (uint32_t)1 << list;
+            heads.ranks[list] = pool->ranks[slots[list]].rank;
+        }
+    }
+    if (heads.present == 0) {
+        return KV_SLOT_NONE;
+    }
+    walk->list = pool->ops->choose(pool->policies[walk->priority], &heads);
+    return slots[walk->list];
 }
 
 /* Whether the policy lets it stay for now, in another place. */
@@ -410,24 +450,30 @@ static bool is_spared(kv_pool_t *pool, uint32_t slot)
     return true;
 }
 
-/* What became a candidate at a place that the walk has passed; KV_SLOT_NONE: nothing did. */
+/* What became a candidate at a place that the walk has passed; KV_SLOT_NONE: nothing did. Where the
+ * policy chooses among lists it is no more than the next one of its list. */
 static uint32_t take_passed(kv_pool_walk_t *walk)
 {
     const kv_pool_t *pool = walk->pool;
     uint32_t slot = walk->also;
     walk->also = KV_SLOT_NONE;
-    if (slot == KV_SLOT_NONE || walk->slot == KV_SLOT_NONE) {
+    if (slot == KV_SLOT_NONE || pool->slots[slot].priority != walk->priority) {
         return KV_SLOT_NONE;
     }
     const kv_slot_t *entry = &pool->slots[slot];
-    kv_rank_t rank = pool->ranks[slot];
+    kv_rank_t rank = pool->ranks[slot], last = walk->at[entry->list].rank;
+    bool begun = walk->at[entry->list].slot != KV_SLOT_NONE;
     bool is_before =
-        rank.rank != walk->rank.rank ? rank.rank < walk->rank.rank : rank.used < walk->rank.used;
+        begun && (rank.rank != last.rank ? rank.rank < last.rank : rank.used < last.used);
     bool is_candidate = (entry->flags & (KV_SLOT_LISTED | KV_SLOT_PROMISED)) == KV_SLOT_LISTED &&
                         (walk->tenant == KV_TENANT_ANY || walk->tenant == entry->tenant);
-    bool is_passed = entry->priority == walk->priority &&
-                     (entry->list == walk->list ? is_before : walk->lists_seen > 0);
-    return is_candidate && is_passed && !is_spared(walk->pool, slot) ? slot : KV_SLOT_NONE;
+    if (pool->ops->choose != NULL && is_candidate && is_before) {
+        walk->at[entry->list].rank = (kv_rank_t){rank.rank, rank.used - 1}; /* just before it */
+        return KV_SLOT_NONE;
+    }
+    bool is_passed = entry->list == walk->list ? is_before : walk->lists_seen > 0;
+    bool alone = pool->ops->choose == NULL;
+    return alone && is_candidate && is_passed && !is_spared(walk->pool, slot) ? slot : KV_SLOT_NONE;
 }
 
 uint32_t kv_pool_step(kv_pool_walk_t *walk)
@@ -437,22 +483,18 @@ uint32_t kv_pool_step(kv_pool_walk_t *walk)
         return passed;
     }
     while (walk->priority >= (int)walk->last) {
-        uint32_t slot = next_in_list(walk);
-        if (slot != KV_SLOT_NONE) {
-            kv_rank_t rank = walk->pool->ranks[slot];
-            if (is_spared(walk->pool, slot)) {
-                continue; /* it is elsewhere now; what comes next is where it was */
-            }
-            walk->slot = slot;
-            walk->rank = rank;
-            return slot;
-        }
-        walk->slot = KV_SLOT_NONE;
-        walk->list = (walk->list + 1) % KV_POLICY_LISTS;
-        if (++walk->lists_seen == KV_POLICY_LISTS) {
+        uint32_t slot = next_in_class(walk);
+        if (slot == KV_SLOT_NONE) {
             walk->priority--;
             enter_class(walk);
+            continue;
         }
+        kv_rank_t rank = walk->pool->ranks[slot];
+        if (!is_spared(walk->pool, slot)) {
+            walk->at[walk->list].slot = slot;
+            walk->at[walk->list].rank = rank;
+            return slot;
+        } /* else it is elsewhere now; what comes next is where it was */
     }
     return KV_SLOT_NONE;
 }

@@ -92,6 +92,7 @@ typedef struct {
     uint32_t promised;                                /* root in of_all, by end of promise */
     kv_pool_tenant_t *tenants;                        /* [tenant_count] candidates in of_tenant */
     uint32_t tenant_count;
+    const kv_clock_t *clock; /* borrowed, set after kv_pool_init; NULL: it is always second 0 */
 } kv_pool_t;
 
 /* What the pool is told of an object that comes. */
@@ -148,8 +149,10 @@ typedef struct {
     int priority;    /* the class that it is in */
     kvist_priority_t last;
     uint32_t lists_seen, list;
-    kv_rank_t rank; /* of what it came to last */
-    uint32_t slot;
+    struct {
+        kv_rank_t rank; /* of what it came to last */
+        uint32_t slot;
+    } at[KV_POLICY_LISTS]; /* in each list */
     uint32_t also; /* set by who evicts: it has become a candidate, perhaps before that place */
 } kv_pool_walk_t;
 

@@ -37,7 +37,7 @@ static bool is_there(const kv_ghosts_t *ghosts, const kv_ghost_t *place)
     return place->number != 0 && ghosts->newest - place->number < ghosts->capacity;
 }
 
-void kv_ghosts_add(kv_ghosts_t *ghosts, uint32_t hash)
+void kv_ghosts_add(kv_ghosts_t *ghosts, uint32_t hash, uint32_t note)
 {
     if (ghosts->places == NULL) {
         ghosts->places =
@@ -55,17 +55,19 @@ void kv_ghosts_add(kv_ghosts_t *ghosts, uint32_t hash)
         }
     }
     ghosts->newest += ghosts->newest == UINT32_MAX ? 2 : 1; /* never 0 */
-    *oldest = (kv_ghost_t){hash, ghosts->newest};
+    *oldest = (kv_ghost_t){(hash & ~(uint32_t)KV_GHOST_NOTE_MAX) | note, ghosts->newest};
 }
 
-bool kv_ghosts_take(kv_ghosts_t *ghosts, uint32_t hash)
+bool kv_ghosts_take(kv_ghosts_t *ghosts, uint32_t hash, uint32_t *note_out)
 {
     if (ghosts->places == NULL) {
         return false;
     }
     kv_ghost_t *bucket = bucket_of(ghosts, hash);
     for (int i = 0; i < BUCKET_PLACES; i++) {
-        if (bucket[i].hash == hash && is_there(ghosts, &bucket[i])) {
+        bool same = (bucket[i].hash ^ hash) <= KV_GHOST_NOTE_MAX;
+        if (same && is_there(ghosts, &bucket[i])) {
+            *note_out = bucket[i].hash & KV_GHOST_NOTE_MAX;
             bucket[i].number = 0;
             return true;
         }

@@ -8,6 +8,7 @@ const kv_policy_ops_t *kv_policy_at(kvist_policy_t policy)
         [KVIST_POLICY_LRU] = &KV_POLICY_LRU,
         [KVIST_POLICY_S3_FIFO] = &KV_POLICY_S3_FIFO,
         [KVIST_POLICY_GDSF] = &KV_POLICY_GDSF,
+        [KVIST_POLICY_FORECAST] = &KV_POLICY_FORECAST,
     };
     return POLICIES[policy];
 }

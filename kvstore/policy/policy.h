@@ -5,8 +5,8 @@
  * have no hole under any policy. It also puts classes and pins before everything else, and knows
  * whose blocks they are. What is left to a policy is a number for each slot, its *rank*, given when
  * its object comes and whenever it was used: the lowest of a class goes first. A policy may keep
- * two lists in a class and say each time which of them goes first; and it may give the one that
- * would go now another rank, and so another chance.
+ * several lists in a class and say each time from which of them one goes; and it may give the one
+ * that would go now another rank, and so another chance.
  *
  * A policy is a table of functions. Each pool makes one of each class, from the same table.
  *
@@ -23,7 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KV_POLICY_LISTS = 2 };
+enum { KV_POLICY_LISTS = 32 };
 
 /* What it costs to have a block of this pool again. */
 typedef struct {
@@ -42,9 +42,10 @@ typedef struct {
 
 typedef struct {
     const kv_policy_about_t *about;
-    uint64_t used; /* number of its last use among all uses of the pool's slots */
-    uint64_t now;  /* number of the newest use */
-    uint32_t uses; /* since it came to the tier, at most KV_POLICY_USES_MAX */
+    uint64_t used;  /* number of its last use among all uses of the pool's slots */
+    uint64_t now;   /* number of the newest use */
+    uint32_t uses;  /* since it came to the tier, at most KV_POLICY_USES_MAX */
+    uint32_t now_s; /* unix */
 } kv_policy_slot_t;
 
 enum { KV_POLICY_USES_MAX = 255 };
@@ -53,6 +54,13 @@ typedef struct {
     uint64_t rank; /* the lowest goes first; of equal ones the one that was used longest ago */
     uint8_t list;  /* below KV_POLICY_LISTS */
 } kv_policy_place_t;
+
+/* Of each list the rank of the one that would go first. */
+typedef struct {
+    uint32_t present; /* bit l: list l has one */
+    uint32_t now_s;
+    uint64_t ranks[KV_POLICY_LISTS];
+} kv_policy_heads_t;
 
 typedef struct {
     uint32_t slot_count; /* of the pool: the most that a class can have */
@@ -79,7 +87,9 @@ typedef struct {
     void (*leave)(kv_policy_t *policy, const kv_policy_slot_t *slot, const kv_policy_place_t *place,
         bool evicted);
 
-    uint8_t (*first_list)(const kv_policy_t *policy); /* NULL: there is only list 0 */
+    uint8_t (*first_list)(const kv_policy_t *policy); /* NULL: there is only list 0, or: */
+    /* One of the lists that are present: its first goes. */
+    uint8_t (*choose)(const kv_policy_t *policy, const kv_policy_heads_t *heads);
     size_t (*memory_bytes)(const kv_policy_t *policy);
 } kv_policy_ops_t;
 
@@ -89,6 +99,6 @@ const kv_policy_ops_t *kv_policy_at(kvist_policy_t policy);
  * counts by its power of two, so that its noise does not reorder blocks. */
 double kv_policy_cost_ns(const kv_policy_costs_t *costs, uint32_t position);
 
-extern const kv_policy_ops_t KV_POLICY_LRU, KV_POLICY_S3_FIFO, KV_POLICY_GDSF;
+extern const kv_policy_ops_t KV_POLICY_LRU, KV_POLICY_S3_FIFO, KV_POLICY_GDSF, KV_POLICY_FORECAST;
 
 #endif

@@ -39,7 +39,8 @@ static void destroy(kv_policy_t *policy)
 
 static void enter(kv_policy_t *policy, const kv_policy_slot_t *slot, kv_policy_place_t *place_out)
 {
-    bool known = kv_ghosts_take(&policy->ghosts, slot->about->key_hash);
+    uint32_t note;
+    bool known = kv_ghosts_take(&policy->ghosts, slot->about->key_hash, &note);
     *place_out = (kv_policy_place_t){.rank = slot->now, .list = known ? MAIN : SMALL};
     policy->counts[place_out->list]++;
 }
@@ -75,7 +76,7 @@ static void leave(
 {
     policy->counts[place->list]--;
     if (evicted && place->list == SMALL) {
-        kv_ghosts_add(&policy->ghosts, slot->about->key_hash);
+        kv_ghosts_add(&policy->ghosts, slot->about->key_hash, 0);
     }
 }
 

@@ -138,6 +138,10 @@ static void random_workloads_keep_every_chain_whole_and_right(void **state)
         {40, 0, 2, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_GDSF, false},
         {40, 24, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, KVIST_IO_THREADS, KVIST_POLICY_LRU,
             false},
+        {40, 16, 40, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_FORECAST,
+            true},
+        {40, 24, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, KVIST_IO_AUTO, KVIST_POLICY_FORECAST,
+            false},
     };
     uint64_t seed = kv_test_seed();
     uint32_t runs = kv_test_long() ? 8 : 2;
