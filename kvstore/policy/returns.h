@@ -52,8 +52,9 @@ typedef struct {
 void kv_returns_init(kv_returns_t *returns, uint32_t slot_count);
 void kv_returns_destroy(kv_returns_t *returns);
 
-/* The block with this key hash was used; from now on it is of this kind (below KV_RETURNS_FORETOLD).
- * unit_s: a part of the time after which it is said to be used next; 0: nobody said so. */
+/* The block with this key hash was used; from now on it is of this kind (below
+ * KV_RETURNS_FORETOLD). unit_s: a part of the time after which it is said to be used next; 0:
+ * nobody said so. */
 void kv_returns_use(
     kv_returns_t *returns, uint32_t hash, uint32_t kind, double unit_s, uint32_t now_s);
 

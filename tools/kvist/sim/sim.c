@@ -251,6 +251,12 @@ static void run_reference(sim_t *sim, kv_reference_t kind, size_t size, uint32_t
     kv_reference_replay(&sim->trace, kind, blocks, hits);
 }
 
+/* The others look at none. */
+static bool uses_hints(unsigned policy)
+{
+    return policy == KVIST_POLICY_FORECAST;
+}
+
 /* lru and belady first: the others are told by them. */
 static kv_status_t run_size(sim_t *sim, size_t size)
 {
@@ -265,13 +271,12 @@ static kv_status_t run_size(sim_t *sim, size_t size)
         sim->hits = own;
     }
     for (unsigned policy = 0; status == KV_OK && policy < KVIST_POLICY_COUNT; policy++) {
-        for (int hinted = policy == KVIST_POLICY_LRU; hinted <= (sim->expected_ms != NULL);
-             hinted++) {
-            if (status == KV_OK && sim->wanted[policy] && policy != KVIST_POLICY_LRU) {
-                status = run_policy(sim, policy, hinted, size, &row, sim->hits);
-                if (status == KV_OK) {
-                    add_row(sim, &row, size, line++);
-                }
+        bool wanted = sim->wanted[policy] && policy != KVIST_POLICY_LRU;
+        int last = sim->expected_ms != NULL && uses_hints(policy);
+        for (int hinted = 0; status == KV_OK && wanted && hinted <= last; hinted++) {
+            status = run_policy(sim, policy, hinted, size, &row, sim->hits);
+            if (status == KV_OK) {
+                add_row(sim, &row, size, line++);
             }
         }
     }
@@ -297,8 +302,12 @@ static kv_status_t draw(sim_t *sim)
             return kv_fail(&sim->error, KV_INVALID, "--figure needs sizes in ascending order");
         }
     }
+    size_t line_count = 0;
     for (size_t i = 0; i < sim->line_count; i++) {
-        lines[i] = (kv_chart_line_t){sim->names[i], sim->rates[i], sim->references[i]};
+        if (strcmp(sim->names[i], kv_reference_name(KV_REFERENCE_LRU)) != 0) { /* on lru's line */
+            lines[line_count++] =
+                (kv_chart_line_t){sim->names[i], sim->rates[i], sim->references[i]};
+        }
     }
     const char *name = strrchr(sim->options->trace, '/');
     snprintf(title, sizeof title, "%s, %s", name != NULL ? name + 1 : sim->options->trace,
@@ -309,7 +318,7 @@ static kv_status_t draw(sim_t *sim)
         .sizes = sizes,
         .size_count = sim->sizes.count,
         .lines = lines,
-        .line_count = sim->line_count,
+        .line_count = line_count,
     };
     return kv_chart_write(&chart, sim->options->figure, &sim->error);
 }
@@ -427,7 +436,7 @@ int kv_command_sim(int argc, char **argv)
         {"--stretch", KV_ARGUMENT_NUMBER, "N", "make gaps between requests so many times as long",
             &options.stretch, 1, 1000000},
         {"--hints", KV_ARGUMENT_FLAG, NULL,
-            "also with hints of when contexts come back, as an agent framework would give them",
+            "also with hints of when contexts come back, for policies that use them",
             &options.hints, 0, 0},
         {"--hint-missing", KV_ARGUMENT_NUMBER, "N",
             "percent of the returns without a hint (default: 50)", &options.hint_missing, 0, 100},
