@@ -1,6 +1,6 @@
 /* The tests of loading and storing through the caller's memory, over an attached store: each bench
- * is a client of a service of its own, which has the host and disk tier. Left out is what looks into
- * the store's own structures or turns its clock. */
+ * is a client of a service of its own, which has the host and disk tier. Left out is what looks
+ * into the store's own structures or turns its clock. */
 #include "kvstore/attach/attached_internal.h"
 #include "service_bench.h"
 
