@@ -75,7 +75,7 @@ def test_prefill_dies_in_prefill(cluster):
     answer = results[0]
     assert not isinstance(answer, Exception), f"no answer and no clear error: {answer!r}"
     assert answer.code == 200, answer.error()
-    assert len(cluster.alive()) == 2, cluster.alive()
+    assert len(cluster.alive()) == 3, cluster.alive()
     check_cache_after_restart(cluster, question, expected)
     # What had landed before it died served, and is what a fresh computation gives.
     assert log_has(cluster, "decode-0", "had landed whole"), "nothing of it was used"
@@ -95,7 +95,7 @@ def test_decode_dies_in_decode(cluster):
         f"the stream ended without a clear error: {stream.text[-40:]!r}")
     refused = cluster.chat("Hello", max_tokens=4, limit_s=FAILURE_LIMIT_S)
     assert refused.code in (500, 502, 503, 504) and refused.error(), refused.body
-    assert len(cluster.alive()) == 2, cluster.alive()
+    assert len(cluster.alive()) == 3, cluster.alive()
     check_cache_after_restart(cluster, question, expected)
 
 
@@ -108,7 +108,7 @@ def test_gateway_dies(cluster):
     thread.join(FAILURE_LIMIT_S)
     assert not thread.is_alive(), "the client hangs"
     assert isinstance(results[0], Exception), results[0]
-    assert len(cluster.alive()) == 2, cluster.alive()
+    assert len(cluster.alive()) == 3, cluster.alive()
     cluster.up()
 
     # The decode node gives up what nobody waits for.

@@ -23,4 +23,4 @@ def test_tour(cluster):
     assert rows["disaggregated"]["tpot_max_ms"] < rows["colocated"]["tpot_max_ms"], rows
     for title in ("One long context", "A running decode"):
         assert title in run.stdout, run.stdout
-    assert len(cluster.alive()) == 3, cluster.alive()
+    assert len(cluster.alive()) == 4, cluster.alive()

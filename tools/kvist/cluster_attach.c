@@ -42,6 +42,14 @@ static void add_node(kv_cluster_t *cluster, const char *socket)
     kvist__admin__reply__free_unpacked(reply, NULL);
 }
 
+/* A kvist-store's other socket, which lies beside it: nobody is asked there. */
+static bool is_for_clients(const char *socket)
+{
+    static const char END[] = "clients.sock";
+    size_t bytes = strlen(socket);
+    return bytes >= sizeof END - 1 && strcmp(socket + bytes - (sizeof END - 1), END) == 0;
+}
+
 static kv_status_t add_nodes(kv_cluster_t *cluster, const char *folder, kv_error_t *error)
 {
     static const char *const PATTERNS[] = {"/*.sock", "/*/admin.sock"};
@@ -53,6 +61,9 @@ static kv_status_t add_nodes(kv_cluster_t *cluster, const char *folder, kv_error
         free(pattern);
     }
     for (size_t i = 0; i < found.gl_pathc && status == KV_OK; i++) {
+        if (is_for_clients(found.gl_pathv[i])) {
+            continue;
+        }
         if (cluster->member_count == KV_CLUSTER_MEMBERS_MAX) {
             status = kv_fail(
                 error, KV_NO_SPACE, "%s: more than %d nodes", folder, KV_CLUSTER_MEMBERS_MAX);
