@@ -108,6 +108,7 @@ static void poll_store(kvist_store_t *store)
             break;
         }
     }
+    kv_link_send(attached); /* what callbacks said */
 }
 
 static const char *store_attached_to(const kvist_store_t *store)

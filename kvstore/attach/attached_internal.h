@@ -239,8 +239,10 @@ kv_status_t kv_link_ask(kv_attached_t *attached, Kvist__Store__Request__BodyCase
 
 void kv_link_ask_stats(kv_attached_t *attached);
 
-/* The same for what has no answer. */
+/* The same for what has no answer and no haste: it goes with the next request, or by the next poll.
+ */
 void kv_link_say(kv_attached_t *attached, Kvist__Store__Request__BodyCase kind, void *body);
+void kv_link_send(kv_attached_t *attached);
 
 /* Sends, and waits for the answer: of that kind, released with
  * kvist__store__answer__free_unpacked. late: for an answer that comes after the wait; may be NULL.

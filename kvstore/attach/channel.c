@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { PORTION_BYTES = 64 << 10 };
+enum { PORTION_BYTES = 64 << 10, FRAMES_AT_ONCE = 16 };
 
 struct kv_channel_frame {
     uint8_t *bytes;
@@ -88,12 +88,20 @@ kv_status_t kv_channel_queue(kv_channel_t *channel, const ProtobufCMessage *mess
     return KV_OK;
 }
 
-/* Descriptors travel with a message's first byte. */
-static ssize_t send_some(const kv_channel_t *channel, const kv_channel_frame_t *frame)
+/* The first frame and those behind it that have no descriptors: these travel with a message's first
+ * byte. */
+static ssize_t send_some(const kv_channel_t *channel)
 {
-    struct iovec part = {frame->bytes + frame->sent, frame->count - frame->sent};
-    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
+    const kv_channel_frame_t *frame = channel->first_out;
+    struct iovec parts[FRAMES_AT_ONCE];
+    struct msghdr header = {.msg_iov = parts};
     control_t control = {0};
+    const kv_channel_frame_t *next = frame;
+    do {
+        parts[header.msg_iovlen++] =
+            (struct iovec){next->bytes + next->sent, next->count - next->sent};
+        next = next->next;
+    } while (next != NULL && next->fd_count == 0 && header.msg_iovlen < FRAMES_AT_ONCE);
     if (frame->sent == 0 && frame->fd_count > 0) {
         size_t bytes = frame->fd_count * sizeof(int);
         header.msg_control = control.bytes;
@@ -107,26 +115,36 @@ static ssize_t send_some(const kv_channel_t *channel, const kv_channel_frame_t *
     return sendmsg(channel->fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
+static void note_sent(kv_channel_t *channel, size_t sent)
+{
+    channel->out_bytes -= sent;
+    while (channel->first_out != NULL) {
+        kv_channel_frame_t *frame = channel->first_out;
+        const size_t rest = frame->count - frame->sent;
+        frame->sent += sent < rest ? sent : rest;
+        if (frame->sent < frame->count) {
+            return;
+        }
+        sent -= rest;
+        channel->first_out = frame->next;
+        if (channel->first_out == NULL) {
+            channel->last_out = NULL;
+        }
+        free_frame(frame);
+    }
+}
+
 kv_status_t kv_channel_send(kv_channel_t *channel)
 {
     while (channel->first_out != NULL) {
-        kv_channel_frame_t *frame = channel->first_out;
-        ssize_t sent = send_some(channel, frame);
+        ssize_t sent = send_some(channel);
         if (sent < 0) {
             if (errno == EINTR) {
                 continue;
             }
             return errno == EAGAIN ? KV_BUSY : KV_PEER_LOST;
         }
-        frame->sent += (size_t)sent;
-        channel->out_bytes -= (size_t)sent;
-        if (frame->sent == frame->count) {
-            channel->first_out = frame->next;
-            if (channel->first_out == NULL) {
-                channel->last_out = NULL;
-            }
-            free_frame(frame);
-        }
+        note_sent(channel, (size_t)sent);
     }
     return KV_OK;
 }

@@ -234,7 +234,7 @@ static bool send_out(kv_attached_t *attached)
     return true;
 }
 
-static kv_status_t send_request(kv_attached_t *attached, Kvist__Store__Request__BodyCase kind,
+static kv_status_t queue_request(kv_attached_t *attached, Kvist__Store__Request__BodyCase kind,
     void *body, const int *fds, uint32_t fd_count)
 {
     Kvist__Store__Request request = KVIST__STORE__REQUEST__INIT;
@@ -245,10 +245,18 @@ static kv_status_t send_request(kv_attached_t *attached, Kvist__Store__Request__
         kv_channel_queue(&attached->link.channel, &request.base, fds, fd_count, &error);
     if (status != KV_OK) {
         kv_log_warn("store", "attach: %s", error.text);
-        return status;
     }
-    send_out(attached);
-    return KV_OK;
+    return status;
+}
+
+static kv_status_t send_request(kv_attached_t *attached, Kvist__Store__Request__BodyCase kind,
+    void *body, const int *fds, uint32_t fd_count)
+{
+    kv_status_t status = queue_request(attached, kind, body, fds, fd_count);
+    if (status == KV_OK) {
+        send_out(attached);
+    }
+    return status;
 }
 
 bool kv_link_usable(const kv_attached_t *attached)
@@ -282,7 +290,15 @@ kv_status_t kv_link_ask(kv_attached_t *attached, Kvist__Store__Request__BodyCase
 void kv_link_say(kv_attached_t *attached, Kvist__Store__Request__BodyCase kind, void *body)
 {
     if (attached->link.state == KV_LINK_UP) {
-        send_request(attached, kind, body, NULL, 0);
+        queue_request(attached, kind, body, NULL, 0);
+        kv_attached_kick(attached);
+    }
+}
+
+void kv_link_send(kv_attached_t *attached)
+{
+    if (attached->link.state != KV_LINK_DOWN && attached->link.channel.out_bytes > 0) {
+        send_out(attached);
     }
 }
 
