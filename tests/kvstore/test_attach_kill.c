@@ -340,7 +340,10 @@ static void finish(client_t *client, phase_t phase)
     for (uint32_t step = 1; !client->ended; step++) {
         turn(client);
         at(client, phase, step);
-        REQUIRE(kv_clock_now_ns() - begun_ns < (uint64_t)LIMIT_MS * KV_NS_PER_MS);
+        if (kv_clock_now_ns() - begun_ns > (uint64_t)LIMIT_MS * KV_NS_PER_MS) {
+            fprintf(stderr, "no end in the phase '%s'\n", PHASES[phase]);
+            _exit(3);
+        }
     }
     at(client, phase, UINT32_MAX);
     client->ended = false;
@@ -693,10 +696,11 @@ static void stage_open(stage_t *stage, const char *name)
 }
 
 /* What is on disk in the end is whole. */
-static void check_disk(void)
+static void check_disk(const char *name)
 {
     bench_t bench;
     bench_for(&bench, "after");
+    snprintf(store_folder, sizeof store_folder, "%s/%s", kv_test_folder(), name);
     bench.params = store_params();
     bench.params.layout = &bench.layout;
     bench_open(&bench);
@@ -726,7 +730,6 @@ static void stage_end(stage_t *stage)
         (uintmax_t)contexts, (uintmax_t)loaded, (uintmax_t)refused,
         (uintmax_t)(longest_ns / KV_NS_PER_MS));
     assert_true(contexts > 0 && loaded > 0);
-    check_disk();
     munmap(shared, sizeof *shared);
 }
 
@@ -862,12 +865,22 @@ static void clients_outlive_a_store_that_stops(void **state)
     stage_end(&stage);
 }
 
+/* Last: from then on this process has threads, RocksDB's among them, that no copy of it would. */
+static void what_is_on_disk_is_whole(void **state)
+{
+    (void)state;
+    check_disk("clients");
+    check_disk("store");
+    check_disk("stopped");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_dead_client_leaves_nothing),
         cmocka_unit_test(clients_outlive_their_store),
         cmocka_unit_test(clients_outlive_a_store_that_stops),
+        cmocka_unit_test(what_is_on_disk_is_whole),
     };
     kv_test_folder(); /* this process', before it is copied */
     kv_log_setup("test", KV_LOG_ERROR);
