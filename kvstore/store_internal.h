@@ -600,6 +600,7 @@ typedef struct {
     uint32_t parent;        /* the block before it, KV_OBJECT_NONE before the first */
     uint32_t block;
     const uint32_t *tokens; /* of that block; NULL: of another group's object */
+    uint64_t request;       /* that searched; 0: who knows */
 } kv_why_end_t;
 
 /* Why that block is not stored, from what is in memory. */

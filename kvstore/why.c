@@ -242,7 +242,7 @@ kvist_miss_t kv_why_absent(
     const kvist_store_t *store, const kv_why_end_t *end, kvist_miss_detail_t *detail_out)
 {
     *detail_out = (kvist_miss_detail_t){.block = end->block};
-    if (kv_match_is_pending(store, end->key)) {
+    if (kv_match_is_pending(store, end->key, end->request)) {
         return KVIST_MISS_PENDING;
     }
     const kv_history_entry_t *entry = kv_history_find(store->history, end->key);
@@ -347,7 +347,7 @@ static void look_closely(kvist_store_t *store, const kvist_why_query_t *query, k
         return;
     }
     const kv_why_end_t end = {
-        &query->name_space, &key, parent, block, query->tokens + (size_t)block * block_tokens};
+        &query->name_space, &key, parent, block, query->tokens + (size_t)block * block_tokens, 0};
     nearest_t nearest = nothing_near(store, &end);
     if (parent == KV_OBJECT_NONE) {
         look_at_all_roots(&nearest);

@@ -78,8 +78,9 @@ uint32_t kv_match_first_needed(const kvist_store_t *store, uint32_t group, uint3
 /* Whether mode and terms are within bounds. */
 bool kv_match_asks_well(const kvist_query_t *query);
 
-/* Whether another lease is about to store the block with this key. */
-bool kv_match_is_pending(const kvist_store_t *store, const kvist_key_t *key);
+/* Whether a lease of another request is about to store the block with this key: nodes that share a
+ * store look for one prompt's blocks together. */
+bool kv_match_is_pending(const kvist_store_t *store, const kvist_key_t *key, uint64_t request);
 
 /* What a match would find, without a trace. */
 kvist_match_t kv_match_quietly(kvist_store_t *store, const kvist_key_t *name_space,

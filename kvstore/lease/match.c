@@ -145,11 +145,12 @@ static kvist_miss_t take_block(kvist_store_t *store, kvist_lease_t *lease, const
     return KVIST_MISS_NONE;
 }
 
-bool kv_match_is_pending(const kvist_store_t *store, const kvist_key_t *key)
+bool kv_match_is_pending(const kvist_store_t *store, const kvist_key_t *key, uint64_t request)
 {
     for (const kvist_lease_t *lease = store->newest_announced; lease != NULL;
          lease = lease->older_announced) {
-        if (kv_key_equal(&lease->next_key, key)) {
+        bool own = request != 0 && lease->request == request;
+        if (!own && kv_key_equal(&lease->next_key, key)) {
             return true;
         }
     }
@@ -184,6 +185,7 @@ static kvist_miss_t find_spine(kvist_lease_t *lease, uint32_t block_count)
                 .parent = found > 0 ? search.numbers[found - 1] : parent,
                 .block = lease->found_count,
                 .tokens = tokens + (size_t)found * block_tokens,
+                .request = lease->request,
             };
             return kv_why_absent(store, &end, &lease->match.detail);
         }
@@ -272,7 +274,8 @@ static kvist_miss_t tell_lack(kvist_lease_t *lease, const lack_t *lack)
     const kvist_store_t *store = lease->store;
     const kv_object_t *spine = kv_table_at(store->table, lease->objects[lack->block]);
     kvist_key_t key = kv_identity_group_key(&spine->key, lack->group);
-    const kv_why_end_t end = {&lease->like.name_space, &key, KV_OBJECT_NONE, lack->block, NULL};
+    const kv_why_end_t end = {
+        &lease->like.name_space, &key, KV_OBJECT_NONE, lack->block, NULL, lease->request};
     return kv_why_absent(store, &end, &lease->match.detail);
 }
 

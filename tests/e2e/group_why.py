@@ -11,8 +11,8 @@ from cluster import prose, wait_until
 from group_damage import flip, segments
 
 # Small tiers, so that a few requests fill them; no host tier.
-OPTIONS = ("--store.host_bytes=0", "--store.device_slots=96", "--store.disk_bytes=64MiB",
-           "--store.segment_bytes=8MiB")
+OPTIONS = ("--embedded", "--store.host_bytes=0", "--store.device_slots=96",
+           "--store.disk_bytes=64MiB", "--store.segment_bytes=8MiB")
 
 
 def complete(cluster, prompt, **fields):

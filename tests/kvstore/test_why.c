@@ -322,6 +322,21 @@ static void what_is_being_stored_is_pending(void **state)
     assert_int_equal(why_context(bench, 1).miss, KVIST_MISS_PENDING);
     kvist_lease_release(lease);
     assert_int_equal(why_context(bench, 1).miss, KVIST_MISS_NEW);
+    /* Two leases of one request, as nodes that share a store take them. */
+    kvist_query_t query = {.name_space = bench->name_space,
+        .tokens = tokens,
+        .token_count = BLOCKS * BLOCK_TOKENS,
+        .request = 5};
+    kvist_lease_t *other;
+    assert_int_equal(kvist_match(bench->store, &query, &lease, &match), KV_OK);
+    assert_int_equal(kvist_match(bench->store, &query, &other, &match), KV_OK);
+    assert_int_equal(match.miss, KVIST_MISS_NEW);
+    kvist_lease_release(other);
+    query.request = 6;
+    assert_int_equal(kvist_match(bench->store, &query, &other, &match), KV_OK);
+    assert_int_equal(match.miss, KVIST_MISS_PENDING);
+    kvist_lease_release(other);
+    kvist_lease_release(lease);
     bench_end(bench);
 }
 

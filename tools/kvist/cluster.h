@@ -32,6 +32,7 @@ typedef struct {
     char **argv; /* NULL-terminated: how it is started (again) */
     kv_child_t child;
     bool stores; /* no gateway, and not attached to a store that is a member */
+    bool engine; /* has a model: a prefill or a decode node */
 } kv_member_t;
 
 typedef struct {

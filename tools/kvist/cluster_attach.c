@@ -32,7 +32,8 @@ static void add_node(kv_cluster_t *cluster, const char *socket)
         .log = kv_duplicate_string("the service manager's"),
         .argv = kv_allocate_array(1, sizeof(char *)),
         .child = kv_child_of((pid_t)node->pid),
-        .stores = strcmp(node->role, "gateway") != 0 && node->attach[0] == '\0'};
+        .stores = strcmp(node->role, "gateway") != 0 && node->attach[0] == '\0',
+        .engine = strcmp(node->role, "prefill") == 0 || strcmp(node->role, "decode") == 0};
     if (strcmp(node->role, "gateway") == 0 && cluster->endpoint == NULL) {
         cluster->endpoint = concatenate("http://", node->http_address);
     }

@@ -77,6 +77,7 @@ static bool unpack_member(json_t *entry, kv_member_t *member)
     member->admin = kv_duplicate_string(admin);
     member->log = kv_duplicate_string(log);
     member->stores = strncmp(name, "gateway", strlen("gateway")) != 0;
+    member->engine = member->stores && strncmp(name, "store", strlen("store")) != 0;
     for (size_t i = 0; i < count; i++) {
         member->stores = member->stores && strncmp(member->argv[i], "--store.attach=", 15) != 0;
     }

@@ -175,6 +175,7 @@ static kv_member_t *add_member(
     bool has_tiers = knows_section(kind, "store", strlen("store"));
     bool attaches = has_tiers && kind != &STORE && plan->clients[0] != '\0';
     member->stores = has_tiers && !attaches;
+    member->engine = kind == &PREFILL || kind == &DECODE;
     member->argv = kv_allocate_array(WORDS_MAX + 1, sizeof(char *));
     member->argv[(*count)++] = text("%s/%s", plan->programs, kind->program);
     if (params->config != NULL) {

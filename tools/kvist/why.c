@@ -148,12 +148,32 @@ static int ask_all(const asked_t *asked, const kv_stores_t *stores, const kv_tok
     return tally.failed_count > 0 ? KV_EXIT_FAILED : KV_EXIT_DONE;
 }
 
+/* Engines first, attached ones too: they know what namespace a salt belongs to. */
+static void choose_members(const char *node, kv_stores_t *stores)
+{
+    stores->count = 0;
+    for (int engines = 1; engines >= 0; engines--) {
+        for (size_t i = 0; i < stores->cluster.member_count; i++) {
+            const kv_member_t *member = &stores->cluster.members[i];
+            bool asked = node == NULL || strcmp(member->name, node) == 0;
+            if (asked && member->engine == engines && (member->engine || member->stores)) {
+                stores->members[stores->count++] = member;
+            }
+        }
+    }
+}
+
 static int ask(const asked_t *asked)
 {
     kv_stores_t stores;
-    int code = kv_stores_open("why", asked->folder, asked->node, &stores);
+    int code = kv_stores_open("why", asked->folder, NULL, &stores);
     if (code != KV_EXIT_DONE) {
         return code;
+    }
+    choose_members(asked->node, &stores);
+    if (stores.count == 0) {
+        kv_stores_close(&stores);
+        return kv_command_fail("why", "no node of that name has KV", "kvist status names them");
     }
     kv_tokenizer_t *tokenizer = NULL; /* without one there are ids, no text */
     kv_error_t error;
