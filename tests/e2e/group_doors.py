@@ -18,7 +18,7 @@ def refused(cluster, body, field, code=400, path=CHAT):
 
 
 def still_well(cluster):
-    assert len(cluster.alive()) == 3, f"only {cluster.alive()} live"
+    assert len(cluster.alive()) == 4, f"only {cluster.alive()} live"
     answer = cluster.chat("Hello", max_tokens=2)
     assert answer.code == 200, answer.body
 
@@ -193,7 +193,7 @@ def test_wrong_configuration(cluster):
 
 
 def test_nothing_was_left_behind(cluster):
-    """After all of this: no leases, no private slots, three nodes up, no sanitizer's report."""
+    """After all of this: no leases, no private slots, four nodes up, no sanitizer's report."""
     still_well(cluster)
     for node in cluster.status()["nodes"]:
         assert node["up"] and node["leases"] == 0 and node["slots_private"] == 0, node
