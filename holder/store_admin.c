@@ -198,10 +198,33 @@ static void dropped(void *context, kv_status_t status, uint64_t object_count)
     kv_admin_reply(call, &reply);
 }
 
+static void drop_tenant(kvist_store_t *store, const char *tenant, kv_admin_call_t *call)
+{
+    char text[160];
+    kv_status_t status = kvist_store_drop_tenant(store, tenant, dropped, call);
+    if (status == KV_BUSY) {
+        kv_admin_fail(call, status,
+            "a disk of the store is missing, and could bring blocks back: start the node with all "
+            "of them");
+    } else if (status == KV_INVALID) {
+        snprintf(text, sizeof text, "the tenant's name is too long: at most %d bytes",
+            KVIST_TENANT_BYTES_MAX);
+        kv_admin_fail(call, status, text);
+    } else if (status == KV_REFUSED) {
+        kv_admin_fail(call, status, "the store that this node is attached to keeps the blocks");
+    } else if (status != KV_OK) {
+        kv_admin_fail(call, status, "nothing is stored of this tenant, and it has no key");
+    }
+}
+
 static void on_drop(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
     kvist_store_t *store = kv_store_admin_store(context, request, call);
     kvist_key_t key;
+    if (store != NULL && request->drop->of_tenant) {
+        drop_tenant(store, request->drop->tenant, call);
+        return;
+    }
     if (store == NULL || !find_key(store, request->drop->key, call, &key)) {
         return;
     }

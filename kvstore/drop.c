@@ -1,5 +1,6 @@
-/* Dropping for good: a block and its descendants leave the table at once, memory and disk as soon
- * as nothing under way needs their bytes; the callback runs when no restart can bring them back.
+/* Dropping for good: a block, or all of a tenant's, and their descendants leave the table at once,
+ * memory and disk as soon as nothing under way needs their bytes; the callback runs when no restart
+ * can bring them back.
  *
  *   waiting --(the table knows all that is on disk)-->
  *   settling --(no write, move or erasure of theirs is under way)--> indexing
@@ -7,21 +8,30 @@
  *     --(their records say that they are dropped, durably)--> callback
  *
  * While a segment is being reclaimed its old header may still be on disk, and with it records that
- * were forgotten without a mark: the callback waits for that too. */
+ * were forgotten without a mark: the callback waits for that too.
+ *
+ * A tenant's blocks are found a portion at a time (searching). Its key is destroyed last
+ * (destroying): no restart finds entries of the index without it. */
 #include "kvstore/store_internal.h"
 
+#include "base/log.h"
 #include "base/memory.h"
 #include "kvstore/embedded.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum { WAITING, SETTLING, INDEXING, MARKING } stage_t;
+enum { LOOK_AT_ONCE = 65536 }; /* of the table, for a tenant's blocks */
+
+typedef enum { WAITING, SEARCHING, SETTLING, INDEXING, MARKING, DESTROYING, ENDED } stage_t;
 
 struct kv_drop {
+    kv_task_t task; /* first: destroying */
     stage_t stage;
-    kvist_key_t key; /* waiting: what it is about */
-    bool erase;
+    kvist_key_t key; /* waiting: what it is about, unless it is a tenant */
+    bool erase, of_tenant;
+    char tenant[KV_TENANT_BYTES];
+    uint32_t looked_to;  /* searching */
     uint32_t *unsettled; /* dead numbers, until nothing under way has to do with their bytes */
     uint32_t unsettled_count, unsettled_capacity;
     uint64_t object_count;
@@ -128,14 +138,22 @@ static void note_unsettled(kv_drop_t *drop, uint32_t number)
     drop->unsettled[drop->unsettled_count++] = number;
 }
 
+static bool is_of_tenant(const kvist_store_t *store, const kv_object_t *object, const char *tenant)
+{
+    const char *own = kv_names_at(&store->tenants, kv_object_family(store, object)->tenant);
+    return memcmp(own, tenant, KV_TENANT_BYTES) == 0;
+}
+
 /* Counts the subtree, remembers what is under way in it, and says what is to be erased. */
-static void survey(kvist_store_t *store, kv_drop_t *drop, uint32_t root, bool erase)
+static void survey(kvist_store_t *store, kv_drop_t *drop, uint32_t root)
 {
     for (uint32_t at = root; at != KV_OBJECT_NONE; at = next_in_subtree(store, root, at)) {
         kv_object_t *object = kv_table_at(store->table, at);
+        bool keyless = drop->of_tenant && is_of_tenant(store, object, drop->tenant);
         drop->object_count++;
         object->disk_flags &= ~KV_DISK_REFUSED; /* that is not why it will be gone */
-        if (erase) {
+        object->disk_flags |= keyless ? KV_DISK_KEYLESS : 0;
+        if (drop->erase || keyless) {
             object->flags |= KV_OBJECT_ERASE;
         }
         if (is_unsettled(object)) {
@@ -151,23 +169,92 @@ static void begin(kvist_store_t *store, kv_drop_t *drop)
     if (root == KV_OBJECT_NONE) {
         return; /* it went while the drop waited */
     }
-    survey(store, drop, root, drop->erase);
-    if (store->disk != NULL) {
-        drop->failures_before = kv_mark_failures(store);
-    }
+    survey(store, drop, root);
     kv_object_drop(store, root, KV_GONE_DROPPED);
+}
+
+static bool search_is_over(kvist_store_t *store, kv_drop_t *drop)
+{
+    uint32_t bound = kv_table_bound(store->table), end = bound;
+    if (bound - drop->looked_to > LOOK_AT_ONCE) {
+        end = drop->looked_to + LOOK_AT_ONCE;
+    }
+    for (; drop->looked_to < end; drop->looked_to++) {
+        const kv_object_t *object = kv_table_at(store->table, drop->looked_to);
+        if ((object->flags & (KV_OBJECT_USED | KV_OBJECT_DEAD)) == KV_OBJECT_USED &&
+            is_of_tenant(store, object, drop->tenant)) {
+            survey(store, drop, drop->looked_to);
+            kv_object_drop(store, drop->looked_to, KV_GONE_DROPPED);
+        }
+    }
+    if (end < bound) {
+        kv_store_kick(store);
+    }
+    return end == bound;
+}
+
+/* From here on the tenant's blocks get a new key. */
+static void begin_search(kvist_store_t *store, kv_drop_t *drop)
+{
+    drop->stage = SEARCHING;
+    if (store->disk != NULL && store->disk->keys != NULL) {
+        kv_keyring_retire(store->disk->keys, drop->tenant);
+    }
 }
 
 /* false: what descends from the block is not all known, or what is to be erased is held. */
 static bool has_begun(kvist_store_t *store, kv_drop_t *drop)
 {
-    if (drop->stage == WAITING && !kv_fill_busy(store)) {
+    if (drop->stage == WAITING && drop->of_tenant && !kv_fill_busy(store)) {
+        begin_search(store, drop);
+    } else if (drop->stage == WAITING && !kv_fill_busy(store)) {
         uint32_t root = kv_table_find(store->table, &drop->key);
         if (root == KV_OBJECT_NONE || !drop->erase || !any_held(store, root)) {
             begin(store, drop);
         }
     }
-    return drop->stage != WAITING;
+    if (drop->stage == SEARCHING && search_is_over(store, drop)) {
+        drop->stage = SETTLING;
+    }
+    return drop->stage > SEARCHING;
+}
+
+static void start_drop(kvist_store_t *store, kv_drop_t *drop)
+{
+    if (store->disk != NULL) {
+        drop->failures_before = kv_mark_failures(store);
+    }
+    kv_drop_t **link = &store->first_drop;
+    while (*link != NULL) {
+        link = &(*link)->next;
+    }
+    *link = drop;
+    kv_store_kick(store);
+}
+
+kv_status_t kv_embedded_store_drop_tenant(
+    kvist_store_t *store, const char *tenant, kvist_dropped_t done, void *context)
+{
+    if (strlen(tenant) >= KV_TENANT_BYTES) {
+        return KV_INVALID;
+    }
+    if (store->disk != NULL && store->disk->missing != 0) {
+        return KV_BUSY; /* what lies there could come back */
+    }
+    kv_drop_t *drop = kv_allocate(sizeof *drop);
+    *drop = (kv_drop_t){.of_tenant = true, .done = done, .context = context};
+    memcpy(drop->tenant, tenant, strlen(tenant));
+    bool known = kv_names_find(&store->tenants, drop->tenant) != KV_NAMES_FULL;
+    if (store->disk != NULL && store->disk->keys != NULL) {
+        known = known || kv_keyring_has(store->disk->keys, tenant);
+    }
+    if (!known && !kv_fill_busy(store)) {
+        free(drop);
+        return KV_MISSING;
+    }
+    start_drop(store, drop);
+    has_begun(store, drop);
+    return KV_OK;
 }
 
 kv_status_t kv_embedded_store_drop(
@@ -188,12 +275,7 @@ kv_status_t kv_embedded_store_drop(
     if (!kv_fill_busy(store)) {
         begin(store, drop);
     }
-    kv_drop_t **link = &store->first_drop;
-    while (*link != NULL) {
-        link = &(*link)->next;
-    }
-    *link = drop;
-    kv_store_kick(store);
+    start_drop(store, drop);
     return KV_OK;
 }
 
@@ -248,12 +330,44 @@ static bool on_disk_done(kvist_store_t *store, kv_drop_t *drop)
     return true;
 }
 
+static void destroy_key(kv_task_t *task)
+{
+    kv_drop_t *drop = (kv_drop_t *)task;
+    kv_error_t error;
+    if (kv_keyring_destroy_retired(task->store->disk->keys, &error) != KV_OK) {
+        kv_log_error("store", "a tenant's key could not be destroyed: %s", error.text);
+        drop->status = KV_IO;
+    }
+    kv_store_finish(task);
+}
+
+static void key_destroyed(kv_task_t *task)
+{
+    ((kv_drop_t *)task)->stage = ENDED;
+    kv_store_kick(task->store);
+}
+
+/* Last of all the key. */
+static bool key_is_gone(kvist_store_t *store, kv_drop_t *drop)
+{
+    if (!drop->of_tenant || store->disk == NULL || store->disk->keys == NULL) {
+        return true;
+    }
+    if (drop->stage < DESTROYING) {
+        drop->stage = DESTROYING;
+        drop->task = (kv_task_t){.work = destroy_key, .done = key_destroyed, .store = store};
+        kv_store_submit(store, &drop->task);
+    }
+    return drop->stage == ENDED;
+}
+
 void kv_drop_advance(kvist_store_t *store)
 {
     for (kv_drop_t **link = &store->first_drop; *link != NULL;) {
         kv_drop_t *drop = *link;
         if (!has_begun(store, drop) || !settled(store, drop) ||
-            (store->disk != NULL && !on_disk_done(store, drop))) {
+            (drop->stage < DESTROYING && store->disk != NULL && !on_disk_done(store, drop)) ||
+            !key_is_gone(store, drop)) {
             link = &drop->next;
             continue;
         }

@@ -30,6 +30,8 @@ kv_status_t kv_embedded_store_keep(
     kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms);
 kv_status_t kv_embedded_store_drop(
     kvist_store_t *store, const kvist_key_t *key, bool erase, kvist_dropped_t done, void *context);
+kv_status_t kv_embedded_store_drop_tenant(
+    kvist_store_t *store, const char *tenant, kvist_dropped_t done, void *context);
 kv_status_t kv_embedded_store_verify(kvist_store_t *store,
     void (*progress)(void *context, const kvist_verify_t *state),
     void (*done)(void *context, kv_status_t status, const kvist_verify_t *state), void *context);

@@ -39,6 +39,7 @@ void kv_embedded_store_stats(const kvist_store_t *store, kvist_stats_t *stats_ou
     kv_fill_progress(store, &stats_out->index_loaded, &stats_out->index_total);
     if (store->disk != NULL) {
         stats_out->disk_offline = store->disk->offline;
+        stats_out->encrypting = store->disk->keys != NULL;
         kv_budget_stats(store, stats_out);
         const kv_segments_t *segments = &store->disk->segments;
         for (uint32_t i = 0; i < segments->volume_count; i++) {
@@ -104,6 +105,10 @@ static const figure_t STORE_FIGURES[] = {
         "Objects that the write budget kept off the disk.", STORE(not_admitted_objects)},
     {COUNTER, "kvist_store_damaged_objects_total", "Stored bytes that proved wrong.",
         STORE(damaged_objects)},
+    {COUNTER, "kvist_store_keyless_objects_total",
+        "Blocks on disk that were met without their tenant's key.", STORE(keyless_objects)},
+    {GAUGE, "kvist_store_encrypted_objects", "Objects on disk that are encrypted.",
+        STORE(encrypted_objects)},
     {COUNTER, "kvist_store_failed_reads_total", "Reads that failed for now.", STORE(failed_reads)},
     {COUNTER, "kvist_store_failed_writes_total", "Writes that failed.", STORE(failed_writes)},
 };

@@ -102,6 +102,15 @@ kv_status_t kvist_store_drop(
     return store_ops(store)->drop(store, key, erase, done, context);
 }
 
+kv_status_t kvist_store_drop_tenant(
+    kvist_store_t *store, const char *tenant, kvist_dropped_t done, void *context)
+{
+    /* A store that is built on another one's tiers leaves that to it. */
+    return store_ops(store)->drop_tenant != NULL
+               ? store_ops(store)->drop_tenant(store, tenant, done, context)
+               : KV_REFUSED;
+}
+
 kv_status_t kvist_store_verify(kvist_store_t *store,
     void (*progress)(void *context, const kvist_verify_t *state),
     void (*done)(void *context, kv_status_t status, const kvist_verify_t *state), void *context)

@@ -248,6 +248,11 @@ typedef struct {
     kvist_persist_t
         persist; /* eager: written behind as sealed; spill: written when evicted from host memory */
     kvist_codec_t codec; /* of new records on disk; those of any codec are read */
+
+    /* What is written to disk is encrypted with keys of its tenants, wrapped with the key in this
+     * file; NULL: nothing is. Beside it the store keeps a file of its own for these. See
+     * kvist_key_file_new, kvist_store_drop_tenant, docs/security.md. */
+    const char *key_file;
     kvist_policy_t policy;
     const kvist_quota_t *quotas; /* [quota_count], copied: kvist_store_set_quota */
     uint32_t quota_count;
@@ -298,9 +303,18 @@ typedef struct kvist_store kvist_store_t;
 /* Opens the directory. Everything durable is found from the first match on, while polls go on to
  * read the index (kvist_stats_t.index_loading); where it must be made anew from the records,
  * matches find what is read so far. KV_BUSY: another process has the directory. KV_REFUSED: a
- * disk's folder is another store's, or another disk's. */
+ * disk's folder is another store's, or another disk's; key_file holds another key than the one that
+ * blocks there were encrypted with, is not named, or may be read by others. KV_MISSING: key_file,
+ * or the store's keys beside it, is not there. */
 kv_status_t kvist_store_open(
     const kvist_store_params_t *params, kvist_store_t **store_out, kv_error_t *error);
+
+/* A key file with a new random key, for its owner alone; KV_REFUSED: there is a file. */
+kv_status_t kvist_key_file_new(const char *path, kv_error_t *error);
+
+/* Gives the key file a new key, before the one that it has: a store that is opened with it wraps
+ * its keys anew. When all were, the later lines can be deleted. */
+kv_status_t kvist_key_file_rotate(const char *path, kv_error_t *error);
 
 /* Makes everything sealed durable (persist eager and spill alike) that the write budget admits,
  * then closes. Leases must have been released. */
@@ -545,6 +559,17 @@ typedef void (*kvist_dropped_t)(void *context, kv_status_t status, uint64_t obje
 kv_status_t kvist_store_drop(
     kvist_store_t *store, const kvist_key_t *key, bool erase, kvist_dropped_t done, void *context);
 
+/* Drops what is stored of a tenant (its name in the terms that it was stored under; "": nobody's)
+ * and what goes on from that, of all groups, pinned or not. Its bytes are overwritten in memory,
+ * and on disk where they are in clear; where they are encrypted the tenant's key is destroyed: no
+ * copy of the directory, of whatever age, can be read again. The callback runs when all of this is
+ * done, durably, which waits for leases that hold such blocks; what is stored of the tenant after
+ * that stays, with a new key. KV_MISSING: nothing is known of it; KV_BUSY: a disk is missing, and
+ * could bring it back; KV_INVALID: the name is too long; KV_REFUSED: the store is another
+ * process', which must be asked. */
+kv_status_t kvist_store_drop_tenant(
+    kvist_store_t *store, const char *tenant, kvist_dropped_t done, void *context);
+
 /* Reads everything in host memory and on disk, and forgets what is damaged, as a load would.
  * progress (may be NULL) runs every now and then; done once at the end, with KV_OK, or
  * KV_CANCELLED where the store was closed. KV_BUSY: one is under way. */
@@ -589,7 +614,10 @@ typedef struct {
     uint64_t host_coming_bytes; /* of a shared host tier: not ready yet (capacity_bytes is) */
     uint64_t host_locked_bytes; /* and of what is ready: locked in memory */
     uint64_t damaged_objects, failed_reads, failed_writes;
-    uint64_t moved_objects; /* on disk, out of a segment that was reclaimed */
+    uint64_t keyless_objects;   /* met on disk without their tenant's key, and forgotten */
+    uint64_t encrypted_objects; /* on disk, of those that are there */
+    bool encrypting;            /* what is written to disk is */
+    uint64_t moved_objects;     /* on disk, out of a segment that was reclaimed */
     uint64_t write_budget_bytes, write_left_bytes; /* a day's; of it, now. 0 and 0: there is none */
     uint64_t segment_written_bytes; /* all that the budget counts, since the store was opened */
     uint64_t not_admitted_objects;  /* that the budget had no room for */

@@ -102,7 +102,9 @@ void *kv_show_header(const kvist_store_t *store, const kv_object_t *object, size
     if (fd < 0) {
         return NULL;
     }
-    size_t bytes = kv_record_header_bytes(&store->groups[0].layout);
+    size_t bytes = kv_record_header_bytes(&store->groups[0].layout, true);
+    size_t record_bytes = (size_t)object->length_pages * KV_PAGE_BYTES;
+    bytes = bytes < record_bytes ? bytes : record_bytes;
     void *header = kv_allocate(bytes);
     bool read = files->ops->read(files, fd, header, bytes,
                     (uint64_t)object->offset_pages * KV_PAGE_BYTES) == (int64_t)bytes;

@@ -249,6 +249,7 @@ const kv_store_ops_t KV_EMBEDDED_OPS = {
     .release = kv_embedded_lease_release,
     .keep = kv_embedded_store_keep,
     .drop = kv_embedded_store_drop,
+    .drop_tenant = kv_embedded_store_drop_tenant,
     .verify = kv_embedded_store_verify,
     .set_disk_bytes = kv_embedded_store_set_disk_bytes,
     .set_quota = kv_embedded_store_set_quota,
@@ -309,6 +310,9 @@ static kv_status_t check_params(const kvist_store_params_t *params, kv_error_t *
             "compute_token_ns is %g and compute_distance_ns %g: they must be 0 or more",
             params->compute_token_ns, params->compute_distance_ns);
     }
+    if (params->key_file != NULL && params->directory == NULL) {
+        return kv_fail(error, KV_INVALID, "key_file is of no use without a directory");
+    }
     return check_device(params, error);
 }
 
@@ -322,6 +326,9 @@ static kv_status_t work_out_groups(
         status = kv_layout_init(layout, i, of_group, error);
         if (status == KV_OK) {
             size_t record_bytes = kv_record_bytes_max(of_group);
+            size_t scratch_bytes = kv_record_scratch_bytes(of_group);
+            store->scratch_bytes_max =
+                scratch_bytes > store->scratch_bytes_max ? scratch_bytes : store->scratch_bytes_max;
             store->object_bytes_max = of_group->object_bytes > store->object_bytes_max
                                           ? of_group->object_bytes
                                           : store->object_bytes_max;

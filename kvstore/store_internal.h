@@ -137,6 +137,7 @@ typedef struct {
     kv_ring_t *ring;
     kv_segments_t segments;
     kv_lane_t lanes[KV_VOLUMES_MAX]; /* of its volumes */
+    unsigned format;                 /* that the directory has; 0: it says none */
     char id[KV_STORE_ID_BYTES];      /* of the store, hexadecimal; "": it never had several disks */
     uint32_t known_count;            /* disks that it ever had, the first one included */
     unsigned missing;                /* bit n: disk n has been there, and is not now */
@@ -151,6 +152,7 @@ typedef struct {
     int staging_free[KV_STAGING_COUNT];
     int staging_free_count;
 
+    kv_keyring_t *keys; /* NULL: nothing is encrypted */
     kv_index_t *index;
     kv_workers_t *index_writer;
     kv_index_batch_t filling;      /* changes that wait for the writer */
@@ -192,7 +194,7 @@ struct kvist_store {
     const kv_store_ops_t *ops; /* first: KV_EMBEDDED_OPS */
     uint32_t block_tokens, group_count;
     kv_store_group_t groups[KVIST_GROUPS_MAX];
-    size_t object_bytes_max, record_bytes_max; /* of all groups */
+    size_t object_bytes_max, record_bytes_max, scratch_bytes_max; /* of all groups */
     kv_device_t *device;
     char *arena;
     const kv_clock_t *clock;
@@ -357,7 +359,7 @@ void kv_object_leave_disk(kvist_store_t *store, uint32_t number);
 
 /* Places the object on disk (its index entry is written). */
 void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segment,
-    uint32_t offset_pages, uint16_t length_pages);
+    uint32_t offset_pages, uint16_t length_pages, bool sealed);
 
 /* From one place on disk to another (its index entry says the new one already). */
 void kv_object_move_disk(kvist_store_t *store, uint32_t number, uint16_t segment,
@@ -375,6 +377,9 @@ void kv_object_drop(kvist_store_t *store, uint32_t number, kv_gone_t gone);
  * with all its descendants, durably. How many were dropped or lost their copy; 0: it is dead. A
  * copy in host memory that is being written or moved stays until the next proof. */
 uint32_t kv_object_forget_copy(kvist_store_t *store, uint32_t number, kvist_tier_t tier);
+
+/* Its record cannot be decrypted any more: that copy goes, as a damaged one. */
+uint32_t kv_object_forget_keyless(kvist_store_t *store, uint32_t number);
 
 /* After a flag or a hold went: frees a dead object that nobody needs any more. */
 void kv_object_settle(kvist_store_t *store, uint32_t number);

@@ -285,12 +285,15 @@ static kv_status_t read_tokens(
     expected.generation = store->disk->segments.items[object->segment].generation;
     size_t bytes;
     void *header = kv_show_header(store, object, &bytes);
+    const kv_record_reader_t reader = {store->disk->keys, kv_allocate(store->scratch_bytes_max)};
     kv_record_view_t view;
-    bool proved = header != NULL && kv_record_open(&store->groups[0].layout, &expected, header,
-                                        bytes, &view) == KV_OK;
+    bool proved = header != NULL && kv_record_open(&store->groups[0].layout, &reader, &expected,
+                                        header, bytes, &view) == KV_OK;
     if (proved) {
         memcpy(tokens_out, view.tokens, token_bytes);
+        kv_record_close(&view);
     }
+    free(reader.scratch);
     free(header);
     return proved ? KV_OK : KV_IO;
 }

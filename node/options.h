@@ -83,6 +83,7 @@ typedef struct {
         int codec;                    /* kvist_codec_t */
         int policy;                   /* kvist_policy_t */
         kv_string_list_t tenants;     /* kv_options_tenant */
+        char *key_file;               /* empty after kv_options_load: nothing is encrypted */
         int io;                       /* kvist_io_t */
         bool remote;                  /* other nodes are asked for what they hold */
         uint64_t remote_bytes;        /* of the map of what they hold */

@@ -175,6 +175,9 @@ const kv_option_t KV_OPTIONS[] = {
         "which blocks leave memory first: those used longest ago, those not used again soon after "
         "they came, those that are worth least (uses x cost of having them again), or those least "
         "likely to be used soon, as others like them tell (kvist sim compares them on your load)"),
+    TEXT(STORE, store, key_file, KV_OPTION_PATH, "", 0, 4096,
+        "encrypt what is written to disk with keys that this file protects (kvist keys new makes "
+        "one); beside it the store keeps a file of its own; empty: in clear"),
     CHOICE(STORE, store, io, "auto", "auto|uring|threads",
         "disk I/O; auto: io_uring, or threads where the kernel forbids it"),
     {.section = KV_SECTION_STORE,

@@ -275,6 +275,7 @@ static kv_status_t open_embedded(core_t *core, kv_error_t *error)
     params.write_bytes_per_day = options->store.write_bytes_per_day;
     params.persist = (kvist_persist_t)options->store.persist;
     params.codec = (kvist_codec_t)options->store.codec;
+    params.key_file = options->store.key_file[0] != '\0' ? options->store.key_file : NULL;
     params.io = (kvist_io_t)options->store.io;
     uint32_t quota_count;
     kvist_quota_t *quotas = kv_quotas_read(options, &quota_count);

@@ -82,6 +82,7 @@ static kvist_store_params_t common(const kv_options_t *options)
         .write_bytes_per_day = options->store.write_bytes_per_day,
         .persist = (kvist_persist_t)options->store.persist,
         .codec = (kvist_codec_t)options->store.codec,
+        .key_file = options->store.key_file[0] != '\0' ? options->store.key_file : NULL,
         .io = (kvist_io_t)options->store.io,
         .policy = (kvist_policy_t)options->store.policy,
         .origin = options->node.name,

@@ -137,6 +137,7 @@ static kv_status_t check_params(const kvist_store_params_t *params, kv_error_t *
         {"disk_count", params->disk_count > 0},
         {"segment_bytes", params->segment_bytes > 0},
         {"write_bytes_per_day", params->write_bytes_per_day > 0},
+        {"key_file", params->key_file != NULL},
     };
     for (size_t i = 0; i < sizeof not_here / sizeof not_here[0]; i++) {
         if (not_here[i].given) {

@@ -2,6 +2,7 @@
  *
  *   lock            who has the directory (the process id, for people)
  *   format          "kvist-store 2", and what cannot change once records are there
+ *   keys            by which the keys of encrypted records are known (crypt/keyring.h)
  *   index/          RocksDB
  *   segment-NNNNN   records
  *
@@ -27,6 +28,7 @@
 enum {
     FORMAT_ONE_DISK = 2,
     FORMAT_DISKS = 3,
+    FORMAT_ENCRYPTED = 4, /* with one disk or several */
     FORMAT_MIN = 1,
     FORMAT_BYTES_MAX = 256,
 };
@@ -80,7 +82,10 @@ kv_status_t kv_directory_write_format(
     snprintf(path, sizeof path, "%s/format", disk->folder);
     bool disks = disk->id[0] != '\0';
     int length = snprintf(text, sizeof text, "kvist-store %d\nsegment_bytes %ju\n",
-        disks ? FORMAT_DISKS : FORMAT_ONE_DISK, (uintmax_t)segment_bytes);
+        disk->keys != NULL ? FORMAT_ENCRYPTED
+        : disks            ? FORMAT_DISKS
+                           : FORMAT_ONE_DISK,
+        (uintmax_t)segment_bytes);
     if (disks) {
         length += snprintf(text + length, sizeof text - (size_t)length, "id %s\ndisks %u\n",
             disk->id, disk->known_count);
@@ -135,17 +140,18 @@ static kv_status_t read_format(kv_disk_t *disk, uint64_t *segment_bytes, kv_erro
     char id[KV_STORE_ID_BYTES];
     int fields = sscanf(text, "kvist-store %u\nsegment_bytes %ju\nid %32[0-9a-f]\ndisks %u\n",
         &version, &stored_bytes, id, &known_count);
-    if (fields >= 1 && version > FORMAT_DISKS && version < 1000) {
+    if (fields >= 1 && version > FORMAT_ENCRYPTED && version < 1000) {
         return kv_fail(error, KV_REFUSED,
             "%s has format %u, this program reads %d to %d: use another directory or the program "
             "that wrote it",
-            disk->folder, version, FORMAT_MIN, FORMAT_DISKS);
+            disk->folder, version, FORMAT_MIN, FORMAT_ENCRYPTED);
     }
     if (fields == 4 && strlen(id) == sizeof id - 1 && known_count >= 1 &&
         known_count <= KV_VOLUMES_MAX) {
         memcpy(disk->id, id, sizeof id);
         disk->known_count = known_count;
     }
+    disk->format = version;
     bool usable = fields >= 2 && version >= FORMAT_MIN && stored_bytes % KV_PAGE_BYTES == 0 &&
                   stored_bytes > 0 && stored_bytes <= SEGMENT_BYTES_MAX;
     if (usable) {
@@ -163,6 +169,17 @@ static kv_status_t read_format(kv_disk_t *disk, uint64_t *segment_bytes, kv_erro
         kv_log_warn("store", "%s is damaged: written anew", path);
     }
     return kv_directory_write_format(disk, *segment_bytes, error);
+}
+
+/* A program that cannot read encrypted records must not take them for damaged ones: the format says
+ * so before the first is written. */
+static kv_status_t open_keys(
+    kv_disk_t *disk, const char *key_file, uint64_t segment_bytes, kv_error_t *error)
+{
+    kv_status_t status = kv_keyring_open(disk->files, key_file, disk->folder, &disk->keys, error);
+    return status == KV_OK && disk->keys != NULL && disk->format != FORMAT_ENCRYPTED
+               ? kv_directory_write_format(disk, segment_bytes, error)
+               : status;
 }
 
 /* ---- bounds ---- */
@@ -525,6 +542,9 @@ kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *
         status = kv_disks_check(params, segment_bytes, error); /* the directory's segment_bytes */
     }
     if (status == KV_OK) {
+        status = open_keys(disk, params->key_file, segment_bytes, error);
+    }
+    if (status == KV_OK) {
         kv_segments_init(&disk->segments, files, segment_bytes);
         status = kv_segments_add_volume(
             &disk->segments, disk->folder, (uint32_t)(params->disk_bytes / segment_bytes), error);
@@ -572,6 +592,7 @@ void kv_directory_close(kvist_store_t *store)
     kv_budget_close(store);
     free(disk->queue);
     kv_disks_close(disk);
+    kv_keyring_close(disk->keys);
     if (disk->lock_fd >= 0) {
         disk->files->ops->close(disk->files, disk->lock_fd);
     }

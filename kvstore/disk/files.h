@@ -35,6 +35,7 @@ typedef struct {
         kv_files_t *files, int file, const void *buffer, size_t bytes, uint64_t offset);
 
     int64_t (*size)(kv_files_t *files, int file);
+    int (*mode)(kv_files_t *files, int file); /* who may do what: the nine permission bits */
     int (*allocate)(kv_files_t *files, int file, uint64_t bytes); /* its size; has its room */
     int (*truncate)(kv_files_t *files, int file);                 /* to nothing */
     int (*sync)(kv_files_t *files, int file);

@@ -75,6 +75,13 @@ static int64_t posix_size(kv_files_t *files, int file)
     return fstat(file, &status) == 0 ? (int64_t)status.st_size : -errno;
 }
 
+static int posix_mode(kv_files_t *files, int file)
+{
+    (void)files;
+    struct stat status;
+    return fstat(file, &status) == 0 ? (int)(status.st_mode & 0777) : -errno;
+}
+
 static int posix_allocate(kv_files_t *files, int file, uint64_t bytes)
 {
     (void)files;
@@ -170,6 +177,7 @@ static const kv_files_ops_t POSIX_OPS = {
     .read = posix_read,
     .write = posix_write,
     .size = posix_size,
+    .mode = posix_mode,
     .allocate = posix_allocate,
     .truncate = posix_truncate,
     .sync = posix_sync,

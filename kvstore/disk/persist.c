@@ -113,32 +113,52 @@ void kv_persist_failed(
 
 /* ---- encoding ---- */
 
+/* A key for the item's record alone. */
+static kv_status_t take_key(
+    kv_keyring_t *keys, const kv_write_item_t *item, kv_record_key_t *key_out, kv_error_t *error)
+{
+    kv_status_t status =
+        kv_keyring_take(keys, item->record.tenant, &key_out->id, &key_out->secret, error);
+    if (status == KV_OK && kv_random(key_out->record_id, KV_RECORD_ID_BYTES) != KV_OK) {
+        status = kv_fail(error, KV_IO, "no random bytes are to be had");
+    }
+    return status;
+}
+
 static void encode_batch(kv_task_t *task)
 {
     kv_write_batch_t *batch = (kv_write_batch_t *)task;
     kvist_store_t *store = batch->store;
+    kv_keyring_t *keys = store->disk->keys;
+    kv_record_key_t key;
     char *at = kv_staging_bytes(store->disk, batch->staging);
     char *scratch = store->codec != KVIST_CODEC_NONE ? kv_allocate(store->object_bytes_max) : NULL;
     batch->bytes = 0;
-    for (uint32_t i = 0; i < batch->count; i++) {
+    for (uint32_t i = 0; i < batch->count && batch->status == KV_OK; i++) {
         kv_write_item_t *item = &batch->items[i];
         const kv_layout_t *layout = &store->groups[item->record.group].layout;
         const char *object = item->host_bytes;
         item->offset = batch->bytes;
         if (object == NULL) {
-            char *to = scratch != NULL ? scratch : at + kv_record_header_bytes(layout);
+            char *to =
+                scratch != NULL ? scratch : at + kv_record_header_bytes(layout, keys != NULL);
             store->device->ops->copy_out(
                 store->device, to, item->device_bytes, layout->object_bytes);
             object = to;
         }
+        if (keys != NULL) {
+            batch->status = take_key(keys, item, &key, &batch->error);
+        }
         item->damaged =
-            !kv_record_write(layout, &item->record, item->tokens, object, item->host_checksums, at);
-        if (item->damaged) {
+            batch->status == KV_OK && !kv_record_write(layout, &item->record, item->tokens, object,
+                                          item->host_checksums, keys != NULL ? &key : NULL, at);
+        if (item->damaged || batch->status != KV_OK) {
             continue;
         }
         batch->bytes += item->record.stored_bytes;
         at += item->record.stored_bytes;
     }
+    kv_wipe(&key, sizeof key);
     free(scratch);
     kv_store_finish(task);
 }
@@ -390,7 +410,7 @@ static void end_item(kv_write_batch_t *batch, const kv_write_item_t *item, bool 
     } else if (durable) {
         kv_object_enter_disk(store, item->object, (uint16_t)batch->segment,
             (uint32_t)((batch->offset + item->offset) / KV_PAGE_BYTES),
-            (uint16_t)(item->record.stored_bytes / KV_PAGE_BYTES));
+            (uint16_t)(item->record.stored_bytes / KV_PAGE_BYTES), item->record.sealed);
         kv_terms_settle(store, item->object, &item->record);
         store->stats.tiers[KVIST_TIER_DISK].written_bytes += item->record.stored_bytes;
     } else {
@@ -442,12 +462,28 @@ static void append_batch(kv_write_batch_t *batch)
     lane->last_batch = batch;
 }
 
+/* Without a key nothing is written, wherever it would go. */
+static void fail_unkeyed(kv_write_batch_t *batch)
+{
+    kvist_store_t *store = batch->store;
+    for (uint32_t i = 0; i < store->disk->segments.volume_count; i++) {
+        kv_persist_failed(store, i, i == 0 ? batch->count : 0, batch->error.text);
+    }
+    kv_persist_give_staging(batch);
+    kv_persist_end_batch(batch, false);
+}
+
 /* Gives encoded batches their places, in order. */
 static void place_batches(kvist_store_t *store)
 {
     kv_disk_t *disk = store->disk;
     while (disk->first_encoding != NULL && disk->first_encoding->stage == KV_WRITE_WRITING) {
         kv_write_batch_t *batch = disk->first_encoding;
+        if (batch->status != KV_OK) {
+            disk->first_encoding = batch->next;
+            fail_unkeyed(batch);
+            continue;
+        }
         kv_status_t status = KV_MISSING; /* nothing of it is left to be written */
         if (batch->count > 0) {
             kv_why_make_room_on_disk(store, batch->items[0].object);

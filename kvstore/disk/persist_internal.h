@@ -38,6 +38,7 @@ struct kv_write_batch {
     uint64_t offset;
     uint32_t moved_from; /* segment of survivors; KV_SEGMENT_NONE: none are these */
     kv_status_t status;
+    kv_error_t error;               /* of a key that could not be made */
     kv_write_batch_t *next;         /* under way, or encoding: in order */
     kv_write_batch_t *next_indexed; /* made durable by the same index batch */
 };

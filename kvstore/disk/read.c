@@ -64,7 +64,9 @@ static bool forget_copy(kvist_store_t *store, kv_read_t *read)
 {
     const kv_object_t *object = kv_table_at(store->table, read->object);
     if (is_there(object, read)) {
-        read->forgotten_count = kv_object_forget_copy(store, read->object, read->tier);
+        read->forgotten_count = read->keyless
+                                    ? kv_object_forget_keyless(store, read->object)
+                                    : kv_object_forget_copy(store, read->object, read->tier);
     }
     return (object->flags & (KV_OBJECT_DEAD | KV_OBJECT_BUSY)) == 0;
 }
@@ -203,16 +205,21 @@ static kv_status_t move_record(
     const kvist_store_t *store, kv_read_t *read, const void *at, void *scratch)
 {
     const kv_layout_t *layout = layout_of(store, read);
+    const kv_record_reader_t reader = {store->disk->keys, scratch};
     size_t bytes = (size_t)read->length_pages * KV_PAGE_BYTES;
     kv_record_view_t view;
-    const void *object;
-    if (kv_record_open(layout, &read->expected, at, bytes, &view) != KV_OK ||
-        view.record.stored_bytes != bytes ||
-        kv_record_object(layout, &view, scratch, &object) != KV_OK) {
-        return KV_CORRUPT;
+    kv_status_t status = kv_record_open(layout, &reader, &read->expected, at, bytes, &view);
+    if (status != KV_OK) {
+        return status;
     }
-    const kv_read_bytes_t of_object = {layout, object, view.checksums, view.tokens};
-    return read->move(read, &of_object);
+    const void *object;
+    status = KV_CORRUPT;
+    if (view.record.stored_bytes == bytes && kv_record_object(layout, &view, &object) == KV_OK) {
+        const kv_read_bytes_t of_object = {layout, object, view.checksums, view.tokens};
+        status = read->move(read, &of_object);
+    }
+    kv_record_close(&view);
+    return status;
 }
 
 static void move_records(kv_task_t *task)
@@ -220,10 +227,12 @@ static void move_records(kv_task_t *task)
     kv_read_batch_t *batch = (kv_read_batch_t *)task;
     const kvist_store_t *store = batch->store;
     const char *at = batch->at;
-    void *scratch = kv_allocate(store->object_bytes_max);
+    void *scratch = kv_allocate(store->scratch_bytes_max);
     for (uint32_t i = 0; i < batch->count; i++) {
         kv_read_t *read = batch->reads[i];
         read->status = move_record(store, read, at, scratch);
+        read->keyless = read->status == KV_MISSING;
+        read->status = read->keyless ? KV_CORRUPT : read->status;
         at += (size_t)read->length_pages * KV_PAGE_BYTES;
     }
     free(scratch);

@@ -38,6 +38,7 @@ struct kv_read {
     uint32_t object; /* its number */
     kv_status_t status;
     uint32_t forgotten_count; /* KV_CORRUPT: what kv_object_forget_copy did */
+    bool keyless;             /* KV_CORRUPT: its key is gone, and with it what it says */
 
     /* filled in by kv_read_plan: */
     kvist_tier_t tier;

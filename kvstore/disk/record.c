@@ -12,7 +12,7 @@
 /* Tokens and checksums are read and written in place. */
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "records are little-endian");
 
-enum { RECORD_VERSION = 2, RECORD_VERSION_MIN = 1 };
+enum { RECORD_VERSION = 2, SEALED_VERSION = 3, RECORD_VERSION_MIN = 1 };
 
 /* "KVISTDRP" */
 #define MARKER_MAGIC 0x505244545349564bull
@@ -47,7 +47,17 @@ enum {
     AT_TENANT = 320,    /* version 1 has no tenant, zeros from 296 on, and its tokens here */
     AT_TOKENS = 352,    /* u32 each; then unit checksums, u64 each; then unit lengths, u32 each */
     CHECKSUM_BYTES = 8, /* at the header's end */
+    /* Of an encrypted record, instead of AT_TOKENS: */
+    AT_KEY_SLOT = 352,
+    AT_KEY_ID = 360,
+    AT_RECORD_ID = 376,
+    AT_SECTION_TAG = 408,
+    AT_SECTION = 424, /* tokens; checksums; the object's checksum; lengths; then in clear the tags
+                         of the units */
+    SECTION_NUMBER = -1, /* its nonce; a unit's is its number */
+    SCRATCH_ALIGNMENT = 64,
 };
+_Static_assert(AT_SECTION % 8 == 0, "checksums are read in place");
 
 /* Offsets in a marker; magic, version, generation and stored_bytes lie as in a record. */
 enum { AT_MARKER_CHECKSUM = 32 };
@@ -57,7 +67,7 @@ enum { AT_MARKER_CHECKSUM = 32 };
 
 static size_t tokens_at(uint32_t version)
 {
-    return version == 1 ? AT_TENANT : AT_TOKENS;
+    return version == 1 ? AT_TENANT : version == 2 ? AT_TOKENS : AT_SECTION;
 }
 
 static size_t checksums_at(const kv_layout_t *layout, uint32_t version)
@@ -65,21 +75,106 @@ static size_t checksums_at(const kv_layout_t *layout, uint32_t version)
     return kv_round_up(tokens_at(version) + (size_t)4 * layout->block_tokens, 8);
 }
 
+/* An encrypted record has the object's checksum among the units'. */
+static size_t lengths_at(const kv_layout_t *layout, uint32_t version)
+{
+    return checksums_at(layout, version) + (size_t)8 * layout->unit_count +
+           (version == SEALED_VERSION ? 8 : 0);
+}
+
+static size_t section_bytes(const kv_layout_t *layout)
+{
+    return lengths_at(layout, SEALED_VERSION) + (size_t)4 * layout->unit_count - AT_SECTION;
+}
+
+static size_t tags_at(const kv_layout_t *layout)
+{
+    return AT_SECTION + section_bytes(layout);
+}
+
 static size_t header_bytes_of(const kv_layout_t *layout, uint32_t version)
 {
-    size_t used = checksums_at(layout, version) + (size_t)12 * layout->unit_count + CHECKSUM_BYTES;
+    size_t used = lengths_at(layout, version) + (size_t)4 * layout->unit_count + CHECKSUM_BYTES;
+    used += version == SEALED_VERSION ? (size_t)KV_TAG_BYTES * layout->unit_count : 0;
     return kv_round_up(used, KV_PAGE_BYTES);
 }
 
-size_t kv_record_header_bytes(const kv_layout_t *layout)
+size_t kv_record_header_bytes(const kv_layout_t *layout, bool sealed)
 {
-    return header_bytes_of(layout, RECORD_VERSION);
+    return header_bytes_of(layout, sealed ? SEALED_VERSION : RECORD_VERSION);
 }
 
 size_t kv_record_bytes_max(const kv_layout_t *layout)
 {
-    return kv_record_header_bytes(layout) + kv_round_up(layout->object_bytes, KV_PAGE_BYTES);
+    return kv_record_header_bytes(layout, true) + kv_round_up(layout->object_bytes, KV_PAGE_BYTES);
 }
+
+/* The scratch memory: an object, a section, a unit. */
+static size_t section_scratch_at(const kv_layout_t *layout)
+{
+    return kv_round_up(layout->object_bytes, SCRATCH_ALIGNMENT);
+}
+
+static size_t unit_scratch_at(const kv_layout_t *layout)
+{
+    return kv_round_up(section_scratch_at(layout) + section_bytes(layout), SCRATCH_ALIGNMENT);
+}
+
+size_t kv_record_scratch_bytes(const kv_layout_t *layout)
+{
+    return unit_scratch_at(layout) + layout->unit_bytes_max;
+}
+
+/* ---- encryption ---- */
+
+/* What the tags of a record cover: its header, but for what is entered anew when it is moved. */
+static kvist_key_t binding_of(const char *header)
+{
+    char bound[AT_SECTION_TAG];
+    memcpy(bound, header, sizeof bound);
+    kv_put_u64(bound + AT_GENERATION, 0);
+    kv_put_u64(bound + AT_USED, 0);
+    kv_put_u32(bound + AT_EXPIRES, 0);
+    kv_put_u32(bound + AT_PIN, 0);
+    return kv_identity_digest(bound, sizeof bound);
+}
+
+static kv_associated_t bound_to(const kvist_key_t *binding)
+{
+    return (kv_associated_t){binding->bytes, sizeof binding->bytes};
+}
+
+static kv_cipher_t *cipher_of(const kv_secret_t *secret, const void *record_id, bool encrypts)
+{
+    kv_secret_t key = kv_secret_derive(secret, record_id, KV_RECORD_ID_BYTES, "kvist record 3");
+    kv_cipher_t *cipher = kv_cipher_create(&key, encrypts);
+    kv_wipe(&key, sizeof key);
+    return cipher;
+}
+
+/* Encrypts a record that is complete but for generation and checksum. object: where its units are
+ * now, if they are not in the payload. */
+static void seal(
+    const kv_layout_t *layout, const kv_record_key_t *key, const char *object, char *header)
+{
+    char *payload = header + header_bytes_of(layout, SEALED_VERSION);
+    char *tags = header + tags_at(layout);
+    const char *lengths = header + lengths_at(layout, SEALED_VERSION);
+    kvist_key_t binding = binding_of(header);
+    kv_cipher_t *cipher = cipher_of(&key->secret, key->record_id, true);
+    for (uint32_t i = 0; i < layout->unit_count; i++) {
+        size_t bytes, offset = kv_layout_unit(layout, i, &bytes);
+        size_t length = kv_get_u32(lengths + (size_t)4 * i);
+        kv_cipher_seal(cipher, i, bound_to(&binding), object != NULL ? object + offset : payload,
+            length, payload, tags + (size_t)KV_TAG_BYTES * i);
+        payload += length;
+    }
+    kv_cipher_seal(cipher, (uint32_t)SECTION_NUMBER, bound_to(&binding), header + AT_SECTION,
+        section_bytes(layout), header + AT_SECTION, header + AT_SECTION_TAG);
+    kv_cipher_destroy(cipher);
+}
+
+/* ---- writing ---- */
 
 /* Encodes all units; returns the payload's length, or 0 where that saves no page. */
 static size_t encode_units(const kv_layout_t *layout, kvist_codec_t codec, const char *object,
@@ -118,19 +213,50 @@ static void put_plain_lengths(const kv_layout_t *layout, char *lengths)
     }
 }
 
-bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *tokens,
-    const void *object, const uint64_t *expected, void *at)
+static void put_fields(const kv_layout_t *layout, const kv_record_t *record, char *header)
 {
-    size_t header_bytes = kv_record_header_bytes(layout);
-    uint32_t token_count = layout->block_tokens, unit_count = layout->unit_count;
+    kv_put_u64(header + AT_STORED_BYTES, record->stored_bytes);
+    kv_put_u64(header + AT_OBJECT_BYTES, layout->object_bytes);
+    kv_put_u32(header + AT_CODEC, (uint32_t)record->codec);
+    kv_put_u32(header + AT_POSITION, record->position);
+    kv_put_u32(header + AT_TOKEN_COUNT, layout->block_tokens);
+    kv_put_u32(header + AT_UNIT_COUNT, layout->unit_count);
+    memcpy(header + AT_NAMESPACE, record->name_space.bytes, KVIST_KEY_BYTES);
+    memcpy(header + AT_KEY, record->key.bytes, KVIST_KEY_BYTES);
+    memcpy(header + AT_PARENT, record->parent.bytes, KVIST_KEY_BYTES);
+    memcpy(header + AT_LAYOUT, layout->digest.bytes, KVIST_KEY_BYTES);
+    kv_put_u64(header + AT_CREATED, record->created_unix_ns);
+    kv_put_u64(header + AT_USED, record->used_unix_ns);
+    memcpy(header + AT_ORIGIN, record->origin, KV_ORIGIN_BYTES);
+    memcpy(header + AT_ARITHMETIC, record->arithmetic, KV_ARITHMETIC_BYTES);
+    kv_put_u32(header + AT_EXPIRES, record->expires_s);
+    kv_put_u32(header + AT_PIN, record->pin_until_s);
+    header[AT_PRIORITY] = (char)record->priority;
+    header[AT_GROUP] = (char)record->group;
+    memcpy(header + AT_TENANT, record->tenant, KV_TENANT_BYTES);
+}
+
+static void put_key(const kv_record_key_t *key, char *header)
+{
+    kv_put_u32(header + AT_KEY_SLOT, key->id.slot);
+    memcpy(header + AT_KEY_ID, key->id.bytes, KV_KEY_ID_BYTES);
+    memcpy(header + AT_RECORD_ID, key->record_id, KV_RECORD_ID_BYTES);
+}
+
+bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *tokens,
+    const void *object, const uint64_t *expected, const kv_record_key_t *key, void *at)
+{
+    uint32_t version = key != NULL ? SEALED_VERSION : RECORD_VERSION;
+    size_t header_bytes = header_bytes_of(layout, version);
+    uint32_t unit_count = layout->unit_count;
     char *header = at, *payload = header + header_bytes;
-    char *checksums = header + checksums_at(layout, RECORD_VERSION);
-    char *lengths = checksums + (size_t)8 * unit_count;
+    char *checksums = header + checksums_at(layout, version);
+    char *lengths = header + lengths_at(layout, version);
     memset(header, 0, header_bytes);
 
     uint64_t *unit_checksums = (uint64_t *)(void *)checksums; /* 8-aligned: at is page-aligned */
     bool plain = record->codec == KVIST_CODEC_NONE, in_place = (const char *)object == payload;
-    if (plain && !in_place) {
+    if (plain && !in_place && key == NULL) {
         copy_units(layout, object, payload, unit_checksums);
     } else {
         kv_layout_unit_checksums(layout, object, unit_checksums);
@@ -147,7 +273,9 @@ bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint3
         if (payload_bytes == 0) {
             record->codec = KVIST_CODEC_NONE;
             payload_bytes = layout->object_bytes;
-            memcpy(payload, object, payload_bytes);
+            if (key == NULL) {
+                memcpy(payload, object, payload_bytes);
+            }
         }
     }
     if (record->codec == KVIST_CODEC_NONE) {
@@ -156,32 +284,22 @@ bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint3
     size_t padded = kv_round_up(payload_bytes, KV_PAGE_BYTES);
     memset(payload + payload_bytes, 0, padded - payload_bytes);
     record->stored_bytes = header_bytes + padded;
+    record->sealed = key != NULL;
 
     kv_put_u64(header + AT_MAGIC, RECORD_MAGIC);
-    kv_put_u32(header + AT_VERSION, RECORD_VERSION);
+    kv_put_u32(header + AT_VERSION, version);
     kv_put_u32(header + AT_HEADER_BYTES, (uint32_t)header_bytes);
-    kv_put_u64(header + AT_STORED_BYTES, record->stored_bytes);
     kv_put_u64(header + AT_PAYLOAD_BYTES, payload_bytes);
-    kv_put_u64(header + AT_OBJECT_BYTES, layout->object_bytes);
-    kv_put_u32(header + AT_CODEC, (uint32_t)record->codec);
-    kv_put_u32(header + AT_POSITION, record->position);
-    kv_put_u32(header + AT_TOKEN_COUNT, token_count);
-    kv_put_u32(header + AT_UNIT_COUNT, unit_count);
-    memcpy(header + AT_NAMESPACE, record->name_space.bytes, KVIST_KEY_BYTES);
-    memcpy(header + AT_KEY, record->key.bytes, KVIST_KEY_BYTES);
-    memcpy(header + AT_PARENT, record->parent.bytes, KVIST_KEY_BYTES);
-    memcpy(header + AT_LAYOUT, layout->digest.bytes, KVIST_KEY_BYTES);
-    kv_put_u64(header + AT_CREATED, record->created_unix_ns);
-    kv_put_u64(header + AT_USED, record->used_unix_ns);
-    kv_put_u64(header + AT_OBJECT_CHECKSUM, object_checksum);
-    memcpy(header + AT_ORIGIN, record->origin, KV_ORIGIN_BYTES);
-    memcpy(header + AT_ARITHMETIC, record->arithmetic, KV_ARITHMETIC_BYTES);
-    kv_put_u32(header + AT_EXPIRES, record->expires_s);
-    kv_put_u32(header + AT_PIN, record->pin_until_s);
-    header[AT_PRIORITY] = (char)record->priority;
-    header[AT_GROUP] = (char)record->group;
-    memcpy(header + AT_TENANT, record->tenant, KV_TENANT_BYTES);
-    memcpy(header + AT_TOKENS, tokens, (size_t)4 * token_count);
+    put_fields(layout, record, header);
+    memcpy(header + tokens_at(version), tokens, (size_t)4 * layout->block_tokens);
+    if (key == NULL) {
+        kv_put_u64(header + AT_OBJECT_CHECKSUM, object_checksum);
+        return true;
+    }
+    record->key_id = key->id;
+    put_key(key, header);
+    kv_put_u64(lengths - 8, object_checksum);
+    seal(layout, key, record->codec == KVIST_CODEC_NONE ? object : NULL, header);
     return true;
 }
 
@@ -193,10 +311,12 @@ void kv_record_sign(void *at, uint64_t generation)
     kv_put_u64(header + covered, kv_checksum(header, covered));
 }
 
-/* Versions 1 and 2 tell each other apart; what version 1 did not have is none. */
+/* ---- reading ---- */
+
+/* What version 1 did not have is none. */
 static bool version_known(uint32_t version)
 {
-    return version >= RECORD_VERSION_MIN && version <= RECORD_VERSION;
+    return version >= RECORD_VERSION_MIN && version <= SEALED_VERSION;
 }
 
 static bool text_ended(const char *header, uint32_t version)
@@ -228,6 +348,11 @@ static void read_fields(const char *header, uint32_t version, kv_record_t *recor
         record->group = (uint8_t)header[AT_GROUP];
         memcpy(record->tenant, header + AT_TENANT, KV_TENANT_BYTES);
     }
+    if (version == SEALED_VERSION) {
+        record->sealed = true;
+        record->key_id.slot = kv_get_u32(header + AT_KEY_SLOT);
+        memcpy(record->key_id.bytes, header + AT_KEY_ID, KV_KEY_ID_BYTES);
+    }
 }
 
 void kv_record_renew(void *at, kv_record_t *record)
@@ -240,6 +365,7 @@ void kv_record_renew(void *at, kv_record_t *record)
     }
     record->created_unix_ns = kv_get_u64(header + AT_CREATED);
     record->codec = (kvist_codec_t)kv_get_u32(header + AT_CODEC);
+    record->sealed = kv_get_u32(header + AT_VERSION) == SEALED_VERSION;
 }
 
 kv_status_t kv_record_read(const void *at, size_t bytes, kv_record_t *record_out)
@@ -331,78 +457,143 @@ static bool as_expected(const kv_record_t *found, const kv_record_t *expected)
            kv_key_equal(&found->parent, &expected->parent);
 }
 
-kv_status_t kv_record_open(const kv_layout_t *layout, const kv_record_t *expected, const void *at,
-    size_t bytes, kv_record_view_t *view_out)
+/* The section that tells of content: where it stands, or decrypted into the scratch memory. Opens
+ * the view's cipher. KV_MISSING: the key is gone. */
+static kv_status_t open_section(const kv_layout_t *layout, const kv_record_reader_t *reader,
+    const char *header, kv_record_view_t *view, const char **section_out)
+{
+    kv_secret_t secret;
+    if (reader->keys == NULL || !kv_keyring_find(reader->keys, &view->record.key_id, &secret)) {
+        return KV_MISSING;
+    }
+    char *section = (char *)reader->scratch + section_scratch_at(layout);
+    view->binding = binding_of(header);
+    view->tags = header + tags_at(layout);
+    view->cipher = cipher_of(&secret, header + AT_RECORD_ID, false);
+    kv_wipe(&secret, sizeof secret);
+    if (!kv_cipher_open(view->cipher, (uint32_t)SECTION_NUMBER, bound_to(&view->binding),
+            header + AT_SECTION, section_bytes(layout), header + AT_SECTION_TAG, section)) {
+        return KV_CORRUPT;
+    }
+    *section_out = section;
+    return KV_OK;
+}
+
+/* Whether what the header says agrees with itself. */
+static bool proves(const kv_layout_t *layout, const char *header, size_t bytes,
+    const kv_record_view_t *view, uint64_t object_checksum)
+{
+    const kv_record_t *record = &view->record;
+    kvist_key_t key = kv_identity_block_key(&record->parent, view->tokens, layout->block_tokens);
+    key = kv_identity_group_key(&key, record->group);
+    size_t used = (size_t)(view->payload - header) + view->payload_bytes;
+    return kv_key_equal(&key, &record->key) &&
+           kv_layout_object_checksum(layout, &key, view->checksums) == object_checksum &&
+           (record->codec != KVIST_CODEC_NONE || view->payload_bytes == layout->object_bytes) &&
+           (bytes < record->stored_bytes || all_zero(header + used, record->stored_bytes - used));
+}
+
+kv_status_t kv_record_open(const kv_layout_t *layout, const kv_record_reader_t *reader,
+    const kv_record_t *expected, const void *at, size_t bytes, kv_record_view_t *view_out)
 {
     const char *header = at;
-    kv_record_view_t view;
+    kv_record_view_t view = {.scratch = reader->scratch};
     if (kv_record_read(at, bytes, &view.record) != KV_OK || !kv_record_fits(layout, at) ||
         !as_expected(&view.record, expected)) {
         return KV_CORRUPT;
     }
     uint32_t version = kv_get_u32(header + AT_VERSION);
-    view.tokens = (const uint32_t *)(const void *)(header + tokens_at(version)); /* 4-aligned */
-    kvist_key_t key = kv_identity_block_key(&view.record.parent, view.tokens, layout->block_tokens);
-    key = kv_identity_group_key(&key, view.record.group);
-    if (!kv_key_equal(&key, &view.record.key)) {
-        return KV_CORRUPT;
+    const char *section = header + tokens_at(version);
+    kv_status_t status =
+        view.record.sealed ? open_section(layout, reader, header, &view, &section) : KV_OK;
+    if (status == KV_OK) {
+        const char *checksums = section + (checksums_at(layout, version) - tokens_at(version));
+        view.tokens = (const uint32_t *)(const void *)section;      /* 4-aligned */
+        view.checksums = (const uint64_t *)(const void *)checksums; /* 8-aligned: so is the page */
+        view.lengths = section + (lengths_at(layout, version) - tokens_at(version));
+        view.payload = header + header_bytes_of(layout, version);
+        view.payload_bytes = kv_get_u64(header + AT_PAYLOAD_BYTES);
+        uint64_t object_checksum =
+            kv_get_u64(view.record.sealed ? view.lengths - 8 : header + AT_OBJECT_CHECKSUM);
+        status = proves(layout, header, bytes, &view, object_checksum) ? KV_OK : KV_CORRUPT;
     }
-    const char *checksums = header + checksums_at(layout, version);
-    view.checksums = (const uint64_t *)(const void *)checksums; /* 8-aligned: so is the page */
-    view.lengths = checksums + (size_t)8 * layout->unit_count;
-    view.payload = header + header_bytes_of(layout, version);
-    view.payload_bytes = kv_get_u64(header + AT_PAYLOAD_BYTES);
-    size_t used = (size_t)(view.payload - header) + view.payload_bytes;
-    if (kv_layout_object_checksum(layout, &key, view.checksums) !=
-            kv_get_u64(header + AT_OBJECT_CHECKSUM) ||
-        (view.record.codec == KVIST_CODEC_NONE && view.payload_bytes != layout->object_bytes) ||
-        (bytes >= view.record.stored_bytes &&
-            !all_zero(header + used, view.record.stored_bytes - used))) {
-        return KV_CORRUPT;
+    if (status != KV_OK) {
+        kv_record_close(&view);
+        return status;
     }
     *view_out = view;
     return KV_OK;
 }
 
-kv_status_t kv_record_object(
-    const kv_layout_t *layout, const kv_record_view_t *view, void *scratch, const void **object_out)
+void kv_record_close(kv_record_view_t *view)
 {
-    if (view->record.codec == KVIST_CODEC_NONE) {
+    kv_cipher_destroy(view->cipher);
+    view->cipher = NULL;
+}
+
+/* One unit, from its stored bytes to where it belongs in the object. */
+static kv_status_t read_unit(const kv_layout_t *layout, const kv_record_view_t *view, uint32_t unit,
+    const char *stored, size_t length)
+{
+    size_t bytes, offset = kv_layout_unit(layout, unit, &bytes);
+    char *to = view->scratch + offset;
+    if (view->cipher != NULL) {
+        if (length > bytes) {
+            return KV_CORRUPT;
+        }
+        char *clear = length == bytes ? to : view->scratch + unit_scratch_at(layout);
+        if (!kv_cipher_open(view->cipher, unit, bound_to(&view->binding), stored, length,
+                view->tags + (size_t)KV_TAG_BYTES * unit, clear)) {
+            return KV_CORRUPT;
+        }
+        if (length == bytes) {
+            return KV_OK;
+        }
+        stored = clear;
+    }
+    return kv_codec_decode(view->record.codec, stored, length, to, bytes);
+}
+
+kv_status_t kv_record_object(
+    const kv_layout_t *layout, const kv_record_view_t *view, const void **object_out)
+{
+    if (view->record.codec == KVIST_CODEC_NONE && view->cipher == NULL) {
         *object_out = view->payload;
         return KV_OK;
     }
     uint64_t used = 0;
     for (uint32_t i = 0; i < layout->unit_count; i++) {
-        size_t bytes, offset = kv_layout_unit(layout, i, &bytes);
         uint32_t length = kv_get_u32(view->lengths + (size_t)4 * i);
         if (length > view->payload_bytes - used) {
             return KV_CORRUPT;
         }
-        kv_status_t status = kv_codec_decode(
-            view->record.codec, view->payload + used, length, (char *)scratch + offset, bytes);
+        kv_status_t status = read_unit(layout, view, i, view->payload + used, length);
         if (status != KV_OK) {
             return status;
         }
         used += length;
     }
-    *object_out = scratch;
+    *object_out = view->scratch;
     return used == view->payload_bytes ? KV_OK : KV_CORRUPT;
 }
 
-kv_status_t kv_record_verify(const kv_layout_t *layout, const kv_record_t *expected, const void *at,
-    size_t bytes, void *scratch, const void **object_out, uint32_t *tokens_out)
+kv_status_t kv_record_verify(const kv_layout_t *layout, const kv_record_reader_t *reader,
+    const kv_record_t *expected, const void *at, size_t bytes, const void **object_out,
+    uint32_t *tokens_out)
 {
     kv_record_view_t view;
-    kv_status_t status = kv_record_open(layout, expected, at, bytes, &view);
-    if (status != KV_OK || view.record.stored_bytes != bytes) {
-        return KV_CORRUPT;
+    kv_status_t status = kv_record_open(layout, reader, expected, at, bytes, &view);
+    if (status != KV_OK) {
+        return status;
     }
     const void *object;
-    status = kv_record_object(layout, &view, scratch, &object);
-    if (status != KV_OK || !kv_layout_units_agree(layout, object, view.checksums)) {
-        return KV_CORRUPT;
+    bool good = view.record.stored_bytes == bytes &&
+                kv_record_object(layout, &view, &object) == KV_OK &&
+                kv_layout_units_agree(layout, object, view.checksums);
+    if (good) {
+        memcpy(tokens_out, view.tokens, layout->block_tokens * sizeof *tokens_out);
+        *object_out = object;
     }
-    memcpy(tokens_out, view.tokens, layout->block_tokens * sizeof *tokens_out);
-    *object_out = object;
-    return KV_OK;
+    kv_record_close(&view);
+    return good ? KV_OK : KV_CORRUPT;
 }

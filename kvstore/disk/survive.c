@@ -48,9 +48,9 @@ static void verify(kv_task_t *task)
         size_t bytes = record->stored_bytes;
         const kv_layout_t *layout = &store->groups[record->group].layout;
         const void *object;
-        item->damaged =
-            !item->unread && kv_record_verify(layout, record, from, bytes, survivors->scratch,
-                                 &object, survivors->tokens) != KV_OK;
+        const kv_record_reader_t reader = {store->disk->keys, survivors->scratch};
+        item->damaged = !item->unread && kv_record_verify(layout, &reader, record, from, bytes,
+                                             &object, survivors->tokens) != KV_OK;
         if (!item->damaged && !item->unread) {
             memmove(to, from, bytes);
             kv_record_renew(to, record);
@@ -112,7 +112,7 @@ static void all_read(kv_survivors_t *survivors)
 {
     kvist_store_t *store = survivors->batch->store;
     survivors->task = (kv_task_t){.work = verify, .done = verified, .store = store};
-    survivors->scratch = kv_allocate(store->object_bytes_max);
+    survivors->scratch = kv_allocate(store->scratch_bytes_max);
     survivors->tokens = kv_allocate_array(store->block_tokens, sizeof(uint32_t));
     kv_store_submit(store, &survivors->task);
 }

@@ -32,6 +32,7 @@ enum {
     AT_PIN = 188,
     AT_PRIORITY = 192,
     AT_GROUP = 193,
+    AT_SEALED = 194,
     AT_TENANT = 200,
     VALUE_BYTES = 232,
 };
@@ -69,6 +70,7 @@ void kv_entry_put(kv_index_batch_t *batch, const kv_entry_t *entry)
     kv_put_u32(value + AT_PIN, record->pin_until_s);
     value[AT_PRIORITY] = record->priority;
     value[AT_GROUP] = record->group;
+    value[AT_SEALED] = record->sealed;
     memcpy(value + AT_TENANT, record->tenant, KV_TENANT_BYTES);
     kv_index_batch_put(batch, name, sizeof name, value, sizeof value);
 }
@@ -124,6 +126,7 @@ kv_status_t kv_entry_read(
         record->pin_until_s = kv_get_u32(value + AT_PIN);
         record->priority = value[AT_PRIORITY];
         record->group = value[AT_GROUP];
+        record->sealed = value[AT_SEALED] != 0;
         memcpy(record->tenant, value + AT_TENANT, KV_TENANT_BYTES - 1);
     }
     if (record->position >= KVIST_CHAIN_BLOCKS_MAX || record->stored_bytes == 0 ||

@@ -19,10 +19,10 @@ kv_status_t kv_scan_init(const kvist_store_t *store, kv_scan_t *scan_out, kv_err
         return status;
     }
     for (uint32_t i = 0; i < store->group_count; i++) {
-        size_t bytes = kv_record_header_bytes(&store->groups[i].layout);
+        size_t bytes = kv_record_header_bytes(&store->groups[i].layout, true);
         scan.header_bytes = bytes > scan.header_bytes ? bytes : scan.header_bytes;
     }
-    scan.scratch = kv_allocate(store->object_bytes_max);
+    scan.scratch = kv_allocate(store->scratch_bytes_max);
     scan.tokens = kv_allocate_array(store->block_tokens, sizeof(uint32_t));
     *scan_out = scan;
     return KV_OK;
@@ -107,9 +107,17 @@ static kv_status_t prove_whole(kv_scan_t *scan, const kv_record_t *record)
         return scan->failed ? KV_IO : KV_CORRUPT;
     }
     const void *object;
+    const kv_record_reader_t reader = {scan->store->disk->keys, scan->scratch};
     return !kv_record_fits(layout, at) ? KV_OK
-                                       : kv_record_verify(layout, record, at, record->stored_bytes,
-                                             scan->scratch, &object, scan->tokens);
+                                       : kv_record_verify(layout, &reader, record, at,
+                                             record->stored_bytes, &object, scan->tokens);
+}
+
+/* Whether it can be read: its tenant may have been dropped. It is then passed like a marker. */
+static bool has_key(const kv_scan_t *scan, const kv_record_t *record)
+{
+    kv_keyring_t *keys = scan->store->disk->keys;
+    return !record->sealed || (keys != NULL && kv_keyring_find(keys, &record->key_id, NULL));
 }
 
 typedef enum { NOTHING, RECORD, MARKER, TORN } kind_t;
@@ -133,6 +141,10 @@ static kind_t read_place(kv_scan_t *scan, kv_record_t *record_out, uint64_t *byt
     if (kv_record_read(at, got, record_out) != KV_OK ||
         record_out->generation != scan->generation || record_out->stored_bytes > left) {
         return NOTHING;
+    }
+    if (!has_key(scan, record_out)) {
+        *bytes_out = record_out->stored_bytes;
+        return MARKER;
     }
     kv_status_t status = scan->whole ? prove_whole(scan, record_out) : KV_OK;
     if (status == KV_IO) {

@@ -94,7 +94,7 @@ static void drop_waiting(kv_taking_t *taking, const kvist_key_t *key)
 static void enter_disk(kvist_store_t *store, uint32_t number, const kv_entry_t *entry)
 {
     kv_object_enter_disk(store, number, entry->segment, (uint32_t)(entry->offset / KV_PAGE_BYTES),
-        (uint16_t)(entry->record.stored_bytes / KV_PAGE_BYTES));
+        (uint16_t)(entry->record.stored_bytes / KV_PAGE_BYTES), entry->record.sealed);
 }
 
 /* The object that the new one descends from, perhaps absent yet. KV_OBJECT_NONE: it cannot. */

@@ -355,8 +355,11 @@ void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
     kv_object_t *object = kv_table_at(store->table, number);
     kv_changes_note(store, object, KVIST_TIER_DISK, false);
     kv_entry_delete(&store->disk->filling, &object->key);
+    /* What the key is destroyed of needs no overwriting. */
+    bool unreadable =
+        (object->disk_flags & KV_DISK_SEALED) != 0 && (object->disk_flags & KV_DISK_KEYLESS) != 0;
     kv_mark_queue(store, object->segment, object->offset_pages, object->length_pages,
-        (object->flags & KV_OBJECT_ERASE) != 0);
+        (object->flags & KV_OBJECT_ERASE) != 0 && !unreadable);
     if ((object->flags & KV_OBJECT_RENEWED) != 0) {
         kv_terms_entry_delete(&store->disk->filling, &object->key);
         object->flags &= ~KV_OBJECT_RENEWED;
@@ -369,12 +372,15 @@ void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
     stats->used_bytes -= (uint64_t)object->length_pages * KV_PAGE_BYTES;
     stats->object_count--;
     kv_tenants_note_disk(store, object, false);
-    object->disk_flags &= ~KV_DISK_ADMITTED;
+    if ((object->disk_flags & KV_DISK_SEALED) != 0) {
+        store->stats.encrypted_objects--;
+    }
+    object->disk_flags &= ~(KV_DISK_ADMITTED | KV_DISK_SEALED);
     store->stats.unsaved_objects++;
 }
 
 void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segment,
-    uint32_t offset_pages, uint16_t length_pages)
+    uint32_t offset_pages, uint16_t length_pages, bool sealed)
 {
     kv_object_t *object = kv_table_at(store->table, number);
     KV_CHECK(!kv_object_on_disk(object));
@@ -385,6 +391,10 @@ void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segmen
     object->offset_pages = offset_pages;
     object->length_pages = length_pages;
     object->disk_flags &= ~KV_DISK_ASKED;
+    if (sealed) {
+        object->disk_flags |= KV_DISK_SEALED;
+        store->stats.encrypted_objects++;
+    }
     kv_object_enter_list(store, number);
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     stats->used_bytes += (uint64_t)length_pages * KV_PAGE_BYTES;
@@ -493,13 +503,10 @@ static bool in_any_tier(const kvist_store_t *store, const kv_object_t *object)
            kv_object_on_disk(object);
 }
 
-uint32_t kv_object_forget_copy(kvist_store_t *store, uint32_t number, kvist_tier_t tier)
+static uint32_t forget_copy(
+    kvist_store_t *store, uint32_t number, kvist_tier_t tier, const char *what)
 {
     kv_object_t *object = kv_table_at(store->table, number);
-    if (is_dead(object)) {
-        return 0;
-    }
-    store->stats.damaged_objects++;
     if (store->disk != NULL) {
         store->disk->sync_index = true;
     }
@@ -511,11 +518,29 @@ uint32_t kv_object_forget_copy(kvist_store_t *store, uint32_t number, kvist_tier
     if (in_any_tier(store, object)) {
         return 1;
     }
-    kv_log_warn("store", "stored block damaged: dropped with its descendants tier %s position %u",
+    kv_log_warn("store", "%s: dropped with its descendants tier %s position %u", what,
         kvist_tier_name(tier), (uint32_t)object->position);
     uint32_t count = kv_table_count(store->table);
     kv_object_drop(store, number, KV_GONE_DAMAGED);
     return count - kv_table_count(store->table);
+}
+
+uint32_t kv_object_forget_copy(kvist_store_t *store, uint32_t number, kvist_tier_t tier)
+{
+    if (is_dead(kv_table_at(store->table, number))) {
+        return 0;
+    }
+    store->stats.damaged_objects++;
+    return forget_copy(store, number, tier, "stored block damaged");
+}
+
+uint32_t kv_object_forget_keyless(kvist_store_t *store, uint32_t number)
+{
+    if (is_dead(kv_table_at(store->table, number))) {
+        return 0;
+    }
+    store->stats.keyless_objects++;
+    return forget_copy(store, number, KVIST_TIER_DISK, "stored block's key is gone");
 }
 
 const kvist_key_t *kv_object_parent_key(const kvist_store_t *store, const kv_object_t *object)

@@ -43,6 +43,8 @@ enum {
     KV_DISK_ADMITTED = 8,  /* on disk, or the write budget has room for it */
     KV_DISK_REFUSED = 16,  /* the write budget had none, the last time that was asked */
     KV_DISK_GIVEN_UP = 32, /* it left the disk for its tenant's quota; not asked for since */
+    KV_DISK_SEALED = 64,   /* on disk, encrypted */
+    KV_DISK_KEYLESS = 128, /* its tenant's key is about to be destroyed */
 };
 
 typedef struct {

@@ -57,6 +57,7 @@ typedef struct {
     kv_store_seams_t seams;
     kv_attach_bounds_t bounds; /* attached: none that a busy machine exceeds */
     kvist_key_t name_space;
+    const char *tenant; /* of what is stored; NULL: nobody */
     kvist_store_t *store;
     int64_t told[KVIST_TIER_REMOTE]; /* objects that each tier holds, as the store told it */
     char folder[512];
@@ -295,7 +296,8 @@ static inline kvist_lease_t *match_tokens(
     kvist_query_t query = {.name_space = bench->name_space,
         .tokens = tokens,
         .token_count = count,
-        .mode = KVIST_MODE_READWRITE};
+        .mode = KVIST_MODE_READWRITE,
+        .terms.tenant = bench->tenant};
     assert_int_equal(kvist_match(bench->store, &query, &lease, match_out), KV_OK);
     return lease;
 }

@@ -117,8 +117,7 @@ static size_t sector_bytes(const change_t *change, size_t at)
 /* A write that failed: its first part may have been done. */
 static void fail_change(simulated_disk_t *disk, inode_t *inode, change_t *change)
 {
-    change->bytes = change->bytes / SECTOR_BYTES * SECTOR_BYTES;
-    change->bytes = change->bytes / 4 * choose(&disk->random, 5);
+    change->bytes = change->bytes * choose(&disk->random, 5) / 4 / SECTOR_BYTES * SECTOR_BYTES;
     end_change(disk, inode, change);
 }
 
@@ -316,6 +315,13 @@ static int resize(simulated_disk_t *disk, int file, uint64_t bytes)
     }
     inode->now_bytes = bytes;
     return 0;
+}
+
+static int simulated_mode(kv_files_t *files, int file)
+{
+    (void)files;
+    (void)file;
+    return 0600;
 }
 
 static int simulated_allocate(kv_files_t *files, int file, uint64_t bytes)
@@ -576,6 +582,7 @@ static const kv_files_ops_t FILES_OPS = {
     .read = simulated_read,
     .write = simulated_write,
     .size = simulated_size,
+    .mode = simulated_mode,
     .allocate = simulated_allocate,
     .truncate = simulated_truncate,
     .sync = simulated_sync,

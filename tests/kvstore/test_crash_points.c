@@ -29,6 +29,7 @@ enum {
     HELD_MAX = 2,
     FLUSHES_MAX = 4,
     DROPS_MAX = 3,
+    TENANTS = 3,
     BLOCK_BYTES_MAX = 16 << 10,
     STEPS = 40,
     OPERATIONS_AFTER = 40, /* about as many writes and barriers does a store make after a stop */
@@ -43,21 +44,25 @@ typedef struct {
     uint32_t failing; /* one in so many writes and syncs fails; 0: none */
     uint32_t groups;
     uint32_t second_segments; /* of a second disk; 0: none */
+    bool encrypted;
 } setting_t;
 
 static const setting_t SETTINGS[] = {
-    {16, 0, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 1, 0},
-    {14, 6, 8, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, true, 0, 1, 0},
-    {16, 8, 10, KVIST_PERSIST_EAGER, KVIST_CODEC_LZ4, true, 0, 1, 0},
-    {14, 6, 10, KVIST_PERSIST_SPILL, KVIST_CODEC_BF16, true, 0, 1, 0},
-    {16, 0, 2, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 0, 1, 0},
-    {14, 6, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 0, 1, 0},
-    {16, 6, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 8, 1, 0},
-    {14, 0, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 20, 1, 0},
-    {1, 48, 16, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 2, 0},
-    {1, 48, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_BF16, false, 0, 2, 0},
-    {16, 0, 6, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 1, 6},
-    {14, 6, 2, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 20, 1, 2},
+    {16, 0, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 1, 0, false},
+    {14, 6, 8, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, true, 0, 1, 0, false},
+    {16, 8, 10, KVIST_PERSIST_EAGER, KVIST_CODEC_LZ4, true, 0, 1, 0, false},
+    {14, 6, 10, KVIST_PERSIST_SPILL, KVIST_CODEC_BF16, true, 0, 1, 0, false},
+    {16, 0, 2, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 0, 1, 0, false},
+    {14, 6, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 0, 1, 0, false},
+    {16, 6, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 8, 1, 0, false},
+    {14, 0, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 20, 1, 0, false},
+    {1, 48, 16, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 2, 0, false},
+    {1, 48, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_BF16, false, 0, 2, 0, false},
+    {16, 0, 6, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 1, 6, false},
+    {14, 6, 2, KVIST_PERSIST_SPILL, KVIST_CODEC_NONE, false, 20, 1, 2, false},
+    {16, 0, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, true, 0, 1, 0, true},
+    {14, 6, 3, KVIST_PERSIST_SPILL, KVIST_CODEC_LZ4, false, 0, 1, 0, true},
+    {16, 6, 8, KVIST_PERSIST_EAGER, KVIST_CODEC_NONE, false, 20, 1, 0, true},
 };
 
 typedef struct world world_t;
@@ -73,6 +78,7 @@ typedef uint32_t counts_t[CONTEXTS][BLOCKS_MAX];
 typedef struct {
     world_t *world;  /* NULL: free */
     counts_t counts; /* of the blocks that are dropped, when that began; 0: others */
+    bool of_tenant;
 } drop_t;
 
 struct world {
@@ -92,6 +98,7 @@ struct world {
     flush_t flushes[FLUSHES_MAX];
 };
 
+static const char *const tenants[TENANTS] = {"", "first", "second"};
 static uint32_t context_tokens[CONTEXTS][BLOCKS_MAX * BLOCK_TOKENS];
 static kvist_key_t context_keys[CONTEXTS][BLOCKS_MAX];
 static uint64_t stop_count;
@@ -185,7 +192,7 @@ static void drop_ended(void *context, kv_status_t status, uint64_t object_count)
     drop_t *drop = context;
     world_t *world = drop->world;
     drop->world = NULL;
-    assert_true(object_count > 0);
+    assert_true(object_count > 0 || drop->of_tenant);
     if (status != KV_OK) {
         assert_true(world->setting->failing > 0 && world->depth == 0);
         return;
@@ -215,15 +222,51 @@ static void note_drop(world_t *world, drop_t *drop, uint32_t context, uint32_t b
     }
 }
 
-static drop_t *start_drop(world_t *world, uint32_t context, uint32_t block, bool erase)
+static drop_t *free_drop(world_t *world)
 {
-    drop_t *drop = world->drops;
-    while (drop->world != NULL) {
-        if (++drop == world->drops + DROPS_MAX) {
-            return NULL;
+    for (uint32_t i = 0; i < DROPS_MAX; i++) {
+        if (world->drops[i].world == NULL) {
+            world->drops[i] = (drop_t){.world = world};
+            return &world->drops[i];
         }
     }
-    *drop = (drop_t){.world = world};
+    return NULL;
+}
+
+/* Contexts that share blocks are of one tenant. */
+static uint32_t tenant_of(uint32_t context)
+{
+    return context / 3 % TENANTS;
+}
+
+static drop_t *start_tenant_drop(world_t *world, uint32_t tenant)
+{
+    drop_t *drop = free_drop(world);
+    if (drop == NULL) {
+        return NULL;
+    }
+    drop->of_tenant = true;
+    kv_status_t status =
+        kvist_store_drop_tenant(world->bench.store, tenants[tenant], drop_ended, drop);
+    if (status != KV_OK) {
+        assert_int_equal(status, KV_MISSING);
+        drop->world = NULL;
+        return NULL;
+    }
+    for (uint32_t i = 0; i < CONTEXTS; i++) {
+        if (tenant_of(i) == tenant) {
+            note_drop(world, drop, i, 0);
+        }
+    }
+    return drop;
+}
+
+static drop_t *start_drop(world_t *world, uint32_t context, uint32_t block, bool erase)
+{
+    drop_t *drop = free_drop(world);
+    if (drop == NULL) {
+        return NULL;
+    }
     kv_status_t status = kvist_store_drop(
         world->bench.store, &context_keys[context][block], erase, drop_ended, drop);
     if (status != KV_OK) { /* not stored, or to be erased while a lease holds it */
@@ -292,8 +335,22 @@ static void world_init(world_t *world, const setting_t *setting, uint64_t seed)
     world->bench.params.disk_count = setting->second_segments > 0 ? 1 : 0;
     world->bench.params.persist = setting->persist;
     world->bench.params.codec = setting->codec;
+    world->bench.params.key_file = setting->encrypted ? "/disk/key" : NULL;
     world->bench.seams.memory_index = &world->index;
     world->bench.seams.threadless = true;
+}
+
+/* Durable: it was there before the store. */
+static void make_key_file(world_t *world)
+{
+    static const char KEY[] = "kvist-key 1\n"
+                              "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\n";
+    kv_files_t *files = simulated_disk_files(world->disk);
+    int file = files->ops->open(files, "/disk/key", KV_FILES_WRITE | KV_FILES_CREATE);
+    assert_int_equal(files->ops->write(files, file, KEY, sizeof KEY - 1, 0), sizeof KEY - 1);
+    assert_int_equal(files->ops->sync(files, file), 0);
+    files->ops->close(files, file);
+    assert_int_equal(files->ops->sync_folder(files, "/disk"), 0);
 }
 
 static void world_open(world_t *world)
@@ -473,6 +530,7 @@ static void check_matches(world_t *world)
 /* Asks for the context, makes what is missing. */
 static kvist_lease_t *serve_context(world_t *world, uint32_t context, uint32_t blocks)
 {
+    world->bench.tenant = tenants[tenant_of(context)];
     kvist_match_t match;
     uint32_t stored = blocks;
     kvist_lease_t *lease;
@@ -523,6 +581,16 @@ static void drop_and_wait(world_t *world, uint32_t context, uint32_t block)
     }
 }
 
+/* What a lease holds is waited for: none may. */
+static void drop_tenant_and_wait(world_t *world, uint32_t tenant)
+{
+    drop_t *drop = start_tenant_drop(world, tenant);
+    for (int turn = 0; drop != NULL && drop->world != NULL; turn++) {
+        assert_true(turn < 5000);
+        bench_turn(&world->bench);
+    }
+}
+
 static void reopen(world_t *world)
 {
     flush_and_wait(world);
@@ -551,7 +619,11 @@ static void live_on(world_t *world)
     if (world->setting->complete) { /* a small disk may be moving them on just now */
         assert_true(world->acknowledged[CONTEXTS - 1] == BLOCKS_MAX / 2);
     }
-    drop_and_wait(world, choose(world, CONTEXTS), choose(world, BLOCKS_MAX));
+    if (world->setting->encrypted && choose(world, 2) == 0) {
+        drop_tenant_and_wait(world, choose(world, TENANTS));
+    } else {
+        drop_and_wait(world, choose(world, CONTEXTS), choose(world, BLOCKS_MAX));
+    }
     reopen(world);
     check_matches(world);
 }
@@ -627,6 +699,11 @@ static void step(world_t *world)
         release_all(world);
     } else if (choice < 78) {
         start_flush(world); /* goes on behind the next steps, as does the next */
+    } else if (choice < 80 && world->setting->encrypted) {
+        start_tenant_drop(world, choose(world, TENANTS));
+    } else if (choice < 82 && world->setting->encrypted) {
+        release_all(world);
+        drop_tenant_and_wait(world, choose(world, TENANTS));
     } else if (choice < 83) {
         start_drop(
             world, choose(world, CONTEXTS_USED), choose(world, BLOCKS_MAX), choose(world, 2) == 0);
@@ -649,6 +726,7 @@ static void run(size_t setting, uint64_t seed, uint64_t stop_at)
     world_init(&world, &SETTINGS[setting], seed);
     world.stop_at = stop_at;
     world.disk = simulated_disk_create(seed);
+    make_key_file(&world);
     world_open(&world);
     world_fill(&world);
     for (uint32_t i = 0; i < STEPS; i++) {

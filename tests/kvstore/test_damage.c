@@ -476,9 +476,9 @@ static void another_format_is_refused_with_both_versions_named(void **state)
     kv_error_t error;
     open_with_context_on_disk(&bench, "format");
     bench_close(&bench);
-    overwrite(&bench, "format", "kvist-store 4\nsegment_bytes 262144\n");
+    overwrite(&bench, "format", "kvist-store 5\nsegment_bytes 262144\n");
     assert_int_equal(kvist_store_open(&bench.params, &bench.store, &error), KV_REFUSED);
-    assert_non_null(strstr(error.text, "format 4"));
+    assert_non_null(strstr(error.text, "format 5"));
     overwrite(&bench, "format", "\x01garbage");
     bench_open(&bench);
     assert_int_equal(request_context(&bench, 1, BLOCKS).block_count, BLOCKS);

@@ -249,11 +249,11 @@ static void a_newer_format_is_refused_in_words(void **state)
     bench_init(&bench, "format-3", 16);
     bench_with_disk(&bench, 8);
     make_directory(&bench, true);
-    write_text(&bench, "format", "kvist-store 4\nsegment_bytes 262144\n");
+    write_text(&bench, "format", "kvist-store 5\nsegment_bytes 262144\n");
     assert_int_equal(
         kv_store_open_with(&bench.params, &bench.seams, &bench.store, &error), KV_REFUSED);
-    assert_non_null(strstr(error.text, "format 4"));
-    assert_non_null(strstr(error.text, "1 to 3"));
+    assert_non_null(strstr(error.text, "format 5"));
+    assert_non_null(strstr(error.text, "1 to 4"));
     assert_non_null(strstr(error.text, "use another directory"));
     write_text(&bench, "format", "kvist-store 1\nsegment_bytes 262144\n");
     bench_open(&bench); /* nothing was touched */

@@ -334,7 +334,7 @@ static void make_sample(sample_t *sample, kvist_codec_t codec, bool compressible
     memset(sample, 0, sizeof *sample);
     assert_int_equal(kv_layout_init(&layout, 0, &sample->layout, &error), KV_OK);
     sample->object = malloc(sample->layout.object_bytes);
-    sample->scratch = malloc(sample->layout.object_bytes);
+    sample->scratch = malloc(kv_record_scratch_bytes(&sample->layout));
     sample->at = aligned_alloc(KV_PAGE_BYTES, kv_record_bytes_max(&sample->layout));
     uint64_t random = 1;
     for (size_t i = 0; i < sample->layout.object_bytes; i++) {
@@ -349,8 +349,8 @@ static void make_sample(sample_t *sample, kvist_codec_t codec, bool compressible
     record->position = 9;
     record->codec = codec;
     snprintf(record->origin, sizeof record->origin, "here");
-    assert_true(
-        kv_record_write(&sample->layout, record, sample->tokens, sample->object, NULL, sample->at));
+    assert_true(kv_record_write(
+        &sample->layout, record, sample->tokens, sample->object, NULL, NULL, sample->at));
     kv_record_sign(sample->at, 7);
 }
 
@@ -365,8 +365,9 @@ static kv_status_t verify(const sample_t *sample)
 {
     const void *object;
     uint32_t tokens[16];
-    kv_status_t status = kv_record_verify(&sample->layout, &sample->record, sample->at,
-        sample->record.stored_bytes, sample->scratch, &object, tokens);
+    const kv_record_reader_t reader = {NULL, sample->scratch};
+    kv_status_t status = kv_record_verify(&sample->layout, &reader, &sample->record, sample->at,
+        sample->record.stored_bytes, &object, tokens);
     if (status == KV_OK) {
         assert_memory_equal(object, sample->object, sample->layout.object_bytes);
         assert_memory_equal(tokens, sample->tokens, sizeof tokens);

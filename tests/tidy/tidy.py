@@ -53,7 +53,7 @@ ONLY_HEADERS = {
 # A foreign header: the one file, or for a pattern that ends in "/" the one folder, that may see it.
 SEAM_ONE_FILE = [
     "liburing.h", "rocksdb/c.h", "lz4.h", "microhttpd.h", "dnnl.h", "xxhash.h", "pcre2.h",
-    "cyaml/cyaml.h", "curl/curl.h", "zstd.h",
+    "cyaml/cyaml.h", "curl/curl.h", "zstd.h", "openssl/kdf.h",
 ]
 SEAM_FOLDER = {"ucp/": "transport/ucx/", "ucs/": "transport/ucx/", "uct/": "transport/ucx/",
                "cuda": "kernels/cuda/", "cublas": "kernels/cuda/"}

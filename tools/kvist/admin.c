@@ -66,6 +66,16 @@ kv_status_t kv_ask_drop(const char *admin, const char *key, bool erase,
         KV_ADMIN_DISK_LIMIT_MS, reply_out, error);
 }
 
+kv_status_t kv_ask_drop_tenant(
+    const char *admin, const char *tenant, Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    Kvist__Admin__DropRequest body = KVIST__ADMIN__DROP_REQUEST__INIT;
+    body.of_tenant = true;
+    body.tenant = (char *)tenant;
+    return ask(admin, KVIST__ADMIN__REQUEST__BODY_DROP, &body, KVIST__ADMIN__REPLY__BODY_DROPPED,
+        KV_ADMIN_DISK_LIMIT_MS, reply_out, error);
+}
+
 kv_status_t kv_ask_pin(const char *admin, const char *key, uint64_t until_unix_ns,
     Kvist__Admin__Reply **reply_out, kv_error_t *error)
 {

@@ -26,6 +26,10 @@ kv_status_t kv_ask_show(
     const char *admin, const char *key, Kvist__Admin__Reply **reply_out, kv_error_t *error);
 kv_status_t kv_ask_drop(const char *admin, const char *key, bool erase,
     Kvist__Admin__Reply **reply_out, kv_error_t *error);
+/* KV_MISSING: nothing is stored of the tenant there. */
+kv_status_t kv_ask_drop_tenant(
+    const char *admin, const char *tenant, Kvist__Admin__Reply **reply_out, kv_error_t *error);
+
 kv_status_t kv_ask_pin(const char *admin, const char *key, uint64_t until_unix_ns,
     Kvist__Admin__Reply **reply_out, kv_error_t *error);
 kv_status_t kv_ask_verify(

@@ -25,6 +25,7 @@ int kv_command_show(int argc, char **argv);
 int kv_command_verify(int argc, char **argv);
 int kv_command_pin(int argc, char **argv);
 int kv_command_drop(int argc, char **argv);
+int kv_command_keys(int argc, char **argv);
 int kv_command_quota(int argc, char **argv);
 int kv_command_why(int argc, char **argv);
 int kv_command_events(int argc, char **argv);

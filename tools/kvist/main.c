@@ -18,6 +18,8 @@ static const kv_command_t commands[] = {
     {"verify", "read everything that is stored, drop what is damaged", kv_command_verify},
     {"pin", "promise to keep a context until a time", kv_command_pin},
     {"drop", "forget a block and all that goes on from it, for good", kv_command_drop},
+    {"keys", "the keys that stores encrypt with: make, replace, destroy a tenant's",
+        kv_command_keys},
     {"quota", "how much the disk tiers may take, and do; set it", kv_command_quota},
     {"why", "why no more of a prompt was cached: by whom, when, what to do", kv_command_why},
     {"events", "what the stores hold, as it changes, as JSON lines", kv_command_events},
