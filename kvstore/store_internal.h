@@ -129,6 +129,12 @@ typedef struct {
     kv_ring_request_t fill;
 } kv_lane_t;
 
+/* What classes better than one need of the disk: persist.c. */
+typedef struct {
+    uint64_t bytes;
+    uint32_t since_s;
+} kv_class_need_t;
+
 /* The disk tier. */
 typedef struct {
     kv_files_t *files;
@@ -167,12 +173,14 @@ typedef struct {
     uint32_t *queue; /* objects to be written: a ring of queue_capacity */
     uint32_t queue_capacity, queue_first, queue_count;
     uint64_t queued_total; /* numbers of queue entries ever made: the last one's number */
-    kv_write_batch_t *first_encoding; /* in order */
-    kv_flush_t *first_flush;          /* in order */
-    kv_marks_t *marks;                /* NULL: none were ever queued */
-    bool spare_records;               /* no marks are queued */
-    kv_fill_t *fill;                  /* NULL: the table knows all that is on disk */
-    kv_budget_t *budget;              /* NULL: what is written has no bound */
+    kv_write_batch_t *first_encoding;           /* in order */
+    kv_flush_t *first_flush;                    /* in order */
+    kv_marks_t *marks;                          /* NULL: none were ever queued */
+    bool spare_records;                         /* no marks are queued */
+    kv_fill_t *fill;                            /* NULL: the table knows all that is on disk */
+    kv_budget_t *budget;                        /* NULL: what is written has no bound */
+    uint64_t class_bytes[KVIST_PRIORITY_COUNT]; /* of records, by their objects' class */
+    kv_class_need_t needs[KVIST_PRIORITY_COUNT];
 } kv_disk_t;
 
 /* What the store has for each layer group. */
@@ -364,6 +372,9 @@ void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segmen
 /* From one place on disk to another (its index entry says the new one already). */
 void kv_object_move_disk(kvist_store_t *store, uint32_t number, uint16_t segment,
     uint32_t offset_pages, uint16_t length_pages);
+
+/* Something on disk, or on its way there, goes on from it. */
+bool kv_object_has_child_on_disk(const kvist_store_t *store, const kv_object_t *object);
 
 /* The segment's objects are on no list from now on: it is being emptied. */
 void kv_object_clear_list(kvist_store_t *store, uint32_t segment);

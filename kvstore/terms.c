@@ -54,6 +54,11 @@ static bool set_priority(kvist_store_t *store, kv_object_t *object, uint8_t prio
     if (number == KV_NAMES_FULL || number == object->family) {
         return false;
     }
+    if (kv_object_on_disk(object)) {
+        uint64_t bytes = (uint64_t)object->length_pages * KV_PAGE_BYTES;
+        store->disk->class_bytes[kv_object_family(store, object)->priority] -= bytes;
+        store->disk->class_bytes[priority] += bytes;
+    }
     object->family = (uint16_t)number;
     return true;
 }

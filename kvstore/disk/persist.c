@@ -23,7 +23,13 @@
 
 #include <stdlib.h>
 
-enum { QUEUE_MIN = 256 };
+enum {
+    QUEUE_MIN = 256,
+    PASSING_SHARE = 64, /* of the disk */
+    DEAD_SHARE = 8,
+    NEED_STEP_S = 3600,
+    NEED_STEPS = 24,
+};
 #define SYNC_BYTES ((uint64_t)16 << 20)
 
 bool kv_persist_usable(const kvist_store_t *store)
@@ -50,6 +56,50 @@ static void push_queue(kv_disk_t *disk, uint32_t number)
     disk->queued_total++;
 }
 
+/* What better classes need of the disk: the most that they had lately, as it fades within days.
+ * What they lose to worse ones is theirs still. */
+static uint64_t needed_by_better(kvist_store_t *store, int priority)
+{
+    kv_disk_t *disk = store->disk;
+    kv_class_need_t *need = &disk->needs[priority];
+    uint32_t now_s = kv_store_now_s(store);
+    uint64_t bytes = 0;
+    for (int i = 0; i < priority; i++) {
+        bytes += disk->class_bytes[i];
+    }
+    if (now_s - need->since_s >= NEED_STEP_S) {
+        need->bytes -= need->bytes / NEED_STEPS;
+        need->since_s = now_s;
+    }
+    need->bytes = need->bytes > bytes ? need->bytes : bytes;
+    return need->bytes;
+}
+
+/* Whether there is room for an object of its class beside what better ones need: whatever is
+ * written makes the oldest segments go, whosever they are. A few records it always may, to pass
+ * through. */
+static bool class_admits(kvist_store_t *store, const kv_object_t *object)
+{
+    const kv_disk_t *disk = store->disk;
+    int priority = kv_object_family(store, object)->priority;
+    if (priority == KVIST_PRIORITY_INTERACTIVE || object->pin_until_s > kv_store_now_s(store)) {
+        return true;
+    }
+    uint64_t capacity = 0, own = store->record_bytes_max;
+    for (uint32_t i = 0; i < disk->segments.volume_count; i++) {
+        capacity += disk->segments.volumes[i]->segments_max * disk->segments.segment_bytes;
+    }
+    for (int i = priority; i < KVIST_PRIORITY_COUNT; i++) {
+        own += disk->class_bytes[i];
+    }
+    uint64_t needed = needed_by_better(store, priority), passing = capacity / PASSING_SHARE;
+    if (needed > capacity / 2) {
+        capacity -= capacity / DEAD_SHARE; /* records that are nobody's, in segments in use */
+    }
+    uint64_t room = capacity > needed ? capacity - needed : 0;
+    return own <= (room > passing ? room : passing);
+}
+
 bool kv_persist_queue(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
@@ -57,7 +107,12 @@ bool kv_persist_queue(kvist_store_t *store, uint32_t number)
         kv_object_on_disk(object)) {
         return true;
     }
-    if (!kv_tenants_admits(store, object) || !kv_budget_admits(store, number)) {
+    /* What goes on from it would be lost with it. */
+    if (!kv_object_has_child_on_disk(store, object) &&
+        (!kv_tenants_admits(store, object) || !class_admits(store, object))) {
+        return false;
+    }
+    if (!kv_budget_admits(store, number)) {
         return false;
     }
     push_queue(store->disk, number);

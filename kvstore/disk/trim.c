@@ -94,26 +94,12 @@ static bool may_go(const kvist_store_t *store, const kv_object_t *object)
            object->pin_until_s <= kv_store_now_s(store);
 }
 
-static bool on_disk_or_coming(const kv_object_t *object)
-{
-    return kv_object_on_disk(object) ||
-           (object->flags & (KV_OBJECT_QUEUED | KV_OBJECT_WRITING)) != 0;
-}
-
-static bool has_child_on_disk(const kvist_store_t *store, const kv_object_t *object)
-{
-    uint32_t child = object->first_child;
-    while (child != KV_OBJECT_NONE && !on_disk_or_coming(kv_table_at(store->table, child))) {
-        child = kv_table_at(store->table, child)->next_sibling;
-    }
-    return child != KV_OBJECT_NONE;
-}
-
 /* Nothing on disk goes on from it; from a block that is only there, nothing at all. */
 static bool is_leaf(const kvist_store_t *store, const kv_object_t *object)
 {
     bool in_memory = kv_object_on_device(store, object) || kv_object_on_host(object);
-    return in_memory ? !has_child_on_disk(store, object) : object->first_child == KV_OBJECT_NONE;
+    return in_memory ? !kv_object_has_child_on_disk(store, object)
+                     : object->first_child == KV_OBJECT_NONE;
 }
 
 /* ---- looking ---- */

@@ -350,6 +350,26 @@ void kv_object_clear_list(kvist_store_t *store, uint32_t number)
 
 /* ---- on disk ---- */
 
+static bool on_disk_or_coming(const kv_object_t *object)
+{
+    return kv_object_on_disk(object) ||
+           (object->flags & (KV_OBJECT_QUEUED | KV_OBJECT_WRITING)) != 0;
+}
+
+bool kv_object_has_child_on_disk(const kvist_store_t *store, const kv_object_t *object)
+{
+    uint32_t child = object->first_child;
+    while (child != KV_OBJECT_NONE && !on_disk_or_coming(kv_table_at(store->table, child))) {
+        child = kv_table_at(store->table, child)->next_sibling;
+    }
+    return child != KV_OBJECT_NONE;
+}
+
+static uint64_t *class_bytes(const kvist_store_t *store, const kv_object_t *object)
+{
+    return &store->disk->class_bytes[kv_object_family(store, object)->priority];
+}
+
 void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
@@ -371,6 +391,7 @@ void kv_object_leave_disk(kvist_store_t *store, uint32_t number)
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     stats->used_bytes -= (uint64_t)object->length_pages * KV_PAGE_BYTES;
     stats->object_count--;
+    *class_bytes(store, object) -= (uint64_t)object->length_pages * KV_PAGE_BYTES;
     kv_tenants_note_disk(store, object, false);
     if ((object->disk_flags & KV_DISK_SEALED) != 0) {
         store->stats.encrypted_objects--;
@@ -399,6 +420,7 @@ void kv_object_enter_disk(kvist_store_t *store, uint32_t number, uint16_t segmen
     kvist_tier_stats_t *stats = &store->stats.tiers[KVIST_TIER_DISK];
     stats->used_bytes += (uint64_t)length_pages * KV_PAGE_BYTES;
     stats->object_count++;
+    *class_bytes(store, object) += (uint64_t)length_pages * KV_PAGE_BYTES;
     kv_tenants_note_disk(store, object, true);
     kv_budget_settle(store, object);
     object->disk_flags |= KV_DISK_ADMITTED;

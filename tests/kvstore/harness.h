@@ -466,6 +466,7 @@ static inline void check_accounts(const bench_t *bench)
 {
     const kvist_store_t *store = bench->store;
     uint64_t device = 0, host = 0, disk = 0, disk_bytes = 0, linked = 0, unsaved = 0;
+    uint64_t class_bytes[KVIST_PRIORITY_COUNT] = {0};
     int64_t held[KVIST_TIER_REMOTE] = {0};
     for (uint32_t number = 0; number < kv_table_bound(store->table); number++) {
         const kv_object_t *object = kv_table_at(store->table, number);
@@ -489,6 +490,8 @@ static inline void check_accounts(const bench_t *bench)
         held[KVIST_TIER_DISK] += kv_object_on_disk(object);
         disk_bytes +=
             kv_object_on_disk(object) ? (uint64_t)object->length_pages * KV_PAGE_BYTES : 0;
+        class_bytes[kv_object_family(store, object)->priority] +=
+            kv_object_on_disk(object) ? (uint64_t)object->length_pages * KV_PAGE_BYTES : 0;
         assert_true(on_device || kv_object_on_host(object) || kv_object_on_disk(object));
         bool spine = kv_object_family(store, object)->group == 0;
         if (object->position > 0 || !spine) { /* the chain has no hole */
@@ -505,6 +508,9 @@ static inline void check_accounts(const bench_t *bench)
     assert_int_equal(disk, stats.tiers[KVIST_TIER_DISK].object_count);
     assert_int_equal(disk_bytes, stats.tiers[KVIST_TIER_DISK].used_bytes);
     assert_int_equal(unsaved, stats.unsaved_objects);
+    if (store->disk != NULL) {
+        assert_memory_equal(class_bytes, store->disk->class_bytes, sizeof class_bytes);
+    }
     if (store->changes != NULL) {
         kv_changes_tell(bench->store);
         assert_memory_equal(held, bench->told, sizeof held);
