@@ -378,7 +378,7 @@ int kv_bench_attach(int argc, char **argv)
             &options.sample_mib, 1, 65536},
         {"--clients", KV_ARGUMENT_NUMBER, "N", "processes at once (default: 8)", &options.clients,
             2, 32},
-        {"--window-ms", KV_ARGUMENT_NUMBER, "N", "that they run for a sample (default: 1000)",
+        {"--window-ms", KV_ARGUMENT_NUMBER, "N", "that they run for a sample (default: 3000)",
             &options.window_ms, 10, 60000},
         {"--host-gib", KV_ARGUMENT_NUMBER, "N",
             "of the host tier that is waited for (default: 16, at most half of what is free)",
@@ -405,7 +405,7 @@ int kv_bench_attach(int argc, char **argv)
         options.sample_mib = options.quick ? 16 : 512;
     }
     if (options.window_ms == 0) {
-        options.window_ms = options.quick ? 50 : 1000;
+        options.window_ms = options.quick ? 50 : 3000;
     }
     return run_in_folder(&options);
 }
