@@ -164,6 +164,25 @@ static void note_outcome(kv_decode_request_t *request, kv_status_t status)
         &request->core->holder.outcomes, &outcome, request->tokens, block_tokens(request));
 }
 
+/* For kvist sim: a request that looked for its prompt, and ended here. */
+static void record(const kv_decode_request_t *request)
+{
+    bool looked = request->mode == KVIST_MODE_READWRITE || request->mode == KVIST_MODE_READ;
+    if (!request->matched || !looked) {
+        return;
+    }
+    const kv_clock_t *clock = kv_clock_real();
+    uint64_t life_ns = clock->monotonic_ns(clock) - request->arrived_ns;
+    kv_recorded_t recorded = {
+        .arrived_unix_ms = (clock->unix_ns(clock) - life_ns) / KV_NS_PER_MS,
+        .name_space = request->name_space,
+        .tokens = request->tokens,
+        .prompt_count = request->prompt_count,
+        .answer_count = request->token_count - request->prompt_count,
+    };
+    kv_recorder_add(request->core->recorder, &recorded);
+}
+
 /* The one end of every request. */
 static void finish(
     kv_decode_request_t *request, Kvist__Wire__FinishReason reason, kv_status_t status)
@@ -177,6 +196,7 @@ static void finish(
     }
     note_outcome(request, status);
     if (reason != KVIST__WIRE__FINISH_REASON__FINISH_ERROR) {
+        record(request);
         kv_core_count(&request->usage);
     } else if (request->error[0] == '\0') {
         snprintf(request->error, sizeof request->error, "%s", kv_status_name(status));

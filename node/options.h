@@ -89,6 +89,8 @@ typedef struct {
         uint64_t remote_bytes;        /* of the map of what they hold */
         uint64_t events_bytes;        /* of the log of this node's own changes */
         uint64_t history_bytes;       /* of what went and why */
+        char *trace_file;             /* of a decode node's requests; empty: not recorded */
+        uint64_t trace_bytes;         /* of that file */
     } store;
     struct {
         uint32_t queue_max;

@@ -194,6 +194,11 @@ const kv_option_t KV_OPTIONS[] = {
     SIZE(STORE, store, history_bytes, "4MiB", 64 << 10, GIB,
         "memory for what is no longer stored, and why: 40 bytes a block; what went longest ago is "
         "forgotten first"),
+    TEXT(STORE, store, trace_file, KV_OPTION_PATH, "", 0, 4096,
+        "of decode nodes: a file to which a line is added for each request, for kvist sim; those "
+        "of one machine may share it; empty: none"),
+    SIZE(STORE, store, trace_bytes, "256MiB", 1 << 10, TIB,
+        "where that file ends: what comes later is not recorded"),
 
     NUMBER(PREFILL, prefill, queue_max, "64", 1, 65536,
         "prompts that may wait; one more is refused as busy"),

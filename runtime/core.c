@@ -310,12 +310,27 @@ static kv_status_t join(core_t *core, kv_error_t *error)
     return kv_holder_join(&core->public.holder, &params, error);
 }
 
+/* A decode node sees each of the clients' requests once, with all of its prompt. */
+static kv_status_t open_recorder(core_t *core, kv_error_t *error)
+{
+    const kv_options_t *options = core->public.holder.options;
+    if (options->store.trace_file[0] == '\0' ||
+        core->params->role != KVIST__WIRE__ROLE__ROLE_DECODE) {
+        return KV_OK;
+    }
+    return kv_recorder_open(options->store.trace_file, options->store.trace_bytes,
+        core->public.info->shape.block_tokens, &core->public.recorder, error);
+}
+
 static kv_status_t open_all(core_t *core, kv_error_t *error)
 {
     kv_core_t *public = &core->public;
     kv_status_t status = kv_holder_begin(&public->holder, error);
     if (status == KV_OK) {
         status = open_engine(core, error);
+    }
+    if (status == KV_OK) {
+        status = open_recorder(core, error);
     }
     if (status == KV_OK) {
         bool attaches = public->holder.options->store.attach[0] != '\0';
@@ -342,6 +357,7 @@ static void close_all(core_t *core)
     kv_watch_detach(core->compute_watch);
     kv_holder_leave(&public->holder);
     kv_compute_destroy(public->compute);
+    kv_recorder_close(public->recorder);
     if (public->holder.store != NULL) {
         kvist_store_close(public->holder.store);
     }

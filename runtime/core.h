@@ -21,6 +21,7 @@
 #include "node/options.h"
 #include "runtime/compute.h"
 #include "runtime/rates.h"
+#include "runtime/recorder.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -31,7 +32,8 @@ typedef struct {
     const kv_engine_info_t *info;
     kv_compute_t *compute;
     kv_rates_t rates;
-    uint32_t request_count; /* living ones */
+    kv_recorder_t *recorder; /* a decode node's; NULL: requests are not recorded */
+    uint32_t request_count;  /* living ones */
     /* Of the peer whose message is being accepted: its requests, and the peers of its role. */
     uint32_t asker_request_count, asker_count;
 } kv_core_t;

@@ -232,10 +232,6 @@ static kv_status_t take_request(reader_t *reader, const json_t *line)
     if (status != KV_OK) {
         return status;
     }
-    if (trace->request_count > 0 &&
-        (uint64_t)at_ms < trace->requests[trace->request_count - 1].at_ms) {
-        return fail(reader, "timestamp", "is before the line before: sort the file by it");
-    }
     request.at_ms = (uint64_t)at_ms;
     request.input_tokens = (uint32_t)input;
     request.output_tokens = (uint32_t)output;
@@ -253,6 +249,33 @@ static kv_status_t take_request(reader_t *reader, const json_t *line)
         trace->longest_blocks = request.block_count;
     }
     return KV_OK;
+}
+
+static int compare_requests(const void *left, const void *right)
+{
+    const kv_trace_request_t *a = left, *b = right;
+    if (a->at_ms != b->at_ms) {
+        return a->at_ms < b->at_ms ? -1 : 1;
+    }
+    return (a->first_block > b->first_block) - (a->first_block < b->first_block);
+}
+
+/* Nodes record requests as they end. Equal times stay in the order of their lines. */
+static void order_by_time(kv_trace_t *trace)
+{
+    uint32_t *blocks = kv_allocate_array(trace->asked_count + 1, sizeof *blocks);
+    size_t asked_count = 0;
+    qsort(trace->requests, trace->request_count, sizeof *trace->requests, compare_requests);
+    for (uint32_t i = 0; i < trace->request_count; i++) {
+        kv_trace_request_t *request = &trace->requests[i];
+        for (uint32_t j = 0; j < request->block_count; j++) {
+            blocks[asked_count + j] = trace->blocks[request->first_block + j];
+        }
+        request->first_block = asked_count;
+        asked_count += request->block_count;
+    }
+    free(trace->blocks);
+    trace->blocks = blocks;
 }
 
 static kv_status_t take_line(reader_t *reader, const char *text, size_t bytes)
@@ -307,6 +330,7 @@ kv_status_t kv_trace_read(const char *path, kv_trace_t *trace_out, kv_error_t *e
         kv_trace_release(&trace);
         return status;
     }
+    order_by_time(&trace);
     *trace_out = trace;
     return KV_OK;
 }

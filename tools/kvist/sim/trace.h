@@ -2,7 +2,7 @@
  *
  *   {"timestamp": 1500, "input_length": 1100, "output_length": 80, "hash_ids": [7, 12, 40]}
  *
- *   timestamp      ms from any start; never goes back
+ *   timestamp      ms from any start; lines may come in any order
  *   input_length   tokens of the prompt; output_length: of the answer
  *   hash_ids       one for each block of the prompt, the last one perhaps not full (it may be left
  *                  off); equal ids mean equal prefixes up to there: 0 to 2^63 - 1
@@ -32,7 +32,7 @@ typedef struct {
     kvist_priority_t priority;
 } kv_trace_request_t;
 
-/* Blocks are numbered from 0 in the order in which they are first asked for. */
+/* Requests are in the order of time, blocks numbered from 0 as they come in the file. */
 typedef struct {
     kv_trace_request_t *requests; /* [request_count] */
     uint32_t request_count;
