@@ -335,6 +335,8 @@ static void fill_store(const kvist_stats_t *stats, Kvist__Admin__Status *status)
     status->slots_free = stats->slots_free;
     status->slots_private = stats->slots_private;
     status->disk_offline = stats->disk_offline;
+    status->encrypting = stats->encrypting;
+    status->encrypted_objects = stats->encrypted_objects;
     status->damaged_objects = stats->damaged_objects;
 }
 

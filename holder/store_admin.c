@@ -210,8 +210,6 @@ static void drop_tenant(kvist_store_t *store, const char *tenant, kv_admin_call_
         snprintf(text, sizeof text, "the tenant's name is too long: at most %d bytes",
             KVIST_TENANT_BYTES_MAX);
         kv_admin_fail(call, status, text);
-    } else if (status == KV_REFUSED) {
-        kv_admin_fail(call, status, "the store that this node is attached to keeps the blocks");
     } else if (status != KV_OK) {
         kv_admin_fail(call, status, "nothing is stored of this tenant, and it has no key");
     }

@@ -105,10 +105,7 @@ kv_status_t kvist_store_drop(
 kv_status_t kvist_store_drop_tenant(
     kvist_store_t *store, const char *tenant, kvist_dropped_t done, void *context)
 {
-    /* A store that is built on another one's tiers leaves that to it. */
-    return store_ops(store)->drop_tenant != NULL
-               ? store_ops(store)->drop_tenant(store, tenant, done, context)
-               : KV_REFUSED;
+    return store_ops(store)->drop_tenant(store, tenant, done, context);
 }
 
 kv_status_t kvist_store_verify(kvist_store_t *store,

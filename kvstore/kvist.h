@@ -565,8 +565,8 @@ kv_status_t kvist_store_drop(
  * copy of the directory, of whatever age, can be read again. The callback runs when all of this is
  * done, durably, which waits for leases that hold such blocks; what is stored of the tenant after
  * that stays, with a new key. KV_MISSING: nothing is known of it; KV_BUSY: a disk is missing, and
- * could bring it back; KV_INVALID: the name is too long; KV_REFUSED: the store is another
- * process', which must be asked. */
+ * could bring it back; KV_INVALID: the name is too long. Of an
+ * attached store: what its device tier holds; the rest is asked of kvist-store itself. */
 kv_status_t kvist_store_drop_tenant(
     kvist_store_t *store, const char *tenant, kvist_dropped_t done, void *context);
 

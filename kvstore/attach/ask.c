@@ -164,6 +164,13 @@ static void inner_dropped(void *context, kv_status_t status, uint64_t object_cou
     drop_ended(context);
 }
 
+/* Tiers of the service are dropped by whoever runs it. */
+kv_status_t kv_attached_store_drop_tenant(
+    kvist_store_t *store, const char *tenant, kvist_dropped_t done, void *context)
+{
+    return kv_embedded_store_drop_tenant(((kv_attached_t *)store)->inner, tenant, done, context);
+}
+
 kv_status_t kv_attached_store_drop(
     kvist_store_t *store, const kvist_key_t *key, bool erase, kvist_dropped_t done, void *context)
 {

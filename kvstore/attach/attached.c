@@ -310,6 +310,7 @@ const kv_store_ops_t KV_ATTACHED_OPS = {
     .release = kv_attached_lease_release,
     .keep = kv_attached_store_keep,
     .drop = kv_attached_store_drop,
+    .drop_tenant = kv_attached_store_drop_tenant,
     .verify = kv_attached_store_verify,
     .set_disk_bytes = kv_attached_store_set_disk_bytes,
     .set_quota = kv_attached_store_set_quota,

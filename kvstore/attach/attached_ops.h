@@ -24,6 +24,8 @@ void kv_attached_store_flush(
     kvist_store_t *store, void (*done)(void *context, kv_status_t status), void *context);
 kv_status_t kv_attached_store_keep(
     kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms);
+kv_status_t kv_attached_store_drop_tenant(
+    kvist_store_t *store, const char *tenant, kvist_dropped_t done, void *context);
 kv_status_t kv_attached_store_drop(
     kvist_store_t *store, const kvist_key_t *key, bool erase, kvist_dropped_t done, void *context);
 kv_status_t kv_attached_store_verify(kvist_store_t *store,

@@ -88,14 +88,24 @@ static kv_status_t drop_at(
     return KV_OK;
 }
 
-static int drop_everywhere(const kv_stores_t *stores, const char *tenant, bool json)
+/* Nodes that are attached to a kvist-store have device memory of their own: they come first, so
+ * that nothing comes from there to the store behind it. */
+static int drop_everywhere(
+    const kv_stores_t *stores, const char *node, const char *tenant, bool json)
 {
     kv_stores_tally_t tally = {0};
     json_t *rows = json ? json_array() : NULL;
-    for (size_t i = 0; i < stores->count; i++) {
-        kv_error_t error;
-        kv_status_t status = drop_at(stores->members[i], tenant, rows, &error);
-        kv_stores_tally(stores, stores->members[i], status, error.text, &tally);
+    for (int engines = 1; engines >= 0; engines--) {
+        for (size_t i = 0; i < stores->cluster.member_count; i++) {
+            const kv_member_t *member = &stores->cluster.members[i];
+            bool wanted = engines ? member->engine : member->stores && !member->engine;
+            if (!wanted || (node != NULL && strcmp(member->name, node) != 0)) {
+                continue;
+            }
+            kv_error_t error;
+            kv_status_t status = drop_at(member, tenant, rows, &error);
+            kv_stores_tally(stores, member, status, error.text, &tally);
+        }
     }
     if (json) {
         json_dumpf(rows, stdout, JSON_INDENT(2));
@@ -142,7 +152,7 @@ static int drop(int argc, char **argv)
     kv_stores_t stores;
     code = kv_stores_open("keys", folder, node, &stores);
     if (code == KV_EXIT_DONE) {
-        code = drop_everywhere(&stores, nobody ? "" : tenant, json);
+        code = drop_everywhere(&stores, node, nobody ? "" : tenant, json);
         kv_stores_close(&stores);
     }
     return code;

@@ -103,6 +103,10 @@ static void print_node(const kv_member_t *member, const Kvist__Admin__Status *st
             (unsigned long long)status->unsaved_objects, status->io,
             status->disk_offline ? " (OFFLINE: repeated write errors; see the log)" : "");
     }
+    if (status->encrypting) {
+        printf("    encrypts what it writes; of the objects on disk %llu are encrypted\n",
+            (unsigned long long)status->encrypted_objects);
+    }
     if (status->links > 0 || status->sent_bytes + status->received_bytes > 0) {
         char sent[KV_TEXT_BYTES], received[KV_TEXT_BYTES];
         printf("    KV sent %s, received %s; %u pieces to send, %u transfers awaited\n",
@@ -210,6 +214,7 @@ static json_t *pack_node(const kv_member_t *member, const Kvist__Admin__Status *
         uint64_t value;
     } numbers[] = {
         {"pid", status->pid},
+        {"encrypted_objects", status->encrypted_objects},
         {"uptime_ns", status->uptime_ns},
         {"prompt_tokens", status->prompt_tokens},
         {"cached_tokens", status->cached_tokens},
