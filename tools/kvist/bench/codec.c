@@ -131,7 +131,8 @@ int kv_bench_codec(int argc, char **argv)
         {"--block-bytes", KV_ARGUMENT_NUMBER, "N", "of --file (default: 1048576)",
             &options.block_bytes, 2, BLOCK_BYTES_MAX},
         {"--dir", KV_ARGUMENT_TEXT, "FOLDER",
-            "on a disk: puts and gets of a store there as well, with and without the codec",
+            "on a disk: puts and gets of a store there as well: with the codec, and encrypted, "
+            "beside neither",
             &options.folder, 0, 0},
         {"--only", KV_ARGUMENT_TEXT, "TEXT", "measures that have this in their name", &options.only,
             0, 0},

@@ -1,4 +1,5 @@
-/* Puts and gets of a store on disk that encodes, beside one that does not. */
+/* Puts and gets of a store on disk that encodes, and of one that encrypts, beside one that does
+ * neither. */
 #include "tools/kvist/bench/codec.h"
 
 #include "tools/kvist/bench/folder.h"
@@ -41,19 +42,39 @@ static kv_status_t sample_put(void *context, double *value_out, kv_error_t *erro
     return status;
 }
 
-static kv_status_t open_side(const kv_bench_codec_t *bench, const char *folder, const char *name,
-    kvist_codec_t codec, side_t *side_out, kv_error_t *error)
+/* What is measured beside a store that writes KV as it is. */
+typedef struct {
+    const char *name, *against, *get, *put;
+    kvist_codec_t codec;
+    bool encrypts;
+} kind_t;
+
+static const kind_t PLAIN = {.name = "none"};
+static const kind_t KINDS[] = {
+    {"bf16", "codec none", "disk get, chain 8 x 256 KiB, depth 8",
+        "disk put, chain 8 x 256 KiB, depth 8", KVIST_CODEC_BF16, false},
+    {"encrypted", "in clear", "disk get, encrypted, chain 8 x 256 KiB, depth 8",
+        "disk put, encrypted, chain 8 x 256 KiB, depth 8", KVIST_CODEC_NONE, true},
+};
+
+static kv_status_t open_side(const kv_bench_codec_t *bench, const char *folder, const kind_t *kind,
+    side_t *side_out, kv_error_t *error)
 {
-    char directory[KV_BENCH_FOLDER_BYTES + 16];
+    char directory[KV_BENCH_FOLDER_BYTES + 16], key_file[KV_BENCH_FOLDER_BYTES + 16];
     const uint64_t run_bytes = (uint64_t)OBJECT_BYTES * RUN_BLOCKS;
-    snprintf(directory, sizeof directory, "%s/%s", folder, name);
+    snprintf(directory, sizeof directory, "%s/%s", folder, kind->name);
+    snprintf(key_file, sizeof key_file, "%s/key", folder);
+    if (kind->encrypts && kvist_key_file_new(key_file, error) != KV_OK) {
+        return error->status;
+    }
     const kv_subject_params_t params = {.object_bytes = OBJECT_BYTES,
         .run_blocks = RUN_BLOCKS,
         .run_count = (uint32_t)(bench->source.bytes / run_bytes),
         .host_bytes = bench->source.bytes / 8,
         .directory = directory,
         .disk_bytes = 2 * bench->source.bytes + EXTRA_BYTES,
-        .codec = codec,
+        .codec = kind->codec,
+        .key_file = kind->encrypts ? key_file : NULL,
         .source = &bench->source,
         .destination = &bench->destination};
     const uint64_t count = bench->sample_bytes / run_bytes;
@@ -65,17 +86,17 @@ static kv_status_t open_side(const kv_bench_codec_t *bench, const char *folder, 
     return status;
 }
 
-static kv_status_t measure(kv_bench_codec_t *bench, side_t *ours, side_t *theirs, kv_error_t *error)
+static kv_status_t measure(
+    kv_bench_codec_t *bench, const kind_t *kind, side_t *ours, side_t *theirs, kv_error_t *error)
 {
-    static const struct {
+    const struct {
         const char *name;
         kv_status_t (*sample)(void *context, double *value_out, kv_error_t *error);
-    } rows[] = {{"disk get, chain 8 x 256 KiB, depth 8", sample_get},
-        {"disk put, chain 8 x 256 KiB, depth 8", sample_put}};
+    } rows[] = {{kind->get, sample_get}, {kind->put, sample_put}};
     kv_status_t status = KV_OK;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0] && status == KV_OK; i++) {
         const kv_measure_t of = {
-            .name = rows[i].name, .unit = "GB/s", .against = "codec none", .target = NAN};
+            .name = rows[i].name, .unit = "GB/s", .against = kind->against, .target = NAN};
         const kv_side_t our_side = {rows[i].sample, ours}, their_side = {rows[i].sample, theirs};
         if (kv_bench_codec_wants(bench, rows[i].name)) {
             status = kv_report_pairs(&bench->report, &of, &their_side, &our_side, error);
@@ -87,14 +108,20 @@ static kv_status_t measure(kv_bench_codec_t *bench, side_t *ours, side_t *theirs
 kv_status_t kv_bench_codec_disk(kv_bench_codec_t *bench, const char *folder, kv_error_t *error)
 {
     side_t ours, theirs;
-    kv_status_t status = open_side(bench, folder, "none", KVIST_CODEC_NONE, &theirs, error);
+    kv_status_t status = open_side(bench, folder, &PLAIN, &theirs, error);
     if (status != KV_OK) {
         return status;
     }
-    status = open_side(bench, folder, "bf16", KVIST_CODEC_BF16, &ours, error);
-    if (status == KV_OK) {
-        status = measure(bench, &ours, &theirs, error);
-        kv_subject_close(ours.subject);
+    for (size_t i = 0; i < sizeof KINDS / sizeof KINDS[0] && status == KV_OK; i++) {
+        const kind_t *kind = &KINDS[i];
+        if (!kv_bench_codec_wants(bench, kind->get) && !kv_bench_codec_wants(bench, kind->put)) {
+            continue;
+        }
+        status = open_side(bench, folder, kind, &ours, error);
+        if (status == KV_OK) {
+            status = measure(bench, kind, &ours, &theirs, error);
+            kv_subject_close(ours.subject);
+        }
     }
     kv_subject_close(theirs.subject);
     return status;

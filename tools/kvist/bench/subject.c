@@ -402,6 +402,7 @@ kv_status_t kv_subject_open(const kv_subject_params_t *params, kv_subject_opener
         .directory = params->directory,
         .disk_bytes = params->disk_bytes,
         .codec = params->codec,
+        .key_file = params->key_file,
         .persist = KVIST_PERSIST_EAGER,
         .origin = "bench"};
     kv_status_t status = opener(&store_params, &subject->store, error);
