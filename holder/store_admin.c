@@ -11,13 +11,20 @@
 
 enum { KEY_TEXT_BYTES = 2 * KVIST_KEY_BYTES + 1, LIST_DEFAULT = 100, LIST_MAX = 10000 };
 
+/* A node that is attached is of one domain. */
+static bool is_of_domain(const kv_holder_t *holder, const char *domain)
+{
+    const kv_options_t *options = holder->options;
+    return options->store.attach[0] != '\0' && strcmp(options->store.domain, domain) == 0;
+}
+
 kvist_store_t *kv_store_admin_store(
     void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
 {
     const kv_holder_t *holder = context;
     const kv_holder_owner_t *owner = &holder->owner;
     kvist_store_t *store = holder->store;
-    if (request->domain[0] != '\0') {
+    if (request->domain[0] != '\0' && !is_of_domain(holder, request->domain)) {
         store =
             owner->store_named != NULL ? owner->store_named(owner->context, request->domain) : NULL;
     }
@@ -181,13 +188,29 @@ static void on_show(void *context, const Kvist__Admin__Request *request, kv_admi
 
 /* ---- drop ---- */
 
+static const char *why_not_dropped(kv_status_t status)
+{
+    switch (status) {
+    case KV_MISSING:
+        return "the block is no longer stored";
+    case KV_BUSY:
+        return "a request is using the block or one that goes on from it, or a disk is missing "
+               "that "
+               "could bring it back: drop it again later";
+    case KV_PEER_LOST:
+        return "the kvist-store that this node is attached to does not answer: drop it again when "
+               "it is back";
+    default:
+        return "dropped from memory, but not durably: the disk refuses writes (see the node's "
+               "log); a restart may bring the blocks back: drop them again then";
+    }
+}
+
 static void dropped(void *context, kv_status_t status, uint64_t object_count)
 {
     kv_admin_call_t *call = context;
     if (status != KV_OK) {
-        kv_admin_fail(call, status,
-            "dropped from memory, but not durably: the disk refuses writes (see the node's log); a "
-            "restart may bring the blocks back: drop them again then");
+        kv_admin_fail(call, status, why_not_dropped(status));
         return;
     }
     Kvist__Admin__Dropped body = KVIST__ADMIN__DROPPED__INIT;
@@ -232,7 +255,7 @@ static void on_drop(void *context, const Kvist__Admin__Request *request, kv_admi
             "a request is using the block or one that goes on from it: erase it when that has "
             "ended, or drop it without erasing");
     } else if (status != KV_OK) {
-        kv_admin_fail(call, status, "the block is no longer stored");
+        kv_admin_fail(call, status, why_not_dropped(status));
     }
 }
 

@@ -291,7 +291,9 @@ typedef struct kvist_store kvist_store_t;
  * - What another client is storing right now is not copied: the store ends when that is stored, or
  *   that client has given up.
  * - kvist_store_drop returns KV_OK where it was asked; KV_MISSING and KV_BUSY come with the
- *   callback. A copy in another client's device tier stays until it is evicted there or expires; a
+ *   callback (KV_BUSY of an erasure: dropped elsewhere, but a lease holds it on the device). A copy
+ *   in another client's device tier stays until it is evicted there or expires, and is stored again
+ *   when that client uses it: who means it for good drops it at every client (kvist drop does). A
  *   lease that holds a dropped block in host memory still loads it.
  * - kvist_store_close waits for what is still to be written through, for at most five seconds.
  * - kvist_store_listen and kvist_store_held tell of the device tier alone, kvist_why of other

@@ -134,18 +134,27 @@ typedef struct {
     kv_attached_t *attached;
     kvist_dropped_t done;
     void *context;
-    kv_status_t status;
-    uint64_t object_count;
+    kv_status_t status;        /* the service's */
+    kv_status_t device_status; /* KV_MISSING: there is no copy */
+    uint64_t object_count, device_count;
     uint32_t parts_out;
 } drop_t;
 
+/* What the service does not have, or no longer has, may still be on the device: then that is what
+ * was dropped. */
 static void drop_ended(drop_t *drop)
 {
-    if (--drop->parts_out == 0) {
-        drop->attached->calls_out--;
-        drop->done(drop->context, drop->status, drop->object_count);
-        free(drop);
+    if (--drop->parts_out > 0) {
+        return;
     }
+    bool here_alone = drop->status == KV_MISSING && drop->device_status == KV_OK;
+    kv_status_t status = here_alone ? KV_OK : drop->status;
+    if (drop->device_status == KV_BUSY && (status == KV_OK || status == KV_MISSING)) {
+        status = KV_BUSY; /* its bytes are still there */
+    }
+    drop->attached->calls_out--;
+    drop->done(drop->context, status, here_alone ? drop->device_count : drop->object_count);
+    free(drop);
 }
 
 static void drop_answered(void *owner, const Kvist__Store__Answer *answer)
@@ -159,9 +168,10 @@ static void drop_answered(void *owner, const Kvist__Store__Answer *answer)
 
 static void inner_dropped(void *context, kv_status_t status, uint64_t object_count)
 {
-    (void)status; /* of memory alone: it cannot fail */
-    (void)object_count;
-    drop_ended(context);
+    drop_t *drop = context;
+    drop->device_status = status;
+    drop->device_count = object_count;
+    drop_ended(drop);
 }
 
 /* Tiers of the service are dropped by whoever runs it. */
@@ -187,10 +197,8 @@ kv_status_t kv_attached_store_drop(
         return status;
     }
     attached->calls_out++;
-    drop->parts_out++;
-    if (kv_embedded_store_drop(attached->inner, key, erase, inner_dropped, drop) != KV_OK) {
-        drop->parts_out--; /* it is not on the device */
-    }
+    drop->device_status = kv_embedded_store_drop(attached->inner, key, erase, inner_dropped, drop);
+    drop->parts_out += drop->device_status == KV_OK;
     return KV_OK;
 }
 
@@ -305,10 +313,9 @@ void kv_attached_store_stats(const kvist_store_t *store, kvist_stats_t *stats_ou
     }
 }
 
-kv_status_t kv_attached_store_find(
-    const kvist_store_t *store, const char *digits, kvist_key_t *key_out, kv_error_t *error)
+static kv_status_t find_served(
+    kv_attached_t *attached, const char *digits, kvist_key_t *key_out, kv_error_t *error)
 {
-    kv_attached_t *attached = kv_attached_of(store);
     Kvist__Store__Find asked = KVIST__STORE__FIND__INIT;
     asked.digits = (char *)digits;
     kv_status_t status;
@@ -325,6 +332,20 @@ kv_status_t kv_attached_store_find(
     }
     kvist__store__answer__free_unpacked(answer, NULL);
     return status;
+}
+
+/* What the service lacks may be on the device. */
+kv_status_t kv_attached_store_find(
+    const kvist_store_t *store, const char *digits, kvist_key_t *key_out, kv_error_t *error)
+{
+    kv_attached_t *attached = kv_attached_of(store);
+    kv_status_t status = find_served(attached, digits, key_out, error);
+    kv_error_t unused;
+    if (status == KV_OK || status == KV_INVALID) {
+        return status;
+    }
+    return kv_embedded_store_find(attached->inner, digits, key_out, &unused) == KV_OK ? KV_OK
+                                                                                      : status;
 }
 
 kv_status_t kv_attached_store_show(

@@ -170,6 +170,18 @@ def test_commands_ask_the_store(cluster):
     assert wrong.returncode == 1 and "no such domain" in wrong.stderr, wrong.stderr
 
 
+def test_what_is_dropped_leaves_the_engines_too(cluster):
+    first = ask(cluster, 7009)
+    settle(cluster)
+    key = rows(cluster, "ls")[0]["key"]
+    while (shown := rows(cluster, "show", key)[0])["position"] > 2:
+        key = shown["parent"]
+    rows(cluster, "drop", key, "--erase")
+    again = ask(cluster, 7009)
+    assert again.cached == 2 * BLOCK_TOKENS, again.usage
+    assert again.text == first.text, f"{again.text!r} is not {first.text!r}"
+
+
 def cpu_ticks(pid):
     with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
         fields = file.read().rsplit(")", 1)[1].split()

@@ -56,6 +56,6 @@ int kv_command_drop(int argc, char **argv)
         return code;
     }
     kv_ask_about(domain);
-    const kv_stores_request_t request = {"drop", folder, node, key, json};
+    const kv_stores_request_t request = {"drop", folder, node, key, json, true};
     return kv_stores_visit_key(&request, drop_at, &erase);
 }

@@ -99,6 +99,6 @@ int kv_command_pin(int argc, char **argv)
     if (code != KV_EXIT_DONE) {
         return code;
     }
-    const kv_stores_request_t request = {"pin", folder, node, key, json};
+    const kv_stores_request_t request = {"pin", folder, node, key, json, false};
     return kv_stores_visit_key(&request, pin_at, &until_ns);
 }

@@ -51,6 +51,6 @@ int kv_command_show(int argc, char **argv)
         return code;
     }
     kv_ask_about(domain);
-    const kv_stores_request_t request = {"show", folder, node, key, json};
+    const kv_stores_request_t request = {"show", folder, node, key, json, false};
     return kv_stores_visit_key(&request, show_at, NULL);
 }

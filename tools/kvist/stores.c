@@ -9,40 +9,56 @@
 
 enum { KEY_BYTES = 65 };
 
-static int fail_node(const kv_stores_t *stores, const char *node)
+static int fail_node(const kv_stores_t *stores, const char *node, bool all)
 {
     char text[256], names[160] = "";
     for (size_t i = 0; i < stores->cluster.member_count; i++) {
         size_t used = strlen(names);
-        if (stores->cluster.members[i].stores) {
-            snprintf(names + used, sizeof names - used, "%s%s", used > 0 ? ", " : "",
-                stores->cluster.members[i].name);
+        const kv_member_t *member = &stores->cluster.members[i];
+        if (member->stores || (all && member->engine)) {
+            snprintf(names + used, sizeof names - used, "%s%s", used > 0 ? ", " : "", member->name);
         }
     }
     snprintf(text, sizeof text, "no node that stores is named '%.60s'; there are %s", node, names);
     return kv_command_fail(stores->command, text, NULL);
 }
 
-int kv_stores_open(
-    const char *command, const char *folder, const char *node, kv_stores_t *stores_out)
+/* Stores come first: what is dropped there, nobody loads again before it is dropped here. */
+static void choose_members(kv_stores_t *stores, const char *node, bool attached)
+{
+    for (size_t i = 0; i < stores->cluster.member_count; i++) {
+        const kv_member_t *member = &stores->cluster.members[i];
+        bool kind = attached ? member->engine && !member->stores : member->stores;
+        if (kind && (node == NULL || strcmp(member->name, node) == 0)) {
+            stores->members[stores->count++] = member;
+        }
+    }
+}
+
+static int open_members(
+    const char *command, const char *folder, const char *node, bool all, kv_stores_t *stores_out)
 {
     kv_error_t error;
     *stores_out = (kv_stores_t){.command = command};
     if (kv_cluster_find(folder, &stores_out->cluster, &error) != KV_OK) {
         return kv_command_fail(command, error.text, "kvist up");
     }
-    for (size_t i = 0; i < stores_out->cluster.member_count; i++) {
-        const kv_member_t *member = &stores_out->cluster.members[i];
-        if (member->stores && (node == NULL || strcmp(member->name, node) == 0)) {
-            stores_out->members[stores_out->count++] = member;
-        }
+    choose_members(stores_out, node, false);
+    if (all) {
+        choose_members(stores_out, node, true);
     }
     if (stores_out->count > 0) {
         return KV_EXIT_DONE;
     }
-    int code = fail_node(stores_out, node != NULL ? node : "");
+    int code = fail_node(stores_out, node != NULL ? node : "", all);
     kv_cluster_clear(&stores_out->cluster);
     return code;
+}
+
+int kv_stores_open(
+    const char *command, const char *folder, const char *node, kv_stores_t *stores_out)
+{
+    return open_members(command, folder, node, false, stores_out);
 }
 
 void kv_stores_close(kv_stores_t *stores)
@@ -136,7 +152,8 @@ int kv_stores_visit_key(
         return kv_command_misuse(request->command, "KEY is missing", "kvist ls shows the keys");
     }
     kv_stores_t stores;
-    int code = kv_stores_open(request->command, request->folder, request->node, &stores);
+    int code =
+        open_members(request->command, request->folder, request->node, request->attached, &stores);
     if (code == KV_EXIT_DONE) {
         code = visit_all(&stores, request, visit, context);
         kv_stores_close(&stores);

@@ -21,6 +21,7 @@ typedef struct {
  * there is no cluster, or no such node; said on standard error. */
 int kv_stores_open(
     const char *command, const char *folder, const char *node, kv_stores_t *stores_out);
+
 void kv_stores_close(kv_stores_t *stores);
 
 /* What the command does at each node, and what the nodes said together. */
@@ -36,6 +37,7 @@ void kv_stores_tally(const kv_stores_t *stores, const kv_member_t *member, kv_st
 typedef struct {
     const char *command, *folder, *node, *key;
     bool json;
+    bool attached; /* also nodes that are attached to a kvist-store: they have device memory */
 } kv_stores_request_t;
 
 /* At one node that has the block: prints, or adds to rows where they are not NULL. */
