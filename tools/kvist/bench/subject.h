@@ -27,10 +27,10 @@ typedef struct {
     uint64_t host_bytes;   /* of the store's host tier */
     const char *directory; /* NULL: no disk tier, and gets must come from memory, else from disk */
     uint64_t disk_bytes;
-    kvist_codec_t codec; /* of records on disk */
+    kvist_codec_t codec;  /* of records on disk */
     const char *key_file; /* NULL: in clear */
-    bool filled;         /* another subject of the same parameters put the working set, and lives */
-    uint64_t first_get;  /* where in the order of gets this one begins */
+    bool filled;        /* another subject of the same parameters put the working set, and lives */
+    uint64_t first_get; /* where in the order of gets this one begins */
     const kv_region_t *source, *destination; /* each at least a run for each operation in flight */
 } kv_subject_params_t;
 
