@@ -588,7 +588,8 @@ kv_status_t kvist_store_verify(kvist_store_t *store,
 
 /* The disk tier's quota, from now on: more makes room, less reclaims the oldest segments, as soon
  * as nobody reads them. Several disks share it as they shared what the store was opened with.
- * KV_INVALID: less than two segments for a disk, more than fits, or less than pins need. */
+ * KV_INVALID: less than two segments for a disk, more than fits, or less than pins need;
+ * KV_REFUSED: the store is attached, and this is neither root nor the user of kvist-store. */
 kv_status_t kvist_store_set_disk_bytes(
     kvist_store_t *store, uint64_t disk_bytes, kv_error_t *error);
 

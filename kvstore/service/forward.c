@@ -6,6 +6,7 @@
 #include "kvstore/store_internal.h"
 
 #include <stdlib.h>
+#include <unistd.h>
 
 enum { CONTEXTS_MAX = 16384, TOKENS_MAX = 1024 /* of a block */ };
 
@@ -53,9 +54,15 @@ static void drop(kv_service_conn_t *client, const Kvist__Store__Drop *asked)
     }
 }
 
+/* How much of the disk a domain may take is said by whoever runs the store, not by its users. */
 static void set_disk_bytes(kv_service_conn_t *client, const Kvist__Store__SetDiskBytes *asked)
 {
     kv_error_t error = {0};
+    if (client->user != 0 && client->user != geteuid()) {
+        kv_conn_done(client, asked->id, KV_REFUSED, 0,
+            "the disk's quota is set by root and the user of kvist-store alone");
+        return;
+    }
     kv_status_t status = kvist_store_set_disk_bytes(client->domain->store, asked->bytes, &error);
     kv_conn_done(client, asked->id, status, 0, status == KV_OK ? "" : error.text);
 }

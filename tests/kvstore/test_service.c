@@ -2,6 +2,9 @@
  * ends alone. */
 #include "service_bench.h"
 
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
 enum { GOOD_SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL, STAGING_BYTES = 1 << 20 };
 
 typedef struct {
@@ -225,6 +228,123 @@ static void bytes_that_are_not_as_promised_are_not_stored(void **state)
     end(&both);
 }
 
+/* ---- other users ---- */
+
+enum { OTHER_USER = 65534 };
+
+/* Of this thread alone: the service's keeps its own. */
+static void be_user(uid_t user)
+{
+    assert_int_equal(syscall(SYS_setresuid, -1, user, -1), 0);
+}
+
+/* Connects and attaches as another user. */
+static void begin_as_other(raw_t *raw, both_t *both)
+{
+    raw_open(raw, both->served.path);
+    raw->staging_fd = raw_memory(STAGING_BYTES, GOOD_SEALS, 0);
+    raw_attach(raw, &both->bench.layout, "default", raw->staging_fd, STAGING_BYTES);
+}
+
+static void other_users_enter_their_domain_and_set_no_quota(void **state)
+{
+    (void)state;
+    if (geteuid() != 0) {
+        skip(); /* nobody else can be had */
+    }
+    both_t both;
+    raw_t raw;
+    uid_t users[] = {OTHER_USER};
+    bench_init(&both.bench, "users", 4);
+    bench_with_host(&both.bench, 64);
+    bench_with_disk(&both.bench, 8);
+    served_init(&both.served, &both.bench.params);
+    served_start(&both.served);
+    assert_int_equal(chmod(kv_test_folder(), 0711), 0);
+    assert_int_equal(chmod(both.served.path, 0666), 0);
+    be_user(OTHER_USER);
+    begin_as_other(&raw, &both);
+    raw_expect_end(&raw, KV_REFUSED, "none of that name for user 65534");
+    be_user(0);
+    raw_end(&raw);
+    served_end(&both.served);
+
+    both.served.domain.users = users;
+    both.served.domain.user_count = 1;
+    served_start(&both.served);
+    be_user(OTHER_USER);
+    begin_as_other(&raw, &both); /* the socket lets users in now */
+    be_user(0);
+    Kvist__Store__Answer *answer = raw_receive(&raw);
+    assert_non_null(answer);
+    assert_int_equal(answer->body_case, KVIST__STORE__ANSWER__BODY_ATTACHED);
+    kvist__store__answer__free_unpacked(answer, NULL);
+    Kvist__Store__SetDiskBytes asked = KVIST__STORE__SET_DISK_BYTES__INIT;
+    asked.id = 5;
+    asked.bytes = both.bench.params.disk_bytes;
+    raw_send(&raw, KVIST__STORE__REQUEST__BODY_SET_DISK_BYTES, &asked, NULL, 0);
+    raw_expect_done(&raw, 5, KV_REFUSED, 0);
+    raw_end(&raw);
+    raw_begin(&raw, both.served.path, &both.bench.layout);
+    raw_send(&raw, KVIST__STORE__REQUEST__BODY_SET_DISK_BYTES, &asked, NULL, 0);
+    raw_expect_done(&raw, 5, KV_OK, 0);
+    raw_end(&raw);
+    end(&both);
+}
+
+/* ---- floods ---- */
+
+/* Sends the same request without end and reads nothing, until the service has ended it. */
+static void flood(raw_t *raw)
+{
+    Kvist__Store__GetStats body = KVIST__STORE__GET_STATS__INIT;
+    Kvist__Store__Request request = KVIST__STORE__REQUEST__INIT;
+    kv_error_t error = {0};
+    request.body_case = KVIST__STORE__REQUEST__BODY_STATS;
+    request.stats = &body;
+    uint64_t deadline_ns = kv_clock_now_ns() + 60ull * KV_NS_PER_S;
+    kv_status_t status = KV_OK;
+    while (status != KV_PEER_LOST) {
+        assert_true(kv_clock_now_ns() < deadline_ns);
+        if (raw->channel.out_bytes < 1 << 16) {
+            assert_int_equal(
+                kv_channel_queue(&raw->channel, &request.base, NULL, 0, &error), KV_OK);
+        } else {
+            poll(NULL, 0, 1); /* the socket is full: the service takes no more */
+        }
+        status = kv_channel_send(&raw->channel);
+    }
+}
+
+static void who_reads_no_answers_is_ended_alone(void **state)
+{
+    (void)state;
+    both_t both;
+    bench_init(&both.bench, "unread", 4);
+    bench_with_host(&both.bench, 64);
+    served_init(&both.served, &both.bench.params);
+    both.served.params.limits = (kv_service_limits_t){.silent_ms = 300};
+    served_start(&both.served);
+    raw_t raw, other;
+    raw_begin(&other, both.served.path, &both.bench.layout);
+    match(&other, &both, 3, 4);
+    raw_expect_matched(&other, 3, 0);
+    raw_begin(&raw, both.served.path, &both.bench.layout);
+    match(&raw, &both, 0, 4); /* a lease that goes with it */
+    flood(&raw);
+    match(&other, &both, 4, 4); /* who reads is served */
+    raw_expect_matched(&other, 4, 0);
+    raw_end(&raw);
+    served_pause(&both.served);
+    kv_service_stats_t stats;
+    kv_service_stats(both.served.service, &stats);
+    assert_int_equal(stats.ended_clients, 1);
+    assert_int_equal(stats.leases, 2);
+    served_resume(&both.served);
+    raw_end(&other);
+    end(&both);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -233,6 +353,8 @@ int main(void)
         cmocka_unit_test(other_domains_layouts_and_versions_are_refused),
         cmocka_unit_test(numbers_out_of_bounds_end_the_client),
         cmocka_unit_test(bytes_that_are_not_as_promised_are_not_stored),
+        cmocka_unit_test(other_users_enter_their_domain_and_set_no_quota),
+        cmocka_unit_test(who_reads_no_answers_is_ended_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
