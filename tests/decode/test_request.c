@@ -284,6 +284,7 @@ static int close_node(void **state)
     kv_compute_event_t ended = {.type = KV_COMPUTE_ENDED, .id = 1, .status = KV_OK};
     kv_requests_computed(&core.holder.requests, &ended);
     assert_int_equal(core.holder.requests.count, 0);
+    kv_outcomes_clear(&core.holder.outcomes);
     bench_turn(&bench);
     assert_int_equal(bench_stats(&bench).leases, 0);
     bench_end(&bench);
