@@ -168,7 +168,7 @@ static kv_status_t open_descriptors(
         kv_service_watch(service, service->timer_fd, EPOLLIN, &service->timer_watch, error);
     if (status == KV_OK) {
         status = kv_local_listen(
-            params->path, "path", mode_of(params), BACKLOG, &service->listen_fd, error);
+            params->path, "store.socket", mode_of(params), BACKLOG, &service->listen_fd, error);
     }
     return status == KV_OK ? kv_service_watch(service, service->listen_fd, EPOLLIN,
                                  &service->listen_watch, error)
