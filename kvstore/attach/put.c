@@ -423,8 +423,16 @@ void kv_attached_put_cancel(kv_attached_lease_t *lease)
     for (kv_attached_put_t *put = lease->first_put; put != NULL; put = put->next_of_lease) {
         stop(put, KV_CANCELLED);
     }
-    if (lease->first_put != NULL) {
-        advance(lease->first_put);
+    kv_attached_put_t *first = lease->first_put;
+    if (first != NULL && first->offers_out + first->parts_out > 0 && lease->life != NULL &&
+        lease->life->up) {
+        Kvist__Store__CancelPuts cancel = KVIST__STORE__CANCEL_PUTS__INIT;
+        cancel.lease = lease->number;
+        kv_link_say(kv_lease_attached(lease), KVIST__STORE__REQUEST__BODY_CANCEL_PUTS, &cancel);
+        kv_link_send(kv_lease_attached(lease));
+    }
+    if (first != NULL) {
+        advance(first);
     }
 }
 

@@ -306,6 +306,9 @@ static void dispatch(kv_service_conn_t *client, const Kvist__Store__Request *req
     case KVIST__STORE__REQUEST__BODY_RELEASE:
         kv_conn_release(client, request->release);
         break;
+    case KVIST__STORE__REQUEST__BODY_CANCEL_PUTS:
+        kv_conn_cancel_puts(client, request->cancel_puts);
+        break;
     case KVIST__STORE__REQUEST__BODY_LOAD:
         kv_conn_load(client, request->load);
         break;

@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "base/checksum.h"
 #include "base/log.h"
+#include "kvstore/crypt/key_file.h"
 #include "kvstore/layout.h"
 
 #include <errno.h>
@@ -131,6 +132,16 @@ static kv_status_t open_store(kv_domain_t *domain, const kvist_layout_t *layout,
     return KV_OK;
 }
 
+/* The store is opened with the first client: what it will need is told missing before. */
+static kv_status_t check_key_file(const char *path, kv_error_t *error)
+{
+    kv_masters_t masters = {0};
+    kv_status_t status =
+        path != NULL ? kv_key_file_read(kv_files_posix(), path, &masters, error) : KV_OK;
+    kv_wipe(&masters, sizeof masters);
+    return status;
+}
+
 static kv_status_t check_params(const kv_service_domain_t *params, kv_error_t *error)
 {
     if (params->name == NULL ||
@@ -142,7 +153,7 @@ static kv_status_t check_params(const kv_service_domain_t *params, kv_error_t *e
     if (params->store.device != NULL) {
         return kv_fail(error, KV_INVALID, "domains.store.device: a domain has none");
     }
-    return KV_OK;
+    return check_key_file(params->store.key_file, error);
 }
 
 kv_status_t kv_domain_init(kv_service_t *service, const kv_service_domain_t *params,

@@ -272,6 +272,15 @@ void kv_conn_release(kv_service_conn_t *client, const Kvist__Store__Release *ask
     }
 }
 
+void kv_conn_cancel_puts(kv_service_conn_t *client, const Kvist__Store__CancelPuts *asked)
+{
+    kv_service_lease_t *lease = find_lease(client, asked->lease);
+    if (lease != NULL) {
+        kv_offer_forget(client->domain, lease);
+        kv_put_cancel(lease->lease);
+    }
+}
+
 void kv_conn_release_all(kv_service_conn_t *client)
 {
     for (uint32_t i = 0; client->lease_count > 0; i++) {

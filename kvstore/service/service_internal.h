@@ -149,6 +149,7 @@ void kv_conn_unmap(kv_service_conn_t *client);
 
 void kv_conn_match(kv_service_conn_t *client, const Kvist__Store__Match *asked);
 void kv_conn_release(kv_service_conn_t *client, const Kvist__Store__Release *asked);
+void kv_conn_cancel_puts(kv_service_conn_t *client, const Kvist__Store__CancelPuts *asked);
 void kv_conn_load(kv_service_conn_t *client, const Kvist__Store__Load *asked);
 void kv_conn_put(kv_service_conn_t *client, const Kvist__Store__Put *asked);
 void kv_conn_release_all(kv_service_conn_t *client);

@@ -79,10 +79,11 @@ def test_codec_json(cluster):
     rows = {row["measure"]: row for row in map(check_line, run.stdout.splitlines())}
     others = [f"{name} on {pieces}" for name in ("lz4", "zstd 1", "zstd 3")
               for pieces in ("units", "blocks")]
-    assert list(rows)[:-2] == ["ratio", "encode", "decode", "verified copy out of memory"] + [
+    assert list(rows)[:-4] == ["ratio", "encode", "decode", "verified copy out of memory"] + [
         f"{aspect}, beside {other}" for other in others
         for aspect in ("ratio", "encode", "decode")], list(rows)
-    assert [name[:8] for name in list(rows)[-2:]] == ["disk get", "disk put"], list(rows)
+    assert [name.rsplit(", chain", 1)[0] for name in list(rows)[-4:]] == [
+        "disk get", "disk put", "disk get, encrypted", "disk put, encrypted"], list(rows)
     # What follows from the bytes alone holds on every machine.
     assert rows["ratio"]["ok"] is True and rows["decode"]["target"] == 2, rows["ratio"]
     assert all(rows[f"ratio, beside {other}"]["ratio"] > 1 for other in others), rows

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <ftw.h>
+#include <stdatomic.h>
 
 enum { BLOCKS = 6, CONTEXTS = 8 };
 
@@ -482,7 +483,7 @@ static void records_in_clear_go_with_the_key(void **state)
 
 static kv_files_ops_t ops_failing;
 static const kv_files_t *ops_behind;
-static bool failing;
+static atomic_bool failing;
 
 static int64_t write_or_fail(
     kv_files_t *files, int file, const void *buffer, size_t bytes, uint64_t offset)
