@@ -429,7 +429,6 @@ void kv_attached_put_cancel(kv_attached_lease_t *lease)
         Kvist__Store__CancelPuts cancel = KVIST__STORE__CANCEL_PUTS__INIT;
         cancel.lease = lease->number;
         kv_link_say(kv_lease_attached(lease), KVIST__STORE__REQUEST__BODY_CANCEL_PUTS, &cancel);
-        kv_link_send(kv_lease_attached(lease));
     }
     if (first != NULL) {
         advance(first);
