@@ -276,8 +276,8 @@ void kv_conn_cancel_puts(kv_service_conn_t *client, const Kvist__Store__CancelPu
 {
     kv_service_lease_t *lease = find_lease(client, asked->lease);
     if (lease != NULL) {
-        kv_offer_forget(client->domain, lease);
         kv_put_cancel(lease->lease);
+        kv_offer_forget(client->domain, lease); /* last: it may end the client, and the lease */
     }
 }
 
