@@ -51,8 +51,8 @@ class EventsTest(unittest.TestCase):
         init_none_hash(sha256)
         self.events = self.log()
 
-    def log(self, *specs: Any, enabled: bool = True, workers: int = 1) -> StoreEvents:
-        return StoreEvents(enabled, cache_config(*(specs or (full(),))), TOKENS, TOKENS, workers)
+    def log(self, *specs: Any, enabled: bool = True) -> StoreEvents:
+        return StoreEvents(enabled, cache_config(*(specs or (full(),))), TOKENS, TOKENS)
 
     def request(
         self, blocks: int, name: str = "r", hash_tokens: int = TOKENS, **more: Any
@@ -68,9 +68,8 @@ class EventsTest(unittest.TestCase):
 
     def test_sealed_blocks_are_stored_under_vllms_hashes(self) -> None:
         request = self.request(4)
-        self.events.follow(request)
-        self.events.sealed("r", 0, 2)
-        self.events.sealed("r", 0, 4)
+        self.events.stored(request, 0, 2)
+        self.events.stored(request, 2, 2)
         first, second = self.events.take()
         assert isinstance(first, BlockStored) and isinstance(second, BlockStored)
         self.assertEqual(first.block_hashes, names(request, 0, 2))
@@ -86,25 +85,10 @@ class EventsTest(unittest.TestCase):
         self.assertEqual(second.token_ids, list(range(132, 164)))
         self.assertEqual(self.events.take(), [])
 
-    def test_a_block_is_stored_when_every_workers_part_is(self) -> None:
-        events = self.log(workers=2)
-        request = self.request(3)
-        events.follow(request)
-        events.sealed("r", 1, 3)
-        self.assertEqual(events.take(), [])
-        events.sealed("r", 0, 1)
-        events.sealed("r", 0, 2)
-        self.assertEqual(
-            [each.block_hashes for each in events.take()],
-            [names(request, 0, 1), names(request, 1, 2)],
-        )
-
     def test_a_block_is_told_once(self) -> None:
         one, other = self.request(2), self.request(4, "s")
-        for request in (one, other):
-            self.events.follow(request)
-        self.events.sealed("r", 0, 2)
-        self.events.sealed("s", 0, 4)
+        self.events.stored(one, 0, 2)
+        self.events.stored(other, 0, 4)
         _, second = self.events.take()
         self.assertEqual(second.block_hashes, names(other, 2, 4))
         self.assertEqual(second.parent_block_hash, names(one, 1)[0])
@@ -154,7 +138,7 @@ class EventsTest(unittest.TestCase):
         self.assertEqual(stored.extra_keys, [("poet", "pepper"), ("poet",)])
 
     def test_hashes_finer_than_blocks(self) -> None:
-        events = StoreEvents(True, cache_config(full()), TOKENS, TOKENS // 2, 1)
+        events = StoreEvents(True, cache_config(full()), TOKENS, TOKENS // 2)
         request = self.request(2, hash_tokens=TOKENS // 2)
         events.found(request, [Found(1, 1, on_disk=False)])
         (stored,) = events.take()
@@ -167,25 +151,17 @@ class EventsTest(unittest.TestCase):
         events.found(self.request(1), [Found(0, 1, on_disk=False)])
         self.assertEqual([each.group_idx for each in events.take()], [1])
 
-    def test_a_request_that_is_not_followed_is_not_told(self) -> None:
-        self.events.follow(self.request(2))
-        self.events.forget("r")
-        self.events.sealed("r", 0, 2)
-        self.assertEqual(self.events.take(), [])
-
     def test_events_that_nobody_wants_are_not_made(self) -> None:
         events = self.log(enabled=False)
         request = self.request(2)
-        events.follow(request)
-        events.sealed("r", 0, 2)
+        events.stored(request, 0, 2)
         events.found(request, [Found(0, 2, on_disk=False)])
         events.gone(request, 0)
         self.assertEqual(events.take(), [])
 
     def test_more_blocks_than_the_request_has_hashes_of(self) -> None:
         request = self.request(2)
-        self.events.follow(request)
-        self.events.sealed("r", 0, 9)
+        self.events.stored(request, 0, 9)
         (stored,) = self.events.take()
         self.assertEqual(len(stored.block_hashes), 2)
 

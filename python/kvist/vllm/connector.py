@@ -33,7 +33,7 @@ from kvist.vllm.worker import WorkerSide
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
-    from vllm.distributed.kv_events import KVCacheEvent, KVConnectorKVEvents
+    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
         KVConnectorPromMetrics,
         KVConnectorStats,
@@ -103,7 +103,7 @@ class KvistConnector(KVConnectorBase_V1, SupportsHMA):
     def build_kv_connector_stats(
         cls, data: dict[str, Any] | None = None
     ) -> KVConnectorStats | None:
-        return figures.statistics_of(data)
+        return figures.KvistStatistics(data)
 
     @classmethod
     def build_prom_metrics(
@@ -113,7 +113,7 @@ class KvistConnector(KVConnectorBase_V1, SupportsHMA):
         labelnames: list[str],
         per_engine_labelvalues: dict[int, list[object]],
     ) -> KVConnectorPromMetrics | None:
-        return figures.prometheus_metrics(
+        return figures.KvistPrometheus(
             vllm_config, metric_types, labelnames, per_engine_labelvalues
         )
 
@@ -151,9 +151,6 @@ class KvistConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         return self._at_worker.report()
-
-    def get_kv_connector_kv_cache_events(self) -> KVConnectorKVEvents | None:
-        return self._at_worker.events()
 
     # ---- at the scheduler ----
 

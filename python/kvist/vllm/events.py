@@ -16,7 +16,7 @@ What is told is what this engine came to know, and when:
 
 Only groups of full attention are told of, as a prefix of theirs is all that a consumer can place.
 
-Owns: the hashes that were told, the events not taken yet. Borrows: the requests that are followed.
+Owns: the hashes that were told, the events not taken yet. Borrows: nothing beyond a call.
 Threads: the scheduler's alone. Errors: none.
 Limits: TOLD_MAX hashes are remembered; one that was forgotten is told again when it is met again.
 """
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_events import (
@@ -67,14 +67,6 @@ class Found:
     on_disk: bool  # else in memory
 
 
-@dataclass
-class _Followed:
-    """A request whose blocks are being saved."""
-
-    request: Request
-    sealed: dict[int, int] = field(default_factory=dict)  # by worker: blocks from the first on
-
-
 class StoreEvents:
     """The events of one scheduler; every call but `take` does nothing where they are off."""
 
@@ -84,14 +76,13 @@ class StoreEvents:
         kv_cache_config: KVCacheConfig,
         block_tokens: int,
         hash_block_tokens: int,
-        worker_count: int,
     ) -> None:
-        """block_tokens: of a block of the store and of vLLM's pages; hash_block_tokens: of what one
-        of vLLM's hashes covers; worker_count: parts that a block has at as many workers."""
+        """enabled: vLLM's kv_events_config wants events; block_tokens: of a block of the store and
+        of vLLM's pages; hash_block_tokens: of what one of vLLM's hashes covers (the block pool's
+        hash_block_size)."""
         self.enabled = enabled
         self._block_tokens = block_tokens
         self._hash_block_tokens = hash_block_tokens
-        self._worker_count = worker_count
         self._groups = [
             (index, kind)
             for index, group in enumerate(kv_cache_config.kv_cache_groups)
@@ -99,27 +90,13 @@ class StoreEvents:
             if kind in FULL_KINDS
         ]
         self._told: OrderedDict[bytes, str] = OrderedDict()  # the medium, by vLLM's block hash
-        self._followed: dict[str, _Followed] = {}
         self._events: list[KVCacheEvent] = []
 
-    def follow(self, request: Request) -> None:
-        """Blocks of this request are to be saved; until `forget`."""
-        if self.enabled and request.request_id not in self._followed:
-            self._followed[request.request_id] = _Followed(request)
-
-    def sealed(self, request_id: str, worker: int, block_count: int) -> None:
-        """A worker's parts of the request's first block_count blocks are stored."""
-        followed = self._followed.get(request_id)
-        if followed is None:
-            return
-        followed.sealed[worker] = max(block_count, followed.sealed.get(worker, 0))
-        if len(followed.sealed) == self._worker_count:
-            stored = min(followed.sealed.values())
-            self._tell_stored(followed.request, 0, stored, MEDIUM_CPU, moves=False)
-
-    def forget(self, request_id: str) -> None:
-        """No more of this request will be sealed."""
-        self._followed.pop(request_id, None)
+    def stored(self, request: Request, first_block: int, block_count: int) -> None:
+        """These blocks of the request, every worker's part of them, were sealed in the store."""
+        if self.enabled:
+            end = first_block + block_count
+            self._tell_stored(request, first_block, end, MEDIUM_CPU, moves=False)
 
     def found(self, request: Request, runs: Sequence[Found]) -> None:
         """A look-up found these blocks of the request's prompt."""
