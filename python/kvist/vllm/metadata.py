@@ -65,10 +65,10 @@ class Owner:
 
 @dataclass(frozen=True)
 class LoadJob:
-    """Blocks first_block .. first_block + block_count - 1 of a request, to be copied into its pages.
+    """Blocks first_block .. first_block + block_count - 1 of a request, to be copied to its pages.
 
-    tokens: uint32 [(first_block + block_count) x block_tokens], from block 0 on: keys need them all.
-    extras: EXTRA_BYTES for each of those blocks, one after the other; None: all zero.
+    tokens: uint32 [(first_block + block_count) x block_tokens], from block 0 on: keys need all.
+    extras: EXTRA_BYTES bytes for each of those blocks; None: all zero.
     pages: [groups][block_count], of the blocks that are loaded.
 
     The worker names the request in finished_recving once for each LoadJob. Blocks that did not
@@ -79,7 +79,7 @@ class LoadJob:
     request_id: str
     owner: Owner
     tokens: NDArray[numpy.uint32]
-    extras: bytes | None
+    extras: tuple[bytes, ...] | None
     first_block: int
     block_count: int
     pages: Pages
@@ -102,7 +102,7 @@ class SaveJob:
     request_id: str
     owner: Owner
     tokens: NDArray[numpy.uint32]
-    extras: bytes | None
+    extras: tuple[bytes, ...] | None
     first_block: int
     block_count: int
     pages: Pages
