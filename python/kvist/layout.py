@@ -130,7 +130,8 @@ def _fill(group: Group, to: Any) -> None:
         to.layers[layer // 64] |= 1 << layer % 64
     if len(group.parts) > lib.KVIST_PARTS_MAX:
         raise invalid(
-            f"layout.groups has {len(group.parts)} parts: at most {lib.KVIST_PARTS_MAX} are possible"
+            f"layout.groups has {len(group.parts)} parts: at most {lib.KVIST_PARTS_MAX} are "
+            "possible"
         )
     to.part_count = len(group.parts)
     for part, into in zip(group.parts, to.parts):

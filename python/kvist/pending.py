@@ -209,5 +209,3 @@ def ended(
         }.get(Status(status), ffi.string(lib.kv_status_name(status)).decode())
     of = "" if block_count is None else f" after {block_count} blocks"
     return KvistError(Status(status), f"{what} ended{of}: {text}", remedy, block_count)
-
-

@@ -200,5 +200,3 @@ def _runs(
 def pieces_of(pieces: Any) -> Pieces:
     """What a load or store was given, as pieces."""
     return pieces if isinstance(pieces, Pieces) else Pieces.of(pieces)
-
-
