@@ -13,6 +13,7 @@
 
 docs/python.md is the guide; kvstore/kvist.h, whose words hold here too, the reference.
 """
+from kvist._version import __version__
 from kvist.errors import KvistError, Status
 from kvist.identity import Dtype, fingerprint_file, keys, name_space
 from kvist.layout import Group, GroupKind, Layout, Part, PartKind
@@ -62,6 +63,7 @@ __all__ = [
     "StoreThread",
     "Terms",
     "Tier",
+    "__version__",
     "fingerprint_file",
     "keys",
     "name_space",

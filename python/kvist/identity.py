@@ -110,7 +110,7 @@ def token_array(tokens: Tokens, field: str = "tokens") -> Any:
     """A uint32_t array of the token ids; without a copy where they lie as such. It holds what they
     lie in."""
     try:
-        view = memoryview(tokens)
+        view = memoryview(tokens)  # type: ignore[arg-type]
         if view.format in ("I", "=I", "<I") and view.itemsize == 4 and view.c_contiguous:
             return ffi.from_buffer("uint32_t[]", tokens)
     except TypeError:

@@ -144,17 +144,17 @@ def _note(context: Any, told: tuple[Any, ...]) -> None:
 # ---- what libkvist calls ----
 
 
-@ffi.callback("kvist_loaded_t")  # type: ignore[misc]
+@ffi.callback("kvist_loaded_t")  # type: ignore[untyped-decorator]
 def on_loaded(context: Any, lease: Any, status: int, block_count: int, miss: int) -> None:
     _note(context, (status, block_count, miss))
 
 
-@ffi.callback("kvist_stored_t")  # type: ignore[misc]
+@ffi.callback("kvist_stored_t")  # type: ignore[untyped-decorator]
 def on_stored(context: Any, lease: Any, status: int, block_count: int) -> None:
     _note(context, (status, block_count))
 
 
-@ffi.callback("void(*)(void *, kv_status_t)")  # type: ignore[misc]
+@ffi.callback("void(*)(void *, kv_status_t)")  # type: ignore[untyped-decorator]
 def on_flushed(context: Any, status: int) -> None:
     _note(context, (status,))
 

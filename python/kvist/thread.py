@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import functools
 import os
 import select
 import threading
@@ -146,12 +147,12 @@ class StoreThread:
                 future.set_exception(error)
                 continue
             if isinstance(result, Pending):
-                result.add_done_callback(lambda pending, future=future: _pass_on(pending, future))
+                result.add_done_callback(functools.partial(_pass_on, future))
             else:
                 future.set_result(result)
 
 
-def _pass_on(pending: Pending[Any], future: Future[Any]) -> None:
+def _pass_on(future: Future[Any], pending: Pending[Any]) -> None:
     error = pending.error()
     if error is not None:
         future.set_exception(error)
