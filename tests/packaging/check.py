@@ -188,30 +188,34 @@ def check_container_build(image):
             assert glob.glob(os.path.join(ROOT, path)), f"COPY {path}: there is none"
 
 
+def try_all(suite, checks, subject):
+    """Runs the checks, each on the subject; prints a line for each and the counts at the end."""
+    passed = failed = skipped = 0
+    for check in checks:
+        label = f"{suite}.{check.__name__[6:]} ({check.__doc__})"
+        try:
+            check(subject)
+        except Skipped as why:
+            print(f"skipped  {label}: {why}")
+            skipped += 1
+            continue
+        except Exception as error:  # one that fails must not hide the others
+            failed += 1
+            print(f"FAILED   {label}\n         " + str(error).replace("\n", "\n         "))
+            continue
+        passed += 1
+        print(f"ok       {label}")
+    print(f"{suite}: {passed} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed else 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", default=os.path.join(ROOT, "build"))
     arguments = parser.parse_args()
-    passed = failed = skipped = 0
     checks = [value for name, value in globals().items() if name.startswith("check_")]
     with tempfile.TemporaryDirectory() as folder:
-        image = Image(os.path.abspath(arguments.build), folder)
-        for check in checks:
-            label = f"packaging.{check.__name__[6:]} ({check.__doc__})"
-            try:
-                check(image)
-            except Skipped as why:
-                print(f"skipped  {label}: {why}")
-                skipped += 1
-                continue
-            except Exception as error:  # one that fails must not hide the others
-                failed += 1
-                print(f"FAILED   {label}\n         " + str(error).replace("\n", "\n         "))
-                continue
-            passed += 1
-            print(f"ok       {label}")
-    print(f"packaging: {passed} passed, {failed} failed, {skipped} skipped")
-    return 1 if failed else 0
+        return try_all("packaging", checks, Image(os.path.abspath(arguments.build), folder))
 
 
 if __name__ == "__main__":
