@@ -15,27 +15,38 @@ docs/python.md is the guide; kvstore/kvist.h, whose words hold here too, the ref
 """
 from kvist._version import __version__
 from kvist.errors import KvistError, Status
-from kvist.identity import Dtype, fingerprint_file, keys, name_space
+from kvist.identity import (
+    Dtype,
+    fingerprint_file,
+    key_file_new,
+    key_file_rotate,
+    keys,
+    name_space,
+)
 from kvist.layout import Group, GroupKind, Layout, Part, PartKind
 from kvist.lease import Lease
+from kvist.options import Codec, Disk, Io, Persist, Policy, Quota
 from kvist.pending import Pending
 from kvist.pieces import Pieces
-from kvist.records import (
-    Loaded,
-    Match,
-    Miss,
-    MissDetail,
-    Mode,
-    Priority,
-    Run,
-    Terms,
-    Tier,
+from kvist.records import Loaded, Match, Miss, MissDetail, Mode, Priority, Run, Terms, Tier
+from kvist.store import Store
+from kvist.stored import (
+    Block,
+    Change,
+    Context,
+    Statistics,
+    TenantUse,
+    TierStatistics,
+    Verification,
+    Why,
 )
-from kvist.store import Codec, Disk, Io, Persist, Policy, Quota, Store
 from kvist.thread import StoreThread
 
 __all__ = [
+    "Block",
+    "Change",
     "Codec",
+    "Context",
     "Disk",
     "Dtype",
     "Group",
@@ -58,13 +69,20 @@ __all__ = [
     "Priority",
     "Quota",
     "Run",
+    "Statistics",
     "Status",
     "Store",
     "StoreThread",
+    "TenantUse",
     "Terms",
     "Tier",
+    "TierStatistics",
+    "Verification",
+    "Why",
     "__version__",
     "fingerprint_file",
+    "key_file_new",
+    "key_file_rotate",
     "keys",
     "name_space",
 ]

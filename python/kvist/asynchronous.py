@@ -12,54 +12,46 @@ import asyncio
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kvist.handle import Handle
+from kvist.native import lib
+
 if TYPE_CHECKING:
     from kvist.pending import Pending
-    from kvist.store import Store
 
 Result = TypeVar("Result")
-_watched: weakref.WeakKeyDictionary[Store, asyncio.AbstractEventLoop] = weakref.WeakKeyDictionary()
+_loops: weakref.WeakKeyDictionary[Handle, asyncio.AbstractEventLoop] = weakref.WeakKeyDictionary()
 
 
-def watch(store: Store) -> None:
+def watch(handle: Handle) -> None:
     """Has the running loop poll the store from now on."""
-    loop = asyncio.get_running_loop()
-    before = _watched.get(store)
+    loop, descriptor = asyncio.get_running_loop(), lib.kvist_store_fd(handle.check())
+    before = _loops.get(handle)
     if before is loop:
         return
-    if before is not None and not before.is_closed():
-        before.remove_reader(store.fileno())
-    reference = weakref.ref(store)
-    descriptor = store.fileno()
-
-    def poll() -> None:
-        of = reference()
-        if of is not None and not of.closed:
-            of.poll()
-
-    loop.add_reader(descriptor, poll)
-    _watched[store] = loop
-    store.at_close(lambda: _unwatch(store, descriptor))
+    if before is None:
+        handle.at_close.append(lambda: _unwatch(handle, descriptor))
+    _unwatch(handle, descriptor)
+    loop.add_reader(descriptor, handle.poll)
+    _loops[handle] = loop
 
 
-def _unwatch(store: Store, descriptor: int) -> None:
-    loop = _watched.pop(store, None)
+def _unwatch(handle: Handle, descriptor: int) -> None:
+    loop = _loops.pop(handle, None)
     if loop is not None and not loop.is_closed():
         loop.remove_reader(descriptor)
 
 
 async def wait(pending: Pending[Result]) -> Result:
     """The result of what is pending; the loop goes on meanwhile. Cancelling the task gives up
-    waiting, not what is pending: that is released with its lease."""
+    waiting, not what is pending: that is cancelled with its lease."""
     if not pending.done:
-        watch(pending.store)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
+        watch(pending.handle)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def wake(_pending: Any) -> None:
             if not future.done():
                 future.set_result(None)
 
         pending.add_done_callback(wake)
-        pending.store.poll()
         await future
     return pending.result()

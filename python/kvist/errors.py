@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, Optional
+from typing import Any, Mapping, Optional, Tuple
 
 from kvist.native import ffi, lib, text_of
 
@@ -80,3 +80,32 @@ def raise_for(status: int, error: Any, remedy: Optional[str] = None) -> None:
     if status != lib.KV_OK:
         text = text_of(error.text) or text_of(lib.kv_status_name(status))
         raise KvistError(Status(status), text, remedy)
+
+
+# Of one call: what a status means there, and what to do.
+Reasons = Mapping[Status, Tuple[str, str]]
+
+
+def reason_of(status: int, reasons: Optional[Reasons] = None) -> Tuple[Status, str, Optional[str]]:
+    """The status, its cause and its remedy, as the call's own reasons tell or else as any's."""
+    try:
+        known = Status(status)
+    except ValueError:
+        return Status.FATAL, f"libkvist answers with status {status}, which is none", None
+    text, remedy = _COMMON.get(known, (text_of(lib.kv_status_name(status)), None))
+    if reasons is not None and known in reasons:
+        text, remedy = reasons[known]
+    return known, text, remedy
+
+
+def raise_status(what: str, status: int, reasons: Optional[Reasons] = None) -> None:
+    """Raises what a call without a kv_error_t returned, unless that is KV_OK."""
+    if status != lib.KV_OK:
+        known, text, remedy = reason_of(status, reasons)
+        raise KvistError(known, f"{what}: {text}", remedy)
+
+
+_COMMON: Mapping[Status, Tuple[str, Optional[str]]] = {
+    Status.CANCELLED: ("its lease was released, or the store closed, before its end", None),
+    Status.PEER_LOST: ("kvist-store is away", None),
+}

@@ -4,18 +4,27 @@ Keys are the same in every process and on every machine; docs/formats.md has the
 """
 from __future__ import annotations
 
-import array
 import enum
 import os
-from typing import Any, Optional, Sequence, Union
+from typing import Any, Optional, Union
 
+from kvist.convert import (
+    Extras,
+    Tokens,
+    c_key,
+    c_path,
+    c_string,
+    enumeration,
+    key_bytes,
+    key_of,
+    no_extras,
+    split_keys,
+    token_array,
+    u32,
+)
 from kvist.errors import invalid, new_error, raise_for
 from kvist.layout import Layout
-from kvist.native import KEY_BYTES, NULL, c_path, c_string, ffi, integers, lib
-
-# Token ids: a contiguous array of unsigned 32-bit integers (numpy's uint32, array.array("I")) is
-# used in place, any other sequence of integers is copied.
-Tokens = Union[Sequence[int], Any]
+from kvist.native import KEY_BYTES, ffi, lib
 
 
 class Dtype(enum.IntEnum):
@@ -40,7 +49,7 @@ def name_space(
     adapter: "" for none.
     """
     params, _kept = namespace_params(model, layout, dtype, salt, adapter)
-    return bytes(ffi.buffer(lib.kvist_namespace(params).bytes))
+    return key_of(lib.kvist_namespace(params))
 
 
 def namespace_params(
@@ -49,10 +58,10 @@ def namespace_params(
     """The kvist_namespace_params_t, and what must live as long as it is used."""
     salt = salt.encode() if isinstance(salt, str) else bytes(salt)
     params = ffi.new("kvist_namespace_params_t *")
-    kept = (layout, ffi.from_buffer(salt), c_string(adapter))
+    kept = (layout, ffi.from_buffer(salt), c_string("adapter", adapter))
     ffi.memmove(params.model.bytes, key_bytes("model", model), KEY_BYTES)
     params.layout = layout.c
-    params.dtype = Dtype(dtype)
+    params.dtype = enumeration("dtype", Dtype, dtype)
     params.codec_class = lib.KVIST_CODEC_CLASS_LOSSLESS
     params.salt, params.salt_bytes = kept[1], len(salt)
     params.adapter = kept[2]
@@ -60,18 +69,16 @@ def namespace_params(
 
 
 def keys(
-    name_space: bytes, tokens: Tokens, block_tokens: int, extras: Optional[Sequence[bytes]] = None
+    name_space: bytes, tokens: Tokens, block_tokens: int, extras: Optional[Extras] = None
 ) -> list[bytes]:
     """Keys of the whole blocks of a context, from its first one on; each names all before it."""
-    if not 1 <= block_tokens < 1 << 32:
-        raise invalid(f"block_tokens is {block_tokens}: it must be 1 or more")
+    if u32("block_tokens", block_tokens) == 0:
+        raise invalid("block_tokens is 0: it must be 1 or more")
     ids = token_array(tokens)
     count = len(ids) // block_tokens
-    of = ffi.new("kvist_key_t *")
-    ffi.memmove(of, key_bytes("name_space", name_space), KEY_BYTES)
     made = ffi.new("kvist_key_t[]", count)
     no_extras(extras)
-    lib.kvist_keys(of, ids, len(ids), block_tokens, made)
+    lib.kvist_keys(c_key("name_space", name_space), ids, len(ids), block_tokens, made)
     return split_keys(made, count)
 
 
@@ -82,51 +89,22 @@ def fingerprint_file(
     """SHA-256 of a model file: 32 bytes. Remembered by device, inode, size and mtime in
     cache_folder. KvistError: the file cannot be read."""
     key, error = ffi.new("kvist_key_t *"), new_error()
-    status = lib.kvist_fingerprint_file(c_path(path), c_path(cache_folder), key, error)
+    status = lib.kvist_fingerprint_file(
+        c_path("path", path), c_path("cache_folder", cache_folder), key, error
+    )
     raise_for(status, error)
-    return bytes(ffi.buffer(key.bytes))
+    return key_of(key)
 
 
-# ---- for the package ----
+def key_file_new(path: Union[str, os.PathLike[str]]) -> None:
+    """Makes a key file with a new random key, for its owner alone: a store's key_file. KvistError
+    (REFUSED): there is a file."""
+    error = new_error()
+    raise_for(lib.kvist_key_file_new(c_path("path", path), error), error)
 
 
-def key_bytes(field: str, key: bytes) -> bytes:
-    """The key, if it is one."""
-    if not isinstance(key, (bytes, bytearray)) or len(key) != KEY_BYTES:
-        what = f"{len(key)} bytes" if isinstance(key, (bytes, bytearray)) else type(key).__name__
-        raise invalid(f"{field} is {what}: it must be {KEY_BYTES} bytes")
-    return key
-
-
-def split_keys(made: Any, count: int) -> list[bytes]:
-    """A C array of keys as bytes objects."""
-    if count == 0:
-        return []
-    together = bytes(ffi.buffer(made, count * KEY_BYTES))
-    return [together[at : at + KEY_BYTES] for at in range(0, count * KEY_BYTES, KEY_BYTES)]
-
-
-def token_array(tokens: Tokens, field: str = "tokens") -> Any:
-    """A uint32_t array of the token ids; without a copy where they lie as such. It holds what they
-    lie in."""
-    try:
-        view = memoryview(tokens)  # type: ignore[arg-type]
-        if view.format in ("I", "=I", "<I") and view.itemsize == 4 and view.c_contiguous:
-            return ffi.from_buffer("uint32_t[]", tokens)
-    except TypeError:
-        pass  # no buffer: a list, a tensor
-    try:
-        copied = array.array("I", integers(tokens))
-    except (TypeError, OverflowError, ValueError) as error:
-        raise invalid(
-            f"{field} are no token ids: {error}",
-            "give a sequence of integers from 0 to 2^32 - 1, at best a numpy array of uint32",
-        ) from error
-    return ffi.from_buffer("uint32_t[]", copied) if copied else ffi.new("uint32_t[]", 0)
-
-
-def no_extras(extras: Optional[Sequence[bytes]]) -> Any:
-    """Extra keys are not yet part of this libkvist."""
-    if extras is not None:
-        raise invalid("extras: this libkvist has no extra keys", "leave them off")
-    return NULL
+def key_file_rotate(path: Union[str, os.PathLike[str]]) -> None:
+    """Gives the key file a new key, before the one that it has: a store that is opened with it
+    wraps its keys anew. When all were, the later lines can be deleted."""
+    error = new_error()
+    raise_for(lib.kvist_key_file_rotate(c_path("path", path), error), error)

@@ -5,6 +5,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Sequence
 
+from kvist.convert import enumeration, u32
 from kvist.errors import invalid, new_error, raise_for
 from kvist.native import ffi, lib
 
@@ -54,6 +55,10 @@ class Group:
     parts: Sequence[Part]
     window_tokens: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "parts", tuple(self.parts))
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -68,6 +73,7 @@ class Layout:
     groups: Sequence[Group]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(self.groups))
         object.__setattr__(self, "_c", _made(self))
         self.check()
 
@@ -96,15 +102,9 @@ class Layout:
         self.__post_init__()
 
 
-def _number(field: str, value: int) -> int:
-    if not 0 <= value < 1 << 32:
-        raise invalid(f"layout.{field} is {value}: it must be 0 to {(1 << 32) - 1}")
-    return value
-
-
 def _made(layout: Layout) -> Any:
     made = ffi.new("kvist_layout_t *")
-    made.block_tokens = _number("block_tokens", layout.block_tokens)
+    made.block_tokens = u32("layout.block_tokens", layout.block_tokens)
     made.group_count = len(layout.groups)
     if not 1 <= len(layout.groups) <= lib.KVIST_GROUPS_MAX:
         raise invalid(
@@ -116,14 +116,14 @@ def _made(layout: Layout) -> Any:
 
 
 def _fill(group: Group, to: Any) -> None:
-    to.kind = group.kind
-    to.window_tokens = _number("groups.window_tokens", group.window_tokens)
-    layers = list(group.layers)
+    to.kind = enumeration("layout.groups.kind", GroupKind, group.kind)
+    to.window_tokens = u32("layout.groups.window_tokens", group.window_tokens)
+    layers = group.layers
     if any(not 0 <= layer < lib.KVIST_LAYERS_MAX for layer in layers) or any(
         layer >= after for layer, after in zip(layers, layers[1:])
     ):
         raise invalid(
-            f"layout.groups.layers are {layers}: they must be numbers from 0 to "
+            f"layout.groups.layers are {list(layers)}: they must be numbers from 0 to "
             f"{lib.KVIST_LAYERS_MAX - 1}, in order, each once"
         )
     for layer in layers:
@@ -135,7 +135,7 @@ def _fill(group: Group, to: Any) -> None:
         )
     to.part_count = len(group.parts)
     for part, into in zip(group.parts, to.parts):
-        into.kind = part.kind
-        into.heads = _number("groups.parts.heads", part.heads)
-        into.dims = _number("groups.parts.dims", part.dims)
-        into.element_bytes = _number("groups.parts.element_bytes", part.element_bytes)
+        into.kind = enumeration("layout.groups.parts.kind", PartKind, part.kind)
+        into.heads = u32("layout.groups.parts.heads", part.heads)
+        into.dims = u32("layout.groups.parts.dims", part.dims)
+        into.element_bytes = u32("layout.groups.parts.element_bytes", part.element_bytes)

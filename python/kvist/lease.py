@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
+from kvist.convert import Extras, Tokens, c_string, no_extras, token_array
 from kvist.errors import KvistError, Status, invalid
-from kvist.identity import Tokens, no_extras, token_array
 from kvist.native import NULL, ffi, lib, text_of
 from kvist.pending import Pending, loaded, on_loaded, on_stored, stored
 from kvist.pieces import Pieces, pieces_of
@@ -26,13 +26,14 @@ class Lease:
     Threads: its store's.
     """
 
-    __slots__ = ("match", "_store", "_number", "__weakref__")
+    __slots__ = ("match", "_store", "_handle", "_number", "__weakref__")
 
     match: Match
 
     def __init__(self, store: Store, number: int, match: Match) -> None:
         self.match = match
-        self._store = store
+        self._store = store  # which is not to be collected before its leases
+        self._handle = store.handle
         self._number = number
 
     # ---- bytes ----
@@ -59,11 +60,11 @@ class Lease:
         Several loads of a lease may be under way. Cancelled by release.
         KvistError (INVALID): the selection or the pieces' size, with what they should be.
         """
-        made = self._c()
+        made = self._handle.lease(self._number)
         pieces = pieces_of(pieces)
         if block_count is None:
             block_count = max(self.sealed_count - first_block, 0)
-        selection = self._store.selection
+        selection = self._handle.selection
         try:
             selection.group, selection.first_block = group, first_block
             selection.block_count = block_count
@@ -73,7 +74,7 @@ class Lease:
             raise invalid(f"the selection: {error}", "give numbers of 0 and more") from error
         if not pieces.writable:
             raise invalid("the pieces are read-only: nothing can be loaded into them")
-        pending = Pending(self._store, loaded, (self, pieces))
+        pending = Pending(self._handle, loaded, (self, pieces))
         status = lib.kvist_lease_load(
             made, selection, pieces.c, pieces.count, on_loaded, pending.context
         )
@@ -89,7 +90,7 @@ class Lease:
         block_count: Optional[int] = None,
         group: int = 0,
         tokens: Optional[Tokens] = None,
-        extras: Optional[Sequence[bytes]] = None,
+        extras: Optional[Extras] = None,
         arithmetic: str = "",
         timeout_s: Optional[float] = 60,
     ) -> Pending[int]:
@@ -110,14 +111,14 @@ class Lease:
         before the deadline; NO_SPACE: none to be had; MISSING: what they go on from is gone;
         PEER_LOST: the attached kvist-store is away; CANCELLED: released first.
         """
-        made = self._c()
+        made = self._handle.lease(self._number)
         pieces = pieces_of(pieces)
         no_extras(extras)
         if block_count is None:
             block_count = self._blocks_of(pieces, group)
         ids = NULL if tokens is None else token_array(tokens)
-        text = arithmetic.encode()
-        put = self._store.put
+        name = c_string("arithmetic", arithmetic)
+        put = self._handle.put
         try:
             put.group, put.first_block, put.block_count = group, first_block, block_count
         except (OverflowError, TypeError) as error:
@@ -127,16 +128,15 @@ class Lease:
                 f"there are {len(ids)} tokens: {block_count} blocks have "
                 f"{block_count * self._store.layout.block_tokens}"
             )
-        name = ffi.new("char[]", text) if text else NULL
         put.tokens, put.arithmetic = ids, name
         put.deadline_ns = _deadline_ns(timeout_s)
-        pending = Pending(self._store, stored, (self, pieces))
+        pending = Pending(self._handle, stored, (self, pieces))
         status = lib.kvist_lease_store(
             made, put, pieces.c, pieces.count, on_stored, pending.context
         )
         if status != lib.KV_OK:
             pending.refuse()
-            raise self._not_stored(status, pieces, put, text)
+            raise self._not_stored(status, pieces, put, len(name) - 1)
         return pending
 
     # ---- looking ----
@@ -144,11 +144,11 @@ class Lease:
     @property
     def sealed_count(self) -> int:
         """Blocks that are sealed: found ones and those stored through this lease."""
-        return int(lib.kvist_lease_sealed_count(self._c()))
+        return int(lib.kvist_lease_sealed_count(self._handle.lease(self._number)))
 
     def runs(self) -> list[Run]:
         """The runs of what was found, in order."""
-        made = self._c()
+        made = self._handle.lease(self._number)
         count = lib.kvist_lease_runs(made, NULL, 0)
         runs = ffi.new("kvist_run_t[]", count)
         count = min(count, lib.kvist_lease_runs(made, runs, count))
@@ -159,7 +159,7 @@ class Lease:
 
     def arithmetic(self, block: int) -> str:
         """Which kernels made a sealed block."""
-        made, count = self._c(), self.sealed_count
+        made, count = self._handle.lease(self._number), self.sealed_count
         if not 0 <= block < count:
             raise invalid(f"block is {block}: the lease has {count} sealed ones, from 0 on")
         return text_of(lib.kvist_lease_arithmetic(made, block))
@@ -169,14 +169,12 @@ class Lease:
     @property
     def released(self) -> bool:
         """Whether it was released, or its store closed."""
-        return self._number not in self._store.leases
+        return self._number not in self._handle.leases
 
     def release(self) -> None:
         """Gives everything back; a second time does nothing. What is under way is cancelled: it
         ends with CANCELLED in a later poll, and holds its memory until then."""
-        if not self.released:
-            self._store.check()
-            lib.kvist_lease_release(self._store.leases.pop(self._number))
+        self._handle.release(self._number)
 
     def __enter__(self) -> Lease:
         return self
@@ -186,8 +184,8 @@ class Lease:
 
     def __del__(self) -> None:
         # On whatever thread this is: the store's own releases it.
-        if self._number in self._store.leases:
-            self._store.orphan(self._number)
+        if self._number in self._handle.leases:
+            self._handle.orphan(self._number)
             warnings.warn(
                 f"a lease of {self.match.block_count} blocks was dropped without release()",
                 ResourceWarning,
@@ -199,13 +197,6 @@ class Lease:
         return f"<kvist.Lease blocks {self.match.block_count} miss {self.match.miss.name} {state}>"
 
     # ---- why not ----
-
-    def _c(self) -> Any:
-        self._store.check()
-        made = self._store.leases.get(self._number)
-        if made is None:
-            raise invalid("the lease was released", "match again")
-        return made
 
     def _blocks_of(self, pieces: Pieces, group: int) -> int:
         object_bytes = self._store.layout.object_bytes(group)
@@ -238,15 +229,15 @@ class Lease:
             text = f"these blocks of group {selection.group} are not needed for a hit here"
         return KvistError(Status(status), text)
 
-    def _not_stored(self, status: int, pieces: Pieces, put: Any, text: bytes) -> KvistError:
+    def _not_stored(self, status: int, pieces: Pieces, put: Any, text_bytes: int) -> KvistError:
         layout, remedy = self._store.layout, None
         first, count = put.first_block, put.block_count
         if status != lib.KV_INVALID:
             cause = f"the store was not begun: {text_of(lib.kv_status_name(status))}"
         elif put.group >= len(layout.groups):
             cause = f"group is {put.group}: it must be 0 to {len(layout.groups) - 1}"
-        elif len(text) > lib.KVIST_ARITHMETIC_BYTES_MAX:
-            cause = f"arithmetic has {len(text)} bytes: at most {lib.KVIST_ARITHMETIC_BYTES_MAX}"
+        elif text_bytes > lib.KVIST_ARITHMETIC_BYTES_MAX:
+            cause = f"arithmetic has {text_bytes} bytes: at most {lib.KVIST_ARITHMETIC_BYTES_MAX}"
         elif count * layout.object_bytes(put.group) != pieces.bytes:
             cause = (
                 f"the pieces have {pieces.bytes} bytes: {count} blocks of group {put.group} have "

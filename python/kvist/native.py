@@ -9,7 +9,7 @@ Threads: functions of `lib` that name a store belong to that store's thread (kvi
 from __future__ import annotations
 
 import os
-from typing import Any, Optional
+from typing import Any
 
 from kvist._declarations import ffi as _ffi
 
@@ -36,20 +36,3 @@ KEY_BYTES: int = lib.KVIST_KEY_BYTES
 def text_of(characters: Any) -> str:
     """A C string or array of characters; "" for NULL."""
     return "" if characters == NULL else ffi.string(characters).decode("utf-8", "replace")
-
-
-def c_string(text: Optional[str]) -> Any:
-    """A new C string that lives as long as what is returned; NULL for None."""
-    return NULL if text is None else ffi.new("char[]", text.encode())
-
-
-def c_path(path: Optional[os.PathLike[str] | str]) -> Any:
-    """As c_string, of a path in the file system's encoding."""
-    return NULL if path is None else ffi.new("char[]", os.fsencode(path))
-
-
-def integers(values: Any) -> Any:
-    """What array.array takes numbers from; it would take bytes for the numbers' own memory."""
-    if isinstance(values, (bytes, bytearray)):
-        raise TypeError(f"{type(values).__name__} is no sequence of integers here")
-    return values.tolist() if hasattr(values, "tolist") else values

@@ -10,14 +10,14 @@ import itertools
 import logging
 import select
 import time
-from typing import TYPE_CHECKING, Any, Callable, Generator, Generic, Optional, TypeVar
+from typing import Any, Callable, Generator, Generic, Optional, TypeVar
 
-from kvist.errors import KvistError, Status
+from kvist.callbacks import callback
+from kvist.errors import KvistError, Reasons, Status, raise_status, reason_of
+from kvist.handle import Handle
 from kvist.native import ffi, lib
 from kvist.records import Loaded, Miss
-
-if TYPE_CHECKING:
-    from kvist.store import Store
+from kvist.stored import Verification
 
 Result = TypeVar("Result")
 logger = logging.getLogger("kvist")
@@ -27,30 +27,39 @@ class Pending(Generic[Result]):
     """The outcome of a load, a store, a flush, a drop or a verification, once it is there.
 
     It comes while the store is polled: by Store.poll, by result() of this or another one, by an
-    event loop (await) or by a StoreThread.
+    event loop (await) or by a StoreThread. Dropping it cancels nothing.
 
+    done: whether the outcome is there.
     Threads: its store's.
     """
 
-    __slots__ = ("_store", "_number", "_outcome", "_error", "_make", "_held", "_callbacks", "done")
+    __slots__ = (
+        "done", "_handle", "_number", "_outcome", "_error", "_make", "_held", "_progress",
+        "_callbacks",
+    )  # fmt: skip
 
-    done: bool  # whether the outcome is there
+    done: bool
 
     def __init__(
-        self, store: Store, make: Callable[..., Result], held: Any
+        self,
+        handle: Handle,
+        make: Callable[..., Result],
+        held: Any,
+        progress: Optional[Callable[[Any], Any]] = None,
     ) -> None:
-        """make: the result of what the callback was told (status first), or an error raised;
-        held: what C borrows until then."""
-        self._store = store
+        """make: the result of what the callback was told (status first), or a KvistError; held:
+        what C borrows until then; progress: what is called with what a callback tells before."""
+        self.done = False
+        self._handle = handle
         self._make = make
         self._held = held
+        self._progress = progress
         self._outcome: Any = None
         self._error: Optional[KvistError] = None
         self._callbacks: list[Callable[[Pending[Result]], Any]] = []
-        self.done = False
         self._number = next(_numbers)
-        store.in_flight[self._number] = self
-        _in_flight[self._number] = store
+        handle.in_flight[self._number] = self
+        _handles[self._number] = handle
 
     def result(self, timeout_s: Optional[float] = None) -> Result:
         """The result, which is waited for while the store is polled.
@@ -58,7 +67,6 @@ class Pending(Generic[Result]):
         timeout_s: TimeoutError after so many seconds; what is pending goes on.
         KvistError: it failed, or was cancelled.
         """
-        self._store.check()
         if not self.done:
             self._wait(timeout_s)
         if self._error is not None:
@@ -74,8 +82,9 @@ class Pending(Generic[Result]):
         """Calls function(self) on the store's thread when it is over, after the poll that told; at
         once where it is over already. What it raises is logged."""
         if self.done:
-            _call(function, self)
+            call(function, self)
         else:
+            self._handle.check()
             self._callbacks.append(function)
 
     def __await__(self) -> Generator[Any, None, Result]:
@@ -83,24 +92,28 @@ class Pending(Generic[Result]):
 
         return wait(self).__await__()
 
-    @property
-    def store(self) -> Store:
-        """Whose it is."""
-        return self._store
+    def __repr__(self) -> str:
+        state = "under way" if not self.done else "failed" if self._error else "done"
+        return f"<kvist.Pending {state}>"
 
     def _wait(self, timeout_s: Optional[float]) -> None:
-        ready = select.poll()
-        ready.register(self._store.fileno(), select.POLLIN)
+        poll, ready = self._handle.poll, select.poll()
+        ready.register(lib.kvist_store_fd(self._handle.check()), select.POLLIN)
         end = None if timeout_s is None else time.monotonic() + timeout_s
-        self._store.poll()
+        poll()
         while not self.done:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError(f"nothing within {timeout_s} s; it goes on")
             ready.poll(None if left is None else left * 1000)
-            self._store.poll()
+            poll()
 
     # For the package.
+
+    @property
+    def handle(self) -> Handle:
+        """Whose it is."""
+        return self._handle
 
     @property
     def context(self) -> Any:
@@ -109,11 +122,24 @@ class Pending(Generic[Result]):
 
     def refuse(self) -> None:
         """C has not taken it: no callback will run."""
-        del _in_flight[self._number], self._store.in_flight[self._number]
+        del _handles[self._number], self._handle.in_flight[self._number]
         self._held = None
+
+    def taken(self, what: str, status: int, reasons: Optional[Reasons] = None) -> Pending[Result]:
+        """Itself, if C has taken it; else the error of the status."""
+        if status != lib.KV_OK:
+            self.refuse()
+            raise_status(what, status, reasons)
+        return self
+
+    def tell(self, progress: Any) -> None:
+        """It goes on."""
+        if self._progress is not None:
+            call(self._progress, progress)
 
     def end(self, told: tuple[Any, ...]) -> None:
         """Takes the callback's note; nothing is borrowed any more."""
+        _handles.pop(self._number, None)
         try:
             self._outcome = self._make(*told)
         except KvistError as error:
@@ -122,90 +148,112 @@ class Pending(Generic[Result]):
         self.done = True
         callbacks, self._callbacks = self._callbacks, []
         for function in callbacks:
-            _call(function, self)
+            call(function, self)
 
 
 _numbers = itertools.count(1)
-_in_flight: dict[int, Store] = {}
+_handles: dict[int, Handle] = {}  # of what is in flight
 
 
-def _call(function: Callable[[Any], Any], pending: Any) -> None:
+def call(function: Callable[[Any], Any], argument: Any) -> None:
+    """Calls what the caller gave."""
     try:
-        function(pending)
+        function(argument)
     except Exception:
         logger.exception("a callback of the caller's failed; do: correct it")
 
 
+# ---- what libkvist calls, within a poll ----
+
+
 def _note(context: Any, told: tuple[Any, ...]) -> None:
     number = int(ffi.cast("uintptr_t", context))
-    _in_flight.pop(number).ended.append((number, told))
+    handle = _handles.get(number)
+    if handle is not None:
+        handle.ended.append((number, told))
 
 
-# ---- what libkvist calls ----
-
-
-@ffi.callback("kvist_loaded_t")  # type: ignore[untyped-decorator]
-def on_loaded(context: Any, lease: Any, status: int, block_count: int, miss: int) -> None:
+@callback("kvist_loaded_t")
+def on_loaded(context: Any, _lease: Any, status: int, block_count: int, miss: int) -> None:
     _note(context, (status, block_count, miss))
 
 
-@ffi.callback("kvist_stored_t")  # type: ignore[untyped-decorator]
-def on_stored(context: Any, lease: Any, status: int, block_count: int) -> None:
+@callback("kvist_stored_t")
+def on_stored(context: Any, _lease: Any, status: int, block_count: int) -> None:
     _note(context, (status, block_count))
 
 
-@ffi.callback("void(*)(void *, kv_status_t)")  # type: ignore[untyped-decorator]
+@callback("void(*)(void *, kv_status_t)")
 def on_flushed(context: Any, status: int) -> None:
     _note(context, (status,))
 
 
+@callback("kvist_dropped_t")
+def on_dropped(context: Any, status: int, object_count: int) -> None:
+    _note(context, (status, object_count))
+
+
+@callback("void(*)(void *, const kvist_verify_t *)")
+def on_progress(context: Any, state: Any) -> None:
+    _note(context, (None, Verification.of(state)))
+
+
+@callback("void(*)(void *, kv_status_t, const kvist_verify_t *)")
+def on_verified(context: Any, status: int, state: Any) -> None:
+    _note(context, (status, Verification.of(state)))
+
+
 # ---- what becomes of it ----
 
-
-def loaded(status: int, block_count: int, miss: int) -> Loaded:
-    if status != lib.KV_OK:
-        raise ended("the load", status)
-    return Loaded(block_count, Miss(miss))
-
-
-_NOT_STORED = {
+_STORED: Reasons = {
     Status.BUSY: ("there was no room before the deadline", "give more time or more host memory"),
     Status.NO_SPACE: (
-        "there is no room to be had: no host tier, or all of it is pinned or leased",
+        "there is no room to be had: no host tier, or all of it is pinned or leased, or the "
+        "tenant's quota is",
         "give more host memory, or release and unpin what is not needed",
     ),
     Status.MISSING: (
         "what they go on from was not stored, or is gone",
         "match again, and store from the first block that is missing",
     ),
-    Status.REFUSED: ("another block has that key", "leave it: the keys of two contexts collide"),
+    Status.REFUSED: ("another block has that key", "leave it: two contexts have one key"),
+}
+DROPPED: Reasons = {
+    Status.MISSING: ("nothing of it is stored", "nothing: it is not there"),
+    Status.BUSY: (
+        "a lease holds what is to be erased, or a disk is missing and could bring it back",
+        "release the leases, or bring the disk back; then drop again",
+    ),
 }
 
 
+def loaded(status: int, block_count: int, miss: int) -> Loaded:
+    """Of a load."""
+    raise_status("the load", status)
+    return Loaded(block_count, Miss(miss))
+
+
 def stored(status: int, block_count: int) -> int:
+    """Of a store."""
     if status != lib.KV_OK:
-        text, remedy = _NOT_STORED.get(Status(status), (None, None))
-        raise ended("the store", status, text, remedy, block_count)
+        known, text, remedy = reason_of(status, _STORED)
+        text = f"the store ended after {block_count} blocks: {text}"
+        raise KvistError(known, text, remedy, block_count)
     return block_count
 
 
 def flushed(status: int) -> None:
-    if status != lib.KV_OK:
-        raise ended("the flush", status)
+    """Of a flush."""
+    raise_status("the flush", status)
 
 
-def ended(
-    what: str,
-    status: int,
-    text: Optional[str] = None,
-    remedy: Optional[str] = None,
-    block_count: Optional[int] = None,
-) -> KvistError:
-    """The error that something ended with."""
-    if text is None:
-        text = {
-            Status.CANCELLED: "its lease was released, or the store closed, before its end",
-            Status.PEER_LOST: "kvist-store does not answer",
-        }.get(Status(status), ffi.string(lib.kv_status_name(status)).decode())
-    of = "" if block_count is None else f" after {block_count} blocks"
-    return KvistError(Status(status), f"{what} ended{of}: {text}", remedy, block_count)
+def dropped(status: int, object_count: int) -> int:
+    """Of a drop."""
+    raise_status("the drop", status, DROPPED)
+    return object_count
+
+
+def verified(status: int, state: Verification) -> Verification:
+    """Of a verification."""
+    raise_status("the verification", status)
+    return state

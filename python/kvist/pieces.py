@@ -8,8 +8,9 @@ from __future__ import annotations
 import array
 from typing import Any, Iterable, Sequence, Union
 
+from kvist.convert import integers
 from kvist.errors import invalid
-from kvist.native import ffi, integers
+from kvist.native import ffi
 
 PIECES_MAX = 1 << 24
 

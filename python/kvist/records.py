@@ -8,8 +8,8 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from kvist.errors import invalid
-from kvist.native import NULL, ffi, lib, text_of
+from kvist.convert import c_string, enumeration, key_of, u64
+from kvist.native import NULL, lib, text_of
 
 
 class Tier(enum.IntEnum):
@@ -76,8 +76,8 @@ class Terms:
 
     def fill(self, to: Any) -> Any:
         """Writes the terms to a kvist_terms_t; returns what must live as long as it is used."""
-        tenant = ffi.new("char[]", self.tenant.encode()) if self.tenant else NULL
-        to.priority = self.priority
+        tenant = c_string("terms.tenant", self.tenant) if self.tenant else NULL
+        to.priority = enumeration("terms.priority", Priority, self.priority)
         to.expires_unix_ns = u64("terms.expires_unix_ns", self.expires_unix_ns)
         to.pin_until_unix_ns = u64("terms.pin_until_unix_ns", self.pin_until_unix_ns)
         to.tenant = tenant
@@ -128,7 +128,7 @@ class MissDetail:
             origin=text_of(made.origin) if known else None,
             token=made.token,
             token_exact=bool(made.token_known),
-            other=bytes(ffi.buffer(made.other.bytes)),
+            other=key_of(made.other),
         )
 
 
@@ -183,10 +183,3 @@ class Loaded:
 
     block_count: int
     miss: Miss
-
-
-def u64(field: str, value: int) -> int:
-    """The value, if it fits."""
-    if not 0 <= value < 1 << 64:
-        raise invalid(f"{field} is {value}: it must be 0 to 2^64 - 1")
-    return value

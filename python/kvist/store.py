@@ -2,78 +2,26 @@
 from __future__ import annotations
 
 import atexit
-import collections
-import enum
-import logging
 import os
-import threading
 import warnings
 import weakref
-from dataclasses import dataclass
-from typing import Any, Callable, Optional, Sequence, Union
+from typing import Optional, Sequence
 
+from kvist.contents import Contents
+from kvist.convert import Extras, Tokens, enumeration, key_bytes, no_extras, token_array, u64
 from kvist.errors import KvistError, Status, invalid, new_error, raise_for
-from kvist.identity import Tokens, key_bytes, no_extras, token_array
+from kvist.handle import Handle
 from kvist.layout import Layout
 from kvist.lease import Lease
-from kvist.native import KEY_BYTES, NULL, c_path, c_string, ffi, lib, text_of
+from kvist.native import KEY_BYTES, NULL, ffi, lib, text_of
+from kvist.options import Codec, Disk, Io, Options, Path, Persist, Policy, Quota
 from kvist.pending import Pending, flushed, on_flushed
-from kvist.records import Match, Mode, Terms, u64
+from kvist.records import Match, Mode, Terms
 
-logger = logging.getLogger("kvist")
-Path = Union[str, "os.PathLike[str]"]
-
-
-class Persist(enum.IntEnum):
-    """When blocks go to the disk."""
-
-    EAGER = lib.KVIST_PERSIST_EAGER  # written behind, as sealed
-    SPILL = lib.KVIST_PERSIST_SPILL  # when evicted from host memory
+_DEFAULT_TERMS = Terms()
 
 
-class Codec(enum.IntEnum):
-    """Lossless encodings of units on disk. BF16 makes other elements no smaller."""
-
-    NONE = lib.KVIST_CODEC_NONE
-    LZ4 = lib.KVIST_CODEC_LZ4
-    BF16 = lib.KVIST_CODEC_BF16
-
-
-class Io(enum.IntEnum):
-    """How the disk is read and written; auto: io_uring, or threads where it is forbidden."""
-
-    AUTO = lib.KVIST_IO_AUTO
-    URING = lib.KVIST_IO_URING
-    THREADS = lib.KVIST_IO_THREADS
-
-
-class Policy(enum.IntEnum):
-    """Which blocks leave memory first, within a class (kvist.h)."""
-
-    LRU = lib.KVIST_POLICY_LRU
-    S3_FIFO = lib.KVIST_POLICY_S3_FIFO
-    GDSF = lib.KVIST_POLICY_GDSF
-    FORECAST = lib.KVIST_POLICY_FORECAST
-
-
-@dataclass(frozen=True)
-class Quota:
-    """What a tenant may have of host memory and disk; 0: as much as there is."""
-
-    tenant: str
-    host_bytes: int = 0
-    disk_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Disk:
-    """A further disk of the disk tier: a folder of this store alone, and its quota."""
-
-    folder: Path
-    bytes: int
-
-
-class Store:
+class Store(Contents):
     """A tiered store of KV: this process's own, or attached to the host's kvist-store.
 
     layout: of every block.
@@ -121,53 +69,25 @@ class Store:
         origin: Optional[str] = None,
         history_bytes: int = 0,
     ) -> None:
-        self._store: Any = NULL  # for a constructor that fails
-        self._owner = threading.get_ident()
         self.layout = layout
-        params = ffi.new("kvist_store_params_t *")
-        strings = [c_path(attach), c_string(domain), c_path(directory), c_path(key_file)]
-        strings.append(c_string(origin))
+        self.handle = Handle()
+        options = Options(
+            attach, domain, host_bytes, host_shared, directory, disk_bytes, disks, segment_bytes,
+            write_bytes_per_day, persist, codec, key_file, policy, quotas, compute_token_ns,
+            compute_distance_ns, io, origin, history_bytes,
+        )  # fmt: skip
+        params, _kept = options.params()
         params.layout = layout.c
-        params.attach, params.domain, params.directory, params.key_file, params.origin = strings
-        for field, value in (
-            ("host_bytes", host_bytes),
-            ("disk_bytes", disk_bytes),
-            ("segment_bytes", segment_bytes),
-            ("write_bytes_per_day", write_bytes_per_day),
-            ("history_bytes", history_bytes),
-        ):
-            setattr(params, field, u64(field, value))
-        params.host_shared = host_shared
-        params.persist, params.codec = Persist(persist), Codec(codec)
-        params.policy, params.io = Policy(policy), Io(io)
-        params.compute_token_ns, params.compute_distance_ns = compute_token_ns, compute_distance_ns
-        further, folders = _disks_of(disks)
-        params.disks, params.disk_count = further, len(disks)
-        of_tenants, names = _quotas_of(quotas)
-        params.quotas, params.quota_count = of_tenants, len(quotas)
-
-        self.leases: dict[int, Any] = {}  # open ones: kvist_lease_t * by number
-        self.in_flight: dict[int, Pending[Any]] = {}
-        self.ended: collections.deque[tuple[int, tuple[Any, ...]]] = collections.deque()
-        self._orphans: collections.deque[int] = collections.deque()
-        self._lease_number = 0
-        self._at_close: list[Callable[[], None]] = []
-        self._wake: Any = None  # called when another thread has left something to be done
-        # Written for each call: the calls copy what they are given.
-        self.selection = ffi.new("kvist_selection_t *")
-        self.put = ffi.new("kvist_put_t *")
-        self._query = ffi.new("kvist_query_t *")
-        self._lease_out = ffi.new("kvist_lease_t **")
-        self._match_out = ffi.new("kvist_match_t *")
-
         out, error = ffi.new("kvist_store_t **"), new_error()
-        raise_for(lib.kvist_store_open(params, out, error), error)
-        del folders, names
-        self._store = out[0]
-        self._attach = None if attach is None else os.fspath(attach)
-        self._there = True  # what was last said of the service
+        try:
+            raise_for(lib.kvist_store_open(params, out, error), error)
+            self.handle.store = out[0]
+        except BaseException:  # an interruption, when it was open already
+            if out[0] != NULL:
+                lib.kvist_store_close(out[0])
+            raise
+        self.handle.opened(None if attach is None else os.fsdecode(attach))
         _open_stores.add(self)
-        self._watch()
 
     # ---- matching ----
 
@@ -176,10 +96,10 @@ class Store:
         name_space: bytes,
         tokens: Tokens,
         mode: Mode = Mode.READWRITE,
-        terms: Terms = Terms(),
+        terms: Terms = _DEFAULT_TERMS,
         renew: bool = False,
         request: int = 0,
-        extras: Optional[Sequence[bytes]] = None,
+        extras: Optional[Extras] = None,
     ) -> Lease:
         """The longest stored prefix that all groups can serve, held by a new lease (of zero blocks
         where nothing is stored).
@@ -192,78 +112,67 @@ class Store:
         Reads nothing from disk. An attached store waits for the service, for at most a quarter of
         a second. KvistError: INVALID: too long, or terms out of bounds; BUSY: too many leases.
         """
-        self.check()
-        ids = token_array(tokens)
-        query = self._query
+        handle = self.handle
+        store, ids = handle.check(), token_array(tokens)
+        query, out = handle.query, handle.lease_out
         ffi.memmove(query.name_space.bytes, key_bytes("name_space", name_space), KEY_BYTES)
         query.tokens, query.token_count = ids, len(ids)
-        query.mode = mode
-        tenant = terms.fill(query.terms)
-        query.renew, query.request = renew, request
+        query.mode = enumeration("mode", Mode, mode)
+        _tenant = terms.fill(query.terms)
+        query.renew, query.request = bool(renew), u64("request", request)
         no_extras(extras)
-        status = lib.kvist_match(self._store, query, self._lease_out, self._match_out)
-        del tenant
-        self._watch()
-        if status != lib.KV_OK:
-            raise _not_matched(status, len(ids) // self.layout.block_tokens, terms)
-        self._lease_number += 1
-        self.leases[self._lease_number] = self._lease_out[0]
-        return Lease(self, self._lease_number, Match.of(self._match_out))
+        out[0] = NULL
+        try:
+            status = lib.kvist_match(store, query, out, handle.match_out)
+            if status == lib.KV_OK:
+                lease = Lease(self, handle.add_lease(), Match.of(handle.match_out))
+                out[0] = NULL  # it is the lease's now
+                handle.watch()
+                return lease
+        finally:
+            if out[0] != NULL:  # an interruption, when it was found already
+                handle.give_back(out[0])
+        handle.watch()
+        raise _not_matched(status, len(ids) // self.layout.block_tokens, terms)
 
     def flush(self) -> Pending[None]:
         """Over when all that was sealed before the call is durable; KvistError: it could not be
         made so."""
-        self.check()
-        pending = Pending(self, flushed, None)
-        lib.kvist_store_flush(self._store, on_flushed, pending.context)
+        store = self.handle.check()
+        pending = Pending(self.handle, flushed, None)
+        lib.kvist_store_flush(store, on_flushed, pending.context)
         return pending
 
     # ---- going on ----
 
     def fileno(self) -> int:
         """A descriptor that is readable when a poll has something to do."""
-        self.check()
-        return int(lib.kvist_store_fd(self._store))
+        return int(lib.kvist_store_fd(self.handle.check()))
 
     def poll(self) -> None:
         """Does what is to be done, and ends what is pending. Never waits for anything; callbacks
         of the caller's run in it."""
-        self.check()
-        lib.kvist_store_poll(self._store)
-        self._watch()
-        self._take_ended()
+        self.handle.poll()
 
     @property
     def attached_to(self) -> Optional[str]:
         """The kvist-store's name while it is there; None: it is away, or the store is not
         attached."""
-        self.check()
-        return text_of(lib.kvist_store_attached_to(self._store)) or None
+        return text_of(lib.kvist_store_attached_to(self.handle.check())) or None
 
     # ---- the end ----
 
     @property
     def closed(self) -> bool:
         """Whether it was closed, or belongs to the process that this one was forked from."""
-        return bool(self._store == NULL)
+        return not self.handle.is_open
 
     def close(self) -> None:
         """Releases all leases, makes what is sealed durable, closes; a second time does nothing.
         What is pending ends with CANCELLED, flushes with what they come to. An attached store waits
         at most five seconds."""
-        if self.closed:
-            return
-        self.check()
-        for function in self._at_close:
-            function()
-        self._at_close.clear()
-        store, self._store = self._store, NULL
-        _open_stores.discard(self)
-        for made in self.leases.values():
-            lib.kvist_lease_release(made)
-        self.leases.clear()
-        lib.kvist_store_close(store)
-        self._take_ended()
+        if self.handle.is_open:
+            self.handle.close()
 
     def __enter__(self) -> Store:
         return self
@@ -272,91 +181,23 @@ class Store:
         self.close()
 
     def __del__(self) -> None:
-        if self._store != NULL:
-            # Nobody has it any more, so no other thread can be in a call of it.
-            self._owner = threading.get_ident()
+        handle: Optional[Handle] = getattr(self, "handle", None)
+        if handle is not None and handle.is_open:
+            handle.adopt()
             warnings.warn("a store was dropped without close()", ResourceWarning, source=self)
-            self.close()
+            handle.close()
 
     def __repr__(self) -> str:
-        where = f" attach {self._attach}" if self._store != NULL and self._attach else ""
+        attach = self.handle.attach
+        where = "" if attach is None else f" attach {attach}"
         return f"<kvist.Store{where}{' closed' if self.closed else ''}>"
-
-    # ---- for the package ----
-
-    def check(self) -> None:
-        """That this thread may call, and releases what other threads left."""
-        if threading.get_ident() != self._owner or self._store == NULL:
-            self._refuse()
-        while self._orphans:
-            made = self.leases.pop(self._orphans.popleft(), None)
-            if made is not None:
-                lib.kvist_lease_release(made)
-
-    def orphan(self, number: int) -> None:
-        """A lease that nobody has any more; any thread."""
-        self._orphans.append(number)
-        if self._wake is not None:
-            self._wake()
-
-    def at_close(self, function: Callable[[], None]) -> None:
-        """Calls it before the store's descriptor is closed."""
-        self._at_close.append(function)
-
-    def set_wake(self, wake: Any) -> None:
-        """Whom to tell that orphans wait for the store's next call."""
-        self._wake = wake
-
-    def _refuse(self) -> None:
-        if self._store == NULL:
-            raise invalid("the store is closed", "open another one")
-        raise invalid(
-            f"this is thread {threading.current_thread().name}: the store belongs to the one that "
-            "opened it",
-            "call it there, or open it with a StoreThread and submit what is to be done",
-        )
-
-    def _take_ended(self) -> None:
-        while self.ended:
-            number, told = self.ended.popleft()
-            self.in_flight.pop(number).end(told)
-
-    def _watch(self) -> None:
-        """Warns once when the service is away, and says when it is back."""
-        if self._attach is None:
-            return
-        there = lib.kvist_store_attached_to(self._store) != NULL
-        if there == self._there:
-            return
-        self._there = there
-        if there:
-            logger.info(
-                "kvist-store is back at %s: the store is attached to it", self._attach
-            )
-        else:
-            logger.warning(
-                "no kvist-store answers at %s: until it does nothing is found there and nothing "
-                "stored; do: start kvist-store, or correct the path; it is tried again meanwhile",
-                self._attach,
-            )
-
-    def forget(self) -> None:
-        """After a fork, in the child: the store is the parent's."""
-        self._store = NULL
-        self.leases.clear()
 
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
-    for store in list(_open_stores):
-        store.forget()
-    _open_stores.clear()
-
-
 def _at_exit() -> None:
-    """Stores of this thread that were forgotten."""
+    """Stores of this thread that were forgotten, before their memory goes."""
     for store in list(_open_stores):
         try:
             store.close()
@@ -364,26 +205,7 @@ def _at_exit() -> None:
             pass  # another thread's, which may be using it
 
 
-os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)
-
-
-def _disks_of(disks: Sequence[Disk]) -> tuple[Any, list[Any]]:
-    made = ffi.new("kvist_disk_params_t[]", len(disks))
-    folders = [c_path(disk.folder) for disk in disks]
-    for to, disk, folder in zip(made, disks, folders):
-        to.folder, to.bytes = folder, u64("disks.bytes", disk.bytes)
-    return made, folders
-
-
-def _quotas_of(quotas: Sequence[Quota]) -> tuple[Any, list[Any]]:
-    made = ffi.new("kvist_quota_t[]", len(quotas))
-    names = [c_string(quota.tenant) for quota in quotas]
-    for to, quota, name in zip(made, quotas, names):
-        to.tenant = name
-        to.host_bytes = u64("quotas.host_bytes", quota.host_bytes)
-        to.disk_bytes = u64("quotas.disk_bytes", quota.disk_bytes)
-    return made, names
 
 
 def _not_matched(status: int, block_count: int, terms: Terms) -> KvistError:

@@ -104,7 +104,7 @@ class StoreThread:
             opened.set_exception(error)
             return
         try:
-            store.set_wake(self._wake)
+            store.handle.wake = self._wake
             ready = select.poll()
             ready.register(store.fileno(), select.POLLIN)
             ready.register(self._wake_read, select.POLLIN)
@@ -116,7 +116,7 @@ class StoreThread:
                 if not self._closing:
                     ready.poll()
         finally:
-            store.set_wake(None)
+            store.handle.wake = None
             store.close()
             self._close_pipe()
             self._refuse_calls()
