@@ -186,15 +186,15 @@ class KvistConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished(
         self, request: Request, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        return False, self._at_scheduler.finished(request)
+        return False, self._at_scheduler.finished(request, (block_ids,))
 
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        return False, self._at_scheduler.finished(request)
+        return False, self._at_scheduler.finished(request, block_ids)
 
     def has_pending_block_frees(self) -> bool:
-        return self._at_scheduler.holds_pages()
+        return self._at_scheduler.frees_pages_soon()
 
     def has_pending_push_work(self) -> bool:
         return self._at_scheduler.holds_pages()
