@@ -1,4 +1,4 @@
-"""What the cases of a group share: a kvist-store, engines on it, prompts, and what answers should be.
+"""What the cases of a group share: a kvist-store, engines on it, prompts, and what is right.
 
 A group has one Bench; its folder, with all logs, goes when the group has ended well.
 """

@@ -1,10 +1,10 @@
 """A KvistConnector that is watched: what a page held when it was saved it must hold when it comes
 back; and that can be made to fail, so that the watching and the failing are tested too.
 
-Every block of every layer is digested as vLLM hands it over to be saved, and again when vLLM is told
-that it was loaded. The digests are kept under what the block stands for, computed here anew from the
-jobs' tokens, salt, adapter and extra keys: none of Kvist's own keys is trusted. Digests outlive the
-process in files of one folder, which engines share.
+Every block of every layer is digested as vLLM hands it over to be saved, and again when vLLM is
+told that it was loaded. The digests are kept under what the block stands for, computed here anew
+from the jobs' tokens, salt, adapter and extra keys: none of Kvist's own keys is trusted. Digests
+outlive the process in files of one folder, which engines share.
 
 Environment, read when the connector is made (kv_connector_extra_config has Kvist's options alone):
   CHECKED_FOLDER   digests, and tallies: tally-PID.json, {"saved", "loaded", "different",
@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import kvist
@@ -168,7 +169,8 @@ class CheckedConnector(KvistConnector):
         text = json.dumps([self.description.facts, owner.salt.hex(), owner.adapter])
         return hashlib.sha256(text.encode()).digest()
 
-    def _next(self, chain: bytes, tokens: Any, extras: tuple[bytes, ...] | None, block: int) -> bytes:
+    def _next(self, chain: bytes, tokens: Any, extras: Sequence[bytes] | None,
+              block: int) -> bytes:
         size = self.description.block_tokens
         extra = extras[block] if extras else bytes(32)
         ids = tokens[block * size:(block + 1) * size].astype("<u4").tobytes()

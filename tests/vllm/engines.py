@@ -22,8 +22,8 @@ ANSWER_LIMIT_S = 180
 BLOCK_TOKENS = 32
 SOURCE = "vllm:prompt_tokens_by_source_total{source=%s}"
 
-# In f32 an answer does not hang on a rounding: whatever is computed together, or was computed before,
-# a greedy answer is the same, unless KV is wrong. What is said of bytes does not depend on it.
+# In f32 an answer does not hang on a rounding: whatever is computed together, or was computed
+# before, a greedy answer is the same, unless KV is wrong. Bytes must be the same in any dtype.
 ARGUMENTS = {
     "skip_tokenizer_init": True, "dtype": "float32", "max_model_len": 2048, "max_num_seqs": 8,
     "max_num_batched_tokens": 512, "enforce_eager": True, "block_size": BLOCK_TOKENS,
@@ -52,8 +52,8 @@ class Nest:
         self.path = os.path.join(folder, "nest.sock")
         self.log = os.path.join(folder, "nest.log")
         environment = dict(
-            os.environ, PYTHONPATH=f"{package}:{HERE}", PYTHONHASHSEED=hash_seed, HF_HUB_OFFLINE="1",
-            VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", VLLM_CPU_KVCACHE_SPACE="1",
+            os.environ, PYTHONPATH=f"{package}:{HERE}", PYTHONHASHSEED=hash_seed,
+            HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", VLLM_CPU_KVCACHE_SPACE="1",
             VLLM_HOST_IP="127.0.0.1", VLLM_LOGGING_COLOR="0",
             VLLM_CPU_OMP_THREADS_BIND="0|1" if (os.cpu_count() or 1) > 1 else "auto")
         with open(self.log, "ab") as log:
@@ -139,7 +139,8 @@ class Engine:
         try:
             message = box.get(timeout=limit_s)
         except queue.Empty:
-            raise AssertionError(f"no answer within {limit_s} s: {what}\n{tail(self.log)}") from None
+            text = f"no answer within {limit_s} s: {what}\n{tail(self.log)}"
+            raise AssertionError(text) from None
         assert message is not None, f"the engine is gone: {what}\n{tail(self.log)}"
         return message
 

@@ -1,5 +1,5 @@
-"""Loads that fail, kvist-store that is killed, or is not there: every answer is right, and the engine
-goes on."""
+"""Loads that fail, kvist-store that is killed, or is not there: every answer is right, and the
+engine goes on."""
 from __future__ import annotations
 
 import os
@@ -61,7 +61,7 @@ def test_loads_fail_with_several_groups(bench: Bench) -> None:
 
 
 def test_damaged_memory_is_a_miss(bench: Bench) -> None:
-    """Bytes of the store's memory change under it: what is read from there is not what was stored."""
+    """Bytes of the store's memory change under it: what lies there is not what was stored."""
     prompts = pool_of(bench, 2, 12)
     rights = bench.right(prompts)
     with bench.settled() as engine:
@@ -72,7 +72,8 @@ def test_damaged_memory_is_a_miss(bench: Bench) -> None:
         came = engine.sources()[2]
         engine.reset()
         bench.must_be_right(engine.ask(prompts), rights, "again")
-    print(f"         {changed} pages of memory changed, {came} of {hit_tokens(prompts)} tokens came")
+    print(f"         {changed} places of memory changed, {came} of {hit_tokens(prompts)} tokens "
+          "came")
     assert came < hit_tokens(prompts), "nothing of what was changed was looked at"
     bench.bytes_must_be_right()
 

@@ -1,5 +1,5 @@
-"""What must never be taken for the same: no block comes across, and answers are right. What must be:
-a process that hashes otherwise."""
+"""What must never be taken for the same: no block comes across, and answers are right. What must
+be: a process that hashes otherwise."""
 from __future__ import annotations
 
 import os

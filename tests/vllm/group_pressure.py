@@ -1,5 +1,5 @@
-"""Aborts and preemptions: no block, lease or request is left on either side, and what is answered is
-right."""
+"""Aborts and preemptions: no block, lease or request is left on either side, and what is answered
+is right."""
 from __future__ import annotations
 
 import random
@@ -51,8 +51,8 @@ def pressed(bench: Bench, model: str, count: int) -> None:
         metrics: dict[str, Any] = engine.metrics()
         preempted = metrics["vllm:num_preemptions_total"]
         loaded = engine.sources()[2]
-        print(f"         {model}: {answered} answered, {aborted} aborted, {preempted:.0f} preempted, "
-              f"{loaded} tokens loaded")
+        print(f"         {model}: {answered} answered, {aborted} aborted, {preempted:.0f} "
+              f"preempted, {loaded} tokens loaded")
         assert aborted > count // 20 and preempted > 0 and loaded > 0
         clients = bench.store.attached()
         assert clients, "nobody is attached"

@@ -1,5 +1,5 @@
-"""Two ranks of tensor parallelism: each stores its own share of a block under a namespace of its own;
-a hit takes both."""
+"""Two ranks of tensor parallelism: each stores its own share of a block under a namespace of its
+own; a hit takes both."""
 from __future__ import annotations
 
 import os

@@ -1,5 +1,5 @@
-"""Every way on which blocks come back: outputs are those of vLLM without Kvist, bytes are those that
-were saved, and just what should come back does."""
+"""Every way on which blocks come back: outputs are those of vLLM without Kvist, bytes are those
+that were saved, and just what should come back does."""
 from __future__ import annotations
 
 import os
@@ -130,8 +130,8 @@ def test_several_samples_of_a_prompt(bench: Bench) -> None:
 
 
 def test_guessed_tokens_are_not_stored(bench: Bench) -> None:
-    """With n-gram speculation pages hold tokens that were guessed and rejected; what is stored holds
-    those that were accepted."""
+    """With n-gram speculation pages hold tokens that were guessed and rejected; what is stored
+    holds those that were accepted."""
     speculation = {"speculative_config": {
         "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3,
         "prompt_lookup_min": 1}}

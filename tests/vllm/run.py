@@ -4,10 +4,10 @@
 usage: run.py --python PYTHON [--build FOLDER] [--keep] [GROUP or CASE...]
 
 PYTHON is one that has vLLM (tools/vllm/environment makes it). First come the unit tests of the
-connector (group `units`: test_*.py, which need vLLM's own classes). Each other group is a file group_NAME.py
-with functions test_*(bench); a group shares one bench (bench.py); its why_not() says why it cannot run
-here. Engines start in about two seconds:
-they are forked from a process that has vLLM imported. A case that fails shows why. The seed is
+connector (group `units`: test_*.py, which need vLLM's own classes). Each other group is a file
+group_NAME.py with functions test_*(bench); a group shares one bench (bench.py); its why_not() says
+why it cannot run here. Engines start in about two seconds: they are forked from a process that has
+vLLM imported. A case that fails shows why. The seed is
 printed; KVIST_SEED repeats it, KVIST_TEST_LONG=1 gives full sizes. The last line is
 "vllm: N passed, N failed, N skipped".
 """
@@ -81,8 +81,8 @@ class Runner:
         if failed or run.returncode:
             print(run.stdout)
             failed = max(failed, 1)
-        print(f"{'FAILED  ' if failed else 'ok      '} vllm.units: {passed} passed, {failed} failed, "
-              f"{skipped} skipped", flush=True)
+        print(f"{'FAILED  ' if failed else 'ok      '} vllm.units: {passed} passed, {failed} "
+              f"failed, {skipped} skipped", flush=True)
         self.passed, self.failed = self.passed + passed, self.failed + failed
         self.skipped += skipped
 
