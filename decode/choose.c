@@ -103,7 +103,7 @@ static kv_peer_t *holder(search_t *search)
     kv_peers_visit(search->core->holder.peers, note_least, search);
     kv_peers_visit(search->core->holder.peers, note_other, search);
     kvist_key_t *keys = kv_allocate_array(block_count, sizeof *keys);
-    kvist_keys(choice->name_space, choice->tokens, choice->token_count,
+    kvist_keys(choice->name_space, choice->tokens, NULL, choice->token_count,
         search->core->info->shape.block_tokens, keys);
     kv_peer_t *found = NULL;
     uint32_t found_blocks;

@@ -36,8 +36,8 @@ static void tell_parting(answer_t *answer, const uint32_t *own)
     kv_hex_encode(detail->other.bytes, KVIST_KEY_BYTES, answer->other);
     body->other_key = answer->other;
     answer->other_tokens = kv_allocate_array(block_tokens, sizeof *answer->other_tokens);
-    if (own != NULL && kvist_store_tokens(answer->store, &detail->other, answer->other_tokens) ==
-                           KV_OK) { /* else it is gone by now */
+    if (own != NULL && kvist_store_tokens(answer->store, &detail->other, answer->other_tokens,
+                           NULL) == KV_OK) { /* else it is gone by now */
         body->n_own_tokens = body->n_other_tokens = block_tokens;
         body->own_tokens = (uint32_t *)(uintptr_t)own;
         body->other_tokens = answer->other_tokens;
@@ -158,7 +158,7 @@ static void tell_holder(
         return;
     }
     kvist_key_t *keys = kv_allocate_array(whole, sizeof *keys);
-    kvist_keys(name_space, asked->tokens, asked->n_tokens, block_tokens, keys);
+    kvist_keys(name_space, asked->tokens, NULL, asked->n_tokens, block_tokens, keys);
     const char *name;
     if (kv_remote_holder(
             answer->holder, keys + found, whole - found, &name, &answer->body.holder_blocks)) {

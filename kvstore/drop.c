@@ -55,16 +55,16 @@ static void overwrite(kv_task_t *task)
     erasure_t *erasure = (erasure_t *)task;
     kvist_store_t *store = task->store;
     size_t bytes = erasure->group->layout.object_bytes;
-    size_t token_bytes = store->block_tokens * sizeof(uint32_t);
+    size_t word_bytes = store->block_words * sizeof(uint32_t);
     if (erasure->host_slot != KV_SLOT_NONE) {
         memset(kv_group_host_bytes(erasure->group, erasure->host_slot), 0, bytes);
-        memset(kv_pool_tokens(&erasure->group->host_pool, erasure->host_slot), 0, token_bytes);
+        memset(kv_pool_words(&erasure->group->host_pool, erasure->host_slot), 0, word_bytes);
     }
     if (erasure->device_slot != KV_SLOT_NONE) {
         char *zeros = kv_allocate(bytes);
         store->device->ops->copy_in(
             store->device, kv_store_device_bytes(store, erasure->device_slot), zeros, bytes);
-        memset(kv_pool_tokens(&store->device_pool, erasure->device_slot), 0, token_bytes);
+        memset(kv_pool_words(&store->device_pool, erasure->device_slot), 0, word_bytes);
         free(zeros);
     }
     kv_store_finish(task);

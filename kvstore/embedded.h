@@ -23,7 +23,7 @@ kv_status_t kv_embedded_lease_prepare(kvist_lease_t *lease, uint32_t slot_count,
 const uint32_t *kv_embedded_lease_slots(const kvist_lease_t *lease);
 uint32_t kv_embedded_lease_sealed_count(const kvist_lease_t *lease);
 kv_status_t kv_embedded_lease_seal(
-    kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic);
+    kvist_lease_t *lease, const uint32_t *tokens, const kvist_key_t *extra, const char *arithmetic);
 const char *kv_embedded_lease_arithmetic(const kvist_lease_t *lease, uint32_t block);
 void kv_embedded_lease_release(kvist_lease_t *lease);
 kv_status_t kv_embedded_store_keep(
@@ -52,7 +52,7 @@ void kv_embedded_store_describe(kvist_store_t *store, const kvist_namespace_para
 kv_status_t kv_embedded_why(
     kvist_store_t *store, const kvist_why_query_t *query, kvist_why_t *why_out);
 kv_status_t kv_embedded_store_tokens(
-    kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out);
+    kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out, kvist_key_t *extra_out);
 void kv_embedded_store_listen(kvist_store_t *store, kvist_changed_t changed, void *context);
 bool kv_embedded_store_held(kvist_store_t *store, uint32_t *cursor, uint32_t object_count_max,
     kvist_changed_t visit, void *context);

@@ -23,7 +23,8 @@ enum {
     KEY_VERSION = 1,
     HEAD_BYTES = 40,        /* of a key's message: version, parent, token_count */
     SHORT_TOKENS_MAX = 128, /* larger blocks are hashed piece by piece */
-    PADDING_BYTES_MIN = 9,  /* SHA-256's: a mark and the length */
+    EXTRA_BYTES_MAX = 4 + KVIST_KEY_BYTES,
+    PADDING_BYTES_MIN = 9, /* SHA-256's: a mark and the length */
     READ_BYTES = 1 << 20,
 };
 
@@ -82,49 +83,93 @@ static kvist_key_t digest_short(uint8_t *message, size_t bytes)
     return key;
 }
 
-static kvist_key_t digest_long(const uint8_t *head, const uint32_t *tokens, uint32_t token_count)
+/* The end of a key's message: the length of the extra key (NULL, or zeros: none), and that. Returns
+ * how long it is. */
+static size_t put_extra(const void *extra, uint8_t *at)
+{
+    static const uint8_t NONE[KVIST_KEY_BYTES];
+    bool has = extra != NULL && memcmp(extra, NONE, sizeof NONE) != 0;
+    kv_put_u32(at, has ? KVIST_KEY_BYTES : 0);
+    if (has) {
+        memcpy(at + 4, extra, KVIST_KEY_BYTES);
+    }
+    return has ? EXTRA_BYTES_MAX : 4;
+}
+
+static kvist_key_t digest_long(
+    const uint8_t *head, const uint32_t *tokens, const void *extra, uint32_t token_count)
 {
     SHA256_CTX context;
     kvist_key_t key;
-    uint8_t word[4];
+    uint8_t word[4], end[EXTRA_BYTES_MAX];
     SHA256_Init(&context);
     SHA256_Update(&context, head, HEAD_BYTES);
     for (uint32_t i = 0; i < token_count; i++) {
         kv_put_u32(word, tokens[i]);
         SHA256_Update(&context, word, sizeof word);
     }
-    kv_put_u32(word, 0); /* the length of the extra keys: none yet */
-    SHA256_Update(&context, word, sizeof word);
+    SHA256_Update(&context, end, put_extra(extra, end));
     SHA256_Final(key.bytes, &context);
     return key;
 }
 
-kvist_key_t kv_identity_block_key(
-    const kvist_key_t *parent, const uint32_t *tokens, uint32_t token_count)
+static kvist_key_t block_key(
+    const kvist_key_t *parent, const uint32_t *tokens, const void *extra, uint32_t token_count)
 {
-    uint8_t message[HEAD_BYTES + SHORT_TOKENS_MAX * 4 + 4 + PADDING_BYTES_MIN + SHA256_CBLOCK];
+    uint8_t message[HEAD_BYTES + SHORT_TOKENS_MAX * 4 + EXTRA_BYTES_MAX + PADDING_BYTES_MIN +
+                    SHA256_CBLOCK];
     kv_put_u32(message, KEY_VERSION);
     memcpy(message + 4, parent->bytes, KVIST_KEY_BYTES);
     kv_put_u32(message + 36, token_count);
     if (token_count > SHORT_TOKENS_MAX) {
-        return digest_long(message, tokens, token_count);
+        return digest_long(message, tokens, extra, token_count);
     }
     uint8_t *at = message + HEAD_BYTES;
     for (uint32_t i = 0; i < token_count; i++) {
         kv_put_u32(at + (size_t)4 * i, tokens[i]);
     }
     at += (size_t)4 * token_count;
-    kv_put_u32(at, 0); /* the length of the extra keys: none yet */
-    return digest_short(message, (size_t)(at + 4 - message));
+    at += put_extra(extra, at);
+    return digest_short(message, (size_t)(at - message));
 }
 
-void kvist_keys(const kvist_key_t *name_space, const uint32_t *tokens, size_t token_count,
+kvist_key_t kv_identity_block_key(
+    const kvist_key_t *parent, const uint32_t *words, uint32_t block_tokens)
+{
+    return block_key(parent, words, words + block_tokens, block_tokens);
+}
+
+void kv_identity_words(const uint32_t *tokens, const kvist_key_t *extras, size_t block_count,
+    uint32_t block_tokens, uint32_t *words_out)
+{
+    for (size_t block = 0; block < block_count; block++) {
+        uint32_t *words = words_out + block * kv_identity_word_count(block_tokens);
+        memcpy(words, tokens + block * block_tokens, block_tokens * sizeof *words);
+        if (extras != NULL) {
+            memcpy(words + block_tokens, extras[block].bytes, KVIST_KEY_BYTES);
+        } else {
+            memset(words + block_tokens, 0, KVIST_KEY_BYTES);
+        }
+    }
+}
+
+void kv_identity_keys(const kvist_key_t *parent, const uint32_t *words, size_t block_count,
     uint32_t block_tokens, kvist_key_t *keys_out)
+{
+    for (size_t block = 0; block < block_count; block++) {
+        const uint32_t *of = words + block * kv_identity_word_count(block_tokens);
+        keys_out[block] = kv_identity_block_key(parent, of, block_tokens);
+        parent = &keys_out[block];
+    }
+}
+
+void kvist_keys(const kvist_key_t *name_space, const uint32_t *tokens, const kvist_key_t *extras,
+    size_t token_count, uint32_t block_tokens, kvist_key_t *keys_out)
 {
     const kvist_key_t *parent = name_space;
     for (size_t block = 0; block < token_count / block_tokens; block++) {
-        keys_out[block] =
-            kv_identity_block_key(parent, tokens + block * block_tokens, block_tokens);
+        keys_out[block] = block_key(parent, tokens + block * block_tokens,
+            extras != NULL ? &extras[block] : NULL, block_tokens);
         parent = &keys_out[block];
     }
 }

@@ -75,9 +75,10 @@ uint32_t kvist_lease_sealed_count(const kvist_lease_t *lease)
     return lease_ops(lease)->sealed_count(lease);
 }
 
-kv_status_t kvist_lease_seal(kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic)
+kv_status_t kvist_lease_seal(
+    kvist_lease_t *lease, const uint32_t *tokens, const kvist_key_t *extra, const char *arithmetic)
 {
-    return lease_ops(lease)->seal(lease, tokens, arithmetic);
+    return lease_ops(lease)->seal(lease, tokens, extra, arithmetic);
 }
 
 const char *kvist_lease_arithmetic(const kvist_lease_t *lease, uint32_t block)
@@ -171,9 +172,10 @@ kv_status_t kvist_why(kvist_store_t *store, const kvist_why_query_t *query, kvis
     return store_ops(store)->why(store, query, why_out);
 }
 
-kv_status_t kvist_store_tokens(kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out)
+kv_status_t kvist_store_tokens(
+    kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out, kvist_key_t *extra_out)
 {
-    return store_ops(store)->tokens(store, key, tokens_out);
+    return store_ops(store)->tokens(store, key, tokens_out, extra_out);
 }
 
 void kvist_store_listen(kvist_store_t *store, kvist_changed_t changed, void *context)

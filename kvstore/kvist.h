@@ -120,9 +120,13 @@ typedef struct {
 
 kvist_key_t kvist_namespace(const kvist_namespace_params_t *params);
 
-/* Keys of the whole blocks of a token array: token_count / block_tokens of them, into keys_out. */
-void kvist_keys(const kvist_key_t *name_space, const uint32_t *tokens, size_t token_count,
-    uint32_t block_tokens, kvist_key_t *keys_out);
+/* Keys of the whole blocks of a token array: token_count / block_tokens of them, into keys_out.
+ *
+ * extras, here and below: for each block an *extra key*, which is part of its key beside its
+ * tokens: a digest of whatever else its KV depends on (images that stand behind placeholder tokens,
+ * say). Zeros, or NULL for the array: it has none. */
+void kvist_keys(const kvist_key_t *name_space, const uint32_t *tokens, const kvist_key_t *extras,
+    size_t token_count, uint32_t block_tokens, kvist_key_t *keys_out);
 
 /* SHA-256 of a model file. Remembered by device, inode, size and mtime in cache_folder (NULL: not
  * remembered). */
@@ -286,8 +290,8 @@ typedef struct kvist_store kvist_store_t;
  *   blocks is failed.
  * - Opening: KV_REFUSED: not this user's domain, or the domain has another layout (the error names
  *   the field). KV_INVALID: what kvist-store says of the parameters.
- * - A query has at most 2^20 tokens and 2^17 blocks, a client as many leases as kvist-store allows
- *   it (KV_BUSY; 4,096).
+ * - A query has at most 2^20 tokens and 2^17 blocks (2^16 with extra keys), a client as many leases
+ *   as kvist-store allows it (KV_BUSY; 4,096).
  * - What another client is storing right now is not copied: the store ends when that is stored, or
  *   that client has given up.
  * - kvist_store_drop returns KV_OK where it was asked; KV_MISSING and KV_BUSY come with the
@@ -375,12 +379,13 @@ typedef struct {
 
 typedef struct {
     kvist_key_t name_space;
-    const uint32_t *tokens; /* [token_count], copied */
-    size_t token_count;     /* whole blocks of it are looked for: the caller leaves off what it must
-                               compute anyway */
-    kvist_mode_t mode;      /* bypass and write match nothing; read and bypass store nothing */
-    kvist_terms_t terms;    /* of the blocks that the lease stores */
-    bool renew; /* found blocks get expiry and pin of these terms, where those are later */
+    const uint32_t *tokens;    /* [token_count], copied */
+    const kvist_key_t *extras; /* [token_count / block_tokens], copied; or NULL */
+    size_t token_count;  /* whole blocks of it are looked for: the caller leaves off what it must
+                           compute anyway */
+    kvist_mode_t mode;   /* bypass and write match nothing; read and bypass store nothing */
+    kvist_terms_t terms; /* of the blocks that the lease stores */
+    bool renew;          /* found blocks get expiry and pin of these terms, where those are later */
     uint64_t
         request; /* what the caller knows its request by; told of blocks that go for its sake */
 } kvist_query_t;
@@ -404,6 +409,7 @@ typedef struct {
     bool token_known; /* false: there are more, or such as are on disk alone: kvist_why reads */
     uint32_t token;   /* of the query: the first that differs, or the earliest that may */
     kvist_key_t other;
+    bool extra_differs; /* that block's tokens are equal, its extra key is not; token: its first */
 } kvist_miss_detail_t;
 
 /* A hit where miss is none or short, pending where miss is pending, else a miss for that reason:
@@ -492,7 +498,8 @@ typedef struct {
     uint32_t group;
     uint32_t first_block, block_count;
     const uint32_t *tokens; /* [block_count][block_tokens], copied; may be NULL where the blocks are
-                               in the query */
+                               in the query, whose extra keys they then have */
+    const kvist_key_t *extras; /* [block_count], copied, of these tokens; or NULL */
     const char
         *arithmetic;      /* which kernels made them (copied); at most KVIST_ARITHMETIC_BYTES_MAX */
     uint64_t deadline_ns; /* to wait for room; monotonic clock of the store */
@@ -523,10 +530,11 @@ const uint32_t *kvist_lease_slots(const kvist_lease_t *lease);
 uint32_t kvist_lease_sealed_count(const kvist_lease_t *lease);
 
 /* The next private block (number kvist_lease_sealed_count) is complete and will not change: it
- * becomes an object. tokens: the block_tokens ids of that block. arithmetic: which kernels made it
- * (copied; at most KVIST_ARITHMETIC_BYTES_MAX). parent blocks decide the key. Does nothing but
- * advance for leases of mode read and bypass. */
-kv_status_t kvist_lease_seal(kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic);
+ * becomes an object. tokens: the block_tokens ids of that block. extra: its extra key, or NULL.
+ * arithmetic: which kernels made it (copied; at most KVIST_ARITHMETIC_BYTES_MAX). Parent blocks
+ * decide the key. Does nothing but advance for leases of mode read and bypass. */
+kv_status_t kvist_lease_seal(
+    kvist_lease_t *lease, const uint32_t *tokens, const kvist_key_t *extra, const char *arithmetic);
 
 /* The arithmetic id of a sealed block, owned by the store while the lease lives. */
 const char *kvist_lease_arithmetic(const kvist_lease_t *lease, uint32_t block);
@@ -710,6 +718,7 @@ void kvist_store_describe(kvist_store_t *store, const kvist_namespace_params_t *
 typedef struct {
     kvist_key_t name_space;
     const uint32_t *tokens;
+    const kvist_key_t *extras; /* [token_count / block_tokens], or NULL */
     size_t token_count;
     bool all_name_spaces; /* also look under all others: what that tells is for whoever runs the
                              store alone */
@@ -731,9 +740,10 @@ typedef struct {
  * more blocks than KVIST_CHAIN_BLOCKS_MAX. */
 kv_status_t kvist_why(kvist_store_t *store, const kvist_why_query_t *query, kvist_why_t *why_out);
 
-/* The token ids of a stored block, [block_tokens]; may read its record. KV_MISSING: it is not
- * stored; KV_IO: it cannot be read now. */
-kv_status_t kvist_store_tokens(kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out);
+/* The token ids of a stored block, [block_tokens], and its extra key (extra_out may be NULL; zeros:
+ * it has none); may read its record. KV_MISSING: it is not stored; KV_IO: it cannot be read now. */
+kv_status_t kvist_store_tokens(
+    kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out, kvist_key_t *extra_out);
 
 /* ---- what the tiers hold, as it changes ---- */
 

@@ -310,8 +310,10 @@ static kvist_key_t digest_of(const kvist_layout_t *layout, uint32_t group)
 static void work_out(const kvist_layout_t *from, uint32_t number, kv_layout_t *layout)
 {
     const kvist_group_t *group = &from->groups[number];
-    *layout = (kv_layout_t){
-        .group = *group, .block_tokens = from->block_tokens, .layer_count = layer_count(group)};
+    *layout = (kv_layout_t){.group = *group,
+        .block_tokens = from->block_tokens,
+        .block_words = kv_identity_word_count(from->block_tokens),
+        .layer_count = layer_count(group)};
     for (uint32_t i = 0; i < group->part_count; i++) {
         const kvist_part_t *part = &group->parts[i];
         size_t bytes =

@@ -16,6 +16,7 @@ enum { KV_LAYOUT_UNITS_MAX = 1 << 16, KV_LAYOUT_ENCODED_BYTES_MAX = 1024 };
 typedef struct {
     kvist_group_t group;
     uint32_t block_tokens, layer_count;
+    uint32_t block_words; /* kv_identity_word_count(block_tokens) */
     uint32_t layer_units; /* units of one layer */
     uint32_t unit_count;
     size_t part_unit_bytes[KVIST_PARTS_MAX];

@@ -102,7 +102,7 @@ void *kv_show_header(const kvist_store_t *store, const kv_object_t *object, size
     if (fd < 0) {
         return NULL;
     }
-    size_t bytes = kv_record_header_bytes(&store->groups[0].layout, true);
+    size_t bytes = kv_record_header_bytes_max(&store->groups[0].layout);
     size_t record_bytes = (size_t)object->length_pages * KV_PAGE_BYTES;
     bytes = bytes < record_bytes ? bytes : record_bytes;
     void *header = kv_allocate(bytes);

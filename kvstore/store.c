@@ -321,6 +321,7 @@ static kv_status_t work_out_groups(
 {
     kv_status_t status = kvist_layout_check(layout, error);
     store->block_tokens = status == KV_OK ? layout->block_tokens : 0;
+    store->block_words = kv_identity_word_count(store->block_tokens);
     for (uint32_t i = 0; status == KV_OK && i < layout->group_count; i++) {
         kv_layout_t *of_group = &store->groups[i].layout;
         status = kv_layout_init(layout, i, of_group, error);
@@ -340,14 +341,14 @@ static kv_status_t work_out_groups(
     return status;
 }
 
-static kv_status_t open_arena(kv_store_group_t *group, uint32_t slot_count, uint32_t block_tokens,
+static kv_status_t open_arena(kv_store_group_t *group, uint32_t slot_count, uint32_t block_words,
     bool shared, const kv_policy_ops_t *policy, kv_error_t *error)
 {
     kv_arena_t *arena = &group->host_arena;
     kv_arena_plan_t plan = {
         .slot_count = slot_count,
         .unit_count = group->layout.unit_count,
-        .block_tokens = block_tokens,
+        .block_words = block_words,
         .object_bytes = group->layout.object_bytes,
     };
     kv_status_t status = kv_arena_plan(&plan, error);
@@ -355,8 +356,8 @@ static kv_status_t open_arena(kv_store_group_t *group, uint32_t slot_count, uint
         status = kv_arena_open(&plan, shared, arena, error);
     }
     if (status == KV_OK) { /* last: it stops the process where memory is out */
-        kv_pool_init(&group->host_pool, slot_count, block_tokens, plan.unit_count,
-            kv_arena_tokens(arena), kv_arena_checksums(arena), policy);
+        kv_pool_init(&group->host_pool, slot_count, block_words, plan.unit_count,
+            kv_arena_words(arena), kv_arena_checksums(arena), policy);
         kv_pool_extend(&group->host_pool, shared ? 0 : slot_count);
     }
     return status;
@@ -378,7 +379,7 @@ static kv_status_t open_host(kvist_store_t *store, const kvist_store_params_t *p
     }
     kv_status_t status = KV_OK;
     for (uint32_t i = 0; status == KV_OK && slot_count > 0 && i < store->group_count; i++) {
-        status = open_arena(&store->groups[i], (uint32_t)slot_count, store->block_tokens,
+        status = open_arena(&store->groups[i], (uint32_t)slot_count, store->block_words,
             params->host_shared, store->policy, error);
     }
     if (status == KV_OK && slot_count > 0 && params->host_shared) {
@@ -453,7 +454,7 @@ static void release_store(kvist_store_t *store)
         kv_pool_destroy(&store->groups[i].host_pool);
     }
     kv_pool_destroy(&store->device_pool);
-    free(store->device_tokens);
+    free(store->device_words);
     kv_names_t *names[] = {&store->namespaces, &store->arithmetics, &store->origins,
         &store->tenants, &store->families};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
@@ -491,10 +492,10 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
     store->table = kv_table_create();
     kv_why_open(store, params->history_bytes);
     status = work_out_groups(store, params->layout, error);
-    store->device_tokens = kv_allocate_array(
-        (size_t)params->device_slot_count * store->block_tokens, sizeof *store->device_tokens);
-    kv_pool_init(&store->device_pool, params->device_slot_count, store->block_tokens, 0,
-        store->device_tokens, NULL, store->policy);
+    store->device_words = kv_allocate_array(
+        (size_t)params->device_slot_count * store->block_words, sizeof *store->device_words);
+    kv_pool_init(&store->device_pool, params->device_slot_count, store->block_words, 0,
+        store->device_words, NULL, store->policy);
     kv_pool_extend(&store->device_pool, params->device_slot_count);
     store->loads = kv_allocate_array(params->device_slot_count, sizeof(kv_load_t *));
     kv_names_init(&store->namespaces, KVIST_KEY_BYTES, UINT16_MAX);

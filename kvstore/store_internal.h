@@ -36,6 +36,8 @@
 #include "kvstore/objects/table.h"
 #include "kvstore/store_ops.h"
 
+#include <pthread.h>
+
 _Static_assert(KV_ARITHMETIC_BYTES == KVIST_ARITHMETIC_BYTES_MAX + 1, "a record holds any id");
 
 #define KV_OBJECT_BUSY (KV_OBJECT_WRITING | KV_OBJECT_MOVING | KV_OBJECT_CHECKING)
@@ -159,6 +161,8 @@ typedef struct {
     int staging_free_count;
 
     kv_keyring_t *keys; /* NULL: nothing is encrypted */
+    bool has_extras;    /* the format says that records may have extra keys */
+    pthread_mutex_t noting_extras;
     kv_index_t *index;
     kv_workers_t *index_writer;
     kv_index_batch_t filling;      /* changes that wait for the writer */
@@ -201,6 +205,7 @@ typedef struct {
 struct kvist_store {
     const kv_store_ops_t *ops; /* first: KV_EMBEDDED_OPS */
     uint32_t block_tokens, group_count;
+    uint32_t block_words; /* kv_identity_word_count(block_tokens) */
     kv_store_group_t groups[KVIST_GROUPS_MAX];
     size_t object_bytes_max, record_bytes_max, scratch_bytes_max; /* of all groups */
     kv_device_t *device;
@@ -215,7 +220,7 @@ struct kvist_store {
 
     kv_table_t *table;
     kv_pool_t device_pool; /* of group 0's objects */
-    uint32_t *device_tokens;
+    uint32_t *device_words;
     kv_names_t namespaces, arithmetics, origins, tenants, families;
     kv_tenants_t *accounts;                    /* of tenants */
     kv_load_t **loads;                         /* [device slots]: the load that fills the slot */
@@ -324,8 +329,8 @@ static inline bool kv_object_expired(const kv_object_t *object, uint32_t now_s)
     return object->expires_s != 0 && object->expires_s <= now_s;
 }
 
-/* Its block's tokens, where they are in memory; else NULL. Of group 0. */
-const uint32_t *kv_object_tokens(const kvist_store_t *store, const kv_object_t *object);
+/* Its block's words, where they are in memory; else NULL. Of group 0. */
+const uint32_t *kv_object_words(const kvist_store_t *store, const kv_object_t *object);
 
 /* The fastest tier that has it; disk where none does yet. */
 kvist_tier_t kv_object_tier(const kvist_store_t *store, const kv_object_t *object);
@@ -615,8 +620,8 @@ typedef struct {
     const kvist_key_t *key; /* of the block that was not found; of its group's object */
     uint32_t parent;        /* the block before it, KV_OBJECT_NONE before the first */
     uint32_t block;
-    const uint32_t *tokens; /* of that block; NULL: of another group's object */
-    uint64_t request;       /* that searched; 0: who knows */
+    const uint32_t *words; /* of that block; NULL: of another group's object */
+    uint64_t request;      /* that searched; 0: who knows */
 } kv_why_end_t;
 
 /* Why that block is not stored, from what is in memory. */
@@ -658,6 +663,10 @@ void kv_directory_close(kvist_store_t *store);
 kv_status_t kv_directory_make(kv_files_t *files, const char *path, kv_error_t *error);
 kv_status_t kv_directory_write_format(
     const kv_disk_t *disk, uint64_t segment_bytes, kv_error_t *error);
+
+/* Before a record with an extra key is written: older programs must not take it for damaged. Any
+ * thread. */
+kv_status_t kv_directory_note_extras(kv_disk_t *disk, kv_error_t *error);
 
 /* ---- disks.c ---- */
 

@@ -31,7 +31,8 @@ typedef struct {
         kvist_prepared_t done, void *context);
     const uint32_t *(*slots)(const kvist_lease_t *lease);
     uint32_t (*sealed_count)(const kvist_lease_t *lease);
-    kv_status_t (*seal)(kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic);
+    kv_status_t (*seal)(kvist_lease_t *lease, const uint32_t *tokens, const kvist_key_t *extra,
+        const char *arithmetic);
     const char *(*arithmetic)(const kvist_lease_t *lease, uint32_t block);
     void (*release)(kvist_lease_t *lease);
 
@@ -59,7 +60,8 @@ typedef struct {
         void (*visit)(void *context, const kvist_context_t *entry), void *context);
     void (*describe)(kvist_store_t *store, const kvist_namespace_params_t *params);
     kv_status_t (*why)(kvist_store_t *store, const kvist_why_query_t *query, kvist_why_t *why_out);
-    kv_status_t (*tokens)(kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out);
+    kv_status_t (*tokens)(
+        kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out, kvist_key_t *extra_out);
     void (*listen)(kvist_store_t *store, kvist_changed_t changed, void *context);
     bool (*held)(kvist_store_t *store, uint32_t *cursor, uint32_t object_count_max,
         kvist_changed_t visit, void *context);

@@ -162,9 +162,9 @@ static nearest_t nothing_near(const kvist_store_t *store, const kv_why_end_t *en
     return (nearest_t){.store = store, .end = end, .best = KV_OBJECT_NONE};
 }
 
-static void compare(nearest_t *nearest, uint32_t number, const uint32_t *tokens)
+static void compare(nearest_t *nearest, uint32_t number, const uint32_t *words)
 {
-    uint32_t common = common_tokens(tokens, nearest->end->tokens, nearest->store->block_tokens);
+    uint32_t common = common_tokens(words, nearest->end->words, nearest->store->block_tokens);
     if (nearest->best == KV_OBJECT_NONE || common > nearest->best_common) {
         nearest->best = number;
         nearest->best_common = common;
@@ -178,9 +178,9 @@ static void look_at(nearest_t *nearest, uint32_t number)
     if (!is_block(store, object) || kv_key_equal(&object->key, nearest->end->key)) {
         return;
     }
-    const uint32_t *tokens = kv_object_tokens(store, object);
-    if (tokens != NULL) {
-        compare(nearest, number, tokens);
+    const uint32_t *words = kv_object_words(store, object);
+    if (words != NULL) {
+        compare(nearest, number, words);
     } else {
         if (nearest->unread_count < RECORDS_READ) {
             nearest->unread[nearest->unread_count] = number;
@@ -233,7 +233,10 @@ static kvist_miss_t tell_nearest(const nearest_t *nearest, kvist_miss_detail_t *
     }
     uint32_t number = compared ? nearest->best : nearest->unread[0];
     detail->token_known = nearest->unread_count == 0;
-    detail->token = end->block * store->block_tokens + (compared ? nearest->best_common : 0);
+    /* Equal tokens under another key: the extra keys differ. */
+    detail->extra_differs = compared && nearest->best_common == store->block_tokens;
+    detail->token = end->block * store->block_tokens +
+                    (compared && !detail->extra_differs ? nearest->best_common : 0);
     detail->other = kv_table_at(store->table, number)->key;
     return KVIST_MISS_DIVERGED;
 }
@@ -253,7 +256,7 @@ kvist_miss_t kv_why_absent(
         return KVIST_MISS_NOT_ADMITTED;
     }
     detail_out->when_unix_ns = (uint64_t)kv_history_since(store->history) * KV_NS_PER_S;
-    if (end->tokens == NULL) {
+    if (end->words == NULL) {
         return KVIST_MISS_NEW;
     }
     nearest_t nearest = nothing_near(store, end);
@@ -268,13 +271,13 @@ kvist_miss_t kv_why_absent(
 /* ---- kvist_why: what is on disk ---- */
 
 /* Out of memory, or out of the record. */
-static kv_status_t read_tokens(
-    const kvist_store_t *store, const kv_object_t *object, uint32_t *tokens_out)
+static kv_status_t read_words(
+    const kvist_store_t *store, const kv_object_t *object, uint32_t *words_out)
 {
-    size_t token_bytes = store->block_tokens * sizeof(uint32_t);
-    const uint32_t *tokens = kv_object_tokens(store, object);
-    if (tokens != NULL) {
-        memcpy(tokens_out, tokens, token_bytes);
+    size_t word_bytes = store->block_words * sizeof(uint32_t);
+    const uint32_t *words = kv_object_words(store, object);
+    if (words != NULL) {
+        memcpy(words_out, words, word_bytes);
         return KV_OK;
     }
     if (!kv_object_on_disk(object)) {
@@ -290,7 +293,7 @@ static kv_status_t read_tokens(
     bool proved = header != NULL && kv_record_open(&store->groups[0].layout, &reader, &expected,
                                         header, bytes, &view) == KV_OK;
     if (proved) {
-        memcpy(tokens_out, view.tokens, token_bytes);
+        memcpy(words_out, view.words, word_bytes);
         kv_record_close(&view);
     }
     free(reader.scratch);
@@ -299,28 +302,37 @@ static kv_status_t read_tokens(
 }
 
 kv_status_t kv_embedded_store_tokens(
-    kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out)
+    kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out, kvist_key_t *extra_out)
 {
     uint32_t number = kv_fill_find(store, key);
     if (number == KV_OBJECT_NONE || !is_block(store, kv_table_at(store->table, number))) {
         return KV_MISSING;
     }
-    return read_tokens(store, kv_table_at(store->table, number), tokens_out);
+    uint32_t *words = kv_allocate_array(store->block_words, sizeof *words);
+    kv_status_t status = read_words(store, kv_table_at(store->table, number), words);
+    if (status == KV_OK) {
+        memcpy(tokens_out, words, store->block_tokens * sizeof *tokens_out);
+    }
+    if (status == KV_OK && extra_out != NULL) {
+        *extra_out = kv_identity_extra(words, store->block_tokens);
+    }
+    free(words);
+    return status;
 }
 
 static void look_at_records(nearest_t *nearest)
 {
     const kvist_store_t *store = nearest->store;
-    uint32_t *tokens = kv_allocate_array(store->block_tokens, sizeof *tokens);
+    uint32_t *words = kv_allocate_array(store->block_words, sizeof *words);
     uint32_t count = nearest->unread_count < RECORDS_READ ? nearest->unread_count : RECORDS_READ;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t number = nearest->unread[i];
-        if (read_tokens(store, kv_table_at(store->table, number), tokens) == KV_OK) {
-            compare(nearest, number, tokens);
+        if (read_words(store, kv_table_at(store->table, number), words) == KV_OK) {
+            compare(nearest, number, words);
             nearest->unread_count--;
         }
     }
-    free(tokens);
+    free(words);
 }
 
 static void look_at_all_roots(nearest_t *nearest)
@@ -335,30 +347,44 @@ static void look_at_all_roots(nearest_t *nearest)
     }
 }
 
-/* The match has looked at a few; now at all, and into records. */
-static void look_closely(kvist_store_t *store, const kvist_why_query_t *query, kvist_match_t *match)
+/* The words of one of the query's blocks. */
+static void words_of(
+    const kvist_store_t *store, const kvist_why_query_t *query, uint32_t block, uint32_t *words_out)
 {
-    uint32_t block = match->detail.block, block_tokens = store->block_tokens;
-    kvist_key_t key = query->name_space;
-    uint32_t parent = KV_OBJECT_NONE;
-    for (uint32_t i = 0; i <= block; i++) {
-        parent = i > 0 ? kv_table_find(store->table, &key) : KV_OBJECT_NONE;
-        key = kv_identity_block_key(&key, query->tokens + (size_t)i * block_tokens, block_tokens);
-    }
-    bool stored = kv_table_find(store->table, &key) != KV_OBJECT_NONE; /* another group lacks it */
-    if (stored || (block > 0 && parent == KV_OBJECT_NONE)) {
-        return;
-    }
-    const kv_why_end_t end = {
-        &query->name_space, &key, parent, block, query->tokens + (size_t)block * block_tokens, 0};
-    nearest_t nearest = nothing_near(store, &end);
-    if (parent == KV_OBJECT_NONE) {
+    kv_identity_words(query->tokens + (size_t)block * store->block_tokens,
+        query->extras != NULL ? &query->extras[block] : NULL, 1, store->block_tokens, words_out);
+}
+
+/* At all that is stored beside it, and into records. */
+static void look_around(kvist_store_t *store, const kv_why_end_t *end, kvist_match_t *match)
+{
+    nearest_t nearest = nothing_near(store, end);
+    if (end->parent == KV_OBJECT_NONE) {
         look_at_all_roots(&nearest);
     } else {
         look_at_children(&nearest, UINT32_MAX);
     }
     look_at_records(&nearest);
     match->miss = tell_nearest(&nearest, &match->detail);
+}
+
+/* The match has looked at a few. */
+static void look_closely(kvist_store_t *store, const kvist_why_query_t *query, kvist_match_t *match)
+{
+    uint32_t block = match->detail.block, parent = KV_OBJECT_NONE;
+    uint32_t *words = kv_allocate_array(store->block_words, sizeof *words);
+    kvist_key_t key = query->name_space;
+    for (uint32_t i = 0; i <= block; i++) {
+        parent = i > 0 ? kv_table_find(store->table, &key) : KV_OBJECT_NONE;
+        words_of(store, query, i, words);
+        key = kv_identity_block_key(&key, words, store->block_tokens);
+    }
+    bool stored = kv_table_find(store->table, &key) != KV_OBJECT_NONE; /* another group lacks it */
+    if (!stored && (block == 0 || parent != KV_OBJECT_NONE)) {
+        const kv_why_end_t end = {&query->name_space, &key, parent, block, words, 0};
+        look_around(store, &end, match);
+    }
+    free(words);
 }
 
 /* ---- kvist_why: other namespaces ---- */
@@ -447,17 +473,18 @@ static void tell_fields(
 static uint32_t count_stored(
     kvist_store_t *store, const kvist_why_query_t *query, const kvist_key_t *name_space)
 {
-    uint32_t block_tokens = store->block_tokens, count = 0;
+    uint32_t *words = kv_allocate_array(store->block_words, sizeof *words), count = 0;
     kvist_key_t key = *name_space;
-    for (; count < query->token_count / block_tokens; count++) {
-        const uint32_t *tokens = query->tokens + (size_t)count * block_tokens;
-        key = kv_identity_block_key(&key, tokens, block_tokens);
+    for (; count < query->token_count / store->block_tokens; count++) {
+        words_of(store, query, count, words);
+        key = kv_identity_block_key(&key, words, store->block_tokens);
         uint32_t number = kv_fill_find(store, &key);
         if (number == KV_OBJECT_NONE || !is_block(store, kv_table_at(store->table, number)) ||
-            !kv_match_tokens(store, kv_table_at(store->table, number), tokens)) {
+            !kv_match_words(store, kv_table_at(store->table, number), words)) {
             break;
         }
     }
+    free(words);
     return count;
 }
 
@@ -498,8 +525,7 @@ kv_status_t kv_embedded_why(
     if (query->token_count / store->block_tokens > KVIST_CHAIN_BLOCKS_MAX) {
         return KV_INVALID;
     }
-    kvist_why_t why = {
-        .match = kv_match_quietly(store, &query->name_space, query->tokens, query->token_count)};
+    kvist_why_t why = {.match = kv_match_quietly(store, query)};
     why.block_tokens = store->block_tokens;
     if (never_stored(why.match.miss)) {
         look_closely(store, query, &why.match);

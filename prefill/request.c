@@ -199,7 +199,7 @@ static kv_peer_t *find_source(kv_prefill_request_t *request, uint32_t first_bloc
     }
     if (request->keys == NULL) {
         request->keys = kv_allocate_array(prompt_blocks(request), sizeof *request->keys);
-        kvist_keys(&request->name_space, request->tokens, request->token_count,
+        kvist_keys(&request->name_space, request->tokens, NULL, request->token_count,
             block_tokens(request), request->keys);
     }
     kv_peer_t *other;

@@ -56,8 +56,8 @@ void kv_core_seal(const kv_core_t *core, kvist_lease_t *lease, const uint32_t *t
     uint32_t block_tokens = core->info->shape.block_tokens;
     for (uint32_t block = kvist_lease_sealed_count(lease);
          (block + 1) * block_tokens <= computed_count; block++) {
-        KV_CHECK(
-            kvist_lease_seal(lease, tokens + (size_t)block * block_tokens, arithmetic) == KV_OK);
+        KV_CHECK(kvist_lease_seal(lease, tokens + (size_t)block * block_tokens, NULL, arithmetic) ==
+                 KV_OK);
     }
 }
 

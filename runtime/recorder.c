@@ -75,7 +75,7 @@ static char *make_line(const job_t *job, size_t *bytes_out)
     uint32_t block_tokens = job->recorder->block_tokens;
     uint32_t block_count = request->prompt_count / block_tokens;
     kvist_key_t *keys = kv_allocate_array(block_count + 1, sizeof *keys);
-    kvist_keys(&request->name_space, job->tokens, request->prompt_count, block_tokens, keys);
+    kvist_keys(&request->name_space, job->tokens, NULL, request->prompt_count, block_tokens, keys);
     size_t capacity = FIELDS_BYTES + (size_t)block_count * ID_BYTES;
     char *line = kv_allocate(capacity);
     size_t bytes = (size_t)snprintf(line, capacity,

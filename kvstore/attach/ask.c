@@ -445,6 +445,8 @@ static kv_status_t ask_why(
     asked.name_space = (ProtobufCBinaryData){KVIST_KEY_BYTES, (uint8_t *)query->name_space.bytes};
     asked.tokens = (ProtobufCBinaryData){
         query->token_count * sizeof *query->tokens, (uint8_t *)(void *)query->tokens};
+    asked.extras =
+        kv_attached_pack_extras(query->extras, query->token_count / attached->layout.block_tokens);
     kv_status_t status;
     Kvist__Store__Answer *answer = ask_now(attached, KVIST__STORE__REQUEST__BODY_WHY, &asked,
         &asked.id, KVIST__STORE__ANSWER__BODY_KNOWN, &status);
@@ -491,8 +493,7 @@ kv_status_t kv_attached_why(
     kv_attached_t *attached = kv_attached_of(store);
     kvist_why_t why;
     kvist_match_t served;
-    if (query->token_count > KV_ATTACH_TOKENS_MAX ||
-        query->token_count / attached->layout.block_tokens > KV_ATTACH_BLOCKS_MAX) {
+    if (!kv_attached_asks_well(attached, query->token_count, query->extras)) {
         return KV_INVALID;
     }
     kv_status_t status = kv_embedded_why(attached->inner, query, &why);
@@ -514,11 +515,11 @@ kv_status_t kv_attached_why(
 }
 
 kv_status_t kv_attached_store_tokens(
-    kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out)
+    kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out, kvist_key_t *extra_out)
 {
     kv_attached_t *attached = kv_attached_of(store);
     size_t bytes = attached->layout.block_tokens * sizeof *tokens_out;
-    if (kv_embedded_store_tokens(attached->inner, key, tokens_out) == KV_OK) {
+    if (kv_embedded_store_tokens(attached->inner, key, tokens_out, extra_out) == KV_OK) {
         return KV_OK;
     }
     Kvist__Store__GetTokens asked = KVIST__STORE__GET_TOKENS__INIT;
@@ -530,11 +531,16 @@ kv_status_t kv_attached_store_tokens(
         return status;
     }
     status = status_of(answer->found->code);
-    if (status == KV_OK && answer->found->tokens.len != bytes) {
+    const Kvist__Store__Found *found = answer->found;
+    if (status == KV_OK &&
+        (found->tokens.len != bytes || found->extra.len != sizeof extra_out->bytes)) {
         status = KV_FATAL;
     }
     if (status == KV_OK) {
-        memcpy(tokens_out, answer->found->tokens.data, bytes);
+        memcpy(tokens_out, found->tokens.data, bytes);
+    }
+    if (status == KV_OK && extra_out != NULL) {
+        memcpy(extra_out->bytes, found->extra.data, sizeof extra_out->bytes);
     }
     kvist__store__answer__free_unpacked(answer, NULL);
     return status;

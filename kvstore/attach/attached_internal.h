@@ -27,9 +27,10 @@
 #include "proto/store.pb-c.h"
 
 enum {
-    KV_ATTACH_VERSION = 1,
-    KV_ATTACH_VERSION_MIN = 1,
+    KV_ATTACH_VERSION = 2,
+    KV_ATTACH_VERSION_MIN = 2,
     KV_ATTACH_TOKENS_MAX = 1 << 20, /* of a query */
+    KV_ATTACH_EXTRAS_MAX = 1 << 16, /* blocks of one that has extra keys: they fit a frame */
     KV_ATTACH_BLOCKS_MAX = 1 << 17,
     KV_ATTACH_REQUESTS_MAX = 512, /* not answered yet */
     KV_ATTACH_WINDOWS_MAX = 32,
@@ -173,7 +174,8 @@ struct kv_attached_lease {
     kvist_mode_t mode;
     bool storing, released;
     kvist_key_t name_space;
-    uint32_t *tokens; /* [token_blocks][block_tokens]: the query's, and those sealed beyond it */
+    uint32_t *tokens;    /* [token_blocks][block_tokens]: the query's, and those sealed beyond it */
+    kvist_key_t *extras; /* [token_blocks] */
     uint32_t token_blocks, token_room, query_blocks;
     kvist_key_t *keys; /* [key_count] of the first blocks, worked out as they are needed */
     uint32_t key_count;
@@ -276,8 +278,15 @@ static inline char *kv_window_bytes(const kv_life_t *life, uint32_t window)
 
 /* Keys of the lease's first blocks. */
 const kvist_key_t *kv_attached_keys(kv_attached_lease_t *lease, uint32_t block_count);
-void kv_attached_note_tokens(
-    kv_attached_lease_t *lease, uint32_t block, const uint32_t *tokens, uint32_t block_count);
+void kv_attached_note_tokens(kv_attached_lease_t *lease, uint32_t block, const uint32_t *tokens,
+    const kvist_key_t *extras, uint32_t block_count);
+
+/* Whether a query is within bounds. */
+bool kv_attached_asks_well(
+    const kv_attached_t *attached, size_t token_count, const kvist_key_t *extras);
+
+/* Extra keys as they are sent: nothing where they are all zero. */
+ProtobufCBinaryData kv_attached_pack_extras(const kvist_key_t *extras, size_t block_count);
 void kv_attached_settle(kv_attached_lease_t *lease); /* goes when nothing of it is under way */
 
 /* ---- ask.c ---- */

@@ -16,7 +16,7 @@ kv_status_t kv_attached_lease_prepare(kvist_lease_t *lease, uint32_t slot_count,
 const uint32_t *kv_attached_lease_slots(const kvist_lease_t *lease);
 uint32_t kv_attached_lease_sealed_count(const kvist_lease_t *lease);
 kv_status_t kv_attached_lease_seal(
-    kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic);
+    kvist_lease_t *lease, const uint32_t *tokens, const kvist_key_t *extra, const char *arithmetic);
 const char *kv_attached_lease_arithmetic(const kvist_lease_t *lease, uint32_t block);
 void kv_attached_lease_release(kvist_lease_t *lease);
 
@@ -48,7 +48,7 @@ void kv_attached_store_describe(kvist_store_t *store, const kvist_namespace_para
 kv_status_t kv_attached_why(
     kvist_store_t *store, const kvist_why_query_t *query, kvist_why_t *why_out);
 kv_status_t kv_attached_store_tokens(
-    kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out);
+    kvist_store_t *store, const kvist_key_t *key, uint32_t *tokens_out, kvist_key_t *extra_out);
 void kv_attached_store_listen(kvist_store_t *store, kvist_changed_t changed, void *context);
 bool kv_attached_store_held(kvist_store_t *store, uint32_t *cursor, uint32_t object_count_max,
     kvist_changed_t visit, void *context);

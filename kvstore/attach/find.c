@@ -30,7 +30,7 @@ static kv_attached_lease_t *make_lease(kv_attached_t *attached, const kvist_quer
         attached->leases->previous = lease;
     }
     attached->leases = lease;
-    kv_attached_note_tokens(lease, 0, query->tokens, blocks);
+    kv_attached_note_tokens(lease, 0, query->tokens, query->extras, blocks);
     return lease;
 }
 
@@ -50,14 +50,15 @@ static void free_lease(kv_attached_lease_t *lease)
         free(lease->places[i].checksums);
     }
     free(lease->tokens);
+    free(lease->extras);
     free(lease->keys);
     free(lease->alike);
     free(lease->through);
     free(lease);
 }
 
-void kv_attached_note_tokens(
-    kv_attached_lease_t *lease, uint32_t block, const uint32_t *tokens, uint32_t block_count)
+void kv_attached_note_tokens(kv_attached_lease_t *lease, uint32_t block, const uint32_t *tokens,
+    const kvist_key_t *extras, uint32_t block_count)
 {
     size_t block_tokens = kv_lease_attached(lease)->layout.block_tokens;
     uint32_t end = block + block_count;
@@ -65,12 +66,30 @@ void kv_attached_note_tokens(
         lease->token_room = end + end / 2 + 4;
         lease->tokens =
             kv_reallocate(lease->tokens, lease->token_room, block_tokens * sizeof *lease->tokens);
+        lease->extras = kv_reallocate(lease->extras, lease->token_room, sizeof *lease->extras);
     }
     if (block_count > 0) {
         memcpy(lease->tokens + block * block_tokens, tokens,
             block_count * block_tokens * sizeof *tokens);
+        if (extras != NULL) {
+            memcpy(lease->extras + block, extras, block_count * sizeof *extras);
+        } else {
+            memset(lease->extras + block, 0, block_count * sizeof *lease->extras);
+        }
     }
     lease->token_blocks = end > lease->token_blocks ? end : lease->token_blocks;
+}
+
+ProtobufCBinaryData kv_attached_pack_extras(const kvist_key_t *extras, size_t block_count)
+{
+    static const kvist_key_t NONE;
+    size_t block = 0;
+    while (extras != NULL && block < block_count && kv_key_equal(&extras[block], &NONE)) {
+        block++;
+    }
+    bool any = extras != NULL && block < block_count;
+    return (ProtobufCBinaryData){
+        any ? block_count * sizeof *extras : 0, any ? (uint8_t *)extras->bytes : NULL};
 }
 
 const kvist_key_t *kv_attached_keys(kv_attached_lease_t *lease, uint32_t block_count)
@@ -81,7 +100,7 @@ const kvist_key_t *kv_attached_keys(kv_attached_lease_t *lease, uint32_t block_c
     if (block_count > first) {
         lease->keys = kv_reallocate(lease->keys, block_count, sizeof *lease->keys);
         const kvist_key_t parent = first > 0 ? lease->keys[first - 1] : lease->name_space;
-        kvist_keys(&parent, lease->tokens + (size_t)first * block_tokens,
+        kvist_keys(&parent, lease->tokens + (size_t)first * block_tokens, lease->extras + first,
             (size_t)(block_count - first) * block_tokens, block_tokens, lease->keys + first);
         lease->key_count = block_count;
     }
@@ -194,13 +213,15 @@ static void matched_late(void *owner, const Kvist__Store__Answer *answer)
     free(late);
 }
 
-static Kvist__Store__Match ask_of(const kvist_query_t *query, Kvist__Store__Terms *terms)
+static Kvist__Store__Match ask_of(
+    const kvist_query_t *query, uint32_t block_tokens, Kvist__Store__Terms *terms)
 {
     Kvist__Store__Match match = KVIST__STORE__MATCH__INIT;
     kv_told_terms_pack(&query->terms, terms);
     match.name_space = (ProtobufCBinaryData){KVIST_KEY_BYTES, (uint8_t *)query->name_space.bytes};
     match.tokens = (ProtobufCBinaryData){
         query->token_count * sizeof *query->tokens, (uint8_t *)(void *)query->tokens};
+    match.extras = kv_attached_pack_extras(query->extras, query->token_count / block_tokens);
     match.mode = query->mode;
     match.terms = terms;
     match.renew = query->renew;
@@ -214,7 +235,7 @@ static kv_status_t match_at_service(
 {
     kv_attached_t *attached = kv_lease_attached(lease);
     Kvist__Store__Terms terms;
-    Kvist__Store__Match match = ask_of(query, &terms);
+    Kvist__Store__Match match = ask_of(query, attached->layout.block_tokens, &terms);
     Kvist__Store__Answer *answer;
     if (!kv_link_usable(attached)) {
         return KV_PEER_LOST;
@@ -313,12 +334,19 @@ static kv_status_t match_inner(
     return KV_OK;
 }
 
+bool kv_attached_asks_well(
+    const kv_attached_t *attached, size_t token_count, const kvist_key_t *extras)
+{
+    uint32_t blocks_max = extras != NULL ? KV_ATTACH_EXTRAS_MAX : KV_ATTACH_BLOCKS_MAX;
+    return token_count <= KV_ATTACH_TOKENS_MAX &&
+           token_count / attached->layout.block_tokens <= blocks_max;
+}
+
 kv_status_t kv_attached_match(kvist_store_t *store, const kvist_query_t *query,
     kvist_lease_t **lease_out, kvist_match_t *match_out)
 {
     kv_attached_t *attached = kv_attached_of(store);
-    if (query->token_count > KV_ATTACH_TOKENS_MAX ||
-        query->token_count / attached->layout.block_tokens > KV_ATTACH_BLOCKS_MAX ||
+    if (!kv_attached_asks_well(attached, query->token_count, query->extras) ||
         !kv_match_asks_well(query)) {
         return KV_INVALID;
     }

@@ -521,7 +521,7 @@ static kv_status_t map_arenas(
         kv_arena_plan_t plan = {
             .slot_count = said->arenas[i]->slot_count,
             .unit_count = inner->groups[i].layout.unit_count,
-            .block_tokens = inner->block_tokens,
+            .block_words = inner->block_words,
             .object_bytes = inner->groups[i].layout.object_bytes,
         };
         int fd = kv_channel_take_fd(&attached->link.channel);

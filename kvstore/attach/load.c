@@ -32,7 +32,7 @@ typedef struct {
     kv_pieces_t pieces;
     const kv_layout_t *layout;
     kvist_key_t *keys; /* [block_count], and */
-    uint32_t *tokens;  /* [block_count][block_tokens]: copies, for workers */
+    uint32_t *words;   /* [block_count][block_words]: copies, for workers */
     size_t block_bytes;
     uint32_t block_units;
     uint8_t *states;    /* [block_count] block_state_t */
@@ -100,13 +100,13 @@ static bool read_checksums(const part_t *part, uint32_t block, uint32_t slot, ui
 }
 
 /* A key is believed when it is matched; equality is checked. */
-static bool tokens_agree(const part_t *part, uint32_t block, uint32_t slot)
+static bool words_agree(const part_t *part, uint32_t block, uint32_t slot)
 {
     const load_t *load = part->load;
-    size_t count = load->layout->block_tokens;
+    size_t count = load->layout->block_words;
     const uint32_t *stored =
-        kv_arena_tokens(&part->life->arenas[load->selection.group]) + slot * count;
-    return memcmp(stored, load->tokens + block * count, count * sizeof *stored) == 0;
+        kv_arena_words(&part->life->arenas[load->selection.group]) + slot * count;
+    return memcmp(stored, load->words + block * count, count * sizeof *stored) == 0;
 }
 
 static bool copy_unit(const part_t *part, kv_cursor_t *to, const char *from, size_t bytes,
@@ -126,7 +126,7 @@ static bool copy_block(const part_t *part, uint32_t block, uint64_t *sums, char 
     const load_t *load = part->load;
     uint32_t slot = slot_of(load, block), cursor = 0, unit;
     const char *object = kv_arena_slot(&part->life->arenas[load->selection.group], slot);
-    if (!read_checksums(part, block, slot, sums) || !tokens_agree(part, block, slot)) {
+    if (!read_checksums(part, block, slot, sums) || !words_agree(part, block, slot)) {
         return false;
     }
     kv_cursor_t to = kv_pieces_at(&load->pieces, block * load->block_bytes);
@@ -470,7 +470,7 @@ static void tell(kv_attached_transfer_t *transfer)
     kv_pieces_release(&load->pieces);
     free(load->states);
     free(load->keys);
-    free(load->tokens);
+    free(load->words);
     free(load);
 }
 
@@ -522,12 +522,13 @@ static void copy_identity(load_t *load)
     uint32_t first = load->selection.first_block, count = load->selection.block_count;
     size_t block_tokens = load->layout->block_tokens;
     load->keys = kv_allocate_array(count + 1, sizeof *load->keys);
-    load->tokens = kv_allocate_array((size_t)count * block_tokens + 1, sizeof *load->tokens);
+    load->words =
+        kv_allocate_array((size_t)count * load->layout->block_words + 1, sizeof *load->words);
     const kvist_key_t *keys = kv_attached_keys(lease, first + count);
     if (count > 0) {
         memcpy(load->keys, keys + first, count * sizeof *keys);
-        memcpy(load->tokens, lease->tokens + first * block_tokens,
-            count * block_tokens * sizeof *load->tokens);
+        kv_identity_words(lease->tokens + first * block_tokens, lease->extras + first, count,
+            load->layout->block_tokens, load->words);
     }
 }
 

@@ -79,13 +79,17 @@ static void shorten(kv_attached_lease_t *lease, uint32_t block_count, kvist_miss
 static void seal_loaded(prepare_t *prepare)
 {
     kv_attached_lease_t *lease = prepare->transfer.lease;
-    size_t block_tokens = kv_lease_attached(lease)->layout.block_tokens;
+    const kvist_store_t *inner = kv_lease_attached(lease)->inner;
+    uint32_t *words = kv_allocate_array(inner->block_words, sizeof *words);
     for (uint32_t i = 0; i < prepare->good; i++) {
         uint32_t block = prepare->first + i;
         const kv_alike_t *alike = alike_of(lease, block);
-        kv_seal_found(lease->inner, lease->tokens + block * block_tokens, alike->arithmetic,
-            (kvist_priority_t)alike->priority, alike->expires_s);
+        kv_identity_words(lease->tokens + (size_t)block * inner->block_tokens,
+            lease->extras + block, 1, inner->block_tokens, words);
+        kv_seal_found(lease->inner, words, alike->arithmetic, (kvist_priority_t)alike->priority,
+            alike->expires_s);
     }
+    free(words);
     lease->device_count = lease->sealed_count = prepare->first + prepare->good;
     answer(prepare, KV_OK);
 }
@@ -242,16 +246,16 @@ const uint32_t *kv_attached_lease_slots(const kvist_lease_t *of)
 }
 
 kv_status_t kv_attached_lease_seal(
-    kvist_lease_t *of, const uint32_t *tokens, const char *arithmetic)
+    kvist_lease_t *of, const uint32_t *tokens, const kvist_key_t *extra, const char *arithmetic)
 {
     kv_attached_lease_t *lease = kv_attached_lease_of(of);
     if (lease->inner == NULL || !lease->prepared) {
         return KV_INVALID;
     }
-    kv_status_t status = kv_embedded_lease_seal(lease->inner, tokens, arithmetic);
+    kv_status_t status = kv_embedded_lease_seal(lease->inner, tokens, extra, arithmetic);
     if (status == KV_OK) {
         uint32_t block = lease->sealed_count++;
-        kv_attached_note_tokens(lease, block, tokens, 1);
+        kv_attached_note_tokens(lease, block, tokens, extra, 1);
         lease->key_count = lease->key_count < block ? lease->key_count : block;
         kv_through_catch_up(lease);
     }

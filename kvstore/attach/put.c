@@ -147,6 +147,7 @@ static Kvist__Store__Put ask_of(const kv_attached_put_t *put, uint32_t first, ui
     asked.wait_ns = put->deadline_ns > now_ns ? put->deadline_ns - now_ns : 0;
     asked.tokens = (ProtobufCBinaryData){count * block_tokens * sizeof(uint32_t),
         (uint8_t *)(void *)(lease->tokens + number * block_tokens)};
+    asked.extras = kv_attached_pack_extras(lease->extras + number, count);
     return asked;
 }
 
@@ -479,26 +480,41 @@ static bool asks_well(const kv_attached_lease_t *lease, const kvist_put_t *asked
         }
     }
     return (asked->tokens != NULL ||
-               asked->first_block + asked->block_count <= lease->query_blocks) &&
+               (asked->extras == NULL &&
+                   asked->first_block + asked->block_count <= lease->query_blocks)) &&
            (asked->group > 0 ? asked->first_block + asked->block_count <= next
                              : asked->first_block == next);
+}
+
+/* Whether the lease's blocks have these tokens and extra keys. */
+static bool are_known(const kv_attached_lease_t *lease, const kvist_put_t *asked)
+{
+    static const kvist_key_t NONE;
+    size_t block_tokens = kv_lease_attached(lease)->layout.block_tokens;
+    for (uint32_t i = 0; i < asked->block_count; i++) {
+        size_t block = asked->first_block + i;
+        const kvist_key_t *extra = asked->extras != NULL ? &asked->extras[i] : &NONE;
+        if (memcmp(lease->tokens + block * block_tokens, asked->tokens + i * block_tokens,
+                block_tokens * sizeof *asked->tokens) != 0 ||
+            !kv_key_equal(&lease->extras[block], extra)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /* Tokens of the first group's blocks say what they are; of others they are known by then. */
 static bool take_tokens(kv_attached_lease_t *lease, const kvist_put_t *asked)
 {
-    size_t block_tokens = kv_lease_attached(lease)->layout.block_tokens;
     uint32_t end = asked->first_block + asked->block_count;
     if (asked->tokens == NULL) {
         return true;
     }
     if (asked->group > 0) {
-        return end <= lease->token_blocks &&
-               (asked->block_count == 0 ||
-                   memcmp(lease->tokens + asked->first_block * block_tokens, asked->tokens,
-                       asked->block_count * block_tokens * sizeof *asked->tokens) == 0);
+        return end <= lease->token_blocks && are_known(lease, asked);
     }
-    kv_attached_note_tokens(lease, asked->first_block, asked->tokens, asked->block_count);
+    kv_attached_note_tokens(
+        lease, asked->first_block, asked->tokens, asked->extras, asked->block_count);
     if (lease->key_count > asked->first_block) { /* of other tokens, those of the query */
         lease->key_count = asked->first_block;
     }

@@ -212,6 +212,7 @@ void kv_told_detail_pack(const kvist_miss_detail_t *detail, Kvist__Store__Detail
     message_out->origin = (char *)detail->origin;
     message_out->token_known = detail->token_known;
     message_out->token = detail->token;
+    message_out->extra_differs = detail->extra_differs;
     message_out->other = pack_key(&detail->other);
 }
 
@@ -227,6 +228,7 @@ void kv_told_detail_unpack(const Kvist__Store__Detail *message, kvist_miss_detai
         .request = message->request,
         .token_known = message->token_known,
         .token = message->token,
+        .extra_differs = message->extra_differs,
         .other = unpack_key(&message->other),
     };
     strncpy(detail_out->tenant, message->tenant, sizeof detail_out->tenant - 1);

@@ -29,6 +29,8 @@ enum {
     FORMAT_ONE_DISK = 2,
     FORMAT_DISKS = 3,
     FORMAT_ENCRYPTED = 4, /* with one disk or several */
+    FORMAT_EXTRAS = 5,    /* encrypted or not */
+    FORMAT_NEWEST = FORMAT_EXTRAS,
     FORMAT_MIN = 1,
     FORMAT_BYTES_MAX = 256,
 };
@@ -82,9 +84,10 @@ kv_status_t kv_directory_write_format(
     snprintf(path, sizeof path, "%s/format", disk->folder);
     bool disks = disk->id[0] != '\0';
     int length = snprintf(text, sizeof text, "kvist-store %d\nsegment_bytes %ju\n",
-        disk->keys != NULL ? FORMAT_ENCRYPTED
-        : disks            ? FORMAT_DISKS
-                           : FORMAT_ONE_DISK,
+        disk->has_extras     ? FORMAT_EXTRAS
+        : disk->keys != NULL ? FORMAT_ENCRYPTED
+        : disks              ? FORMAT_DISKS
+                             : FORMAT_ONE_DISK,
         (uintmax_t)segment_bytes);
     if (disks) {
         length += snprintf(text + length, sizeof text - (size_t)length, "id %s\ndisks %u\n",
@@ -140,11 +143,11 @@ static kv_status_t read_format(kv_disk_t *disk, uint64_t *segment_bytes, kv_erro
     char id[KV_STORE_ID_BYTES];
     int fields = sscanf(text, "kvist-store %u\nsegment_bytes %ju\nid %32[0-9a-f]\ndisks %u\n",
         &version, &stored_bytes, id, &known_count);
-    if (fields >= 1 && version > FORMAT_ENCRYPTED && version < 1000) {
+    if (fields >= 1 && version > FORMAT_NEWEST && version < 1000) {
         return kv_fail(error, KV_REFUSED,
             "%s has format %u, this program reads %d to %d: use another directory or the program "
             "that wrote it",
-            disk->folder, version, FORMAT_MIN, FORMAT_ENCRYPTED);
+            disk->folder, version, FORMAT_MIN, FORMAT_NEWEST);
     }
     if (fields == 4 && strlen(id) == sizeof id - 1 && known_count >= 1 &&
         known_count <= KV_VOLUMES_MAX) {
@@ -152,6 +155,7 @@ static kv_status_t read_format(kv_disk_t *disk, uint64_t *segment_bytes, kv_erro
         disk->known_count = known_count;
     }
     disk->format = version;
+    disk->has_extras = version == FORMAT_EXTRAS;
     bool usable = fields >= 2 && version >= FORMAT_MIN && stored_bytes % KV_PAGE_BYTES == 0 &&
                   stored_bytes > 0 && stored_bytes <= SEGMENT_BYTES_MAX;
     if (usable) {
@@ -177,9 +181,23 @@ static kv_status_t open_keys(
     kv_disk_t *disk, const char *key_file, uint64_t segment_bytes, kv_error_t *error)
 {
     kv_status_t status = kv_keyring_open(disk->files, key_file, disk->folder, &disk->keys, error);
-    return status == KV_OK && disk->keys != NULL && disk->format != FORMAT_ENCRYPTED
+    return status == KV_OK && disk->keys != NULL && disk->format < FORMAT_ENCRYPTED
                ? kv_directory_write_format(disk, segment_bytes, error)
                : status;
+}
+
+/* Likewise of records with an extra key. On a worker, when the first is to be written. */
+kv_status_t kv_directory_note_extras(kv_disk_t *disk, kv_error_t *error)
+{
+    pthread_mutex_lock(&disk->noting_extras);
+    kv_status_t status = KV_OK;
+    if (!disk->has_extras) {
+        disk->has_extras = true;
+        status = kv_directory_write_format(disk, disk->segments.segment_bytes, error);
+        disk->has_extras = status == KV_OK;
+    }
+    pthread_mutex_unlock(&disk->noting_extras);
+    return status;
 }
 
 /* ---- bounds ---- */
@@ -528,6 +546,7 @@ kv_status_t kv_directory_open(kvist_store_t *store, const kvist_store_params_t *
     disk->files = files;
     disk->lock_fd = -1;
     disk->known_count = 1;
+    pthread_mutex_init(&disk->noting_extras, NULL);
     open_lanes(store);
     kv_budget_open(store, params->write_bytes_per_day);
     snprintf(disk->folder, sizeof disk->folder, "%s", params->directory);
@@ -596,6 +615,7 @@ void kv_directory_close(kvist_store_t *store)
     if (disk->lock_fd >= 0) {
         disk->files->ops->close(disk->files, disk->lock_fd);
     }
+    pthread_mutex_destroy(&disk->noting_extras);
     free(disk);
     store->disk = NULL;
 }

@@ -195,8 +195,9 @@ static void encode_batch(kv_task_t *task)
         const char *object = item->host_bytes;
         item->offset = batch->bytes;
         if (object == NULL) {
-            char *to =
-                scratch != NULL ? scratch : at + kv_record_header_bytes(layout, keys != NULL);
+            char *to = scratch != NULL
+                           ? scratch
+                           : at + kv_record_header_bytes(layout, item->words, keys != NULL);
             store->device->ops->copy_out(
                 store->device, to, item->device_bytes, layout->object_bytes);
             object = to;
@@ -204,8 +205,11 @@ static void encode_batch(kv_task_t *task)
         if (keys != NULL) {
             batch->status = take_key(keys, item, &key, &batch->error);
         }
+        if (batch->status == KV_OK && kv_identity_has_extra(item->words, layout->block_tokens)) {
+            batch->status = kv_directory_note_extras(store->disk, &batch->error);
+        }
         item->damaged =
-            batch->status == KV_OK && !kv_record_write(layout, &item->record, item->tokens, object,
+            batch->status == KV_OK && !kv_record_write(layout, &item->record, item->words, object,
                                           item->host_checksums, keys != NULL ? &key : NULL, at);
         if (item->damaged || batch->status != KV_OK) {
             continue;
@@ -255,12 +259,12 @@ static void fill_item(kvist_store_t *store, uint32_t number, kv_write_item_t *it
     *item = (kv_write_item_t){.object = number};
     if (kv_object_on_device(store, object)) {
         item->device_bytes = kv_store_device_bytes(store, object->device_slot);
-        item->tokens = kv_pool_tokens(&store->device_pool, object->device_slot);
+        item->words = kv_pool_words(&store->device_pool, object->device_slot);
     } else {
         const kv_store_group_t *group = kv_object_group(store, object);
         item->host_bytes = kv_group_host_bytes(group, object->host_slot);
         item->host_checksums = kv_pool_checksums(&group->host_pool, object->host_slot);
-        item->tokens = kv_pool_tokens(&group->host_pool, object->host_slot);
+        item->words = kv_pool_words(&group->host_pool, object->host_slot);
     }
     kv_record_t *record = &item->record;
     kv_object_describe(store, object, record);

@@ -10,7 +10,7 @@ typedef struct {
     const char *device_bytes;       /* in device memory; or, of a survivor, on disk */
     const uint64_t *host_checksums; /* of its units: what changed there is not written */
     bool damaged, unread;
-    const uint32_t *tokens;
+    const uint32_t *words;
     kv_record_t record;
     size_t offset; /* in the run */
 } kv_write_item_t;
@@ -38,7 +38,7 @@ struct kv_write_batch {
     uint64_t offset;
     uint32_t moved_from; /* segment of survivors; KV_SEGMENT_NONE: none are these */
     kv_status_t status;
-    kv_error_t error;               /* of a key that could not be made */
+    kv_error_t error;               /* of a key, or a format's version, that could not be written */
     kv_write_batch_t *next;         /* under way, or encoding: in order */
     kv_write_batch_t *next_indexed; /* made durable by the same index batch */
 };

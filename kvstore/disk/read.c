@@ -137,7 +137,7 @@ static kv_status_t move_from_host(const kvist_store_t *store, kv_read_t *read)
         .layout = &group->layout,
         .object = kv_group_host_bytes(group, read->slot),
         .checksums = kv_pool_checksums(&group->host_pool, read->slot),
-        .tokens = kv_pool_tokens(&group->host_pool, read->slot),
+        .words = kv_pool_words(&group->host_pool, read->slot),
     };
     return read->move(read, &bytes);
 }
@@ -150,7 +150,7 @@ static kv_status_t move_from_device(const kvist_store_t *store, kv_read_t *read,
     const kv_read_bytes_t bytes = {
         .layout = layout,
         .object = scratch,
-        .tokens = kv_pool_tokens(&store->device_pool, read->slot),
+        .words = kv_pool_words(&store->device_pool, read->slot),
     };
     return read->move(read, &bytes);
 }
@@ -215,7 +215,7 @@ static kv_status_t move_record(
     const void *object;
     status = KV_CORRUPT;
     if (view.record.stored_bytes == bytes && kv_record_object(layout, &view, &object) == KV_OK) {
-        const kv_read_bytes_t of_object = {layout, object, view.checksums, view.tokens};
+        const kv_read_bytes_t of_object = {layout, object, view.checksums, view.words};
         status = read->move(read, &of_object);
     }
     kv_record_close(&view);

@@ -25,7 +25,7 @@ typedef struct {
     const kv_layout_t *layout;
     const void *object;
     const uint64_t *checksums; /* [unit_count]; NULL: from device memory, which keeps none */
-    const uint32_t *tokens;    /* [block_tokens] */
+    const uint32_t *words;     /* [block_words] */
 } kv_read_bytes_t;
 
 struct kv_read {

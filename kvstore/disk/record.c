@@ -9,10 +9,17 @@
 /* "KVISTREC" */
 #define RECORD_MAGIC 0x434552545349564bull
 
-/* Tokens and checksums are read and written in place. */
+/* Words and checksums are read and written in place. */
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "records are little-endian");
 
-enum { RECORD_VERSION = 2, SEALED_VERSION = 3, RECORD_VERSION_MIN = 1 };
+enum {
+    RECORD_VERSION = 2,
+    SEALED_VERSION = 3,
+    EXTRA_VERSION = 4, /* with an extra key */
+    SEALED_EXTRA_VERSION = 5,
+    RECORD_VERSION_MIN = 1,
+    RECORD_VERSION_MAX = SEALED_EXTRA_VERSION,
+};
 
 /* "KVISTDRP" */
 #define MARKER_MAGIC 0x505244545349564bull
@@ -44,16 +51,18 @@ enum {
     AT_PIN = 300,
     AT_PRIORITY = 304,
     AT_GROUP = 305,
-    AT_TENANT = 320,    /* version 1 has no tenant, zeros from 296 on, and its tokens here */
-    AT_TOKENS = 352,    /* u32 each; then unit checksums, u64 each; then unit lengths, u32 each */
+    AT_TENANT = 320, /* version 1 has no tenant, zeros from 296 on, and its tokens here */
+    AT_TOKENS =
+        352, /* u32 each, the extra key; then unit checksums, u64 each; then unit lengths, u32
+                           each */
     CHECKSUM_BYTES = 8, /* at the header's end */
     /* Of an encrypted record, instead of AT_TOKENS: */
     AT_KEY_SLOT = 352,
     AT_KEY_ID = 360,
     AT_RECORD_ID = 376,
     AT_SECTION_TAG = 408,
-    AT_SECTION = 424, /* tokens; checksums; the object's checksum; lengths; then in clear the tags
-                         of the units */
+    AT_SECTION = 424, /* tokens, extra key; checksums; the object's checksum; lengths; then in clear
+                         the tags of the units */
     SECTION_NUMBER = -1, /* its nonce; a unit's is its number */
     SCRATCH_ALIGNMENT = 64,
 };
@@ -65,51 +74,80 @@ enum { AT_MARKER_CHECKSUM = 32 };
 /* More than any layout needs: bounds what a damaged header may claim. */
 #define HEADER_BYTES_MAX (1u << 20)
 
+static bool is_sealed(uint32_t version)
+{
+    return version == SEALED_VERSION || version == SEALED_EXTRA_VERSION;
+}
+
+static bool has_extra(uint32_t version)
+{
+    return version == EXTRA_VERSION || version == SEALED_EXTRA_VERSION;
+}
+
+static uint32_t version_of(const kv_layout_t *layout, const uint32_t *words, bool sealed)
+{
+    bool extra = kv_identity_has_extra(words, layout->block_tokens);
+    return extra    ? sealed ? SEALED_EXTRA_VERSION : EXTRA_VERSION
+           : sealed ? SEALED_VERSION
+                    : RECORD_VERSION;
+}
+
 static size_t tokens_at(uint32_t version)
 {
-    return version == 1 ? AT_TENANT : version == 2 ? AT_TOKENS : AT_SECTION;
+    return version == 1 ? AT_TENANT : is_sealed(version) ? AT_SECTION : AT_TOKENS;
+}
+
+/* Bytes of the words that the record has: an extra key that is none is left off. */
+static size_t stored_words_bytes(const kv_layout_t *layout, uint32_t version)
+{
+    return (size_t)4 * (has_extra(version) ? layout->block_words : layout->block_tokens);
 }
 
 static size_t checksums_at(const kv_layout_t *layout, uint32_t version)
 {
-    return kv_round_up(tokens_at(version) + (size_t)4 * layout->block_tokens, 8);
+    return kv_round_up(tokens_at(version) + stored_words_bytes(layout, version), 8);
 }
 
 /* An encrypted record has the object's checksum among the units'. */
 static size_t lengths_at(const kv_layout_t *layout, uint32_t version)
 {
     return checksums_at(layout, version) + (size_t)8 * layout->unit_count +
-           (version == SEALED_VERSION ? 8 : 0);
+           (is_sealed(version) ? 8 : 0);
 }
 
-static size_t section_bytes(const kv_layout_t *layout)
+static size_t section_bytes(const kv_layout_t *layout, uint32_t version)
 {
-    return lengths_at(layout, SEALED_VERSION) + (size_t)4 * layout->unit_count - AT_SECTION;
+    return lengths_at(layout, version) + (size_t)4 * layout->unit_count - AT_SECTION;
 }
 
-static size_t tags_at(const kv_layout_t *layout)
+static size_t tags_at(const kv_layout_t *layout, uint32_t version)
 {
-    return AT_SECTION + section_bytes(layout);
+    return AT_SECTION + section_bytes(layout, version);
 }
 
 static size_t header_bytes_of(const kv_layout_t *layout, uint32_t version)
 {
     size_t used = lengths_at(layout, version) + (size_t)4 * layout->unit_count + CHECKSUM_BYTES;
-    used += version == SEALED_VERSION ? (size_t)KV_TAG_BYTES * layout->unit_count : 0;
+    used += is_sealed(version) ? (size_t)KV_TAG_BYTES * layout->unit_count : 0;
     return kv_round_up(used, KV_PAGE_BYTES);
 }
 
-size_t kv_record_header_bytes(const kv_layout_t *layout, bool sealed)
+size_t kv_record_header_bytes(const kv_layout_t *layout, const uint32_t *words, bool sealed)
 {
-    return header_bytes_of(layout, sealed ? SEALED_VERSION : RECORD_VERSION);
+    return header_bytes_of(layout, version_of(layout, words, sealed));
+}
+
+size_t kv_record_header_bytes_max(const kv_layout_t *layout)
+{
+    return header_bytes_of(layout, SEALED_EXTRA_VERSION);
 }
 
 size_t kv_record_bytes_max(const kv_layout_t *layout)
 {
-    return kv_record_header_bytes(layout, true) + kv_round_up(layout->object_bytes, KV_PAGE_BYTES);
+    return kv_record_header_bytes_max(layout) + kv_round_up(layout->object_bytes, KV_PAGE_BYTES);
 }
 
-/* The scratch memory: an object, a section, a unit. */
+/* The scratch memory: an object, a section, a unit, words. */
 static size_t section_scratch_at(const kv_layout_t *layout)
 {
     return kv_round_up(layout->object_bytes, SCRATCH_ALIGNMENT);
@@ -117,12 +155,18 @@ static size_t section_scratch_at(const kv_layout_t *layout)
 
 static size_t unit_scratch_at(const kv_layout_t *layout)
 {
-    return kv_round_up(section_scratch_at(layout) + section_bytes(layout), SCRATCH_ALIGNMENT);
+    return kv_round_up(section_scratch_at(layout) + section_bytes(layout, SEALED_EXTRA_VERSION),
+        SCRATCH_ALIGNMENT);
+}
+
+static size_t words_scratch_at(const kv_layout_t *layout)
+{
+    return kv_round_up(unit_scratch_at(layout) + layout->unit_bytes_max, SCRATCH_ALIGNMENT);
 }
 
 size_t kv_record_scratch_bytes(const kv_layout_t *layout)
 {
-    return unit_scratch_at(layout) + layout->unit_bytes_max;
+    return words_scratch_at(layout) + (size_t)4 * layout->block_words;
 }
 
 /* ---- encryption ---- */
@@ -157,9 +201,10 @@ static kv_cipher_t *cipher_of(const kv_secret_t *secret, const void *record_id, 
 static void seal(
     const kv_layout_t *layout, const kv_record_key_t *key, const char *object, char *header)
 {
-    char *payload = header + header_bytes_of(layout, SEALED_VERSION);
-    char *tags = header + tags_at(layout);
-    const char *lengths = header + lengths_at(layout, SEALED_VERSION);
+    uint32_t version = kv_get_u32(header + AT_VERSION);
+    char *payload = header + header_bytes_of(layout, version);
+    char *tags = header + tags_at(layout, version);
+    const char *lengths = header + lengths_at(layout, version);
     kvist_key_t binding = binding_of(header);
     kv_cipher_t *cipher = cipher_of(&key->secret, key->record_id, true);
     for (uint32_t i = 0; i < layout->unit_count; i++) {
@@ -170,7 +215,7 @@ static void seal(
         payload += length;
     }
     kv_cipher_seal(cipher, (uint32_t)SECTION_NUMBER, bound_to(&binding), header + AT_SECTION,
-        section_bytes(layout), header + AT_SECTION, header + AT_SECTION_TAG);
+        section_bytes(layout, version), header + AT_SECTION, header + AT_SECTION_TAG);
     kv_cipher_destroy(cipher);
 }
 
@@ -243,10 +288,10 @@ static void put_key(const kv_record_key_t *key, char *header)
     memcpy(header + AT_RECORD_ID, key->record_id, KV_RECORD_ID_BYTES);
 }
 
-bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *tokens,
+bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *words,
     const void *object, const uint64_t *expected, const kv_record_key_t *key, void *at)
 {
-    uint32_t version = key != NULL ? SEALED_VERSION : RECORD_VERSION;
+    uint32_t version = version_of(layout, words, key != NULL);
     size_t header_bytes = header_bytes_of(layout, version);
     uint32_t unit_count = layout->unit_count;
     char *header = at, *payload = header + header_bytes;
@@ -291,7 +336,7 @@ bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint3
     kv_put_u32(header + AT_HEADER_BYTES, (uint32_t)header_bytes);
     kv_put_u64(header + AT_PAYLOAD_BYTES, payload_bytes);
     put_fields(layout, record, header);
-    memcpy(header + tokens_at(version), tokens, (size_t)4 * layout->block_tokens);
+    memcpy(header + tokens_at(version), words, stored_words_bytes(layout, version));
     if (key == NULL) {
         kv_put_u64(header + AT_OBJECT_CHECKSUM, object_checksum);
         return true;
@@ -316,7 +361,7 @@ void kv_record_sign(void *at, uint64_t generation)
 /* What version 1 did not have is none. */
 static bool version_known(uint32_t version)
 {
-    return version >= RECORD_VERSION_MIN && version <= SEALED_VERSION;
+    return version >= RECORD_VERSION_MIN && version <= RECORD_VERSION_MAX;
 }
 
 static bool text_ended(const char *header, uint32_t version)
@@ -348,7 +393,7 @@ static void read_fields(const char *header, uint32_t version, kv_record_t *recor
         record->group = (uint8_t)header[AT_GROUP];
         memcpy(record->tenant, header + AT_TENANT, KV_TENANT_BYTES);
     }
-    if (version == SEALED_VERSION) {
+    if (is_sealed(version)) {
         record->sealed = true;
         record->key_id.slot = kv_get_u32(header + AT_KEY_SLOT);
         memcpy(record->key_id.bytes, header + AT_KEY_ID, KV_KEY_ID_BYTES);
@@ -365,7 +410,7 @@ void kv_record_renew(void *at, kv_record_t *record)
     }
     record->created_unix_ns = kv_get_u64(header + AT_CREATED);
     record->codec = (kvist_codec_t)kv_get_u32(header + AT_CODEC);
-    record->sealed = kv_get_u32(header + AT_VERSION) == SEALED_VERSION;
+    record->sealed = is_sealed(kv_get_u32(header + AT_VERSION));
 }
 
 kv_status_t kv_record_read(const void *at, size_t bytes, kv_record_t *record_out)
@@ -466,17 +511,30 @@ static kv_status_t open_section(const kv_layout_t *layout, const kv_record_reade
     if (reader->keys == NULL || !kv_keyring_find(reader->keys, &view->record.key_id, &secret)) {
         return KV_MISSING;
     }
+    uint32_t version = kv_get_u32(header + AT_VERSION);
     char *section = (char *)reader->scratch + section_scratch_at(layout);
     view->binding = binding_of(header);
-    view->tags = header + tags_at(layout);
+    view->tags = header + tags_at(layout, version);
     view->cipher = cipher_of(&secret, header + AT_RECORD_ID, false);
     kv_wipe(&secret, sizeof secret);
     if (!kv_cipher_open(view->cipher, (uint32_t)SECTION_NUMBER, bound_to(&view->binding),
-            header + AT_SECTION, section_bytes(layout), header + AT_SECTION_TAG, section)) {
+            header + AT_SECTION, section_bytes(layout, version), header + AT_SECTION_TAG,
+            section)) {
         return KV_CORRUPT;
     }
     *section_out = section;
     return KV_OK;
+}
+
+/* The block's words: what the record has of them, and zeros. */
+static const uint32_t *take_words(
+    const kv_layout_t *layout, uint32_t version, const char *stored, void *scratch)
+{
+    char *words = (char *)scratch + words_scratch_at(layout);
+    size_t bytes = stored_words_bytes(layout, version);
+    memcpy(words, stored, bytes);
+    memset(words + bytes, 0, (size_t)4 * layout->block_words - bytes);
+    return (const uint32_t *)(const void *)words; /* 64-aligned, as far as the scratch memory is */
 }
 
 /* Whether what the header says agrees with itself. */
@@ -484,7 +542,7 @@ static bool proves(const kv_layout_t *layout, const char *header, size_t bytes,
     const kv_record_view_t *view, uint64_t object_checksum)
 {
     const kv_record_t *record = &view->record;
-    kvist_key_t key = kv_identity_block_key(&record->parent, view->tokens, layout->block_tokens);
+    kvist_key_t key = kv_identity_block_key(&record->parent, view->words, layout->block_tokens);
     key = kv_identity_group_key(&key, record->group);
     size_t used = (size_t)(view->payload - header) + view->payload_bytes;
     return kv_key_equal(&key, &record->key) &&
@@ -508,7 +566,7 @@ kv_status_t kv_record_open(const kv_layout_t *layout, const kv_record_reader_t *
         view.record.sealed ? open_section(layout, reader, header, &view, &section) : KV_OK;
     if (status == KV_OK) {
         const char *checksums = section + (checksums_at(layout, version) - tokens_at(version));
-        view.tokens = (const uint32_t *)(const void *)section;      /* 4-aligned */
+        view.words = take_words(layout, version, section, reader->scratch);
         view.checksums = (const uint64_t *)(const void *)checksums; /* 8-aligned: so is the page */
         view.lengths = section + (lengths_at(layout, version) - tokens_at(version));
         view.payload = header + header_bytes_of(layout, version);
@@ -579,7 +637,7 @@ kv_status_t kv_record_object(
 
 kv_status_t kv_record_verify(const kv_layout_t *layout, const kv_record_reader_t *reader,
     const kv_record_t *expected, const void *at, size_t bytes, const void **object_out,
-    uint32_t *tokens_out)
+    uint32_t *words_out)
 {
     kv_record_view_t view;
     kv_status_t status = kv_record_open(layout, reader, expected, at, bytes, &view);
@@ -591,7 +649,7 @@ kv_status_t kv_record_verify(const kv_layout_t *layout, const kv_record_reader_t
                 kv_record_object(layout, &view, &object) == KV_OK &&
                 kv_layout_units_agree(layout, object, view.checksums);
     if (good) {
-        memcpy(tokens_out, view.tokens, layout->block_tokens * sizeof *tokens_out);
+        memcpy(words_out, view.words, layout->block_words * sizeof *words_out);
         *object_out = object;
     }
     kv_record_close(&view);

@@ -2,7 +2,7 @@
  * index entry and to prove that the bytes are the ones that were stored.
  *
  *   0                     header_bytes                                          stored_bytes
- *   | header, tokens, unit checksums, unit lengths | units, encoded | zeros to 4 KiB |
+ *   | header, words, unit checksums, unit lengths | units, encoded | zeros to 4 KiB |
  *             \_________ encrypted, with tags ________/ \_ encrypted _/
  *
  * Rules:
@@ -12,9 +12,9 @@
  *     an earlier life of its place is never taken for a present one.
  *  3. Each unit's checksum is over its decoded bytes; the object's checksum is over the units' and
  *     is bound to key and layout.
- *  4. key = SHA-256 of parent and tokens (marked with the group, kv_identity_group_key): a header
- *     that contradicts itself is damaged.
- *  5. An encrypted record (version 3) shows nothing of tokens, checksums, units and their lengths.
+ *  4. key = SHA-256 of parent and words (marked with the group: identity.h): a header that
+ *     contradicts itself is damaged.
+ *  5. An encrypted record (version 3 or 5) shows nothing of words, checksums, units, their lengths.
  *     Its key is made from its tenant's secret and 256 random bits of its own, which are drawn each
  *     time that a record is written: so the nonces, which number the units, never come twice under
  *     one key, as long as no two of them are equal (2^-161 for 2^48 records). A unit is decrypted
@@ -42,7 +42,7 @@ enum {
     KV_RECORD_ID_BYTES = 32,
 };
 
-/* What a header says, but for tokens and checksums. */
+/* What a header says, but for words and checksums. */
 typedef struct {
     kvist_key_t name_space, key;
     kvist_key_t parent; /* the previous block's key, or the namespace: of every group's objects */
@@ -66,8 +66,11 @@ typedef struct {
     uint8_t record_id[KV_RECORD_ID_BYTES]; /* random bytes, for this one record */
 } kv_record_key_t;
 
-/* sealed: of an encrypted one, which is the longest. */
-size_t kv_record_header_bytes(const kv_layout_t *layout, bool sealed);
+/* Of a record of a block with these words, encrypted or not. */
+size_t kv_record_header_bytes(const kv_layout_t *layout, const uint32_t *words, bool sealed);
+
+/* Of the longest. */
+size_t kv_record_header_bytes_max(const kv_layout_t *layout);
 
 /* The most bytes that a record of this layout takes, encrypted or not. */
 size_t kv_record_bytes_max(const kv_layout_t *layout);
@@ -81,7 +84,7 @@ size_t kv_record_scratch_bytes(const kv_layout_t *layout);
  * key serves for one record. Fills record->stored_bytes, codec, sealed and key_id. The record is
  * not valid before kv_record_sign. expected: the checksums of the units, [unit_count], or NULL;
  * false: they differ, and there is no record. */
-bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *tokens,
+bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *words,
     const void *object, const uint64_t *expected, const kv_record_key_t *key, void *at);
 
 /* Enters the generation and the header's checksum: the last step, when the place is known. */
@@ -109,7 +112,7 @@ bool kv_record_fits(const kv_layout_t *layout, const void *at);
 /* A record whose header was proved: what it takes to prove and to decode its units one by one. */
 typedef struct {
     kv_record_t record;
-    const uint32_t *tokens;    /* [block_tokens] */
+    const uint32_t *words;     /* [block_words] */
     const uint64_t *checksums; /* [unit_count], of the decoded units */
     const char *lengths, *payload;
     uint64_t payload_bytes;
@@ -120,8 +123,8 @@ typedef struct {
     kvist_key_t binding;
 } kv_record_view_t;
 
-/* What a reader gives: the store's keys (NULL: it has none), and memory for what must be decrypted
- * or decoded, kv_record_scratch_bytes. */
+/* What a reader gives: the store's keys (NULL: it has none), and memory for words, and for what
+ * must be decrypted or decoded, kv_record_scratch_bytes. */
 typedef struct {
     kv_keyring_t *keys;
     void *scratch;
@@ -142,9 +145,9 @@ void kv_record_close(kv_record_view_t *view);
 kv_status_t kv_record_object(
     const kv_layout_t *layout, const kv_record_view_t *view, const void **object_out);
 
-/* Proves the whole record and gives its object, in place or in scratch, and its tokens. */
+/* Proves the whole record and gives its object, in place or in scratch, and its words. */
 kv_status_t kv_record_verify(const kv_layout_t *layout, const kv_record_reader_t *reader,
     const kv_record_t *expected, const void *at, size_t bytes, const void **object_out,
-    uint32_t *tokens_out);
+    uint32_t *words_out);
 
 #endif

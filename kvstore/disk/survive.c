@@ -31,7 +31,7 @@ struct kv_survivors {
     range_t ranges[RANGES_MAX];
     uint32_t range_count, ranges_out;
     void *scratch;
-    uint32_t *tokens;
+    uint32_t *words;
 };
 
 /* ---- verified ---- */
@@ -50,7 +50,7 @@ static void verify(kv_task_t *task)
         const void *object;
         const kv_record_reader_t reader = {store->disk->keys, survivors->scratch};
         item->damaged = !item->unread && kv_record_verify(layout, &reader, record, from, bytes,
-                                             &object, survivors->tokens) != KV_OK;
+                                             &object, survivors->words) != KV_OK;
         if (!item->damaged && !item->unread) {
             memmove(to, from, bytes);
             kv_record_renew(to, record);
@@ -101,7 +101,7 @@ static void verified(kv_task_t *task)
     }
     batch->count = kept;
     free(survivors->scratch);
-    free(survivors->tokens);
+    free(survivors->words);
     free(survivors);
     kv_persist_write_moved(batch);
 }
@@ -113,7 +113,7 @@ static void all_read(kv_survivors_t *survivors)
     kvist_store_t *store = survivors->batch->store;
     survivors->task = (kv_task_t){.work = verify, .done = verified, .store = store};
     survivors->scratch = kv_allocate(store->scratch_bytes_max);
-    survivors->tokens = kv_allocate_array(store->block_tokens, sizeof(uint32_t));
+    survivors->words = kv_allocate_array(store->block_words, sizeof(uint32_t));
     kv_store_submit(store, &survivors->task);
 }
 

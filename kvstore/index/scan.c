@@ -19,11 +19,11 @@ kv_status_t kv_scan_init(const kvist_store_t *store, kv_scan_t *scan_out, kv_err
         return status;
     }
     for (uint32_t i = 0; i < store->group_count; i++) {
-        size_t bytes = kv_record_header_bytes(&store->groups[i].layout, true);
+        size_t bytes = kv_record_header_bytes_max(&store->groups[i].layout);
         scan.header_bytes = bytes > scan.header_bytes ? bytes : scan.header_bytes;
     }
     scan.scratch = kv_allocate(store->scratch_bytes_max);
-    scan.tokens = kv_allocate_array(store->block_tokens, sizeof(uint32_t));
+    scan.words = kv_allocate_array(store->block_words, sizeof(uint32_t));
     *scan_out = scan;
     return KV_OK;
 }
@@ -42,7 +42,7 @@ void kv_scan_release(kv_scan_t *scan)
     close_file(scan);
     kv_region_unmap(&scan->region);
     free(scan->scratch);
-    free(scan->tokens);
+    free(scan->words);
 }
 
 void kv_scan_begin(
@@ -110,7 +110,7 @@ static kv_status_t prove_whole(kv_scan_t *scan, const kv_record_t *record)
     const kv_record_reader_t reader = {scan->store->disk->keys, scan->scratch};
     return !kv_record_fits(layout, at) ? KV_OK
                                        : kv_record_verify(layout, &reader, record, at,
-                                             record->stored_bytes, &object, scan->tokens);
+                                             record->stored_bytes, &object, scan->words);
 }
 
 /* Whether it can be read: its tenant may have been dropped. It is then passed like a marker. */

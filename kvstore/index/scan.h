@@ -18,7 +18,7 @@ typedef struct {
     kv_region_t region; /* what was read last: */
     uint64_t read_from, read_to;
     char *scratch;
-    uint32_t *tokens;
+    uint32_t *words;
     size_t header_bytes; /* of any group's record */
 
     int file; /* -1: none is open */

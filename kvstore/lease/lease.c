@@ -148,7 +148,7 @@ static void give_private_slots(kvist_lease_t *lease)
 static uint32_t good_prefix(kvist_lease_t *lease, kvist_miss_t *miss_out)
 {
     kvist_store_t *store = lease->store;
-    uint32_t block_tokens = store->block_tokens;
+    uint32_t block_words = store->block_words;
     for (uint32_t block = 0; block < lease->found_count; block++) {
         const kv_object_t *object = kv_table_at(store->table, lease->objects[block]);
         if (kv_lease_gone(lease, block)) {
@@ -159,7 +159,7 @@ static uint32_t good_prefix(kvist_lease_t *lease, kvist_miss_t *miss_out)
             *miss_out = KVIST_MISS_FAILED;
             return block;
         }
-        if (!kv_match_tokens(store, object, lease->tokens + (size_t)block * block_tokens)) {
+        if (!kv_match_words(store, object, lease->words + (size_t)block * block_words)) {
             store->stats.damaged_objects++;
             kv_object_drop(store, lease->objects[block], KV_GONE_DAMAGED);
             *miss_out = KVIST_MISS_DAMAGED;
@@ -224,7 +224,7 @@ void kv_lease_free(kvist_lease_t *lease)
     kv_match_withdraw(lease);
     lease->store->lease_count--;
     lease->store->leases_ending -= lease->released;
-    free(lease->tokens);
+    free(lease->words);
     free(lease->objects);
     free(lease->tiers);
     free(lease->slots);

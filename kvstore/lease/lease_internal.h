@@ -37,7 +37,7 @@ struct kvist_lease {
     uint32_t expected_s; /* when its blocks are expected to be used next; 0: who knows */
     bool quiet;          /* it looks and leaves nothing behind: nothing is held, noted or dropped */
     uint64_t request;    /* kvist_query_t.request */
-    uint32_t *tokens;    /* [query_blocks][block_tokens] */
+    uint32_t *words;     /* [query_blocks][block_words] */
     kvist_key_t last_key;     /* of the last sealed block; the namespace before the first */
     uint32_t *objects;        /* [block_max]: of sealed blocks; KV_OBJECT_NONE: not an object */
     kvist_key_t *stored_keys; /* [stored_max]: of blocks that are not held, from held_count on */
@@ -68,9 +68,9 @@ struct kvist_lease {
 /* Looks for the first block_count blocks of the query, anew. */
 void kv_match_prefix(kvist_lease_t *lease, uint32_t block_count);
 
-/* Whether the object's block has these tokens, where they are in memory: a key is believed,
- * equality is checked. */
-bool kv_match_tokens(const kvist_store_t *store, const kv_object_t *object, const uint32_t *tokens);
+/* Whether the object's block has these words, where they are in memory: a key is believed, equality
+ * is checked. */
+bool kv_match_words(const kvist_store_t *store, const kv_object_t *object, const uint32_t *words);
 
 /* The first block whose object of the group a hit of block_count blocks needs. */
 uint32_t kv_match_first_needed(const kvist_store_t *store, uint32_t group, uint32_t block_count);
@@ -83,8 +83,7 @@ bool kv_match_asks_well(const kvist_query_t *query);
 bool kv_match_is_pending(const kvist_store_t *store, const kvist_key_t *key, uint64_t request);
 
 /* What a match would find, without a trace. */
-kvist_match_t kv_match_quietly(kvist_store_t *store, const kvist_key_t *name_space,
-    const uint32_t *tokens, size_t token_count);
+kvist_match_t kv_match_quietly(kvist_store_t *store, const kvist_why_query_t *query);
 
 /* The object of a key, if it has not expired. */
 uint32_t kv_match_live(kvist_store_t *store, const kvist_key_t *key);
@@ -109,9 +108,12 @@ uint32_t kv_seal_new(kvist_lease_t *lease, const kvist_key_t *key, uint32_t pare
 /* The next block of the lease is this object; KV_OBJECT_NONE: it is none. */
 void kv_seal_append(kvist_lease_t *lease, const kvist_key_t *key, uint32_t object);
 
-/* As kvist_lease_seal, of a block that another store holds under these terms: it becomes an object
- * whatever the lease's mode. */
-void kv_seal_found(kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic,
+/* As kvist_lease_seal. */
+kv_status_t kv_seal_words(kvist_lease_t *lease, const uint32_t *words, const char *arithmetic);
+
+/* Likewise, of a block that another store holds under these terms: it becomes an object whatever
+ * the lease's mode. */
+void kv_seal_found(kvist_lease_t *lease, const uint32_t *words, const char *arithmetic,
     kvist_priority_t priority, uint32_t expires_s);
 
 /* To be written behind, if that is the store's way. */

@@ -85,8 +85,8 @@ static kv_status_t move_to_host(
         }
     }
     if (end == bytes->layout->unit_count) {
-        memcpy(kv_pool_tokens(&group->host_pool, block->host_slot), bytes->tokens,
-            bytes->layout->block_tokens * sizeof *bytes->tokens);
+        memcpy(kv_pool_words(&group->host_pool, block->host_slot), bytes->words,
+            bytes->layout->block_words * sizeof *bytes->words);
     }
     return KV_OK;
 }
@@ -113,20 +113,20 @@ static void end_promotion(block_t *block)
 
 /* A key is believed when it is matched; equality is checked before the bytes are used. What lies
  * beyond the query this lease stored itself. */
-static bool tokens_agree(const block_t *block, const kv_read_bytes_t *bytes)
+static bool words_agree(const block_t *block, const kv_read_bytes_t *bytes)
 {
     const kvist_lease_t *lease = block->load->transfer.lease;
-    uint32_t number = block->read.expected.position, count = bytes->layout->block_tokens;
+    uint32_t number = block->read.expected.position, count = bytes->layout->block_words;
     return number >= lease->query_blocks ||
-           memcmp(bytes->tokens, lease->tokens + (size_t)number * count,
-               count * sizeof *bytes->tokens) == 0;
+           memcmp(bytes->words, lease->words + (size_t)number * count,
+               count * sizeof *bytes->words) == 0;
 }
 
 static kv_status_t move_to_pieces(kv_read_t *read, const kv_read_bytes_t *bytes)
 {
     const block_t *block = (const block_t *)read;
     const lease_load_t *load = block->load;
-    if (!tokens_agree(block, bytes)) {
+    if (!words_agree(block, bytes)) {
         return KV_CORRUPT;
     }
     kv_cursor_t to = kv_pieces_at(&load->pieces, block->offset);

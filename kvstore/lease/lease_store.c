@@ -43,7 +43,7 @@ struct kv_put {
     kv_transfer_t transfer; /* first */
     kvist_put_t asked;
     char arithmetic[KV_ARITHMETIC_BYTES]; /* the caller's may be gone when its turn comes */
-    uint32_t *tokens;                     /* [block_count][block_tokens] */
+    uint32_t *words;                      /* [block_count][block_words] */
     kv_pieces_t pieces;
     uint64_t *checksums; /* of the objects, promised by whoever may write to the pieces; or NULL */
     bool present_only;   /* there are no pieces */
@@ -73,9 +73,9 @@ static kv_store_group_t *group_of(const kv_put_t *put)
     return &put->transfer.lease->store->groups[put->asked.group];
 }
 
-static const uint32_t *tokens_of(const kv_put_t *put, uint32_t block)
+static const uint32_t *words_of(const kv_put_t *put, uint32_t block)
 {
-    return put->tokens + (size_t)block * put->transfer.lease->store->block_tokens;
+    return put->words + (size_t)block * put->transfer.lease->store->block_words;
 }
 
 /* ---- waiting for slots ---- */
@@ -112,7 +112,7 @@ static void free_put(kv_put_t *put)
 {
     kv_pieces_release(&put->pieces);
     free(put->checksums);
-    free(put->tokens);
+    free(put->words);
     free(put->blocks);
     free(put);
 }
@@ -206,12 +206,12 @@ static void append(kvist_lease_t *lease, const kvist_key_t *key, uint32_t number
     kv_seal_append(lease, key, number);
 }
 
-/* Whether the object with the block's key has its tokens. */
+/* Whether the object with the block's key has its words. */
 static bool is_same(const kv_put_t *put, uint32_t block, uint32_t number)
 {
     const kvist_store_t *store = put->transfer.lease->store;
     return put->asked.group > 0 ||
-           kv_match_tokens(store, kv_table_at(store->table, number), tokens_of(put, block));
+           kv_match_words(store, kv_table_at(store->table, number), words_of(put, block));
 }
 
 static uint32_t install(kv_put_t *put, uint32_t block, uint32_t parent)
@@ -223,8 +223,8 @@ static uint32_t install(kv_put_t *put, uint32_t block, uint32_t parent)
     uint32_t number =
         kv_seal_new(lease, &of->key, parent, put->asked.first_block + block, put->family);
     if (number != KV_OBJECT_NONE) {
-        memcpy(kv_pool_tokens(&group->host_pool, of->slot), tokens_of(put, block),
-            store->block_tokens * sizeof(uint32_t));
+        memcpy(kv_pool_words(&group->host_pool, of->slot), words_of(put, block),
+            store->block_words * sizeof(uint32_t));
         kv_object_enter_host(store, number, of->slot);
         kv_object_expect(store, number, lease->expected_s);
         kv_object_list(store, number);
@@ -407,14 +407,14 @@ static void begin(kv_put_t *put)
 
 /* ---- the turn ---- */
 
-/* Keys of the put's objects. false: blocks that the lease has already have other tokens. */
+/* Keys of the put's objects. false: blocks that the lease has already have other words. */
 static bool make_keys(kv_put_t *put)
 {
     const kvist_lease_t *lease = put->transfer.lease;
     uint32_t block_tokens = lease->store->block_tokens, first = put->asked.first_block;
     kvist_key_t parent = first > 0 ? kv_lease_key(lease, first - 1) : lease->like.name_space;
     for (uint32_t i = 0; i < put->asked.block_count; i++) {
-        parent = kv_identity_block_key(&parent, tokens_of(put, i), block_tokens);
+        parent = kv_identity_block_key(&parent, words_of(put, i), block_tokens);
         put->blocks[i].key = kv_identity_group_key(&parent, put->asked.group);
         if (put->asked.group > 0) {
             kvist_key_t known = kv_lease_key(lease, first + i);
@@ -508,7 +508,9 @@ static bool asks_well(const kvist_lease_t *lease, const kvist_put_t *asked)
         (asked->arithmetic != NULL && strlen(asked->arithmetic) >= KV_ARITHMETIC_BYTES)) {
         return false;
     }
-    return asked->tokens != NULL || asked->first_block + asked->block_count <= lease->query_blocks;
+    return asked->tokens != NULL ||
+           (asked->extras == NULL &&
+               asked->first_block + asked->block_count <= lease->query_blocks);
 }
 
 /* Where the blocks of the first group begin: after what is sealed and what is asked for already. */
@@ -526,21 +528,24 @@ static uint32_t next_block(const kvist_lease_t *lease)
 static kv_put_t *make_put(
     kvist_lease_t *lease, const kvist_put_t *asked, kvist_stored_t done, void *context)
 {
-    uint32_t block_tokens = lease->store->block_tokens;
-    size_t token_count = (size_t)asked->block_count * block_tokens;
-    const uint32_t *tokens = asked->tokens != NULL
-                                 ? asked->tokens
-                                 : lease->tokens + (size_t)asked->first_block * block_tokens;
+    const kvist_store_t *store = lease->store;
+    size_t word_count = (size_t)asked->block_count * store->block_words;
     kv_put_t *put = kv_allocate(sizeof *put);
     *put = (kv_put_t){
         .transfer = {.tell = tell, .lease = lease},
         .asked = *asked,
-        .tokens = kv_allocate_array(token_count + 1, sizeof *put->tokens),
+        .words = kv_allocate_array(word_count + 1, sizeof *put->words),
         .blocks = kv_allocate_array(asked->block_count + 1, sizeof *put->blocks),
         .done = done,
         .context = context,
     };
-    memcpy(put->tokens, tokens, token_count * sizeof *tokens);
+    if (asked->tokens != NULL) {
+        kv_identity_words(
+            asked->tokens, asked->extras, asked->block_count, store->block_tokens, put->words);
+    } else {
+        memcpy(put->words, lease->words + (size_t)asked->first_block * store->block_words,
+            word_count * sizeof *put->words);
+    }
     snprintf(put->arithmetic, sizeof put->arithmetic, "%s",
         asked->arithmetic != NULL ? asked->arithmetic : "");
     put->asked.arithmetic = put->arithmetic;

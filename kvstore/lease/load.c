@@ -31,8 +31,8 @@ static kv_status_t move_to_slot(kv_read_t *read, const kv_read_bytes_t *bytes)
     }
     store->device->ops->copy_in(store->device, kv_store_device_bytes(store, load->slot),
         bytes->object, bytes->layout->object_bytes);
-    memcpy(kv_pool_tokens(&store->device_pool, load->slot), bytes->tokens,
-        store->block_tokens * sizeof *bytes->tokens);
+    memcpy(kv_pool_words(&store->device_pool, load->slot), bytes->words,
+        store->block_words * sizeof *bytes->words);
     return KV_OK;
 }
 

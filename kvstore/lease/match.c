@@ -13,11 +13,11 @@
 
 enum { BLOCKS_AT_FIRST = 4, BLOCKS_AT_ONCE = KV_FILL_LOOK_UP_MAX };
 
-bool kv_match_tokens(const kvist_store_t *store, const kv_object_t *object, const uint32_t *tokens)
+bool kv_match_words(const kvist_store_t *store, const kv_object_t *object, const uint32_t *words)
 {
-    const uint32_t *stored = kv_object_tokens(store, object);
-    size_t bytes = store->block_tokens * sizeof *tokens;
-    return stored == NULL || memcmp(stored, tokens, bytes) == 0;
+    const uint32_t *stored = kv_object_words(store, object);
+    size_t bytes = store->block_words * sizeof *words;
+    return stored == NULL || memcmp(stored, words, bytes) == 0;
 }
 
 static bool expired(const kvist_store_t *store, const kv_object_t *object)
@@ -125,14 +125,14 @@ static void drop_found(kvist_lease_t *lease, uint32_t number, kv_gone_t gone)
 
 /* Takes a block that was found into the lease; or says why it cannot be used. */
 static kvist_miss_t take_block(kvist_store_t *store, kvist_lease_t *lease, const kvist_key_t *key,
-    uint32_t number, const uint32_t *tokens)
+    uint32_t number, const uint32_t *words)
 {
     const kv_object_t *object = kv_table_at(store->table, number);
     if (expired(store, object)) {
         drop_found(lease, number, KV_GONE_EXPIRED);
         return KVIST_MISS_EXPIRED;
     }
-    if (!kv_match_tokens(store, object, tokens)) {
+    if (!kv_match_words(store, object, words)) {
         /* Two contexts with one key, or bytes of ours gone wrong: nothing here may be used. */
         drop_found(lease, number, KV_GONE_DAMAGED);
         return KVIST_MISS_DAMAGED;
@@ -160,20 +160,19 @@ bool kv_match_is_pending(const kvist_store_t *store, const kvist_key_t *key, uin
 static kvist_miss_t find_spine(kvist_lease_t *lease, uint32_t block_count)
 {
     kvist_store_t *store = lease->store;
-    uint32_t block_tokens = store->block_tokens, parent = KV_OBJECT_NONE;
+    uint32_t block_words = store->block_words, parent = KV_OBJECT_NONE;
     search_t search;
     search.scattered = true;
     for (uint32_t block = 0; block < block_count; block = lease->found_count) {
-        const uint32_t *tokens = lease->tokens + (size_t)block * block_tokens;
+        const uint32_t *words = lease->words + (size_t)block * block_words;
         uint32_t count = block_count - block,
                  at_once = block == 0 ? BLOCKS_AT_FIRST : BLOCKS_AT_ONCE;
         count = count < at_once ? count : at_once;
-        kvist_keys(
-            &lease->last_key, tokens, (size_t)count * block_tokens, block_tokens, search.keys);
+        kv_identity_keys(&lease->last_key, words, count, store->block_tokens, search.keys);
         uint32_t found = find_blocks(store, &search, parent, count);
         for (uint32_t i = 0; i < found; i++) {
-            kvist_miss_t miss = take_block(store, lease, &search.keys[i], search.numbers[i],
-                tokens + (size_t)i * block_tokens);
+            kvist_miss_t miss = take_block(
+                store, lease, &search.keys[i], search.numbers[i], words + (size_t)i * block_words);
             if (miss != KVIST_MISS_NONE) {
                 return miss;
             }
@@ -184,7 +183,7 @@ static kvist_miss_t find_spine(kvist_lease_t *lease, uint32_t block_count)
                 .key = &search.keys[found],
                 .parent = found > 0 ? search.numbers[found - 1] : parent,
                 .block = lease->found_count,
-                .tokens = tokens + (size_t)found * block_tokens,
+                .words = words + (size_t)found * block_words,
                 .request = lease->request,
             };
             return kv_why_absent(store, &end, &lease->match.detail);
@@ -353,7 +352,6 @@ static kv_record_t like_of(const kvist_store_t *store, const kvist_query_t *quer
 static kvist_lease_t *make_lease(kvist_store_t *store, const kvist_query_t *query)
 {
     uint32_t block_count = (uint32_t)(query->token_count / store->block_tokens);
-    size_t token_count = (size_t)block_count * store->block_tokens;
     kvist_lease_t *lease = kv_allocate(sizeof *lease);
     *lease = (kvist_lease_t){
         .store = store,
@@ -366,13 +364,11 @@ static kvist_lease_t *make_lease(kvist_store_t *store, const kvist_query_t *quer
         .last_key = query->name_space,
         .query_blocks = block_count,
         .block_max = block_count,
-        .tokens = kv_allocate_array(token_count, sizeof(uint32_t)),
+        .words = kv_allocate_array((size_t)block_count * store->block_words, sizeof(uint32_t)),
         .objects = kv_allocate_array(block_count, sizeof(uint32_t)),
         .tiers = kv_allocate(block_count),
     };
-    if (token_count > 0) {
-        memcpy(lease->tokens, query->tokens, token_count * sizeof *lease->tokens);
-    }
+    kv_identity_words(query->tokens, query->extras, block_count, store->block_tokens, lease->words);
     memset(lease->objects, 0xff, block_count * sizeof *lease->objects);
     store->lease_count++;
     return lease;
@@ -418,14 +414,15 @@ void kv_lease_set_origin(kvist_lease_t *lease, const char *origin)
     strncpy(lease->like.origin, origin, sizeof lease->like.origin - 1);
 }
 
-kvist_match_t kv_match_quietly(
-    kvist_store_t *store, const kvist_key_t *name_space, const uint32_t *tokens, size_t token_count)
+kvist_match_t kv_match_quietly(kvist_store_t *store, const kvist_why_query_t *asked)
 {
-    const kvist_query_t query = {
-        .name_space = *name_space, .tokens = tokens, .token_count = token_count};
+    const kvist_query_t query = {.name_space = asked->name_space,
+        .tokens = asked->tokens,
+        .extras = asked->extras,
+        .token_count = asked->token_count};
     kvist_lease_t *lease = make_lease(store, &query);
     lease->quiet = true;
-    look(lease, token_count);
+    look(lease, query.token_count);
     kvist_match_t match = lease->match;
     kv_lease_free(lease);
     return match;
@@ -459,7 +456,7 @@ void kv_match_announce(kvist_lease_t *lease)
         return;
     }
     lease->next_key = kv_identity_block_key(
-        &lease->last_key, lease->tokens + (size_t)block * store->block_tokens, store->block_tokens);
+        &lease->last_key, lease->words + (size_t)block * store->block_words, store->block_tokens);
     if (lease->announced) {
         return;
     }

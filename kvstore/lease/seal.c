@@ -2,10 +2,12 @@
 #include "kvstore/lease/lease_internal.h"
 
 #include "base/check.h"
+#include "base/memory.h"
 #include "kvstore/disk/budget.h"
 #include "kvstore/embedded.h"
 #include "kvstore/terms.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- objects, from wherever their bytes come ---- */
@@ -79,9 +81,9 @@ void kv_seal_queue(kvist_store_t *store, uint32_t number)
 /* ---- from the lease's private device slots ---- */
 
 /* The lease's private slot becomes the object's on the device. */
-static void adopt_slot(kvist_store_t *store, uint32_t number, uint32_t slot, const uint32_t *tokens)
+static void adopt_slot(kvist_store_t *store, uint32_t number, uint32_t slot, const uint32_t *words)
 {
-    memcpy(kv_pool_tokens(&store->device_pool, slot), tokens, store->block_tokens * sizeof *tokens);
+    memcpy(kv_pool_words(&store->device_pool, slot), words, store->block_words * sizeof *words);
     kv_object_enter_device(store, number, slot);
 }
 
@@ -89,7 +91,7 @@ static void adopt_slot(kvist_store_t *store, uint32_t number, uint32_t slot, con
  * private; else the slot becomes the object's, which keeps the device's chains whole. Bytes made by
  * other kernels replace the copies below. */
 static void meet_object(
-    kvist_store_t *store, uint32_t number, uint32_t family, uint32_t slot, const uint32_t *tokens)
+    kvist_store_t *store, uint32_t number, uint32_t family, uint32_t slot, const uint32_t *words)
 {
     kv_object_t *object = kv_table_at(store->table, number);
     const kv_family_t *mine =
@@ -110,12 +112,12 @@ static void meet_object(
         }
         object->family = (uint16_t)family;
     }
-    adopt_slot(store, number, slot, tokens);
+    adopt_slot(store, number, slot, words);
 }
 
 /* The object for the next block, or KV_OBJECT_NONE where it cannot be stored. */
 static uint32_t seal_object(
-    kvist_lease_t *lease, const kvist_key_t *key, const uint32_t *tokens, const char *arithmetic)
+    kvist_lease_t *lease, const kvist_key_t *key, const uint32_t *words, const char *arithmetic)
 {
     kvist_store_t *store = lease->store;
     uint32_t block = lease->sealed_count, slot = lease->slots[block];
@@ -129,10 +131,10 @@ static uint32_t seal_object(
     }
     uint32_t number = kv_match_live(store, key);
     if (number != KV_OBJECT_NONE) {
-        if (!kv_match_tokens(store, kv_table_at(store->table, number), tokens)) {
+        if (!kv_match_words(store, kv_table_at(store->table, number), words)) {
             return KV_OBJECT_NONE;
         }
-        meet_object(store, number, (uint32_t)family, slot, tokens);
+        meet_object(store, number, (uint32_t)family, slot, words);
         kv_terms_renew(store, number, &lease->like);
         kv_table_at(store->table, number)->disk_flags |= KV_DISK_ASKED;
         return number;
@@ -140,21 +142,19 @@ static uint32_t seal_object(
     number = kv_seal_new(lease, key, parent, block, (uint32_t)family);
     if (number != KV_OBJECT_NONE) {
         store->stats.tiers[KVIST_TIER_DEVICE].written_bytes += store->groups[0].layout.object_bytes;
-        adopt_slot(store, number, slot, tokens);
+        adopt_slot(store, number, slot, words);
     }
     return number;
 }
 
-kv_status_t kv_embedded_lease_seal(
-    kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic)
+kv_status_t kv_seal_words(kvist_lease_t *lease, const uint32_t *words, const char *arithmetic)
 {
     if (lease->state != KV_LEASE_READY || lease->sealed_count >= lease->slot_count ||
         (arithmetic != NULL && strlen(arithmetic) >= KV_ARITHMETIC_BYTES)) {
         return KV_INVALID;
     }
-    kvist_key_t key = kv_identity_block_key(&lease->last_key, tokens, lease->store->block_tokens);
-    uint32_t number =
-        lease->storing ? seal_object(lease, &key, tokens, arithmetic) : KV_OBJECT_NONE;
+    kvist_key_t key = kv_identity_block_key(&lease->last_key, words, lease->store->block_tokens);
+    uint32_t number = lease->storing ? seal_object(lease, &key, words, arithmetic) : KV_OBJECT_NONE;
     if (number != KV_OBJECT_NONE) {
         kv_object_hold(lease->store, number);
         kv_seal_queue(lease->store, number);
@@ -164,7 +164,18 @@ kv_status_t kv_embedded_lease_seal(
     return KV_OK;
 }
 
-void kv_seal_found(kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic,
+kv_status_t kv_embedded_lease_seal(
+    kvist_lease_t *lease, const uint32_t *tokens, const kvist_key_t *extra, const char *arithmetic)
+{
+    const kvist_store_t *store = lease->store;
+    uint32_t *words = kv_allocate_array(store->block_words, sizeof *words);
+    kv_identity_words(tokens, extra, 1, store->block_tokens, words);
+    kv_status_t status = kv_seal_words(lease, words, arithmetic);
+    free(words);
+    return status;
+}
+
+void kv_seal_found(kvist_lease_t *lease, const uint32_t *words, const char *arithmetic,
     kvist_priority_t priority, uint32_t expires_s)
 {
     const kv_record_t like = lease->like;
@@ -173,7 +184,7 @@ void kv_seal_found(kvist_lease_t *lease, const uint32_t *tokens, const char *ari
     lease->like.priority = (uint8_t)priority;
     lease->like.expires_s = expires_s;
     lease->like.pin_until_s = 0; /* the promise is the other store's */
-    KV_CHECK(kv_embedded_lease_seal(lease, tokens, arithmetic) == KV_OK);
+    KV_CHECK(kv_seal_words(lease, words, arithmetic) == KV_OK);
     lease->like = like;
     lease->storing = storing;
 }

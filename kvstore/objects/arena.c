@@ -39,20 +39,20 @@ static bool add(uint64_t *at, uint64_t count, uint64_t bytes, uint64_t unit)
 kv_status_t kv_arena_plan(kv_arena_plan_t *plan, kv_error_t *error)
 {
     const uint64_t unit_bytes = plan->unit_count * sizeof(uint64_t);
-    const uint64_t token_bytes = plan->block_tokens * sizeof(uint32_t);
+    const uint64_t word_bytes = plan->block_words * sizeof(uint32_t);
     uint64_t at = 0;
     bool good = plan->slot_count > 0 && plan->object_bytes > 0;
     good = good && add(&at, plan->slot_count, plan->object_bytes, PAGE_BYTES);
     const uint64_t checksums_at = at;
     good = good && add(&at, plan->slot_count, unit_bytes, PAGE_BYTES);
-    const uint64_t tokens_at = at;
-    good = good && add(&at, plan->slot_count, token_bytes, HUGE_PAGE_BYTES) && at <= SIZE_MAX;
+    const uint64_t words_at = at;
+    good = good && add(&at, plan->slot_count, word_bytes, HUGE_PAGE_BYTES) && at <= SIZE_MAX;
     if (!good) {
         return kv_fail(error, KV_INVALID, "no memory can hold %u slots of %ju bytes",
             plan->slot_count, (uintmax_t)plan->object_bytes);
     }
     plan->checksums_at = checksums_at;
-    plan->tokens_at = tokens_at;
+    plan->words_at = words_at;
     plan->total_bytes = at;
     return KV_OK;
 }
@@ -219,7 +219,7 @@ kv_status_t kv_arena_make_ready(const kv_arena_t *arena, const kv_arena_memory_t
     const struct {
         uint64_t at, bytes; /* of one slot */
     } PARTS[] = {{plan->checksums_at, plan->unit_count * sizeof(uint64_t)},
-        {plan->tokens_at, plan->block_tokens * sizeof(uint32_t)}, {0, plan->object_bytes}};
+        {plan->words_at, plan->block_words * sizeof(uint32_t)}, {0, plan->object_bytes}};
     kv_status_t status = KV_OK;
     for (size_t i = 0; i < sizeof PARTS / sizeof PARTS[0] && status == KV_OK; i++) {
         status = make_range_ready(arena, memory, PARTS[i].at + first_slot * PARTS[i].bytes,

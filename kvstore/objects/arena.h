@@ -1,9 +1,9 @@
 /* The memory of one layer group's part of the host tier: slots, and beside them the checksums of
- * their units and the token ids of their blocks, in one region:
+ * their units and the words of their blocks (identity.h), in one region:
  *
  *   0             slots      [slot_count][object_bytes]
  *   checksums_at  checksums  [slot_count][unit_count] of 8 bytes
- *   tokens_at     token ids  [slot_count][block_tokens] of 4 bytes
+ *   words_at      words      [slot_count][block_words] of 4 bytes
  *   total_bytes   the end; a whole number of huge pages
  *
  * Private: anonymous memory of this process, there once it is touched. Shared: a memfd that nobody
@@ -30,9 +30,9 @@
 
 /* Where everything lies: the same in every process for the same numbers. */
 typedef struct {
-    uint32_t slot_count, unit_count, block_tokens;
+    uint32_t slot_count, unit_count, block_words;
     uint64_t object_bytes;
-    uint64_t checksums_at, tokens_at, total_bytes;
+    uint64_t checksums_at, words_at, total_bytes;
 } kv_arena_plan_t;
 
 typedef struct {
@@ -83,9 +83,9 @@ static inline uint64_t *kv_arena_checksums(const kv_arena_t *arena)
     return (uint64_t *)(void *)((char *)arena->region.base + arena->plan.checksums_at);
 }
 
-static inline uint32_t *kv_arena_tokens(const kv_arena_t *arena)
+static inline uint32_t *kv_arena_words(const kv_arena_t *arena)
 {
-    return (uint32_t *)(void *)((char *)arena->region.base + arena->plan.tokens_at);
+    return (uint32_t *)(void *)((char *)arena->region.base + arena->plan.words_at);
 }
 
 #endif

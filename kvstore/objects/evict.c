@@ -78,9 +78,9 @@ static void start_move(kvist_store_t *store, uint32_t number, uint32_t host_slot
         .device_slot = object->device_slot,
         .host_slot = host_slot,
     };
-    memcpy(kv_pool_tokens(&device_group(store)->host_pool, host_slot),
-        kv_pool_tokens(&store->device_pool, object->device_slot),
-        store->block_tokens * sizeof(uint32_t));
+    memcpy(kv_pool_words(&device_group(store)->host_pool, host_slot),
+        kv_pool_words(&store->device_pool, object->device_slot),
+        store->block_words * sizeof(uint32_t));
     object->flags |= KV_OBJECT_MOVING;
     store->moves_out++;
     kv_store_submit(store, &move->task);

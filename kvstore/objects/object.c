@@ -18,14 +18,13 @@ bool kv_object_on_device(const kvist_store_t *store, const kv_object_t *object)
            store->device_pool.slots[object->device_slot].state == KV_SLOT_OBJECT;
 }
 
-const uint32_t *kv_object_tokens(const kvist_store_t *store, const kv_object_t *object)
+const uint32_t *kv_object_words(const kvist_store_t *store, const kv_object_t *object)
 {
     if (kv_object_on_device(store, object)) {
-        return kv_pool_tokens(&store->device_pool, object->device_slot);
+        return kv_pool_words(&store->device_pool, object->device_slot);
     }
-    return kv_object_on_host(object)
-               ? kv_pool_tokens(&store->groups[0].host_pool, object->host_slot)
-               : NULL;
+    return kv_object_on_host(object) ? kv_pool_words(&store->groups[0].host_pool, object->host_slot)
+                                     : NULL;
 }
 
 kvist_tier_t kv_object_tier(const kvist_store_t *store, const kv_object_t *object)

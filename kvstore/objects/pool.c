@@ -13,15 +13,15 @@ static void clear_candidates(kv_candidates_t *candidates)
     }
 }
 
-void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_tokens, uint32_t unit_count,
-    uint32_t *tokens, uint64_t *checksums, const kv_policy_ops_t *policy)
+void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_words, uint32_t unit_count,
+    uint32_t *words, uint64_t *checksums, const kv_policy_ops_t *policy)
 {
     *pool = (kv_pool_t){
         .slots = kv_allocate_array(slot_count, sizeof(kv_slot_t)),
-        .tokens = tokens,
+        .words = words,
         .checksums = checksums,
         .slot_count = slot_count,
-        .block_tokens = block_tokens,
+        .block_words = block_words,
         .unit_count = unit_count,
         .free_head = KV_SLOT_NONE,
         .ops = policy,

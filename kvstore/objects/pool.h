@@ -15,13 +15,13 @@
  * may go: background first, then batch, then interactive, in each class as the policy ranks them.
  * Slots whose objects are promised to stay are out of the way until the promise has passed.
  *
- * Beside each slot stand the token ids of its block, to be compared when it is found, and where the
+ * Beside each slot stand the words of its block, to be compared when it is found, and where the
  * tier keeps them the checksums of its units.
  *
  * A pool begins without slots and is extended as its memory becomes ready.
  *
- * Owns: the bookkeeping. Borrows: token ids and checksums; it knows nothing of the slots' bytes.
- * Threads: the store's; a worker may write token ids and checksums of a slot that it fills. */
+ * Owns: the bookkeeping. Borrows: words and checksums; it knows nothing of the slots' bytes.
+ * Threads: the store's; a worker may write words and checksums of a slot that it fills. */
 #ifndef KV_KVSTORE_OBJECTS_POOL_H
 #define KV_KVSTORE_OBJECTS_POOL_H
 
@@ -74,9 +74,9 @@ typedef struct {
 
 typedef struct {
     kv_slot_t *slots;
-    uint32_t *tokens;    /* [slot_count][block_tokens] */
+    uint32_t *words;     /* [slot_count][block_words] */
     uint64_t *checksums; /* [slot_count][unit_count]; NULL: none are kept */
-    uint32_t slot_count, block_tokens, unit_count;
+    uint32_t slot_count, block_words, unit_count;
     uint32_t ready_count; /* slots that are there; slot_count once all are */
     uint32_t free_count, free_head, object_count;
 
@@ -103,8 +103,8 @@ typedef struct {
 } kv_slot_of_t;
 
 /* Room for slot_count slots; there are none yet. unit_count 0, checksums NULL: none are kept. */
-void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_tokens, uint32_t unit_count,
-    uint32_t *tokens, uint64_t *checksums, const kv_policy_ops_t *policy);
+void kv_pool_init(kv_pool_t *pool, uint32_t slot_count, uint32_t block_words, uint32_t unit_count,
+    uint32_t *words, uint64_t *checksums, const kv_policy_ops_t *policy);
 void kv_pool_destroy(kv_pool_t *pool);
 
 /* The first ready_count slots are there: those that were not are free. */
@@ -167,16 +167,16 @@ uint32_t kv_pool_step(kv_pool_walk_t *walk);
 /* Bytes of memory that the order takes. */
 size_t kv_pool_order_bytes(const kv_pool_t *pool);
 
-static inline uint32_t *kv_pool_tokens(const kv_pool_t *pool, uint32_t slot)
+static inline uint32_t *kv_pool_words(const kv_pool_t *pool, uint32_t slot)
 {
-    return pool->tokens + (size_t)slot * pool->block_tokens;
+    return pool->words + (size_t)slot * pool->block_words;
 }
 
 /* Asks for the memory that looking at the slot will read. */
 static inline void kv_pool_approach(const kv_pool_t *pool, uint32_t slot)
 {
     __builtin_prefetch(&pool->slots[slot], 1);
-    __builtin_prefetch(kv_pool_tokens(pool, slot));
+    __builtin_prefetch(kv_pool_words(pool, slot));
 }
 
 static inline uint64_t *kv_pool_checksums(const kv_pool_t *pool, uint32_t slot)

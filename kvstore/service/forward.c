@@ -162,15 +162,16 @@ static void tell_tokens(kv_service_conn_t *client, const Kvist__Store__GetTokens
 {
     Kvist__Store__Found found = KVIST__STORE__FOUND__INIT;
     uint32_t tokens[TOKENS_MAX];
-    kvist_key_t key;
+    kvist_key_t key, extra;
     if (!kv_conn_key(client, &asked->key, &key)) {
         return;
     }
     found.id = asked->id;
-    found.code = kvist_store_tokens(client->domain->store, &key, tokens);
+    found.code = kvist_store_tokens(client->domain->store, &key, tokens, &extra);
     if (found.code == KV_OK) {
         found.tokens = (ProtobufCBinaryData){
             client->domain->layout.block_tokens * sizeof *tokens, (uint8_t *)(void *)tokens};
+        found.extra = (ProtobufCBinaryData){sizeof extra.bytes, extra.bytes};
     }
     answer_found(client, &found);
 }
@@ -200,9 +201,10 @@ static void why(kv_service_conn_t *client, const Kvist__Store__Why *asked)
     kvist_why_t said;
     kvist_why_query_t query = {
         .tokens = (const uint32_t *)(const void *)asked->tokens.data,
+        .extras = kv_conn_extras(&asked->extras),
         .token_count = asked->tokens.len / sizeof(uint32_t),
     };
-    if (!kv_conn_tokens(client, &asked->tokens) ||
+    if (!kv_conn_tokens(client, &asked->tokens, &asked->extras) ||
         !kv_conn_key(client, &asked->name_space, &query.name_space)) {
         return;
     }

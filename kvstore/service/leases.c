@@ -50,7 +50,8 @@ bool kv_conn_terms(
     return true;
 }
 
-bool kv_conn_tokens(kv_service_conn_t *client, const ProtobufCBinaryData *asked)
+bool kv_conn_tokens(
+    kv_service_conn_t *client, const ProtobufCBinaryData *asked, const ProtobufCBinaryData *extras)
 {
     size_t count = asked->len / sizeof(uint32_t);
     if (asked->len % sizeof(uint32_t) != 0 || count > KV_SERVICE_TOKENS_MAX ||
@@ -58,6 +59,14 @@ bool kv_conn_tokens(kv_service_conn_t *client, const ProtobufCBinaryData *asked)
         kv_conn_end(client, KV_INVALID,
             "tokens: %zu bytes, they must be at most %d numbers, and %d blocks", asked->len,
             KV_SERVICE_TOKENS_MAX, KV_SERVICE_BLOCKS_MAX);
+        return false;
+    }
+    size_t blocks = count / client->domain->layout.block_tokens;
+    if (extras->len != 0 &&
+        (extras->len != blocks * KVIST_KEY_BYTES || blocks > KV_SERVICE_EXTRAS_MAX)) {
+        kv_conn_end(client, KV_INVALID,
+            "extras: %zu bytes, they must be none, or %d for each of at most %d whole blocks",
+            extras->len, KVIST_KEY_BYTES, KV_SERVICE_EXTRAS_MAX);
         return false;
     }
     return true;
@@ -228,12 +237,13 @@ void kv_conn_match(kv_service_conn_t *client, const Kvist__Store__Match *asked)
 {
     kvist_query_t query = {
         .tokens = (const uint32_t *)(const void *)asked->tokens.data,
+        .extras = kv_conn_extras(&asked->extras),
         .token_count = asked->tokens.len / sizeof(uint32_t),
         .mode = (kvist_mode_t)asked->mode,
         .renew = asked->renew,
         .request = asked->request,
     };
-    if (!check_query(client, asked) || !kv_conn_tokens(client, &asked->tokens) ||
+    if (!check_query(client, asked) || !kv_conn_tokens(client, &asked->tokens, &asked->extras) ||
         !kv_conn_key(client, &asked->name_space, &query.name_space) ||
         !kv_conn_terms(client, asked->terms, &query.terms)) {
         return;
@@ -403,12 +413,14 @@ static bool check_put(
     kv_service_conn_t *client, const Kvist__Store__Put *asked, const kv_layout_t *layout)
 {
     uint64_t token_bytes = (uint64_t)asked->block_count * layout->block_tokens * sizeof(uint32_t);
+    uint64_t extra_bytes = asked->tokens.len != 0 ? asked->block_count * KVIST_KEY_BYTES : 0;
     if ((asked->tokens.len != 0 && asked->tokens.len != token_bytes) ||
+        (asked->extras.len != 0 && asked->extras.len != extra_bytes) ||
         (asked->checksums.len != 0 &&
             asked->checksums.len != asked->block_count * sizeof(uint64_t))) {
         kv_conn_end(client, KV_INVALID,
-            "tokens and checksums: %zu and %zu bytes do not fit %u blocks", asked->tokens.len,
-            asked->checksums.len, asked->block_count);
+            "tokens, extras and checksums: %zu, %zu and %zu bytes do not fit %u blocks",
+            asked->tokens.len, asked->extras.len, asked->checksums.len, asked->block_count);
         return false;
     }
     if (strlen(asked->arithmetic) > KVIST_ARITHMETIC_BYTES_MAX) {
@@ -426,6 +438,7 @@ static kvist_put_t put_of(const Kvist__Store__Put *asked, const kv_clock_t *cloc
         .first_block = asked->first_block,
         .block_count = asked->block_count,
         .tokens = asked->tokens.len > 0 ? (const uint32_t *)(const void *)asked->tokens.data : NULL,
+        .extras = kv_conn_extras(&asked->extras),
         .arithmetic = asked->arithmetic,
         .deadline_ns =
             clock->monotonic_ns(clock) + (asked->wait_ns < wait_ns ? asked->wait_ns : wait_ns),

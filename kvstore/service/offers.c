@@ -20,6 +20,7 @@ struct kv_offer {
     kv_domain_t *domain;
     kvist_put_t put; /* what is left of it */
     uint32_t *tokens;
+    kvist_key_t *extras;
     char arithmetic[KV_ARITHMETIC_BYTES];
     uint32_t taken;
     kv_offer_t *next; /* while it waits */
@@ -76,6 +77,7 @@ static void answer(kv_offer_t *offer, kv_status_t status)
         kv_conn_done(client, id, status, offer->taken, "");
     }
     free(offer->tokens);
+    free(offer->extras);
     free(offer);
 }
 
@@ -89,6 +91,9 @@ static void note_taken(
     offer->put.block_count -= block_count;
     if (offer->put.tokens != NULL) {
         offer->put.tokens += (size_t)block_count * offer->domain->layout.block_tokens;
+    }
+    if (offer->put.extras != NULL) {
+        offer->put.extras += block_count;
     }
     if (status != KV_MISSING || offer->call->client->ended || offer->lease == NULL ||
         offer->put.group > 0) {
@@ -130,6 +135,11 @@ void kv_offer_begin(
         offer->tokens = kv_allocate_array(count, sizeof *offer->tokens);
         memcpy(offer->tokens, put->tokens, count * sizeof *offer->tokens);
         offer->put.tokens = offer->tokens;
+    }
+    if (put->extras != NULL) {
+        offer->extras = kv_allocate_array(put->block_count, sizeof *offer->extras);
+        memcpy(offer->extras, put->extras, put->block_count * sizeof *offer->extras);
+        offer->put.extras = offer->extras;
     }
     look(offer);
 }

@@ -13,10 +13,11 @@
 #include "proto/store.pb-c.h"
 
 enum {
-    KV_SERVICE_VERSION = 1,
-    KV_SERVICE_VERSION_MIN = 1,
+    KV_SERVICE_VERSION = 2,
+    KV_SERVICE_VERSION_MIN = 2,
     KV_SERVICE_TOKENS_MAX = 1 << 20, /* of a query */
     KV_SERVICE_BLOCKS_MAX = 1 << 17, /* of a query */
+    KV_SERVICE_EXTRAS_MAX = 1 << 16, /* blocks of one that has extra keys */
     KV_SERVICE_WINDOW_ALIGNMENT = 64,
     KV_SERVICE_INSTANCE_BYTES = 16,
 };
@@ -158,8 +159,15 @@ void kv_conn_release_all(kv_service_conn_t *client);
 bool kv_conn_terms(
     kv_service_conn_t *client, const Kvist__Store__Terms *asked, kvist_terms_t *terms_out);
 
-/* Whether a query's tokens are within bounds; false likewise. */
-bool kv_conn_tokens(kv_service_conn_t *client, const ProtobufCBinaryData *asked);
+/* Whether a query's tokens and extra keys are within bounds; false likewise. */
+bool kv_conn_tokens(
+    kv_service_conn_t *client, const ProtobufCBinaryData *asked, const ProtobufCBinaryData *extras);
+
+/* Extra keys that were sent; NULL: none were. */
+static inline const kvist_key_t *kv_conn_extras(const ProtobufCBinaryData *asked)
+{
+    return asked->len > 0 ? (const kvist_key_t *)(const void *)asked->data : NULL;
+}
 
 /* A key that a client sent; false likewise. */
 bool kv_conn_key(kv_service_conn_t *client, const ProtobufCBinaryData *asked, kvist_key_t *key_out);

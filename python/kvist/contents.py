@@ -177,7 +177,7 @@ class Contents:
         """The token ids of a stored block; may read its record. KvistError: MISSING: not stored;
         IO: it cannot be read now."""
         made = ffi.new("uint32_t[]", self.layout.block_tokens)
-        status = lib.kvist_store_tokens(self.handle.check(), c_key("key", key), made)
+        status = lib.kvist_store_tokens(self.handle.check(), c_key("key", key), made, ffi.NULL)
         raise_status("tokens", status, _SHOWN)
         return list_of(made)
 

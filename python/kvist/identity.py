@@ -78,7 +78,7 @@ def keys(
     count = len(ids) // block_tokens
     made = ffi.new("kvist_key_t[]", count)
     no_extras(extras)
-    lib.kvist_keys(c_key("name_space", name_space), ids, len(ids), block_tokens, made)
+    lib.kvist_keys(c_key("name_space", name_space), ids, ffi.NULL, len(ids), block_tokens, made)
     return split_keys(made, count)
 
 

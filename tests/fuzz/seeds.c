@@ -286,7 +286,7 @@ static void add_request(seed_t *seed, Kvist__Store__Request__BodyCase kind, void
 
 static void write_store(const char *folder)
 {
-    static uint8_t key[32], tokens[4 * 16 * 4], sums[4 * 8];
+    static uint8_t key[32], tokens[4 * 16 * 4], extras[4 * 32] = {1}, sums[4 * 8];
     Kvist__Store__Match match = KVIST__STORE__MATCH__INIT;
     Kvist__Store__Put put = KVIST__STORE__PUT__INIT;
     Kvist__Store__Load load = KVIST__STORE__LOAD__INIT;
@@ -312,13 +312,21 @@ static void write_store(const char *folder)
     add_request(&seed, KVIST__STORE__REQUEST__BODY_RELEASE, &release);
     write_seed(folder, "store", "lease", &seed);
     seed.count = 2;
+    match.extras = put.extras = (ProtobufCBinaryData){sizeof extras, extras};
+    put.tokens = match.tokens;
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_MATCH, &match);
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_PUT, &put);
+    put.checksums.len = 0;
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_PUT, &put);
+    write_seed(folder, "store", "extras", &seed);
+    seed.count = 2;
     add_request(&seed, KVIST__STORE__REQUEST__BODY_LIST, &list);
     add_request(&seed, KVIST__STORE__REQUEST__BODY_FLUSH, &flush);
     add_request(&seed, KVIST__STORE__REQUEST__BODY_DROP, &drop);
     write_seed(folder, "store", "ask", &seed);
     Kvist__Store__Attach attach = KVIST__STORE__ATTACH__INIT;
     Kvist__Store__Request request = KVIST__STORE__REQUEST__INIT;
-    attach.version = 1;
+    attach.version = 2;
     attach.domain = (char *)"default";
     request.body_case = KVIST__STORE__REQUEST__BODY_ATTACH;
     request.attach = &attach;

@@ -200,7 +200,7 @@ static void begin(uint32_t bounce_blocks, bool disk)
     }
     bench_open(&bench);
     make_tokens(CONTEXT, 0, tokens, BLOCKS * BLOCK_TOKENS);
-    kvist_keys(&bench.name_space, tokens, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    kvist_keys(&bench.name_space, tokens, NULL, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
     store_context();
     kv_error_t error;
     holder = (kv_holder_t){.store = bench.store,

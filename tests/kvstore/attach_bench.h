@@ -97,25 +97,41 @@ static inline void wait_transfer(bench_t *bench, const transfer_t *transfer)
 
 typedef struct {
     uint32_t tokens[BLOCKS * BLOCK_TOKENS];
+    kvist_key_t extras[BLOCKS]; /* zeros: none */
     kvist_key_t keys[BLOCKS];
     char bytes[BLOCKS * 2048];
 } context_t;
 
-static inline void make_context(const bench_t *bench, uint32_t number, context_t *context)
+/* Keys and bytes, from tokens and extra keys. */
+static inline void fill_context(const bench_t *bench, context_t *context)
 {
-    assert_int_equal(block_bytes(bench), 2048);
-    make_tokens(number, 0, context->tokens, BLOCKS * BLOCK_TOKENS);
-    kvist_keys(
-        &bench->name_space, context->tokens, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, context->keys);
+    kvist_keys(&bench->name_space, context->tokens, context->extras, BLOCKS * BLOCK_TOKENS,
+        BLOCK_TOKENS, context->keys);
     for (uint32_t block = 0; block < BLOCKS; block++) {
         fill_block(&context->keys[block], context->bytes + (size_t)block * 2048, 2048);
     }
 }
 
+static inline void make_context(const bench_t *bench, uint32_t number, context_t *context)
+{
+    assert_int_equal(block_bytes(bench), 2048);
+    make_tokens(number, 0, context->tokens, BLOCKS * BLOCK_TOKENS);
+    memset(context->extras, 0, sizeof context->extras);
+    fill_context(bench, context);
+}
+
 static inline kvist_lease_t *match_blocks(
     bench_t *bench, const context_t *context, uint32_t blocks, kvist_match_t *match)
 {
-    return match_tokens(bench, context->tokens, (size_t)blocks * BLOCK_TOKENS, match);
+    kvist_lease_t *lease;
+    kvist_query_t query = {.name_space = bench->name_space,
+        .tokens = context->tokens,
+        .extras = context->extras,
+        .token_count = (size_t)blocks * BLOCK_TOKENS,
+        .mode = KVIST_MODE_READWRITE,
+        .terms.tenant = bench->tenant};
+    assert_int_equal(kvist_match(bench->store, &query, &lease, match), KV_OK);
+    return lease;
 }
 
 static inline transfer_t store_rest(
@@ -127,6 +143,7 @@ static inline transfer_t store_rest(
     kvist_put_t put = {.first_block = first,
         .block_count = end - first,
         .tokens = context->tokens + (size_t)first * BLOCK_TOKENS,
+        .extras = context->extras + first,
         .arithmetic = "test/plain",
         .deadline_ns = kv_clock_now_ns() + 20ull * KV_NS_PER_S};
     assert_int_equal(kvist_lease_store(lease, &put, &piece, 1, note_stored, &stored), KV_OK);

@@ -309,7 +309,7 @@ static inline kvist_lease_t *serve(
 {
     size_t count = (size_t)blocks * BLOCK_TOKENS;
     kvist_key_t *keys = calloc(blocks + 1, sizeof *keys);
-    kvist_keys(&bench->name_space, tokens, count, BLOCK_TOKENS, keys);
+    kvist_keys(&bench->name_space, tokens, NULL, count, BLOCK_TOKENS, keys);
     kvist_lease_t *lease = match_tokens(bench, tokens, count, match_out);
     outcome_t outcome = prepare(bench, lease, blocks);
     assert_int_equal(outcome.status, KV_OK);
@@ -321,7 +321,8 @@ static inline kvist_lease_t *serve(
     for (uint32_t block = outcome.match.block_count; block < blocks; block++) {
         fill_block(&keys[block], slot_bytes(bench, slots[block]), block_bytes(bench));
         assert_int_equal(
-            kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS, "test/plain"), KV_OK);
+            kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS, NULL, "test/plain"),
+            KV_OK);
     }
     free(keys);
     return lease;
@@ -349,7 +350,7 @@ static inline kvist_key_t block_key(const bench_t *bench, uint32_t context, uint
     uint32_t tokens[16 * BLOCK_TOKENS];
     kvist_key_t keys[16];
     make_tokens(context, 0, tokens, 16 * BLOCK_TOKENS);
-    kvist_keys(&bench->name_space, tokens, 16 * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    kvist_keys(&bench->name_space, tokens, NULL, 16 * BLOCK_TOKENS, BLOCK_TOKENS, keys);
     return keys[block];
 }
 

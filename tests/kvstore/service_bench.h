@@ -169,7 +169,7 @@ static inline void raw_attach(
 {
     Kvist__Store__Attach attach = KVIST__STORE__ATTACH__INIT;
     uint8_t encoded[KV_LAYOUT_ENCODED_BYTES_MAX];
-    attach.version = attach.version_min = 1;
+    attach.version = attach.version_min = 2;
     attach.domain = (char *)domain;
     attach.layout.data = encoded;
     attach.layout.len = kv_layout_encode(layout, encoded);
@@ -247,7 +247,7 @@ static inline void raw_fill(raw_t *raw, const bench_t *bench, const uint32_t *to
     kv_layout_t layout;
     kv_error_t error;
     uint64_t units[8];
-    kvist_keys(&bench->name_space, tokens, (size_t)blocks * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    kvist_keys(&bench->name_space, tokens, NULL, (size_t)blocks * BLOCK_TOKENS, BLOCK_TOKENS, keys);
     assert_int_equal(kv_layout_init(&bench->layout, 0, &layout, &error), KV_OK);
     assert_int_equal(layout.unit_count, 8);
     for (uint32_t i = 0; i < blocks; i++) {

@@ -13,7 +13,7 @@ static kv_arena_plan_t plan_of(uint32_t slot_count, uint64_t object_bytes)
     kv_arena_plan_t plan = {.slot_count = slot_count,
         .object_bytes = object_bytes,
         .unit_count = 8,
-        .block_tokens = BLOCK_TOKENS};
+        .block_words = BLOCK_TOKENS};
     kv_error_t error = {0};
     assert_int_equal(kv_arena_plan(&plan, &error), KV_OK);
     return plan;
@@ -26,9 +26,9 @@ static void a_plan_has_room_for_everything(void **state)
         for (uint32_t count = 1; count < 10000; count *= 7) {
             kv_arena_plan_t plan = plan_of(count, object_bytes);
             assert_true(plan.checksums_at >= count * object_bytes);
-            assert_true(plan.tokens_at >= plan.checksums_at + count * 8ull * sizeof(uint64_t));
-            assert_true(plan.total_bytes >= plan.tokens_at + (uint64_t)count * BLOCK_TOKENS * 4);
-            assert_int_equal(plan.checksums_at % 4096 + plan.tokens_at % 4096, 0);
+            assert_true(plan.words_at >= plan.checksums_at + count * 8ull * sizeof(uint64_t));
+            assert_true(plan.total_bytes >= plan.words_at + (uint64_t)count * BLOCK_TOKENS * 4);
+            assert_int_equal(plan.checksums_at % 4096 + plan.words_at % 4096, 0);
             assert_int_equal(plan.total_bytes % (2 << 20), 0);
         }
     }
@@ -40,7 +40,7 @@ static void a_plan_has_room_for_everything(void **state)
     kv_arena_plan_t full = {.slot_count = 1,
         .object_bytes = UINT64_MAX / 2 - 4096,
         .unit_count = UINT32_MAX,
-        .block_tokens = UINT32_MAX};
+        .block_words = UINT32_MAX};
     assert_int_equal(kv_arena_plan(&full, &error), KV_INVALID);
 }
 
@@ -61,11 +61,11 @@ static void a_reader_sees_what_is_written(void **state)
     assert_int_equal(kv_arena_map(&plan, arena.fd, &seen, &error), KV_OK);
     memset(kv_arena_slot(&arena, 99), 'k', 5000);
     kv_arena_checksums(&arena)[100 * 8 - 1] = 42;
-    kv_arena_tokens(&arena)[100 * BLOCK_TOKENS - 1] = 43;
+    kv_arena_words(&arena)[100 * BLOCK_TOKENS - 1] = 43;
     assert_int_equal(kv_arena_slot(&seen, 98)[4999], 0);
     assert_memory_equal(kv_arena_slot(&seen, 99), kv_arena_slot(&arena, 99), 5000);
     assert_int_equal(kv_arena_checksums(&seen)[100 * 8 - 1], 42);
-    assert_int_equal(kv_arena_tokens(&seen)[100 * BLOCK_TOKENS - 1], 43);
+    assert_int_equal(kv_arena_words(&seen)[100 * BLOCK_TOKENS - 1], 43);
     /* What was mapped stays when its owner is gone. */
     kv_arena_close(&arena);
     assert_int_equal(kv_arena_slot(&seen, 99)[0], 'k');

@@ -389,7 +389,7 @@ static void choose_context(client_t *client, uint32_t context)
 {
     make_tokens(context, 0, client->tokens, BLOCKS * BLOCK_TOKENS);
     make_tokens(context / 4 * 4, 0, client->tokens, 2 * BLOCK_TOKENS); /* four begin alike */
-    kvist_keys(&client->bench.name_space, client->tokens, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS,
+    kvist_keys(&client->bench.name_space, client->tokens, NULL, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS,
         client->keys);
     const size_t bytes = block_bytes(&client->bench);
     for (uint32_t block = 0; block < BLOCKS; block++) {
@@ -489,7 +489,7 @@ static void use_slots(client_t *client, uint32_t context)
                 continue;
             }
             memcpy(slot_bytes(bench, slots[block]), expected, bytes);
-            REQUIRE(kvist_lease_seal(lease, client->tokens + (size_t)block * BLOCK_TOKENS,
+            REQUIRE(kvist_lease_seal(lease, client->tokens + (size_t)block * BLOCK_TOKENS, NULL,
                         "test/plain") == KV_OK);
             at(client, PHASE_SEAL, block);
         }

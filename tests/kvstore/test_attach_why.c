@@ -40,11 +40,11 @@ static void another_clients_context_is_told(void **state)
     assert_int_equal(why.match.block_count, 5);
     assert_int_equal(why.match.detail.token, 5 * BLOCK_TOKENS + 7);
     uint32_t stored[BLOCK_TOKENS];
-    assert_int_equal(kvist_store_tokens(two.store, &why.match.detail.other, stored), KV_OK);
+    assert_int_equal(kvist_store_tokens(two.store, &why.match.detail.other, stored, NULL), KV_OK);
     tokens[5 * BLOCK_TOKENS + 7]--;
     assert_memory_equal(stored, tokens + 5 * BLOCK_TOKENS, sizeof stored);
     kvist_key_t nobodys = {{1}};
-    assert_int_equal(kvist_store_tokens(two.store, &nobodys, stored), KV_MISSING);
+    assert_int_equal(kvist_store_tokens(two.store, &nobodys, stored, NULL), KV_MISSING);
     bench_end(&one);
     bench_end(&two);
     end_service(&service);

@@ -230,7 +230,8 @@ static void step_request(void)
     const char *arithmetic = dice(8) == 0 ? "test/other" : "test/plain"; /* replaces copies */
     for (uint32_t block = outcome.match.block_count; block < blocks; block++) {
         assert_int_equal(
-            kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS, arithmetic), KV_OK);
+            kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS, NULL, arithmetic),
+            KV_OK);
     }
     if (dice(3) == 0) {
         world.held[which] = lease;

@@ -62,7 +62,7 @@ static uint32_t ask(
         outcome_t outcome = prepare(bench, lease, BLOCKS);
         assert_int_equal(outcome.status, KV_OK);
         for (uint32_t block = outcome.match.block_count; block < BLOCKS; block++) {
-            kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS, "t");
+            kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS, NULL, "t");
         }
     } else {
         put(bench, lease, match.block_count);

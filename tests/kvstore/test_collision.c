@@ -55,7 +55,7 @@ static kvist_match_t store_context(bench_t *bench, uint32_t context)
             assert_memory_equal(slot, expected, block_bytes(bench));
         } else {
             memcpy(slot, expected, block_bytes(bench));
-            kvist_lease_seal(lease, tokens + block * BLOCK_TOKENS, "test/plain");
+            kvist_lease_seal(lease, tokens + block * BLOCK_TOKENS, NULL, "test/plain");
         }
     }
     kvist_lease_release(lease);

@@ -105,7 +105,7 @@ static uint32_t look_for(bench_t *bench, const uint32_t *tokens)
 {
     kvist_key_t keys[BLOCKS];
     kvist_match_t match;
-    kvist_keys(&bench->name_space, tokens, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    kvist_keys(&bench->name_space, tokens, NULL, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
     kvist_lease_t *lease = match_tokens(bench, tokens, BLOCKS * BLOCK_TOKENS, &match);
     outcome_t outcome = prepare(bench, lease, match.block_count);
     for (uint32_t block = 0; block < outcome.match.block_count; block++) {

@@ -744,7 +744,7 @@ static void make_contexts(void)
     for (uint32_t context = 0; context < CONTEXTS; context++) {
         make_tokens(context, 0, context_tokens[context], BLOCKS_MAX * BLOCK_TOKENS);
         make_tokens(context / 3 * 3, 0, context_tokens[context], SHARED * BLOCK_TOKENS);
-        kvist_keys(&bench.name_space, context_tokens[context], BLOCKS_MAX * BLOCK_TOKENS,
+        kvist_keys(&bench.name_space, context_tokens[context], NULL, BLOCKS_MAX * BLOCK_TOKENS,
             BLOCK_TOKENS, context_keys[context]);
     }
     bench_end(&bench);

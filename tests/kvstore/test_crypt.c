@@ -22,6 +22,14 @@ static void assert_hex(const void *bytes, size_t count, const char *expected)
     assert_string_equal(text, expected);
 }
 
+static bool with_extra; /* blocks of samples have an extra key */
+
+/* In their records. */
+static size_t word_bytes(void)
+{
+    return BLOCK_TOKENS * 4 + (with_extra ? KVIST_KEY_BYTES : 0);
+}
+
 /* ---- the cipher ---- */
 
 static void the_cipher_is_the_one_of_the_format(void **state)
@@ -69,7 +77,8 @@ typedef struct {
 static void make_place(place_t *place, const char *name)
 {
     kv_error_t error;
-    snprintf(place->folder, sizeof place->folder, "%s/%s", kv_test_folder(), name);
+    snprintf(place->folder, sizeof place->folder, "%s/%s%s", kv_test_folder(), name,
+        with_extra ? "-extra" : "");
     snprintf(place->key_file, sizeof place->key_file, "%s/key", place->folder);
     assert_int_equal(mkdir(place->folder, 0700), 0);
     assert_int_equal(kvist_key_file_new(place->key_file, &error), KV_OK);
@@ -361,7 +370,7 @@ typedef struct {
     kv_keyring_t *ring;
     kv_layout_t layout;
     kv_record_t record;
-    uint32_t tokens[BLOCK_TOKENS];
+    uint32_t words[BLOCK_TOKENS + KV_EXTRA_WORDS];
     char *object, *at, *scratch;
 } sample_t;
 
@@ -376,7 +385,7 @@ static void write_record(sample_t *sample, const char *tenant, kvist_codec_t cod
         kv_keyring_take(sample->ring, sample->record.tenant, &key.id, &key.secret, &error), KV_OK);
     assert_int_equal(kv_random(key.record_id, sizeof key.record_id), KV_OK);
     assert_true(kv_record_write(
-        &sample->layout, &sample->record, sample->tokens, sample->object, NULL, &key, sample->at));
+        &sample->layout, &sample->record, sample->words, sample->object, NULL, &key, sample->at));
     kv_record_sign(sample->at, 7);
     assert_true(sample->record.sealed);
 }
@@ -396,11 +405,14 @@ static void make_sample(sample_t *sample, const char *name, kvist_codec_t codec)
     for (size_t i = 0; i < sample->layout.object_bytes; i++) {
         sample->object[i] = (char)(i / 512 * 7 + i % 5);
     }
-    make_tokens(3, 0, sample->tokens, BLOCK_TOKENS);
+    uint32_t tokens[BLOCK_TOKENS];
+    const kvist_key_t extra = kv_identity_digest("image", 5);
+    make_tokens(3, 0, tokens, BLOCK_TOKENS);
+    kv_identity_words(tokens, with_extra ? &extra : NULL, 1, BLOCK_TOKENS, sample->words);
     kv_record_t *record = &sample->record;
     record->name_space = kv_identity_digest("space", 5);
     record->parent = kv_identity_digest("parent", 6);
-    record->key = kv_identity_block_key(&record->parent, sample->tokens, BLOCK_TOKENS);
+    record->key = kv_identity_block_key(&record->parent, sample->words, BLOCK_TOKENS);
     record->generation = 7;
     record->position = 9;
     write_record(sample, "tenant", codec);
@@ -418,17 +430,17 @@ static void end_sample(sample_t *sample)
 static kv_status_t verify(const sample_t *sample)
 {
     const void *object;
-    uint32_t tokens[BLOCK_TOKENS];
+    uint32_t words[BLOCK_TOKENS + KV_EXTRA_WORDS];
     const kv_record_reader_t reader = {sample->ring, sample->scratch};
     char *before = malloc(sample->record.stored_bytes);
     memcpy(before, sample->at, sample->record.stored_bytes);
     kv_status_t status = kv_record_verify(&sample->layout, &reader, &sample->record, sample->at,
-        sample->record.stored_bytes, &object, tokens);
+        sample->record.stored_bytes, &object, words);
     assert_memory_equal(before, sample->at, sample->record.stored_bytes);
     free(before);
     if (status == KV_OK) {
         assert_memory_equal(object, sample->object, sample->layout.object_bytes);
-        assert_memory_equal(tokens, sample->tokens, sizeof tokens);
+        assert_memory_equal(words, sample->words, sizeof words);
     }
     return status;
 }
@@ -455,15 +467,16 @@ static void an_encrypted_record_shows_no_content(void **state)
         for (size_t i = 0; i < UNITS; i++) {
             assert_false(shows(&sample, &checksums[i], sizeof checksums[i]));
         }
-        for (size_t i = 0; i + 2 <= BLOCK_TOKENS; i++) {
-            assert_false(shows(&sample, &sample.tokens[i], 2 * sizeof(uint32_t)));
+        size_t words = BLOCK_TOKENS + (with_extra ? KV_EXTRA_WORDS : 0);
+        for (size_t i = 0; i + 2 <= words; i++) {
+            assert_false(shows(&sample, &sample.words[i], 2 * sizeof(uint32_t)));
         }
         for (size_t i = 0; i + 16 <= sample.layout.object_bytes; i += 16) {
             assert_false(shows(&sample, sample.object + i, 16));
         }
         /* The same again looks altogether different. */
         char *first = malloc(sample.record.stored_bytes);
-        size_t at = kv_record_header_bytes(&sample.layout, true);
+        size_t at = kv_record_header_bytes(&sample.layout, sample.words, true);
         memcpy(first, sample.at, sample.record.stored_bytes);
         write_record(&sample, "tenant", (kvist_codec_t)codec);
         for (; at + 16 <= sample.record.stored_bytes - KV_PAGE_BYTES; at += 16) {
@@ -481,7 +494,7 @@ static void no_flipped_bit_is_read(void **state)
         sample_t sample;
         make_sample(
             &sample, codec == KVIST_CODEC_NONE ? "flip-none" : "flip-lz4", (kvist_codec_t)codec);
-        size_t header_bytes = kv_record_header_bytes(&sample.layout, true);
+        size_t header_bytes = kv_record_header_bytes(&sample.layout, sample.words, true);
         for (size_t at = 0; at < sample.record.stored_bytes; at++) {
             sample.at[at] ^= 4;
             assert_int_equal(verify(&sample), KV_CORRUPT);
@@ -497,7 +510,7 @@ static void no_flipped_bit_is_read(void **state)
             bool terms =
                 (at >= 16 && at < 24) || (at >= 200 && at < 208) || (at >= 296 && at < 304);
             bool key = (at >= 352 && at < 356) || (at >= 360 && at < 376);
-            size_t used = 424 + 64 + UNITS * 8 + 8 + UNITS * 4 + UNITS * 16;
+            size_t used = 424 + word_bytes() + UNITS * 8 + 8 + UNITS * 4 + UNITS * 16;
             assert_int_equal(status, terms || at >= used ? KV_OK : key ? KV_MISSING : KV_CORRUPT);
             good += status == KV_OK;
             missing += status == KV_MISSING;
@@ -517,7 +530,7 @@ static void nothing_serves_in_the_place_of_another(void **state)
     sample_t sample;
     make_sample(&sample, "swapped", KVIST_CODEC_NONE);
     size_t bytes = sample.record.stored_bytes;
-    size_t header_bytes = kv_record_header_bytes(&sample.layout, true);
+    size_t header_bytes = kv_record_header_bytes(&sample.layout, sample.words, true);
     size_t unit_bytes = sample.layout.unit_bytes_max;
     char *saved = malloc(bytes), *other = malloc(bytes), unit[4096];
     memcpy(saved, sample.at, bytes);
@@ -525,7 +538,7 @@ static void nothing_serves_in_the_place_of_another(void **state)
 
     /* Two units, with their tags. */
     char *payload = sample.at + header_bytes;
-    size_t tags = 424 + 64 + UNITS * 8 + 8 + UNITS * 4;
+    size_t tags = 424 + word_bytes() + UNITS * 8 + 8 + UNITS * 4;
     memcpy(unit, payload, unit_bytes);
     memmove(payload, payload + unit_bytes, unit_bytes);
     memcpy(payload + unit_bytes, unit, unit_bytes);
@@ -541,7 +554,7 @@ static void nothing_serves_in_the_place_of_another(void **state)
     memcpy(sample.at + header_bytes, saved + header_bytes, bytes - header_bytes);
     assert_int_equal(verify(&sample), KV_CORRUPT);
     memcpy(sample.at, saved, bytes);
-    memcpy(sample.at + 408, other + 408, 16 + 64 + UNITS * 12 + 8);
+    memcpy(sample.at + 408, other + 408, 16 + word_bytes() + UNITS * 12 + 8);
     kv_record_sign(sample.at, 7);
     assert_int_equal(verify(&sample), KV_CORRUPT);
 
@@ -601,10 +614,15 @@ int main(void)
         cmocka_unit_test(a_dropped_key_is_nowhere),
         cmocka_unit_test(what_is_wrong_with_keys_is_said),
         cmocka_unit_test(the_master_key_is_replaced),
+    };
+    const struct CMUnitTest of_records[] = {
         cmocka_unit_test(an_encrypted_record_shows_no_content),
         cmocka_unit_test(no_flipped_bit_is_read),
         cmocka_unit_test(nothing_serves_in_the_place_of_another),
         cmocka_unit_test(a_record_without_its_key_is_missing_and_not_damaged),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    failed += cmocka_run_group_tests_name("records", of_records, NULL, NULL);
+    with_extra = true;
+    return failed + cmocka_run_group_tests_name("with extra keys", of_records, NULL, NULL);
 }

@@ -38,7 +38,7 @@ static kv_object_t *object_of(const bench_t *bench, uint32_t context, uint32_t b
     uint32_t tokens[8 * BLOCK_TOKENS];
     kvist_key_t keys[8];
     make_tokens(context, 0, tokens, 8 * BLOCK_TOKENS);
-    kvist_keys(&bench->name_space, tokens, 8 * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    kvist_keys(&bench->name_space, tokens, NULL, 8 * BLOCK_TOKENS, BLOCK_TOKENS, keys);
     uint32_t number = kv_table_find(bench->store->table, &keys[block]);
     assert_int_not_equal(number, KV_OBJECT_NONE);
     return kv_table_at(bench->store->table, number);
@@ -422,7 +422,7 @@ static void two_token_blocks_with_one_key_are_told_apart(void **state)
     bench_open(&bench);
     request_context(&bench, 1, BLOCKS);
     uint32_t slot = object_of(&bench, 1, 1)->device_slot;
-    kv_pool_tokens(&bench.store->device_pool, slot)[3] ^= 1; /* as if another block had this key */
+    kv_pool_words(&bench.store->device_pool, slot)[3] ^= 1; /* as if another block had this key */
     kvist_match_t match = request_context(&bench, 1, BLOCKS);
     assert_int_equal(match.block_count, 1);
     assert_int_equal(match.miss, KVIST_MISS_DAMAGED);
@@ -476,9 +476,9 @@ static void another_format_is_refused_with_both_versions_named(void **state)
     kv_error_t error;
     open_with_context_on_disk(&bench, "format");
     bench_close(&bench);
-    overwrite(&bench, "format", "kvist-store 5\nsegment_bytes 262144\n");
+    overwrite(&bench, "format", "kvist-store 6\nsegment_bytes 262144\n");
     assert_int_equal(kvist_store_open(&bench.params, &bench.store, &error), KV_REFUSED);
-    assert_non_null(strstr(error.text, "format 5"));
+    assert_non_null(strstr(error.text, "format 6"));
     overwrite(&bench, "format", "\x01garbage");
     bench_open(&bench);
     assert_int_equal(request_context(&bench, 1, BLOCKS).block_count, BLOCKS);

@@ -109,7 +109,7 @@ static void check_context(trial_t *trial, uint32_t context, bool whole)
     kvist_key_t keys[BLOCKS];
     kvist_match_t match;
     make_tokens(context, 0, tokens, BLOCKS * BLOCK_TOKENS);
-    kvist_keys(&trial->bench.name_space, tokens, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    kvist_keys(&trial->bench.name_space, tokens, NULL, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
     kvist_lease_t *lease = match_tokens(&trial->bench, tokens, BLOCKS * BLOCK_TOKENS, &match);
     outcome_t outcome = prepare(&trial->bench, lease, match.block_count);
     assert_int_equal(outcome.status, KV_OK);

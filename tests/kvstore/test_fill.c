@@ -50,7 +50,7 @@ static uint32_t number_of(bench_t *bench, uint32_t context, uint32_t block)
     uint32_t tokens[BLOCKS * BLOCK_TOKENS];
     kvist_key_t keys[BLOCKS];
     make_tokens(context, 0, tokens, BLOCKS * BLOCK_TOKENS);
-    kvist_keys(&bench->name_space, tokens, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    kvist_keys(&bench->name_space, tokens, NULL, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
     uint32_t number = kv_fill_find(bench->store, &keys[block]);
     assert_int_not_equal(number, KV_OBJECT_NONE);
     return number;
@@ -179,7 +179,7 @@ static void store_blindly(bench_t *bench, uint32_t context, const char *arithmet
     uint32_t tokens[BLOCKS * BLOCK_TOKENS];
     kvist_key_t keys[BLOCKS];
     make_tokens(context, 0, tokens, BLOCKS * BLOCK_TOKENS);
-    kvist_keys(&bench->name_space, tokens, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    kvist_keys(&bench->name_space, tokens, NULL, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
     kvist_query_t query = {.name_space = bench->name_space,
         .tokens = tokens,
         .token_count = BLOCKS * BLOCK_TOKENS,
@@ -192,7 +192,8 @@ static void store_blindly(bench_t *bench, uint32_t context, const char *arithmet
         fill_block(
             &keys[block], slot_bytes(bench, kvist_lease_slots(lease)[block]), block_bytes(bench));
         assert_int_equal(
-            kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS, arithmetic), KV_OK);
+            kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS, NULL, arithmetic),
+            KV_OK);
     }
     kvist_lease_release(lease);
 }

@@ -142,7 +142,7 @@ static void make_directory(const bench_t *bench, bool complete)
         uint32_t tokens[BLOCKS * BLOCK_TOKENS];
         kvist_key_t keys[BLOCKS];
         make_tokens(context, 0, tokens, BLOCKS * BLOCK_TOKENS);
-        kvist_keys(&bench->name_space, tokens, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+        kvist_keys(&bench->name_space, tokens, NULL, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
         for (uint32_t i = 0; i < BLOCKS; i++, offset += RECORD_BYTES) {
             uint8_t record[RECORD_BYTES];
             block_1_t block = {bench->name_space, keys[i], i > 0 ? keys[i - 1] : bench->name_space,
@@ -249,11 +249,11 @@ static void a_newer_format_is_refused_in_words(void **state)
     bench_init(&bench, "format-3", 16);
     bench_with_disk(&bench, 8);
     make_directory(&bench, true);
-    write_text(&bench, "format", "kvist-store 5\nsegment_bytes 262144\n");
+    write_text(&bench, "format", "kvist-store 6\nsegment_bytes 262144\n");
     assert_int_equal(
         kv_store_open_with(&bench.params, &bench.seams, &bench.store, &error), KV_REFUSED);
-    assert_non_null(strstr(error.text, "format 5"));
-    assert_non_null(strstr(error.text, "1 to 4"));
+    assert_non_null(strstr(error.text, "format 6"));
+    assert_non_null(strstr(error.text, "1 to 5"));
     assert_non_null(strstr(error.text, "use another directory"));
     write_text(&bench, "format", "kvist-store 1\nsegment_bytes 262144\n");
     bench_open(&bench); /* nothing was touched */

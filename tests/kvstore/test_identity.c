@@ -26,8 +26,19 @@ static void keys_are_as_documented(void **state)
     for (uint32_t i = 0; i < 40; i++) {
         tokens[i] = i;
     }
-    kvist_keys(&name_space, tokens, 40, 16, keys); /* the last 8 tokens are no block */
+    kvist_keys(&name_space, tokens, NULL, 40, 16, keys); /* the last 8 tokens are no block */
     assert_hex(&keys[0], "7c5b7694b9330d7bd30c3c53768949d144c1aaab4d25c9603050d05af9406a42");
+    assert_hex(&keys[1], "cb8fc38a4f02313a01592a056b7f8203b093c2b23b5a98be940411f0024acdbb");
+
+    /* With extra keys: of the first block, of the second, zeros, of none. */
+    const kvist_key_t image = kv_identity_digest("image", 5);
+    const kvist_key_t extras[][2] = {{image}, {{{0}}, image}, {{{0}}}};
+    kvist_keys(&name_space, tokens, extras[0], 40, 16, keys);
+    assert_hex(&keys[0], "b3cbc269186a1d7186a2634b03d09d8cbfbca88c1964b57f8dfa1c27d6516aaf");
+    kvist_keys(&name_space, tokens, extras[1], 40, 16, keys);
+    assert_hex(&keys[0], "7c5b7694b9330d7bd30c3c53768949d144c1aaab4d25c9603050d05af9406a42");
+    assert_hex(&keys[1], "91721287ed4c1d386578d3886462b2b7ffe369513935bb4f894f23937bb364d0");
+    kvist_keys(&name_space, tokens, extras[2], 40, 16, keys);
     assert_hex(&keys[1], "cb8fc38a4f02313a01592a056b7f8203b093c2b23b5a98be940411f0024acdbb");
 
     for (uint32_t i = 0; i < KVIST_KEY_BYTES; i++) {
@@ -40,7 +51,7 @@ static void keys_are_as_documented(void **state)
     name_space = kvist_namespace(&params);
     assert_hex(&name_space, "b8edc5947366d8c7206a8c6f0ef122b49981da7c0414dc7b748a1aac52badc36");
     memset(tokens, 0xff, sizeof tokens);
-    kvist_keys(&name_space, tokens, 32, 32, keys);
+    kvist_keys(&name_space, tokens, NULL, 32, 32, keys);
     assert_hex(&keys[0], "e642bd8d0437999390002bac63fc39a406651c722e95f9477dd62421c89f4404");
 }
 
@@ -49,8 +60,8 @@ static void blocks_of_every_size_have_the_documented_key(void **state)
 {
     (void)state;
     enum { TOKENS_MAX = 300 };
-    uint32_t tokens[TOKENS_MAX];
-    uint8_t message[40 + 4 * TOKENS_MAX + 4];
+    uint32_t tokens[TOKENS_MAX], words[TOKENS_MAX + KV_EXTRA_WORDS];
+    uint8_t message[40 + 4 * TOKENS_MAX + 4 + KVIST_KEY_BYTES];
     uint64_t random = kv_test_seed();
     kvist_key_t parent = kv_identity_digest("parent", 6);
     for (uint32_t i = 0; i < TOKENS_MAX; i++) {
@@ -63,10 +74,25 @@ static void blocks_of_every_size_have_the_documented_key(void **state)
         for (uint32_t i = 0; i < count; i++) {
             kv_put_u32(message + 40 + (size_t)4 * i, tokens[i]);
         }
-        kv_put_u32(message + 40 + (size_t)4 * count, 0);
-        kvist_key_t expected = kv_identity_digest(message, 44 + (size_t)4 * count);
-        kvist_key_t key = kv_identity_block_key(&parent, tokens, count);
+        size_t at = 40 + (size_t)4 * count;
+        kv_put_u32(message + at, 0);
+        kvist_key_t expected = kv_identity_digest(message, at + 4);
+        kv_identity_words(tokens, NULL, 1, count, words);
+        kvist_key_t key = kv_identity_block_key(&parent, words, count);
         assert_memory_equal(key.bytes, expected.bytes, KVIST_KEY_BYTES);
+        assert_false(kv_identity_has_extra(words, count));
+
+        kvist_key_t extra = {{0}};
+        extra.bytes[kv_test_random(&random) % KVIST_KEY_BYTES] = 1; /* one bit is one */
+        kv_put_u32(message + at, KVIST_KEY_BYTES);
+        memcpy(message + at + 4, extra.bytes, KVIST_KEY_BYTES);
+        expected = kv_identity_digest(message, at + 4 + KVIST_KEY_BYTES);
+        kv_identity_words(tokens, &extra, 1, count, words);
+        key = kv_identity_block_key(&parent, words, count);
+        assert_memory_equal(key.bytes, expected.bytes, KVIST_KEY_BYTES);
+        assert_true(kv_identity_has_extra(words, count));
+        kvist_key_t back = kv_identity_extra(words, count);
+        assert_memory_equal(back.bytes, extra.bytes, KVIST_KEY_BYTES);
     }
 }
 

@@ -319,10 +319,12 @@ static void a_ranking_is_what_a_search_finds(void **state)
 
 /* ---- records ---- */
 
+static bool with_extra; /* blocks of samples have an extra key */
+
 typedef struct {
     kv_layout_t layout;
     kv_record_t record;
-    uint32_t tokens[16];
+    uint32_t words[16 + KV_EXTRA_WORDS];
     char *object, *at, *scratch;
 } sample_t;
 
@@ -340,17 +342,20 @@ static void make_sample(sample_t *sample, kvist_codec_t codec, bool compressible
     for (size_t i = 0; i < sample->layout.object_bytes; i++) {
         sample->object[i] = compressible ? (char)(i / 512) : (char)kv_test_random(&random);
     }
-    make_tokens(3, 0, sample->tokens, 16);
+    uint32_t tokens[16];
+    const kvist_key_t extra = kv_identity_digest("image", 5);
+    make_tokens(3, 0, tokens, 16);
+    kv_identity_words(tokens, with_extra ? &extra : NULL, 1, 16, sample->words);
     kv_record_t *record = &sample->record;
     record->name_space = key_of(1);
     record->parent = key_of(2);
-    record->key = kv_identity_block_key(&record->parent, sample->tokens, 16);
+    record->key = kv_identity_block_key(&record->parent, sample->words, 16);
     record->generation = 7;
     record->position = 9;
     record->codec = codec;
     snprintf(record->origin, sizeof record->origin, "here");
     assert_true(kv_record_write(
-        &sample->layout, record, sample->tokens, sample->object, NULL, NULL, sample->at));
+        &sample->layout, record, sample->words, sample->object, NULL, NULL, sample->at));
     kv_record_sign(sample->at, 7);
 }
 
@@ -364,13 +369,13 @@ static void end_sample(sample_t *sample)
 static kv_status_t verify(const sample_t *sample)
 {
     const void *object;
-    uint32_t tokens[16];
+    uint32_t words[16 + KV_EXTRA_WORDS];
     const kv_record_reader_t reader = {NULL, sample->scratch};
     kv_status_t status = kv_record_verify(&sample->layout, &reader, &sample->record, sample->at,
-        sample->record.stored_bytes, &object, tokens);
+        sample->record.stored_bytes, &object, words);
     if (status == KV_OK) {
         assert_memory_equal(object, sample->object, sample->layout.object_bytes);
-        assert_memory_equal(tokens, sample->tokens, sizeof tokens);
+        assert_memory_equal(words, sample->words, sizeof words);
     }
     return status;
 }
@@ -378,9 +383,10 @@ static kv_status_t verify(const sample_t *sample)
 static void a_record_proves_its_bytes_whatever_the_codec(void **state)
 {
     (void)state;
-    for (int variant = 0; variant < 2 * KVIST_CODEC_COUNT; variant++) {
+    for (int variant = 0; variant < 4 * KVIST_CODEC_COUNT; variant++) {
         sample_t sample;
-        kvist_codec_t codec = (kvist_codec_t)(variant / 2);
+        kvist_codec_t codec = (kvist_codec_t)(variant / 4);
+        with_extra = variant / 2 % 2 == 1;
         bool compressible = variant % 2 == 1, encoded = compressible && codec != KVIST_CODEC_NONE;
         make_sample(&sample, codec, compressible);
         assert_int_equal(verify(&sample), KV_OK);
@@ -398,20 +404,18 @@ static void a_record_proves_its_bytes_whatever_the_codec(void **state)
     }
 }
 
-static void a_header_of_nonsense_is_refused(void **state)
+static void refuse_nonsense(uint64_t *random)
 {
-    (void)state;
     sample_t sample;
     make_sample(&sample, KVIST_CODEC_LZ4, true);
-    uint64_t random = kv_test_seed();
     char *good = malloc(sample.record.stored_bytes);
     memcpy(good, sample.at, sample.record.stored_bytes);
     for (int i = 0; i < 20000; i++) { /* also with checksums that agree with the nonsense */
         memcpy(sample.at, good, sample.record.stored_bytes);
-        for (uint64_t flips = 1 + kv_test_random(&random) % 4; flips > 0; flips--) {
-            size_t at = 8 + kv_test_random(&random) % 600;
+        for (uint64_t flips = 1 + kv_test_random(random) % 4; flips > 0; flips--) {
+            size_t at = 8 + kv_test_random(random) % 600;
             at = at >= 12 && at < 16 ? 16 : at;
-            sample.at[at] = (char)kv_test_random(&random);
+            sample.at[at] = (char)kv_test_random(random);
         }
         kv_record_sign(sample.at, 7);
         kv_status_t status = verify(&sample);
@@ -419,6 +423,16 @@ static void a_header_of_nonsense_is_refused(void **state)
     }
     free(good);
     end_sample(&sample);
+}
+
+static void a_header_of_nonsense_is_refused(void **state)
+{
+    (void)state;
+    uint64_t random = kv_test_seed();
+    for (int i = 0; i < 2; i++) {
+        with_extra = i == 1;
+        refuse_nonsense(&random);
+    }
 }
 
 /* ---- the index and its twin ---- */

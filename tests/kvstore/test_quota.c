@@ -182,7 +182,7 @@ static void a_quota_below_the_pins_is_refused(void **state)
     for (uint32_t context = 0; context < MANY; context++) {
         uint32_t tokens[BLOCKS * BLOCK_TOKENS];
         make_tokens(context, 0, tokens, BLOCKS * BLOCK_TOKENS);
-        kvist_keys(&bench.name_space, tokens, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+        kvist_keys(&bench.name_space, tokens, NULL, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS, keys);
         pinned += kvist_store_keep(bench.store, &keys[BLOCKS - 1], &forever) == KV_OK;
     }
     assert_true(pinned > 0 && pinned < MANY); /* as many as may be */

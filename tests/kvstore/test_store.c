@@ -154,7 +154,7 @@ static void read_and_bypass_store_nothing(void **state)
         kvist_match_t match;
         assert_int_equal(kvist_match(bench.store, &query, &lease, &match), KV_OK);
         assert_int_equal(prepare(&bench, lease, 2).status, KV_OK);
-        assert_int_equal(kvist_lease_seal(lease, tokens, "x"), KV_OK);
+        assert_int_equal(kvist_lease_seal(lease, tokens, NULL, "x"), KV_OK);
         assert_int_equal(kvist_lease_sealed_count(lease), 1);
         assert_string_equal(kvist_lease_arithmetic(lease, 0), i == 2 ? "x" : "");
         kvist_lease_release(lease);
@@ -172,7 +172,7 @@ static void a_block_that_two_sequences_compute_is_one_object(void **state)
     uint32_t tokens[3 * BLOCK_TOKENS];
     make_tokens(1, 0, tokens, 3 * BLOCK_TOKENS);
     kvist_key_t keys[3];
-    kvist_keys(&bench.name_space, tokens, 3 * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    kvist_keys(&bench.name_space, tokens, NULL, 3 * BLOCK_TOKENS, BLOCK_TOKENS, keys);
     kvist_lease_t *leases[2];
     kvist_match_t match;
     for (int i = 0; i < 2; i++) {
@@ -185,7 +185,8 @@ static void a_block_that_two_sequences_compute_is_one_object(void **state)
             uint32_t slot = kvist_lease_slots(leases[i])[block];
             fill_block(&keys[block], slot_bytes(&bench, slot), block_bytes(&bench));
             assert_int_equal(
-                kvist_lease_seal(leases[i], tokens + block * BLOCK_TOKENS, "test/plain"), KV_OK);
+                kvist_lease_seal(leases[i], tokens + block * BLOCK_TOKENS, NULL, "test/plain"),
+                KV_OK);
         }
     }
     assert_int_equal(bench_stats(&bench).tiers[KVIST_TIER_DEVICE].object_count, 3);
@@ -209,12 +210,12 @@ static void sealing_needs_a_ready_lease_and_a_slot(void **state)
     name[63] = '\0';
     kvist_match_t match;
     kvist_lease_t *lease = match_tokens(&bench, tokens, BLOCK_TOKENS, &match);
-    assert_int_equal(kvist_lease_seal(lease, tokens, "x"), KV_INVALID);
+    assert_int_equal(kvist_lease_seal(lease, tokens, NULL, "x"), KV_INVALID);
     assert_int_equal(kvist_lease_prepare(lease, 9, UINT64_MAX, note_prepared, NULL), KV_INVALID);
     assert_int_equal(prepare(&bench, lease, 1).status, KV_OK);
-    assert_int_equal(kvist_lease_seal(lease, tokens, name), KV_INVALID);
-    assert_int_equal(kvist_lease_seal(lease, tokens, "x"), KV_OK);
-    assert_int_equal(kvist_lease_seal(lease, tokens, "x"), KV_INVALID);
+    assert_int_equal(kvist_lease_seal(lease, tokens, NULL, name), KV_INVALID);
+    assert_int_equal(kvist_lease_seal(lease, tokens, NULL, "x"), KV_OK);
+    assert_int_equal(kvist_lease_seal(lease, tokens, NULL, "x"), KV_INVALID);
     kvist_lease_release(lease);
     bench_end(&bench);
 }

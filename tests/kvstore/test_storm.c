@@ -84,7 +84,7 @@ static void begin(storm_t *storm, client_t *client)
     size_t count = (size_t)client->blocks * BLOCK_TOKENS;
     make_tokens(context, 0, client->tokens, count);
     make_tokens(context / 4 * 4, 0, client->tokens, count < 64 ? count : 64);
-    kvist_keys(&storm->bench.name_space, client->tokens, count, BLOCK_TOKENS, client->keys);
+    kvist_keys(&storm->bench.name_space, client->tokens, NULL, count, BLOCK_TOKENS, client->keys);
     kvist_match_t match;
     client->lease = match_tokens(&storm->bench, client->tokens, count, &match);
     client->waiting = true;
@@ -114,7 +114,7 @@ static void go_on(storm_t *storm, client_t *client)
         fill_block(
             &client->keys[block], slot_bytes(&storm->bench, slot), block_bytes(&storm->bench));
         assert_int_equal(kvist_lease_seal(client->lease,
-                             client->tokens + (size_t)block * BLOCK_TOKENS, "test/plain"),
+                             client->tokens + (size_t)block * BLOCK_TOKENS, NULL, "test/plain"),
             KV_OK);
     }
 }

@@ -394,7 +394,7 @@ static void shared_blocks_keep_what_others_need(void **state)
         make_tokens(context, 0, tokens, BLOCKS * BLOCK_TOKENS);
         make_tokens(0, 0, tokens, 3 * BLOCK_TOKENS);
         request(&timed.bench, tokens, BLOCKS);
-        kvist_keys(&timed.bench.name_space, tokens, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS,
+        kvist_keys(&timed.bench.name_space, tokens, NULL, BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS,
             context == 1 ? mine : theirs);
     }
     kvist_store_t *store = timed.bench.store;

@@ -77,8 +77,8 @@ static void make_context(
     const bench_t *bench, uint32_t number, uint32_t blocks, uint32_t group, context_t *context)
 {
     make_tokens(number, 0, context->tokens, (size_t)blocks * BLOCK_TOKENS);
-    kvist_keys(&bench->name_space, context->tokens, (size_t)blocks * BLOCK_TOKENS, BLOCK_TOKENS,
-        context->keys);
+    kvist_keys(&bench->name_space, context->tokens, NULL, (size_t)blocks * BLOCK_TOKENS,
+        BLOCK_TOKENS, context->keys);
     context->object_bytes = kvist_layout_object_bytes(&bench->layout, group);
     context->count = blocks * context->object_bytes;
     context->bytes = malloc(context->count);

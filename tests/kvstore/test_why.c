@@ -47,7 +47,8 @@ static void store_tokens(bench_t *bench, const uint32_t *tokens, const kvist_que
     assert_int_equal(prepare(bench, lease, BLOCKS).status, KV_OK);
     for (uint32_t block = kvist_lease_sealed_count(lease); block < BLOCKS; block++) {
         assert_int_equal(
-            kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS, "test/plain"), KV_OK);
+            kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS, NULL, "test/plain"),
+            KV_OK);
     }
     kvist_lease_release(lease);
 }
@@ -369,7 +370,7 @@ static void the_first_token_that_differs_is_told(void **state)
         check_parting(&match, SHARED[i], &other);
         uint32_t stored[BLOCK_TOKENS], first = SHARED[i] / BLOCK_TOKENS * BLOCK_TOKENS;
         make_tokens(1, 0, tokens, BLOCKS * BLOCK_TOKENS);
-        assert_int_equal(kvist_store_tokens(bench->store, &other, stored), KV_OK);
+        assert_int_equal(kvist_store_tokens(bench->store, &other, stored, NULL), KV_OK);
         assert_memory_equal(stored, tokens + first, sizeof stored);
     }
     uint32_t tokens[BLOCKS * BLOCK_TOKENS];

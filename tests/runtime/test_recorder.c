@@ -84,7 +84,7 @@ static void expected_line(uint32_t prompt_count, char *line, size_t capacity)
 {
     kv_recorded_t request = request_of(prompt_count);
     kvist_key_t keys[64];
-    kvist_keys(&request.name_space, request.tokens, prompt_count, BLOCK_TOKENS, keys);
+    kvist_keys(&request.name_space, request.tokens, NULL, prompt_count, BLOCK_TOKENS, keys);
     int bytes = snprintf(line, capacity,
         "{\"block_tokens\": 16, \"timestamp\": 1700000000123, \"input_length\": %u, "
         "\"output_length\": 7, \"hash_ids\": [",

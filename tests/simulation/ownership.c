@@ -163,11 +163,11 @@ kv_status_t __wrap_kvist_lease_prepare(kvist_lease_t *lease, uint32_t slot_count
 }
 
 kv_status_t __real_kvist_lease_seal(
-    kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic);
+    kvist_lease_t *lease, const uint32_t *tokens, const kvist_key_t *extra, const char *arithmetic);
 kv_status_t __wrap_kvist_lease_seal(
-    kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic);
+    kvist_lease_t *lease, const uint32_t *tokens, const kvist_key_t *extra, const char *arithmetic);
 kv_status_t __wrap_kvist_lease_seal(
-    kvist_lease_t *lease, const uint32_t *tokens, const char *arithmetic)
+    kvist_lease_t *lease, const uint32_t *tokens, const kvist_key_t *extra, const char *arithmetic)
 {
     ownership_t *ownership = here();
     const lease_note_t *note = *find_lease(ownership, lease);
@@ -181,7 +181,7 @@ kv_status_t __wrap_kvist_lease_seal(
             (unsigned long long)slot->transfer_id);
     }
     slot->sealed = true;
-    return __real_kvist_lease_seal(lease, tokens, arithmetic);
+    return __real_kvist_lease_seal(lease, tokens, extra, arithmetic);
 }
 
 /* Whose block table that is. */

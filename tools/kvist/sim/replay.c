@@ -87,7 +87,7 @@ static kv_status_t serve_device(run_t *run, kvist_lease_t *lease, const uint32_t
             kv_fail(run->error, answer.status, "a request of %u blocks found no room", block_count);
     }
     for (uint32_t i = answer.block_count; status == KV_OK && i < block_count; i++) {
-        status = kvist_lease_seal(lease, blocks + i, "simulated");
+        status = kvist_lease_seal(lease, blocks + i, NULL, "simulated");
         KV_CHECK(status == KV_OK);
     }
     *hits_out = answer.block_count;
