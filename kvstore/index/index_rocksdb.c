@@ -16,6 +16,7 @@
 #define BLOCK_CACHE_BYTES ((size_t)8 << 20)
 #define READAHEAD_BYTES ((size_t)4 << 20)
 enum { OPEN_FILES_MAX = 128, GET_AT_ONCE = 32, FILTER_BITS_PER_KEY = 8 };
+enum { LOG_NOTHING = 5 }; /* HEADER_LEVEL: headers themselves are of a lower one */
 
 typedef struct {
     kv_index_t index; /* first: the public object */
@@ -23,6 +24,7 @@ typedef struct {
     rocksdb_writeoptions_t *write_options;
     rocksdb_flushoptions_t *flush_options;
     size_t log_bytes_max, log_bytes; /* since the log began */
+    bool failing;                    /* the last write failed */
     rocksdb_readoptions_t *read_options;
     rocksdb_writebatch_t *batch;
 } rocksdb_index_t;
@@ -67,7 +69,10 @@ static kv_status_t rocksdb_index_write(
         }
     }
     char *reason = NULL;
-    if (index->log_bytes > 0 && index->log_bytes + batch->used > index->log_bytes_max) {
+    /* A log that could not be written is not to be synced: RocksDB asserts that nobody tries. It
+     * answers writes with the error, and begins a new log when it can. */
+    if (!index->failing && index->log_bytes > 0 &&
+        index->log_bytes + batch->used > index->log_bytes_max) {
         change_log(index, &reason);
     }
     index->log_bytes += batch->used;
@@ -75,6 +80,7 @@ static kv_status_t rocksdb_index_write(
         rocksdb_writeoptions_set_sync(index->write_options, sync);
         rocksdb_write(index->database, index->write_options, index->batch, &reason);
     }
+    index->failing = reason != NULL;
     return reason == NULL ? KV_OK : fail(error, reason, "write");
 }
 
@@ -215,6 +221,9 @@ static rocksdb_options_t *make_options(void)
     rocksdb_options_set_skip_stats_update_on_db_open(options, 1);
     rocksdb_options_set_keep_log_file_num(options, 2);
     rocksdb_options_set_paranoid_checks(options, 1);
+    /* RocksDB asserts that each line of its own log is written: a disk that is full would end the
+     * process. What went wrong is told by its calls. */
+    rocksdb_options_set_info_log_level(options, LOG_NOTHING);
     rocksdb_options_set_manifest_preallocation_size(options, (size_t)64 << 10);
     rocksdb_block_based_table_options_t *tables = rocksdb_block_based_options_create();
     rocksdb_cache_t *cache = rocksdb_cache_create_lru(BLOCK_CACHE_BYTES);
