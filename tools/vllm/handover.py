@@ -26,6 +26,7 @@ class Proxy:
         """Clients of both."""
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            begun = False  # to answer
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -35,7 +36,7 @@ class Proxy:
                     forward(self, consumer.port, body)
                 except (RequestFailed, OSError, http.client.HTTPException) as error:
                     self.close_connection = True
-                    if not getattr(self, "begun", False):
+                    if not self.begun:
                         self.send_error(502, str(error)[:200])
 
             def log_message(self, *_):

@@ -1,6 +1,7 @@
 """The plays: one idea of where a prompt's KV comes from each, timed and compared.
 
-    control   vLLM without Kvist, and with itself: what the answers are, and which are steady
+    control   vLLM without Kvist, and with itself: what the answers are, and which are steady:
+              computed and from its own prefix cache, in two processes
     cold      nothing is stored: everything is computed, and saved
     prefix    vLLM's own prefix cache
     ram       that cache is emptied: from kvist-store's memory
@@ -138,23 +139,25 @@ class Plays:
     def control(self):
         play = Play("control")
         engine, = self.host.use(off=None)
-        self.say(f"control: {len(self.prompts)} answers, three times without Kvist")
+        self.say(f"control: {len(self.prompts)} answers, four times without Kvist")
         for prompt in self.prompts:
             prompt.complete(self.earlier)
             answer = engine.client.complete(prompt.tokens, ANSWER_TOKENS)
             self.earlier[prompt.name] = prompt, answer.token_ids
         again = [self.answers(engine.client.complete)]
-        engine.client.reset()
-        again.append(self.answers(engine.client.complete))
-        self.steady = {name for name, (_, answer) in self.earlier.items()
-                       if all(answers[name] == answer for answers in again)}
-        play.equality = Equality(len(self.steady),
-                                 unsteady=sorted(set(self.earlier) - self.steady))
         self.say(f"control: {len(self.timed)} of {self.options.tokens} tokens")
         for tokens in self.timed:
             self.time(play, engine, tokens)
         play.more["prefix_ttft_s"] = [
             engine.client.complete(tokens, TIMED_ANSWER_TOKENS).ttft_s for tokens in self.timed]
+        # Another process: what comes back to one was computed by another, too.
+        self.host.stop_all()
+        engine, = self.host.use(off=None)
+        again += [self.answers(engine.client.complete) for _ in range(2)]
+        self.steady = {name for name, (_, answer) in self.earlier.items()
+                       if all(answers[name] == answer for answers in again)}
+        play.equality = Equality(len(self.steady),
+                                 unsteady=sorted(set(self.earlier) - self.steady))
         return play
 
     def cold(self):
