@@ -53,8 +53,8 @@ class Nest:
         self.log = os.path.join(folder, "nest.log")
         environment = dict(
             os.environ, PYTHONPATH=f"{package}:{HERE}", PYTHONHASHSEED=hash_seed,
-            HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", VLLM_CPU_KVCACHE_SPACE="1",
-            VLLM_HOST_IP="127.0.0.1", VLLM_LOGGING_COLOR="0",
+            HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1",
+            VLLM_CPU_KVCACHE_SPACE="1", VLLM_HOST_IP="127.0.0.1", VLLM_LOGGING_COLOR="0",
             VLLM_CPU_OMP_THREADS_BIND="0|1" if (os.cpu_count() or 1) > 1 else "auto")
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(

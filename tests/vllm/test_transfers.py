@@ -367,7 +367,8 @@ class EndingTest(TransfersTest):
         bench.wait_save(9)
         self.assertEqual(bench.thread.call(lambda store: store.statistics().leases), 1)
         bench.transfers.start_saves([], [9, 1000])
-        wait_until(lambda: bench.thread.call(lambda store: store.statistics().leases) == 0, "its lease")
+        wait_until(lambda: bench.thread.call(lambda store: store.statistics().leases) == 0,
+                   "its lease")
 
     def test_close_lets_saves_end(self) -> None:
         bench = self.bench()

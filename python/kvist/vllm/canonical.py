@@ -52,7 +52,7 @@ def plain(value: Any, where: str = "") -> Any:
     if isinstance(value, Mapping):
         return _plain_mapping(value, where)
     if isinstance(value, (set, frozenset)):
-        return sorted((plain(each, where) for each in value), key=lambda each: json.dumps(each))
+        return sorted((plain(each, where) for each in value), key=json.dumps)
     if isinstance(value, Sequence):
         return [plain(each, f"{where}[{i}]") for i, each in enumerate(value)]
     if callable(getattr(value, "to_dict", None)):

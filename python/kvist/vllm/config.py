@@ -35,7 +35,7 @@ class Option:
     choices: of a str, all that it may be; empty: anything within the bounds."""
 
     name: str
-    kind: type
+    kind: type[Any]
     default: Value
     least: float
     most: float

@@ -158,7 +158,7 @@ class KvistStatistics(KVConnectorStats):
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.data = {kind.value: {} for kind in Kind}
+        self.data: dict[str, dict[str, Any]] = {kind.value: {} for kind in Kind}
 
     def _add(self, data: Mapping[str, Any]) -> None:
         counters, samples = self.data["counters"], self.data["samples"]
@@ -228,7 +228,7 @@ class Figures:
     def matched(
         self,
         query_tokens: int,
-        tier_tokens: Mapping[enum.Enum, int] | Mapping[str, int],
+        tier_tokens: Mapping[Any, int],
         miss: enum.Enum | str,
         seconds: float,
     ) -> None:

@@ -134,7 +134,8 @@ def moved() -> list[str]:
     for place, names in NAMES.items():
         owner = _resolve(place, found)
         if owner is not None:
-            there = set(dir(owner)).union(*(vars(c).get("__annotations__", {}) for c in owner.mro()))
+            annotated = (vars(base).get("__annotations__", {}) for base in owner.mro())
+            there = set(dir(owner)).union(*annotated)
             found.extend(f"{place}.{name} is gone" for name in names if name not in there)
     return found
 

@@ -23,6 +23,7 @@ Limits: none of its own.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import secrets
@@ -358,7 +359,8 @@ class SchedulerSide:
                         tracked.request.num_computed_tokens + token_count,
                         tracked.request.num_tokens,
                     )
-                    self._save(tracked, end, lambda: state.get_block_ids(request_id))
+                    block_ids = functools.partial(state.get_block_ids, request_id)
+                    self._save(tracked, end, block_ids)
         step, self._step = self._step, _Step()
         return KvistMetadata(step.loads, step.saves, step.ended_sequences, step.cancelled_loads)
 
