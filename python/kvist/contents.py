@@ -91,9 +91,9 @@ class Contents:
         to be erased, or a disk is missing and could bring it back.
         """
         store, of = self.handle.check(), c_key("key", key)
-        pending = Pending(self.handle, dropped, None)
-        status = lib.kvist_store_drop(store, of, bool(erase), on_dropped, pending.context)
-        return pending.taken("drop", status, DROPPED)
+        return Pending(self.handle, dropped, None).asked(
+            DROPPED, "drop", lib.kvist_store_drop, store, of, bool(erase), on_dropped
+        )
 
     def drop_tenant(self, tenant: str) -> Pending[int]:
         """Drops what is stored of the tenant ("": nobody's) and what goes on from that, and erases
@@ -102,9 +102,9 @@ class Contents:
 
         KvistError: MISSING: nothing is known of it; BUSY: a disk is missing."""
         store, name = self.handle.check(), c_string("tenant", tenant)
-        pending = Pending(self.handle, dropped, None)
-        status = lib.kvist_store_drop_tenant(store, name, on_dropped, pending.context)
-        return pending.taken("drop_tenant", status, DROPPED)
+        return Pending(self.handle, dropped, None).asked(
+            DROPPED, "drop_tenant", lib.kvist_store_drop_tenant, store, name, on_dropped
+        )
 
     def verify(
         self, progress: Optional[Callable[[Verification], Any]] = None
@@ -114,9 +114,9 @@ class Contents:
         progress: called every now and then, after a poll. KvistError: BUSY: one is under way;
         CANCELLED: the store was closed."""
         store = self.handle.check()
-        pending = Pending(self.handle, verified, None, progress)
-        status = lib.kvist_store_verify(store, on_progress, on_verified, pending.context)
-        return pending.taken("verify", status, _VERIFIED)
+        return Pending(self.handle, verified, None, progress).asked(
+            _VERIFIED, "verify", lib.kvist_store_verify, store, on_progress, on_verified
+        )
 
     def set_disk_bytes(self, disk_bytes: int) -> None:
         """The disk tier's quota, from now on. KvistError: INVALID with the bound; REFUSED: the

@@ -67,9 +67,7 @@ class Handle:
         if threading.get_ident() != self._owner or self.store == NULL:
             self._refuse()
         while self._orphans:
-            made = self.leases.pop(self._orphans.popleft(), None)
-            if made is not None:
-                lib.kvist_lease_release(made)
+            self._release(self._orphans.popleft())
         return self.store
 
     def lease(self, number: int) -> Any:
@@ -90,8 +88,12 @@ class Handle:
         """Releases the lease, if it is open."""
         if number in self.leases:
             self.check()
+            self._release(number)
+
+    def _release(self, number: int) -> None:
+        if number in self.leases:
             made = self.leases[number]
-            del self.leases[number]
+            del self.leases[number]  # no call is between this and the next: no interruption either
             lib.kvist_lease_release(made)
 
     def give_back(self, made: Any) -> None:
@@ -158,11 +160,13 @@ class Handle:
             function()
         self.at_close.clear()
         _handles.discard(self)
+        for number in list(self.leases):
+            self._release(number)
         store, self.store = self.store, NULL
-        while self.leases:
-            lib.kvist_lease_release(self.leases.popitem()[1])
-        lib.kvist_store_close(store)
-        self.take_ended()
+        try:
+            lib.kvist_store_close(store)
+        finally:
+            self.take_ended()
 
     def forget(self) -> None:
         """In the child of a fork: the store is the parent's."""

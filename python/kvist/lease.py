@@ -75,11 +75,10 @@ class Lease:
         if not pieces.writable:
             raise invalid("the pieces are read-only: nothing can be loaded into them")
         pending = Pending(self._handle, loaded, (self, pieces))
-        status = lib.kvist_lease_load(
-            made, selection, pieces.c, pieces.count, on_loaded, pending.context
+        status = pending.ask(
+            lib.kvist_lease_load, made, selection, pieces.c, pieces.count, on_loaded
         )
         if status != lib.KV_OK:
-            pending.refuse()
             raise self._not_loaded(status, pieces, selection)
         return pending
 
@@ -131,11 +130,10 @@ class Lease:
         put.tokens, put.arithmetic = ids, name
         put.deadline_ns = _deadline_ns(timeout_s)
         pending = Pending(self._handle, stored, (self, pieces))
-        status = lib.kvist_lease_store(
-            made, put, pieces.c, pieces.count, on_stored, pending.context
+        status = pending.ask(
+            lib.kvist_lease_store, made, put, pieces.c, pieces.count, on_stored
         )
         if status != lib.KV_OK:
-            pending.refuse()
             raise self._not_stored(status, pieces, put, len(name) - 1)
         return pending
 

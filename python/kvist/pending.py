@@ -58,8 +58,6 @@ class Pending(Generic[Result]):
         self._error: Optional[KvistError] = None
         self._callbacks: list[Callable[[Pending[Result]], Any]] = []
         self._number = next(_numbers)
-        handle.in_flight[self._number] = self
-        _handles[self._number] = handle
 
     def result(self, timeout_s: Optional[float] = None) -> Result:
         """The result, which is waited for while the store is polled.
@@ -120,16 +118,29 @@ class Pending(Generic[Result]):
         """What C is to give back to the callback."""
         return ffi.cast("void *", self._number)
 
-    def refuse(self) -> None:
-        """C has not taken it: no callback will run."""
-        del _handles[self._number], self._handle.in_flight[self._number]
-        self._held = None
+    def ask(self, function: Any, *arguments: Any) -> int:
+        """Calls C with the arguments, a callback and the context; returns the status. From then on
+        it is in flight, unless C refused it.
 
-    def taken(self, what: str, status: int, reasons: Optional[Reasons] = None) -> Pending[Result]:
-        """Itself, if C has taken it; else the error of the status."""
-        if status != lib.KV_OK:
-            self.refuse()
-            raise_status(what, status, reasons)
+        Call and result are one step of the interpreter's (map within extend): an interruption
+        comes before or after it, and never leaves open whether C has borrowed memory.
+        """
+        statuses: list[Any] = []
+        try:
+            self._handle.in_flight[self._number] = self
+            _handles[self._number] = self._handle
+            each_alone = [(argument,) for argument in (*arguments, self.context)]
+            statuses.extend(map(function, *each_alone))
+        finally:
+            if statuses not in _TAKEN:
+                _handles.pop(self._number, None)
+                self._handle.in_flight.pop(self._number, None)
+                self._held = None
+        return int(statuses[0] or lib.KV_OK)
+
+    def asked(self, reasons: Optional[Reasons], what: str, *call: Any) -> Pending[Result]:
+        """As ask; itself, or the error of the status."""
+        raise_status(what, self.ask(*call), reasons)
         return self
 
     def tell(self, progress: Any) -> None:
@@ -152,6 +163,7 @@ class Pending(Generic[Result]):
 
 
 _numbers = itertools.count(1)
+_TAKEN = ([lib.KV_OK], [None])  # None: of a call that cannot refuse
 _handles: dict[int, Handle] = {}  # of what is in flight
 
 
@@ -218,6 +230,12 @@ _STORED: Reasons = {
     ),
     Status.REFUSED: ("another block has that key", "leave it: two contexts have one key"),
 }
+_FLUSHED: Reasons = {
+    Status.MISSING: (
+        "there is no disk tier: nothing becomes durable",
+        "open the store with directory and disk_bytes; an attached store: give kvist-store a disk",
+    ),
+}
 DROPPED: Reasons = {
     Status.MISSING: ("nothing of it is stored", "nothing: it is not there"),
     Status.BUSY: (
@@ -244,7 +262,7 @@ def stored(status: int, block_count: int) -> int:
 
 def flushed(status: int) -> None:
     """Of a flush."""
-    raise_status("the flush", status)
+    raise_status("the flush", status, _FLUSHED)
 
 
 def dropped(status: int, object_count: int) -> int:

@@ -139,9 +139,9 @@ class Store(Contents):
         """Over when all that was sealed before the call is durable; KvistError: it could not be
         made so."""
         store = self.handle.check()
-        pending = Pending(self.handle, flushed, None)
-        lib.kvist_store_flush(store, on_flushed, pending.context)
-        return pending
+        return Pending(self.handle, flushed, None).asked(
+            None, "flush", lib.kvist_store_flush, store, on_flushed
+        )
 
     # ---- going on ----
 
