@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Callable, Iterator, List, Optional, Union
+from typing import Any, Callable, Iterator, List, Optional, Tuple, Union
 
 from kvist.callbacks import callback, raise_interruption
 from kvist.convert import (
@@ -10,9 +10,9 @@ from kvist.convert import (
     Tokens,
     c_key,
     c_string,
+    extra_array,
     key_bytes,
     key_of,
-    no_extras,
     split_keys,
     token_array,
     u32,
@@ -176,10 +176,17 @@ class Contents:
     def tokens(self, key: bytes) -> List[int]:
         """The token ids of a stored block; may read its record. KvistError: MISSING: not stored;
         IO: it cannot be read now."""
-        made = ffi.new("uint32_t[]", self.layout.block_tokens)
-        status = lib.kvist_store_tokens(self.handle.check(), c_key("key", key), made, ffi.NULL)
-        raise_status("tokens", status, _SHOWN)
-        return list_of(made)
+        return self._tokens(key)[0]
+
+    def extra(self, key: bytes) -> bytes:
+        """The extra key of a stored block, as tokens(): 32 bytes; zeros: it has none."""
+        return self._tokens(key)[1]
+
+    def _tokens(self, key: bytes) -> Tuple[List[int], bytes]:
+        made, extra = ffi.new("uint32_t[]", self.layout.block_tokens), ffi.new("kvist_key_t *")
+        status = lib.kvist_store_tokens(self.handle.check(), c_key("key", key), made, extra)
+        raise_status("the tokens of a block", status, _SHOWN)
+        return [int(token) for token in made], key_of(extra)
 
     # ---- why ----
 
@@ -211,7 +218,8 @@ class Contents:
         ffi.memmove(query.name_space.bytes, key_bytes("name_space", name_space), KEY_BYTES)
         query.tokens, query.token_count = ids, len(ids)
         query.all_name_spaces = bool(all_name_spaces)
-        no_extras(extras)
+        more = extra_array(extras, len(ids) // self.layout.block_tokens)
+        query.extras = more
         status = lib.kvist_why(self.handle.check(), query, made)
         raise_status("why", status, _WHY)
         return Why.of(made)
@@ -268,11 +276,6 @@ class Listening:
                 self._listener(change)
             except Exception:
                 logger.exception("a listener of the caller's failed; do: correct it")
-
-
-def list_of(made: Any) -> List[int]:
-    """A C array of integers."""
-    return [int(value) for value in made]
 
 
 # ---- what libkvist calls, within the call that asked or within a poll ----

@@ -116,8 +116,24 @@ def integers(values: Any) -> Any:
     return values.tolist() if hasattr(values, "tolist") else values
 
 
-def no_extras(extras: Optional[Extras]) -> Any:
-    """Extra keys are not yet part of this libkvist."""
-    if extras is not None:
-        raise invalid("extras: this libkvist has no extra keys", "leave them off")
-    return NULL
+def extra_array(extras: Optional[Extras], block_count: int) -> Any:
+    """A kvist_key_t array of the blocks' extra keys; NULL for None. It holds what they lie in."""
+    if extras is None:
+        return NULL
+    try:
+        together = extras if isinstance(extras, (bytes, bytearray)) else _joined(extras)
+    except TypeError as error:
+        raise invalid(
+            f"extras are no extra keys: {error}",
+            f"give {KEY_BYTES} bytes or None for each whole block, or all of them in one object",
+        ) from error
+    if len(together) != block_count * KEY_BYTES:
+        raise invalid(
+            f"extras have {len(together)} bytes: {block_count} whole blocks have {KEY_BYTES} each"
+        )
+    return ffi.from_buffer("kvist_key_t[]", together)
+
+
+def _joined(extras: Sequence[Optional[bytes]]) -> bytes:
+    none = bytes(KEY_BYTES)
+    return b"".join(none if extra is None else key_bytes("extras", extra) for extra in extras)

@@ -15,9 +15,9 @@ from kvist.convert import (
     c_path,
     c_string,
     enumeration,
+    extra_array,
     key_bytes,
     key_of,
-    no_extras,
     split_keys,
     token_array,
     u32,
@@ -71,14 +71,18 @@ def namespace_params(
 def keys(
     name_space: bytes, tokens: Tokens, block_tokens: int, extras: Optional[Extras] = None
 ) -> list[bytes]:
-    """Keys of the whole blocks of a context, from its first one on; each names all before it."""
+    """Keys of the whole blocks of a context, from its first one on; each names all before it.
+
+    extras: for each whole block 32 bytes more of what its KV depends on, a digest of the images
+    behind its placeholder tokens, say; None, or zeros: nothing. Or all of them in one bytes object.
+    """
     if u32("block_tokens", block_tokens) == 0:
         raise invalid("block_tokens is 0: it must be 1 or more")
     ids = token_array(tokens)
     count = len(ids) // block_tokens
     made = ffi.new("kvist_key_t[]", count)
-    no_extras(extras)
-    lib.kvist_keys(c_key("name_space", name_space), ids, ffi.NULL, len(ids), block_tokens, made)
+    more = extra_array(extras, count)
+    lib.kvist_keys(c_key("name_space", name_space), ids, more, len(ids), block_tokens, made)
     return split_keys(made, count)
 
 

@@ -5,7 +5,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, Optional
 
-from kvist.convert import Extras, Tokens, c_string, no_extras, token_array
+from kvist.convert import Extras, Tokens, c_string, extra_array, token_array
 from kvist.errors import KvistError, Status, invalid
 from kvist.native import NULL, ffi, lib, text_of
 from kvist.pending import Pending, loaded, on_loaded, on_stored, stored
@@ -99,6 +99,7 @@ class Lease:
         first_block: of the first group: after those that are sealed or asked to be stored.
         block_count: None: as many as the pieces have bytes for.
         tokens: the blocks' ids, copied; None where the blocks are in the query.
+        extras: of these tokens, as in keys(); None: of those in the query.
         arithmetic: which kernels made them, at most 47 bytes.
         timeout_s: to wait for room; None: as long as it takes.
 
@@ -112,10 +113,12 @@ class Lease:
         """
         made = self._handle.lease(self._number)
         pieces = pieces_of(pieces)
-        no_extras(extras)
         if block_count is None:
             block_count = self._blocks_of(pieces, group)
         ids = NULL if tokens is None else token_array(tokens)
+        if tokens is None and extras is not None:
+            raise invalid("extras are given without tokens: they are of these", "give both or none")
+        more = extra_array(extras, block_count)
         name = c_string("arithmetic", arithmetic)
         put = self._handle.put
         try:
@@ -127,7 +130,7 @@ class Lease:
                 f"there are {len(ids)} tokens: {block_count} blocks have "
                 f"{block_count * self._store.layout.block_tokens}"
             )
-        put.tokens, put.arithmetic = ids, name
+        put.tokens, put.extras, put.arithmetic = ids, more, name
         put.deadline_ns = _deadline_ns(timeout_s)
         pending = Pending(self._handle, stored, (self, pieces))
         status = pending.ask(

@@ -100,6 +100,7 @@ class MissDetail:
     token: diverged: number of the query's first token that differs, or the earliest that may.
     token_exact: whether just that one differs.
     other: diverged: the key of the stored block that shares most with the query.
+    extra_differs: diverged: that block's tokens are equal, its extra key is not; token: its first.
     """
 
     block: int
@@ -113,6 +114,7 @@ class MissDetail:
     token: int
     token_exact: bool
     other: bytes
+    extra_differs: bool
 
     @classmethod
     def of(cls, made: Any) -> MissDetail:
@@ -129,6 +131,7 @@ class MissDetail:
             token=made.token,
             token_exact=bool(made.token_known),
             other=key_of(made.other),
+            extra_differs=bool(made.extra_differs),
         )
 
 

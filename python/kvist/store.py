@@ -8,7 +8,7 @@ import weakref
 from typing import Optional, Sequence
 
 from kvist.contents import Contents
-from kvist.convert import Extras, Tokens, enumeration, key_bytes, no_extras, token_array, u64
+from kvist.convert import Extras, Tokens, enumeration, extra_array, key_bytes, token_array, u64
 from kvist.errors import KvistError, Status, invalid, new_error, raise_for
 from kvist.handle import Handle
 from kvist.layout import Layout
@@ -108,19 +108,21 @@ class Store(Contents):
         terms: of the blocks that the lease stores.
         renew: found blocks get expiry and pin of these terms, where those are later.
         request: what the caller knows its request by; told of blocks that go for its sake.
+        extras: 32 bytes more of what each whole block's KV depends on, as in keys().
 
         Reads nothing from disk. An attached store waits for the service, for at most a quarter of
         a second. KvistError: INVALID: too long, or terms out of bounds; BUSY: too many leases.
         """
         handle = self.handle
         store, ids = handle.check(), token_array(tokens)
+        more = extra_array(extras, len(ids) // self.layout.block_tokens)
         query, out = handle.query, handle.lease_out
         ffi.memmove(query.name_space.bytes, key_bytes("name_space", name_space), KEY_BYTES)
         query.tokens, query.token_count = ids, len(ids)
         query.mode = enumeration("mode", Mode, mode)
         _tenant = terms.fill(query.terms)
         query.renew, query.request = bool(renew), u64("request", request)
-        no_extras(extras)
+        query.extras = more
         out[0] = NULL
         try:
             status = lib.kvist_match(store, query, out, handle.match_out)
@@ -215,7 +217,7 @@ def _not_matched(status: int, block_count: int, terms: Terms) -> KvistError:
         return KvistError(Status(status), f"the match: {text_of(lib.kv_status_name(status))}")
     return invalid(
         f"the query has {block_count} blocks (at most {lib.KVIST_CHAIN_BLOCKS_MAX}; of an attached "
-        f"store 2^17, and 2^20 tokens), or its terms are out of bounds: {terms}",
+        f"store 2^17, 2^16 with extras, and 2^20 tokens), or its terms are out of bounds: {terms}",
         "shorten it; give a pin that is not beyond the expiry, and a tenant of at most "
         f"{lib.KVIST_TENANT_BYTES_MAX} characters",
     )

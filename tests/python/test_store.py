@@ -174,6 +174,36 @@ class Bytes(OnStore):
                 self.assertEqual(lease.store(stored).result(LIMIT_S), 0)
         self.assertEqual(len(load_context(self.store, 2, 4)), 0)
 
+    def test_extra_keys(self):
+        tokens, picture, other = tokens_of(1, 4), b"a picture".ljust(32), b"another".ljust(32)
+        extras = [None, picture, None, None]
+        stored = bytes_of(1, 4, BLOCK_BYTES)
+        with self.store.match(NAME_SPACE, tokens, extras=extras) as lease:
+            lease.store(stored).result(LIMIT_S)
+        for asked, found in ((extras, 4), (b"".join(e or bytes(32) for e in extras), 4), (None, 1),
+                             ([None, other, None, None], 1), ([picture, picture, None, None], 0)):
+            with self.store.match(NAME_SPACE, tokens, extras=asked) as lease:
+                self.assertEqual(lease.match.block_count, found)
+                if found == 1:
+                    self.assertEqual(lease.match.miss, kvist.Miss.DIVERGED)
+                    self.assertTrue(lease.match.detail.extra_differs)
+        keys = kvist.keys(NAME_SPACE, tokens, BLOCK_TOKENS, extras)
+        plain = kvist.keys(NAME_SPACE, tokens, BLOCK_TOKENS)
+        self.assertEqual(keys[0], plain[0])
+        self.assertFalse(set(keys[1:]) & set(plain))
+        self.assertEqual([self.store.extra(key) for key in keys[:2]], [bytes(32), picture])
+        self.assertEqual(self.store.tokens(keys[1]),
+                         tokens[BLOCK_TOKENS:2 * BLOCK_TOKENS].tolist())
+        self.assertEqual(self.store.why(NAME_SPACE, tokens, extras=extras).match.block_count, 4)
+        with self.store.match(NAME_SPACE, tokens[:0], kvist.Mode.WRITE) as lease:
+            lease.store(stored, tokens=tokens, extras=[other] * 4).result(LIMIT_S)
+            self.assertIn("without tokens", refusal(self, INVALID, lease.store, stored,
+                                                    first_block=4, extras=[other] * 4))
+        for wrong in ([None] * 3, [b"short"] * 4, bytes(31), [1, 2, 3, 4], 7):
+            for call in (self.store.match, self.store.why):
+                self.assertIn("extras", refusal(self, INVALID, call, NAME_SPACE, tokens,
+                                                extras=wrong))
+
     def test_pending_of_another_lease(self):
         stored = bytes_of(1, 2, BLOCK_BYTES)
         first = self.store.match(NAME_SPACE, tokens_of(1, 2))
