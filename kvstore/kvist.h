@@ -288,6 +288,10 @@ typedef struct kvist_store kvist_store_t;
  *   KV_PEER_LOST. The store attaches again within half a second of the service's return; it also
  *   opens without it. Leases of before then load what they found in host memory; the rest of their
  *   blocks is failed.
+ * - Stores and loads that are under way when it ends are called back in the polls that follow, as
+ *   soon as what workers copy at that moment is through (a few blocks of each). Where it stops
+ *   instead and stays connected that begins 2.5 seconds after it last said anything. So a caller's
+ *   memory comes back within three seconds, on a machine that has time, as long as it polls.
  * - Opening: KV_REFUSED: not this user's domain, or the domain has another layout (the error names
  *   the field). KV_INVALID: what kvist-store says of the parameters.
  * - A query has at most 2^20 tokens and 2^17 blocks (2^16 with extra keys), a client as many leases
@@ -387,7 +391,9 @@ typedef struct {
     kvist_terms_t terms; /* of the blocks that the lease stores */
     bool renew;          /* found blocks get expiry and pin of these terms, where those are later */
     uint64_t
-        request; /* what the caller knows its request by; told of blocks that go for its sake */
+        request;    /* what the caller knows its request by; told of blocks that go for its sake */
+    bool uncounted; /* the request was looked up before, through another lease (in another process,
+                       say): kvist_stats_t.miss_count does not count this match */
 } kvist_query_t;
 
 /* What is known of the first block that was not found, without anything being read. */
@@ -488,9 +494,10 @@ kv_status_t kvist_lease_load(kvist_lease_t *lease, const kvist_selection_t *sele
 
 /* status KV_OK: all blocks are stored (in host memory; durable after kvist_store_flush, or behind).
  * Otherwise the first block_count are: KV_BUSY: the deadline passed before there was room;
- * KV_NO_SPACE: there is none to be had (no host tier, all is pinned or leased); KV_MISSING: what
- * they go on from was not stored, or is gone; KV_REFUSED: another block has that key; KV_CANCELLED:
- * released first. Modes read and bypass store nothing: KV_OK with 0. */
+ * KV_NO_SPACE: there is none to be had (no host tier, all is pinned or leased; without a disk: what
+ * they go on from had to go); KV_MISSING: what they go on from was not stored, or is gone;
+ * KV_REFUSED: another block has that key; KV_CANCELLED: released first. Modes read and bypass store
+ * nothing: KV_OK with 0. */
 typedef void (*kvist_stored_t)(
     void *context, kvist_lease_t *lease, kv_status_t status, uint32_t block_count);
 

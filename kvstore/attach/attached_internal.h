@@ -33,6 +33,7 @@ enum {
     KV_ATTACH_EXTRAS_MAX = 1 << 16, /* blocks of one that has extra keys: they fit a frame */
     KV_ATTACH_BLOCKS_MAX = 1 << 17,
     KV_ATTACH_REQUESTS_MAX = 512, /* not answered yet */
+    KV_ATTACH_REQUESTS_KEPT = 64, /* of these for what cannot wait: all but offers */
     KV_ATTACH_WINDOWS_MAX = 32,
     KV_ATTACH_WINDOW_BYTES = 1 << 20, /* at least; one block and its checksums fit */
     KV_ATTACH_WINDOWS_MIN = 4,
@@ -44,7 +45,7 @@ typedef struct kv_attached kv_attached_t;
 typedef struct kv_attached_lease kv_attached_lease_t;
 typedef struct kv_life kv_life_t;
 
-/* Waits for a window of staging memory. */
+/* Waits for a window of staging memory, or for room for an offer. */
 typedef struct kv_window_wait kv_window_wait_t;
 struct kv_window_wait {
     void (*ready)(kv_window_wait_t *wait); /* takes one, or several, or none */
@@ -230,6 +231,9 @@ void kv_link_poll(kv_attached_t *attached);
 void kv_link_lose(kv_attached_t *attached, kv_status_t status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 void kv_link_close(kv_attached_t *attached);
+
+/* Whether there is room for a request that can wait: not too many are unanswered. */
+bool kv_link_has_room(const kv_attached_t *attached);
 
 /* Whether requests can be sent and are worth waiting for. */
 bool kv_link_usable(const kv_attached_t *attached);

@@ -226,6 +226,7 @@ static Kvist__Store__Match ask_of(
     match.terms = terms;
     match.renew = query->renew;
     match.request = query->request;
+    match.uncounted = query->uncounted;
     return match;
 }
 
@@ -298,8 +299,8 @@ static kvist_tier_t tier_of(const kv_attached_lease_t *lease, uint32_t block)
 }
 
 /* Whichever found more also knows why it is not more. */
-static void finish_match(
-    kv_attached_lease_t *lease, const kvist_match_t *inner, const kvist_match_t *served)
+static void finish_match(kv_attached_lease_t *lease, bool counted, const kvist_match_t *inner,
+    const kvist_match_t *served)
 {
     kv_attached_t *attached = kv_lease_attached(lease);
     bool all = inner->miss == KVIST_MISS_NONE || inner->miss == KVIST_MISS_SHORT ||
@@ -314,7 +315,7 @@ static void finish_match(
         lease->match.tier_blocks[tier_of(lease, block)]++;
     }
     lease->sealed_count = lease->match.block_count;
-    attached->miss_count[lease->match.miss]++;
+    attached->miss_count[lease->match.miss] += counted;
 }
 
 /* Of the inner store, or nothing where there is no device. */
@@ -362,7 +363,7 @@ kv_status_t kv_attached_match(kvist_store_t *store, const kvist_query_t *query,
         kv_attached_settle(lease);
         return status;
     }
-    finish_match(lease, &inner, &served);
+    finish_match(lease, !query->uncounted, &inner, &served);
     *lease_out = (kvist_lease_t *)lease;
     *match_out = lease->match;
     return KV_OK;

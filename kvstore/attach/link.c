@@ -259,6 +259,11 @@ static kv_status_t send_request(kv_attached_t *attached, Kvist__Store__Request__
     return status;
 }
 
+bool kv_link_has_room(const kv_attached_t *attached)
+{
+    return attached->link.request_count < KV_ATTACH_REQUESTS_MAX - KV_ATTACH_REQUESTS_KEPT;
+}
+
 bool kv_link_usable(const kv_attached_t *attached)
 {
     return attached->link.state == KV_LINK_UP && !attached->link.silent;

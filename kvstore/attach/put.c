@@ -329,6 +329,10 @@ static void take_turn(kv_attached_put_t *put)
         stop(put, KV_MISSING);
         return;
     }
+    if (!kv_link_has_room(store_of(put))) { /* many leases store at once */
+        kv_window_wait(store_of(put), &put->wait);
+        return;
+    }
     if (put->keys == NULL) {
         make_keys(put);
     }

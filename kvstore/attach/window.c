@@ -1,5 +1,6 @@
-/* Windows of staging memory, and who waits for one: first come, first served. A window is taken
- * until the service has answered what was asked about it; its connection's end ends it too. */
+/* Windows of staging memory, and who waits for one, or for room for an offer: first come, first
+ * served. A window is taken until the service has answered what was asked about it; its
+ * connection's end ends it too. */
 #include "kvstore/attach/attached_internal.h"
 
 #include "base/check.h"
@@ -58,7 +59,8 @@ void kv_windows_advance(kv_attached_t *attached)
 {
     /* Where the connection is down everybody is told once, and waits no more. */
     while (attached->first_wait != NULL &&
-           (attached->link.state != KV_LINK_UP || attached->life->windows_free_count > 0)) {
+           (attached->link.state != KV_LINK_UP ||
+               (attached->life->windows_free_count > 0 && kv_link_has_room(attached)))) {
         kv_window_wait_t *wait = attached->first_wait;
         kv_window_wait_no_more(attached, wait);
         wait->ready(wait);

@@ -402,7 +402,7 @@ kv_status_t kv_embedded_match(kvist_store_t *store, const kvist_query_t *query,
         kv_terms_renew(store, lease->objects[block], &lease->like);
     }
     kv_match_announce(lease);
-    store->stats.miss_count[lease->match.miss]++;
+    store->stats.miss_count[lease->match.miss] += !query->uncounted;
     *lease_out = lease;
     *match_out = lease->match;
     return KV_OK;

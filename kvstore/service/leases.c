@@ -242,6 +242,7 @@ void kv_conn_match(kv_service_conn_t *client, const Kvist__Store__Match *asked)
         .mode = (kvist_mode_t)asked->mode,
         .renew = asked->renew,
         .request = asked->request,
+        .uncounted = asked->uncounted,
     };
     if (!check_query(client, asked) || !kv_conn_tokens(client, &asked->tokens, &asked->extras) ||
         !kv_conn_key(client, &asked->name_space, &query.name_space) ||
