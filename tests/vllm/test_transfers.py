@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 import unittest
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -214,6 +215,25 @@ class MovingTest(TransfersTest):
         job = load_job("r", tokens, [[5, 6]], owner=Owner(salt=b"another"))
         bench.transfers.start_loads([job])
         self.assertEqual(bench.wait_load("r").failed_pages, {5, 6})
+
+    def test_extra_keys_are_part_of_a_block(self) -> None:
+        bench = self.bench()
+        bench.fill(1)
+        tokens = tokens_of(1, 3, BLOCK_TOKENS)
+        extras = (b"\0" * 32, b"image".ljust(32), b"image".ljust(32))
+        first = save_job(1, 1, tokens[:32], [[1, 2]])
+        second = save_job(2, 1, tokens[32:], [[3]], 2)
+        jobs = [replace(first, extras=extras[:2]), replace(second, extras=extras[2:])]
+        bench.transfers.start_saves(jobs, [1])
+        self.assertTrue(bench.wait_save(1) and bench.wait_save(2))
+        want = [bench.page(page) for page in (1, 2, 3)]
+        job = load_job("r", tokens, [[5, 6, 7]])
+        bench.transfers.start_loads([replace(job, extras=extras)])
+        self.assertEqual(bench.wait_load("r").failed, set())
+        self.assertEqual([bench.page(page) for page in (5, 6, 7)], want)
+        for others, missing in ((None, {6, 7}), (extras[:2] + extras[:1], {7})):
+            bench.transfers.start_loads([replace(job, extras=others)])
+            self.assertEqual(bench.wait_load("r").failed_pages, missing)
 
     def test_more_loads_than_are_begun_at_once(self) -> None:
         bench = self.bench()
