@@ -16,9 +16,12 @@ computing gives one answer.
 """
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import random
+import shutil
 import tempfile
 import zlib
 from collections import deque
@@ -60,10 +63,11 @@ VOCABULARY = 512
 WINDOW_TOKENS = 80
 
 
+@functools.cache
 def model_folder() -> str:
-    """A configuration, and something for its weights."""
-    folder = os.path.join(tempfile.gettempdir(), f"kvist-simulated-{os.getuid()}-{os.getpid()}")
-    os.makedirs(folder, exist_ok=True)
+    """A configuration, and something for its weights; this process's."""
+    folder = tempfile.mkdtemp(prefix="kvist-simulated-")
+    atexit.register(shutil.rmtree, folder)
     with open(os.path.join(folder, "config.json"), "w", encoding="ascii") as file:
         json.dump({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128,
@@ -80,12 +84,12 @@ def vllm_config(role: str = "kv_both", options: dict[str, Any] | None = None,
                 **arguments: Any) -> Any:
     """arguments: EngineArgs."""
     return EngineArgs(
-        model=model_folder(), skip_tokenizer_init=True, dtype="bfloat16", max_model_len=2048,
-        enforce_eager=True, block_size=BLOCK_TOKENS,
+        model=model_folder(), skip_tokenizer_init=True, dtype="bfloat16", enforce_eager=True,
+        block_size=BLOCK_TOKENS,
         kv_transfer_config=KVTransferConfig(
             kv_connector="KvistConnector", kv_connector_module_path="kvist.vllm", kv_role=role,
             kv_connector_extra_config={"pending_wait_s": 5, **(options or {})}),
-        **{"max_num_seqs": 8, "max_num_batched_tokens": 256, **arguments},
+        **{"max_num_seqs": 8, "max_num_batched_tokens": 256, "max_model_len": 2048, **arguments},
     ).create_engine_config()
 
 
