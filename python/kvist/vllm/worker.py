@@ -31,7 +31,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransfe
 from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
 
 import kvist
-from kvist.vllm import identity
+from kvist.vllm import cores, identity
 from kvist.vllm.config import Config
 from kvist.vllm.figures import Figures
 from kvist.vllm.metadata import (
@@ -121,6 +121,7 @@ class WorkerSide:
 
     def _open(self, layout: kvist.Layout) -> kvist.StoreThread:
         def open_store() -> kvist.Store:
+            cores.leave_team()  # libkvist's own threads are started by this one
             return kvist.Store(layout, attach=self._config.socket, domain=self._config.domain)
 
         try:
