@@ -6,9 +6,9 @@ usage: declarations.py PREPROCESSED-HEADER EXPORTS MODULE-OUT
 EXPORTS is the version script that the library is linked with (kvstore/libkvist.map).
 
 The module is in cffi's out-of-line ABI mode: plain Python, read at import in about a millisecond
-(parsing the declarations at import took 300 times as long), and used with libkvist.so as it is:
-without a compiler. It is made at build time, with cffi and pycparser; it is used with any cffi
-that is not older.
+(parsing the declarations there takes a hundred times as long), and used with libkvist.so as it is:
+without a compiler. It is made at build time, with cffi and pycparser; it is used with any cffi that
+is not older.
 """
 import fnmatch
 import re

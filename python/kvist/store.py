@@ -100,6 +100,7 @@ class Store(Contents):
         renew: bool = False,
         request: int = 0,
         extras: Optional[Extras] = None,
+        uncounted: bool = False,
     ) -> Lease:
         """The longest stored prefix that all groups can serve, held by a new lease (of zero blocks
         where nothing is stored).
@@ -109,6 +110,8 @@ class Store(Contents):
         renew: found blocks get expiry and pin of these terms, where those are later.
         request: what the caller knows its request by; told of blocks that go for its sake.
         extras: 32 bytes more of what each whole block's KV depends on, as in keys().
+        uncounted: the request was looked up before, by another lease or process: the statistics'
+            miss_count does not count this match.
 
         Reads nothing from disk. An attached store waits for the service, for at most a quarter of
         a second. KvistError: INVALID: too long, or terms out of bounds; BUSY: too many leases.
@@ -122,7 +125,7 @@ class Store(Contents):
         query.mode = enumeration("mode", Mode, mode)
         _tenant = terms.fill(query.terms)
         query.renew, query.request = bool(renew), u64("request", request)
-        query.extras = more
+        query.extras, query.uncounted = more, bool(uncounted)
         out[0] = NULL
         try:
             status = lib.kvist_match(store, query, out, handle.match_out)

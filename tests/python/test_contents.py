@@ -112,6 +112,8 @@ class Looking(OnDisk):
         self.assertIn(statistics.io, ("io_uring", "threads"))
         self.assertEqual(statistics.miss_count[kvist.Miss.NEW], 1)
         self.assertIs(statistics.disk_offline, False)
+        self.store.match(NAME_SPACE, tokens_of(2, 1), uncounted=True).release()
+        self.assertEqual(self.store.statistics().miss_count, statistics.miss_count)
 
     def test_enumerations_are_the_headers(self):
         for kind, name, last in (
