@@ -20,6 +20,9 @@ ENGINE_ENVIRONMENT = {
     "LMCACHE_TRACK_USAGE": "false",
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_SERVER_DEV_MODE": "1",  # /reset_prefix_cache
+    # As many cores compute with a connector as without; by itself vLLM leaves one more free then,
+    # or, on two cores, none.
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",
 }
 
 
