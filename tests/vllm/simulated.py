@@ -1,9 +1,9 @@
-"""vLLM's own scheduler with a model that only remembers: for tests of the connector's scheduler side.
+"""vLLM's own scheduler with a model that only remembers: for the connector's scheduler side.
 
-The scheduler, its KV cache manager, its requests and the connector's SchedulerSide are the real ones.
-In place of a model there are pages that hold the token computed into each of their slots, in place
-of kvist-store a set of prefixes, in place of workers what takes jobs and ends them some steps later.
-So every rule about pages can be looked at, in every step, without waiting for anything:
+The scheduler, its KV cache manager, its requests and the connector's SchedulerSide are the real
+ones. In place of a model there are pages that hold the token computed into each of their slots, in
+place of kvist-store a set of prefixes, in place of workers what takes jobs and ends them some steps
+later. So every rule about pages can be looked at, in every step, without waiting for anything:
 
 - a token is computed only on pages that hold all tokens before it that its layer looks at;
 - a page that is being saved holds the tokens of its job from the step of the job on until the job's

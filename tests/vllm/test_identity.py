@@ -266,7 +266,7 @@ class Prompts(unittest.TestCase):
         self.assertEqual(len(seen), 8)
 
     def test_positions_count_from_the_block(self) -> None:
-        # The same item at the same place of its block, in another block: the chain tells them apart.
+        # The same item at the same place of another block: the chain tells them apart.
         first = self.prompts.extras(request(item(10, 5)), 0, 1)
         third = self.prompts.extras(request(item(74, 5)), 2, 3)
         self.assertEqual(first, third)

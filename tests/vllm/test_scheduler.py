@@ -7,7 +7,7 @@ import unittest
 from typing import Any
 from unittest import mock
 
-from kvist.vllm import scheduler as side
+from kvist.vllm import finding, saves, scheduler
 from simulated import BLOCK_TOKENS, Engine, Prefixes, VOCABULARY
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
@@ -20,7 +20,7 @@ def prompt(seed: int, tokens: int, begin: list[int] | None = None) -> list[int]:
 
 class Case(unittest.TestCase):
     def setUp(self) -> None:
-        patch = mock.patch.object(side, "LookUps", Prefixes)
+        patch = mock.patch.object(scheduler, "LookUps", Prefixes)
         patch.start()
         self.addCleanup(patch.stop)
 
@@ -246,17 +246,17 @@ class Trouble(Case):
         text = prompt(1, 2 * BLOCK_TOKENS)
         engine.add("one", text, max_tokens=6 * BLOCK_TOKENS)
         now = [1000.0]
-        with mock.patch.object(side.time, "monotonic", side_effect=lambda: now[0]):
+        with mock.patch.object(finding.time, "monotonic", side_effect=lambda: now[0]):
             for _ in range(40):
                 engine.step()
             self.assertEqual(engine.model.saved_blocks, 0)
             engine.model.save_fails_one_in = 0
-            jobs = engine.side._numbers
+            jobs = engine.side._saves._numbers
             before = next(jobs)
             for _ in range(40):
                 engine.step()
             self.assertEqual(next(jobs), before + 1, "not before a while has passed")
-            now[0] += side.SAVE_AGAIN_S
+            now[0] += saves.SAVE_AGAIN_S
             engine.run()
         self.assertEqual(engine.model.saved_blocks, 7)
         engine.check_nothing_left()
@@ -319,7 +319,7 @@ class HandOver(Case):
         consumer = self.engine(role="kv_consumer")
         consumer.add("one", text, params={"other": 1, **params})
         now = [1000.0]
-        with mock.patch.object(side.time, "monotonic", side_effect=lambda: now[0]):
+        with mock.patch.object(finding.time, "monotonic", side_effect=lambda: now[0]):
             for _ in range(5):
                 consumer.step()
                 now[0] += 0.01
@@ -340,7 +340,7 @@ class HandOver(Case):
         producer.run()
         consumer.add("one", text, params=producer.params["one"])
         now = [1000.0]
-        with mock.patch.object(side.time, "monotonic", side_effect=lambda: now[0]):
+        with mock.patch.object(finding.time, "monotonic", side_effect=lambda: now[0]):
             consumer.step()
             self.assertEqual(consumer.answers["one"], [])
             now[0] += 2
@@ -355,7 +355,7 @@ class HandOver(Case):
                        {"kvist": {"blocks": 1 << 40, "key": "ab" * 32}},
                        {"kvist": {"blocks": 9, "key": "ab" * 32}}, {"kvist": None}):
             consumer = self.engine()
-            with self.subTest(params), mock.patch.object(side.time, "monotonic", lambda: 1000.0):
+            with self.subTest(params), mock.patch.object(finding.time, "monotonic", lambda: 1000.0):
                 consumer.add("one", text, params=params)
                 consumer.run(60)
                 consumer.check_answer("one", text, 8)
@@ -390,7 +390,7 @@ class Random(Case):
         begins = [prompt(seed * 100 + i, chance.randrange(1, 300)) for i in range(4)]
         wanted: dict[str, tuple[list[int], int]] = {}
         aborted = set()
-        with mock.patch.object(side, "SAVE_AGAIN_S", 0.0):
+        with mock.patch.object(saves, "SAVE_AGAIN_S", 0.0):
             for number in range(40):
                 name = f"{number}"
                 text = prompt(number, chance.randrange(1, 420), chance.choice(begins))
