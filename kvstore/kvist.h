@@ -267,7 +267,7 @@ typedef struct {
     kvist_io_t io;      /* auto: io_uring, or pread/pwrite threads where the kernel forbids it */
     const char *origin; /* this node's name, kept with each object: KVIST_ORIGIN_BYTES_MAX */
     const kv_clock_t *clock; /* NULL: the machine's */
-    uint64_t history_bytes;  /* memory for what went and why, 40 bytes a block; 0: 4 MiB */
+    uint64_t history_bytes;  /* for what went and why, 40 bytes a block, at most 1 GiB; 0: 4 MiB */
 } kvist_store_params_t;
 
 typedef struct kvist_store kvist_store_t;

@@ -26,6 +26,7 @@ enum {
     /* Copied in 10 and 150 us; to wake a worker and hear of it takes 30, on busy cores 100. */
     SHORT_BYTES_MAX = 64 << 10,
     SHORT_ALONE_BYTES_MAX = 1 << 20, /* where no other copy is under way */
+    HISTORY_BYTES_MAX = 1 << 30,
 };
 
 const char *kvist_tier_name(kvist_tier_t tier)
@@ -309,6 +310,10 @@ static kv_status_t check_params(const kvist_store_params_t *params, kv_error_t *
         return kv_fail(error, KV_INVALID,
             "compute_token_ns is %g and compute_distance_ns %g: they must be 0 or more",
             params->compute_token_ns, params->compute_distance_ns);
+    }
+    if (params->history_bytes > HISTORY_BYTES_MAX) {
+        return kv_fail(error, KV_INVALID, "history_bytes is %ju: it must be 0 to %ju",
+            (uintmax_t)params->history_bytes, (uintmax_t)HISTORY_BYTES_MAX);
     }
     if (params->key_file != NULL && params->directory == NULL) {
         return kv_fail(error, KV_INVALID, "key_file is of no use without a directory");

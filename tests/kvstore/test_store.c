@@ -599,6 +599,9 @@ static void wrong_parameters_are_refused_by_name(void **state)
     layout.groups[1] = layout.groups[0];
     expect_refusal(&wrong, "group_count");
     wrong = bench.params;
+    wrong.history_bytes = ((uint64_t)1 << 30) + 1;
+    expect_refusal(&wrong, "history_bytes");
+    wrong = bench.params;
     wrong.device_slot_count = 0;
     expect_refusal(&wrong, "device_slot_count");
     wrong = bench.params;
