@@ -210,7 +210,7 @@ class Lease:
 
     def _not_loaded(self, status: int, pieces: Pieces, selection: Any) -> KvistError:
         first, count, sealed = selection.first_block, selection.block_count, self.sealed_count
-        layout = self._store.layout
+        layout, remedy = self._store.layout, None
         bytes_needed = lib.kvist_selection_bytes(layout.c, selection)
         if status != lib.KV_INVALID:
             text = f"the load was not begun: {text_of(lib.kv_status_name(status))}"
@@ -218,6 +218,7 @@ class Lease:
             text = f"group is {selection.group}: it must be 0 to {len(layout.groups) - 1}"
         elif first + count > sealed:
             text = f"blocks {first} to {first + count - 1} are asked for: {sealed} were found"
+            remedy = "load of what was found (match.block_count), or match again"
         elif bytes_needed == 0 and count > 0:
             text = (
                 f"layers from {selection.first_layer} on, {selection.layer_count} of them, and "
@@ -226,9 +227,11 @@ class Lease:
             )
         elif bytes_needed != pieces.bytes:
             text = f"the pieces have {pieces.bytes} bytes: the selection has {bytes_needed}"
+            remedy = "give memory of just that size, or select what fits it"
         else:
             text = f"these blocks of group {selection.group} are not needed for a hit here"
-        return KvistError(Status(status), text)
+            remedy = "load the last blocks before the hit's end, as the group's kind says"
+        return KvistError(Status(status), text, remedy)
 
     def _not_stored(self, status: int, pieces: Pieces, put: Any, text_bytes: int) -> KvistError:
         layout, remedy = self._store.layout, None
@@ -244,6 +247,7 @@ class Lease:
                 f"the pieces have {pieces.bytes} bytes: {count} blocks of group {put.group} have "
                 f"{count * layout.object_bytes(put.group)}"
             )
+            remedy = "give memory of just that size"
         else:
             cause = (
                 f"blocks {first} to {first + count - 1} are not the lease's next ones, or beyond "

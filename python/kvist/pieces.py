@@ -133,9 +133,11 @@ def _stretches(memory: Any) -> _Stretches:
     if hasattr(memory, "data_ptr"):
         return _of_tensor(memory)
     interface = getattr(memory, "__array_interface__", None)
-    if interface is not None:
+    if interface is not None and isinstance(interface.get("data"), tuple):
         address, read_only = interface["data"]
         element = memory.itemsize
+        if memory.dtype.hasobject:
+            raise invalid("an array of Python objects is no memory that can be loaded into")
         strides = interface.get("strides") or _packed(memory.shape, element)
         bases, size = _runs(address, memory.shape, strides, element)
         return _Stretches(bases, array.array("Q", (size,)) * len(bases), memory, not read_only)
@@ -148,15 +150,21 @@ def _of_tensor(tensor: Any) -> _Stretches:
             f"the tensor is on device {tensor.device}: its memory cannot be reached from here",
             "copy it to a tensor on the CPU (at best a pinned one) and give that",
         )
-    element = tensor.element_size()
-    strides = [stride * element for stride in tensor.stride()]
-    bases, size = _runs(tensor.data_ptr(), tensor.shape, strides, element)
+    try:
+        element, address = tensor.element_size(), tensor.data_ptr()
+        strides = [stride * element for stride in tensor.stride()]
+    except (RuntimeError, NotImplementedError) as error:  # a sparse one, say
+        raise invalid(f"the tensor has no memory of its own: {error}", "make it dense") from error
+    bases, size = _runs(address, tensor.shape, strides, element)
     return _Stretches(bases, array.array("Q", (size,)) * len(bases), tensor, True)
 
 
 def _of_buffer(memory: Any) -> _Stretches:
     try:
-        writable = not memoryview(memory).readonly
+        view = memoryview(memory)
+        if "O" in (view.format or ""):
+            raise TypeError("it has Python objects in it")
+        writable = not view.readonly
         held = ffi.from_buffer("char[]", memory, require_writable=writable)
     except (TypeError, BufferError, ValueError) as error:
         raise invalid(

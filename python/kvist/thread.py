@@ -109,11 +109,11 @@ class StoreThread:
             ready.register(store.fileno(), select.POLLIN)
             ready.register(self._wake_read, select.POLLIN)
             opened.set_result(None)
-            while not self._closing or self._calls:
+            while not store.closed and (self._calls or not self._closing):
                 store.poll()
                 self._take_wake()
                 self._make_calls(store)
-                if not self._closing:
+                if not self._closing and not store.closed:
                     ready.poll()
         finally:
             store.handle.wake = None

@@ -60,6 +60,7 @@ class Pieces(unittest.TestCase):
             "sizes are": lambda: kvist.Pieces([1], ["a"]),
             "str is no memory": lambda: kvist.Pieces.of("text"),
             "int is no memory": lambda: kvist.Pieces.of(7),
+            "Python objects": lambda: kvist.Pieces.of(numpy.array([None, "a"])),
             "list is no memory": lambda: kvist.Pieces.of([memory]),
             "memoryview is no memory": lambda: kvist.Pieces.of(memoryview(memory)[::2]),
         }.items():
@@ -131,3 +132,5 @@ class Pieces(unittest.TestCase):
             self.assertEqual(bytes_at(pieces), expected)
         self.assertIn("device", refusal(self, kvist.Status.INVALID, kvist.Pieces.of,
                                         torch.empty(4, device="meta")))
+        self.assertIn("no memory of its own", refusal(
+            self, kvist.Status.INVALID, kvist.Pieces.of, torch.ones(2, 2).to_sparse()))

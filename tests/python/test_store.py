@@ -314,6 +314,8 @@ class Asking(OnStore):
                 "host_bytes is 1": {"host_bytes": 1},
                 "host_bytes is -1": {"host_bytes": -1},
                 "disk_bytes is": {"directory": folder, "disk_bytes": 1},
+                "history_bytes is 1073741825: it must be 0 to 1073741824":
+                    {"history_bytes": (1 << 30) + 1},
                 "origin has 32 bytes: at most 31": {"origin": "a" * 32},
                 "Policy.LRU": {"policy": 17},
                 "host_bytes: an attached store has none": {"attach": folder + "/socket"},

@@ -119,6 +119,17 @@ class Threads(unittest.TestCase):
         message = refusal(self, kvist.Status.CANCELLED, self.thread.submit, lambda _store: None)
         self.assertIn("closed", message)
 
+    def test_a_call_that_closes_the_store(self):
+        self.thread.call(lambda store: store.close())
+        message = refusal(self, kvist.Status.CANCELLED, self.call_until_refused)
+        self.assertRegex(message, "thread (has ended|was closed)")
+        self.thread.close()
+
+    def call_until_refused(self):
+        end = time.monotonic() + LIMIT_S
+        while time.monotonic() < end:
+            self.thread.call(lambda _store: None)
+
     def test_a_store_that_does_not_open(self):
         before = threading.active_count()
         self.assertIn("host_bytes is 1", refusal(
