@@ -122,6 +122,33 @@ class WorkerTest(unittest.TestCase):
         self.assertEqual(len([r for r in report if r is not None]), 1, "each job is told once")
         return next(r for r in report if r is not None)
 
+    def stored(self, side: WorkerSide, tokens: Any, pages: list[int]) -> None:
+        """Until kvist-store was in time for it: a look-up waits for a quarter of a second, which
+        is short where other work has the cores."""
+        numbers = iter(range(100, 1_000_000))
+
+        def stored() -> bool:
+            number = next(numbers)
+            jobs = [save_job(number, number, tokens, [pages])]
+            metadata = KvistMetadata(saves=jobs, ended_sequences=[number])
+            result = self.until_saved(side, metadata).saves[number]
+            self.assertEqual(result.workers, 1)
+            return result.stored
+
+        wait_until(stored, "a save")
+
+    def loaded(self, side: WorkerSide, tokens: Any, pages: list[int]) -> types.SimpleNamespace:
+        """The step that told of a load that found something; in time as above."""
+        job = load_job("r", tokens, [pages])
+        steps: list[types.SimpleNamespace] = []
+
+        def loaded() -> bool:
+            steps.append(self.until_received(side, KvistMetadata(loads=[job])))
+            return not steps[-1].failed_pages
+
+        wait_until(loaded, "a load")
+        return steps[-1]
+
     def fill(self, seed: int) -> None:
         generator = numpy.random.default_rng(seed)
         self.memory[:] = generator.integers(0, 256, self.memory.size, dtype=numpy.uint8)
@@ -139,14 +166,9 @@ class StepsTest(WorkerTest):
         self.fill(1)
         tokens = tokens_of(1, 3, BLOCK_TOKENS)
         want = [self.page(page) for page in (4, 5, 6)]
-        report = self.until_saved(
-            side, KvistMetadata(saves=[save_job(8, 1, tokens, [[4, 5, 6]])], ended_sequences=[1])
-        )
-        self.assertEqual((report.saves[8].workers, report.saves[8].stored), (1, True))
+        self.stored(side, tokens, [4, 5, 6])
         self.fill(2)
-        step = self.until_received(
-            side, KvistMetadata(loads=[load_job("r", tokens, [[9, 10, 11]])])
-        )
+        step = self.loaded(side, tokens, [9, 10, 11])
         self.assertEqual(step.results.finished_recving, {"r"})
         self.assertEqual(step.results.failed_recving, set())
         self.assertEqual(step.failed_pages, set())
@@ -154,7 +176,7 @@ class StepsTest(WorkerTest):
         statistics = side.statistics()
         assert statistics is not None
         self.assertEqual(statistics.data["counters"]["load_blocks"], 3)
-        self.assertIsNone(side.statistics())
+        self.assertIsNone(side.statistics(), "nothing happened since")
 
     def test_with_one_group_the_failed_pages_are_told_in_the_same_step(self) -> None:
         side = self.side()
@@ -222,15 +244,7 @@ class StartTest(WorkerTest):
         report = self.until_saved(side, KvistMetadata(saves=saves, ended_sequences=[1]))
         self.assertFalse(report.saves[1].stored)
         self.store.start()
-        number = [1]
-
-        def saved() -> bool:
-            number[0] += 1
-            job = save_job(number[0], number[0], tokens, [[1, 2]])
-            metadata = KvistMetadata(saves=[job], ended_sequences=[number[0]])
-            return self.until_saved(side, metadata).saves[number[0]].stored
-
-        wait_until(saved, "the store's return")
+        self.stored(side, tokens, [1, 2])
 
     def test_registered_again_it_serves_the_new_pages(self) -> None:
         side = self.side()
@@ -241,8 +255,8 @@ class StartTest(WorkerTest):
             side.register_kv_caches(self.tensors)
         self.fill(1)
         tokens = tokens_of(1, 1, BLOCK_TOKENS)
-        self.until_saved(side, KvistMetadata(saves=[save_job(1, 1, tokens, [[1]])]))
-        self.until_received(side, KvistMetadata(loads=[load_job("r", tokens, [[2]])]))
+        self.stored(side, tokens, [1])
+        self.loaded(side, tokens, [2])
         self.assertEqual(self.page(2), self.page(1))
         self.assertFalse(any(storage_of(old)), "the old ones are left alone")
 
