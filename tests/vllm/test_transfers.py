@@ -131,9 +131,9 @@ class Bench:
             ]
             late = self.count("saves_given_up:peer_lost")
             self.transfers.start_saves(again, [self.number])
-            stored = all([self.wait_save(job.job) for job in again])
+            ended = [self.wait_save(job.job) for job in again]
             if self.count("saves_given_up:peer_lost") == late or time.monotonic() > end_s:
-                return stored
+                return all(ended)
 
     def load(self, job: LoadJob) -> Results:
         """What came of it; where kvist-store was late, once more."""
@@ -285,6 +285,8 @@ class FailingTest(TransfersTest):
         results = bench.load(load_job("r", tokens_of(1, 3, BLOCK_TOKENS), [[7, 8, 9]]))
         self.assertEqual((results.failed, results.failed_pages), ({"r"}, {7, 8, 9}))
         self.assertEqual(bench.count("failed_loads:new"), 1)
+        misses = bench.thread.call(lambda store: store.statistics().miss_count)
+        self.assertEqual(misses[kvist.Miss.NEW], 0, "the scheduler asked, and was counted")
         self.assertGreaterEqual(bench.count("failed_load_blocks"), 3)
 
     def test_the_good_prefix_of_a_load_counts(self) -> None:

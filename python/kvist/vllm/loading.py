@@ -98,7 +98,11 @@ class Loads:
         job = load.job
         end = job.first_block + job.block_count
         load.lease = self._store.match(
-            load.name_space, job.tokens, mode=kvist.Mode.READ, extras=job.extras
+            load.name_space,
+            job.tokens,
+            mode=kvist.Mode.READ,
+            extras=job.extras,
+            uncounted=True,  # the scheduler's side has asked, and was counted
         )
         match = load.lease.match
         count = max(min(match.block_count, end) - job.first_block, 0)
