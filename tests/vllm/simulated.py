@@ -118,14 +118,17 @@ class Prefixes:
         self.attached = True
         self.open: set[int] = set()
         self.asked = 0
+        self.askers: set[int] = set()
         self.closed = False
 
     def prefix(self, owner: Any, tokens: Any, extras: Any, block: int) -> Any:
         end = (block + 1) * self.block_tokens
         return (owner, tuple(tokens[:end]), tuple(extras[: block + 1]) if extras else None)
 
-    def look_up(self, owner: Any, tokens: Any, extras: Any, request: int) -> Answer:
+    def look_up(self, owner: Any, tokens: Any, extras: Any, request: int, again: bool) -> Answer:
         self.asked += 1
+        assert again == (request in self.askers), "counted wrongly"
+        self.askers.add(request)
         if self.fails:
             return Answer(0, (), kvist.Miss.FAILED)
         tokens = tokens.tolist()

@@ -89,6 +89,14 @@ class Cases(unittest.TestCase):
         self.assertEqual(looks.held, 0)
         self.no_lease_is_left()
 
+    def test_a_request_is_counted_once(self) -> None:
+        looks = self.looks(self.one, self.two)
+        self.put(self.one, tokens(1))
+        looks.look_up(OWNER, tokens(4), None, 1)
+        looks.look_up(OWNER, tokens(4), None, 1, again=True)
+        misses = looks._thread.call(lambda store: store.statistics().miss_count)
+        self.assertEqual(sum(misses.values()), 1)
+
     def test_extra_keys(self) -> None:
         looks = self.looks(self.one)
         extras = (bytes(32), b"x" * 32, bytes(32))

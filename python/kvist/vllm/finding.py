@@ -108,7 +108,8 @@ class Finding:
         request = tracked.request
         tokens = token_array(request, 0, wanted * self.block_tokens)
         extras = self._prompts.extras(request, 0, wanted)
-        answer = self._look_ups.look_up(owner, tokens, extras, tracked.number)
+        again = tracked.asked_s > 0
+        answer = self._look_ups.look_up(owner, tokens, extras, tracked.number, again)
         tracked.answer, tracked.asked_s = answer, now
         self._figures.attached(self._look_ups.attached)
         waits = self._on_its_way(tracked, answer, wanted, now)

@@ -88,11 +88,13 @@ class LookUps:
         tokens: NDArray[numpy.uint32],
         extras: Sequence[bytes] | None,
         request: int,
+        again: bool = False,
     ) -> Answer:
-        """tokens: uint32 [blocks x block_tokens], all that could be used. extras: of each block."""
+        """tokens: uint32 [blocks x block_tokens], all that could be used. extras: of each block.
+        again: the request was looked up before; kvist-store's statistics count it once."""
         try:
             answer: Answer = self._thread.call(
-                self._match_all, self._names_of(owner), tokens, extras, request
+                self._match_all, self._names_of(owner), tokens, extras, request, again
             )
         except kvist.KvistError as error:
             logger.warning("a look-up in the store failed: %s", error)
@@ -148,12 +150,24 @@ class LookUps:
         tokens: NDArray[numpy.uint32],
         extras: Sequence[bytes] | None,
         request: int,
+        again: bool,
     ) -> Answer:
         leases: list[kvist.Lease] = []
         count, miss = len(tokens) // self.block_tokens, kvist.Miss.NONE
+
+        def match(name: bytes, uncounted: bool) -> kvist.Lease:
+            return store.match(
+                name,
+                tokens[: count * self.block_tokens],
+                mode=kvist.Mode.READ,
+                request=request,
+                extras=None if extras is None else extras[:count],
+                uncounted=uncounted,
+            )
+
         try:
             for name in names:
-                lease = _match(store, name, tokens, extras, count, self.block_tokens, request)
+                lease = match(name, again or bool(leases))
                 leases.append(lease)
                 if lease.match.block_count < count:
                     count, miss = lease.match.block_count, lease.match.miss
@@ -163,9 +177,7 @@ class LookUps:
             for i, name in enumerate(names):
                 if count and len(self._layout.groups) > 1 and leases[i].match.block_count > count:
                     leases[i].release()
-                    leases[i] = _match(
-                        store, name, tokens, extras, count, self.block_tokens, request
-                    )
+                    leases[i] = match(name, uncounted=True)
                     count = min(count, leases[i].match.block_count)
         except BaseException:
             _release(store, leases)
@@ -176,24 +188,6 @@ class LookUps:
             _release(store, leases)
             leases = []
         return Answer(count, runs, miss, leases)
-
-
-def _match(
-    store: kvist.Store,
-    name: bytes,
-    tokens: NDArray[numpy.uint32],
-    extras: Sequence[bytes] | None,
-    count: int,
-    block_tokens: int,
-    request: int,
-) -> kvist.Lease:
-    return store.match(
-        name,
-        tokens[: count * block_tokens],
-        mode=kvist.Mode.READ,
-        request=request,
-        extras=None if extras is None else extras[:count],
-    )
 
 
 def _release(store: kvist.Store, leases: Sequence[kvist.Lease]) -> None:
