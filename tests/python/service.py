@@ -40,9 +40,11 @@ class Service:
                  f"--node.admin={self.folder}/admin.sock", f"--store.socket={self.socket}",
                  f"--store.directory={self.folder}/store"]
         words += [f"--store.{name}={value}" for name, value in self.options.items()]
+        # A sanitizer's runtime that Python was given is not for it.
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                 preexec_fn=_ends_with_its_parent)  # noqa: PLW1509
         end = time.monotonic() + LIMIT_S
         while not self._listens():
