@@ -136,15 +136,19 @@ class Handle:
     def take_ended(self) -> None:
         """Ends what C has answered, and runs the caller's callbacks."""
         while self.ended:
-            number, told = self.ended.popleft()
-            pending = self.in_flight.get(number)
-            if pending is None:
-                continue
-            if told[0] is None:
-                pending.tell(told[1])
-            else:
-                del self.in_flight[number]
-                pending.end(told)
+            # An interruption may come between any two steps: the note goes when it was taken.
+            number, told = self.ended[0]
+            pending, is_over = self.in_flight.get(number), told[0] is not None
+            if is_over:
+                if pending is not None:
+                    pending.settle(told)
+                self.in_flight.pop(number, None)
+            self.ended.popleft()
+            if pending is not None:
+                if is_over:
+                    pending.call_back()
+                else:
+                    pending.tell(told[1])
         if self.listening is not None:
             self.listening.tell()
         raise_interruption()

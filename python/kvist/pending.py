@@ -148,8 +148,8 @@ class Pending(Generic[Result]):
         if self._progress is not None:
             call(self._progress, progress)
 
-    def end(self, told: tuple[Any, ...]) -> None:
-        """Takes the callback's note; nothing is borrowed any more."""
+    def settle(self, told: tuple[Any, ...]) -> None:
+        """Takes the callback's note; nothing is borrowed any more. May be done again."""
         _handles.pop(self._number, None)
         try:
             self._outcome = self._make(*told)
@@ -157,6 +157,9 @@ class Pending(Generic[Result]):
             self._error = error
         self._held = None
         self.done = True
+
+    def call_back(self) -> None:
+        """Runs the caller's callbacks."""
         callbacks, self._callbacks = self._callbacks, []
         for function in callbacks:
             call(function, self)
