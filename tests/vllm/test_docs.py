@@ -18,7 +18,8 @@ def option_row(option: config.Option) -> str:
         default = f"`{option.default}`" if option.default else "empty"
     else:
         default = f"{option.default:g}"
-    choices = f" ({', '.join(f'`{choice}`' for choice in option.choices)})" if option.choices else ""
+    names = ", ".join(f"`{choice}`" for choice in option.choices)
+    choices = f" ({names})" if names else ""
     return f"| `{option.name}` | {default} | {option.help}{choices} |"
 
 

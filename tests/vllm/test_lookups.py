@@ -34,8 +34,8 @@ class Cases(unittest.TestCase):
         self.addCleanup(self.service.close)
 
     def looks(self, *descriptions: Description) -> LookUps:
-        looks = LookUps(SimpleNamespace(socket=self.service.socket, domain="default"),  # type: ignore
-                        descriptions)
+        config = SimpleNamespace(socket=self.service.socket, domain="default")
+        looks = LookUps(config, descriptions)  # type: ignore
         self.addCleanup(looks.close)
         return looks
 

@@ -443,8 +443,8 @@ class StoreGoneTest(TransfersTest):
         bench.transfers.start_saves([save_job(50, 50, tokens, [[1, 2]])], [50])
         self.assertFalse(bench.wait_save(50))
         self.store.start()
-        attached = lambda: bench.thread.call(lambda store: store.attached_to is not None)  # noqa: E731
-        wait_until(attached, "the store's return")
+        wait_until(lambda: bench.thread.call(lambda store: store.attached_to is not None),
+                   "the store's return")
         want = [bench.page(1), bench.page(2)]
         tokens = self.saved(bench, 3, 2)
         self.assertEqual(bench.load(load_job("r", tokens, [[5, 6]])).failed, set())

@@ -56,7 +56,8 @@ PLAIN_ROPES = ("default", "linear", "llama3", "yarn", "mrope", "proportional")
 """Rotary embeddings that do not depend on max_model_len; for any other it is a fact too."""
 
 CPU_FLAGS = re.compile(
-    r"^(amx|avx|sse|ssse|fma|f16c|bmi|asimd|sve|sme(?!p)|neon|bf16|i8mm|fp16|fphp|vx|rv|zv|altivec|vsx)"
+    r"^(amx|avx|sse|ssse|fma|f16c|bmi|asimd|sve|sme(?!p)|neon|bf16|i8mm|fp16|fphp|vx|rv|zv"
+    r"|altivec|vsx)"
 )
 
 
