@@ -34,6 +34,7 @@ from servers import Engine, Places, Store, kvist  # noqa: E402
 
 REST_LIMIT_S = 120
 REST_WINDOW_S = 0.3
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 REST_TICKS = 1  # of the CPU's clock, that a process at rest may take in a window
 TOKEN_FIRST, TOKEN_END = 1000, 40000  # ordinary ones of the small model's vocabulary
 AT_ONCE = 4
@@ -117,9 +118,18 @@ class Comparison:
                 for _ in range(self.options.prompt_tokens)]
 
     def timed(self, engine, prompt):
-        wait_for_rest(self.children.running)
+        before = self.cpu_s(engine)
         answer = engine.client.complete(prompt, self.options.answer_tokens)
-        return {"first_token_s": answer.ttft_s, "last_token_s": answer.total_s}
+        after = self.cpu_s(engine)
+        return {"first_token_s": answer.ttft_s, "last_token_s": answer.total_s,
+                "cpu_s": after - before}
+
+    def cpu_s(self, engine):
+        """Of the server and, where it has one, its store, both at rest: what a request costs on a
+        machine that does other things besides, whose clock says little."""
+        wait_for_rest(self.children.running)
+        children = [engine.child] + ([self.store.child] if engine is self.kvist else [])
+        return sum(cpu_ticks(child.process.pid) for child in children) / TICKS_PER_S
 
     def pair(self, number):
         prompt = self.prompt()
@@ -162,9 +172,9 @@ class Comparison:
         for name in ("without", "with", "control"):
             result[f"{name}_first_token_s"] = spread([p[name]["first_token_s"] for p in pairs])
         for name in ("with", "control"):
-            for moment in ("first_token", "last_token"):
-                result[f"{name}_{moment}_percent"] = spread(
-                    [percent(p[name][moment + "_s"], p["without"][moment + "_s"]) for p in pairs])
+            for what in ("first_token", "last_token", "cpu"):
+                result[f"{name}_{what}_percent"] = spread(
+                    [percent(p[name][what + "_s"], p["without"][what + "_s"]) for p in pairs])
         if rounds:
             result["busy_percent"] = spread([percent(r["with_s"], r["without_s"]) for r in rounds])
         return result
@@ -183,6 +193,8 @@ def show(summary):
     line("cost of a miss", "with_first_token_percent", "%")
     line("control: without, again", "control_first_token_percent", "%")
     line("cost to the last token", "with_last_token_percent", "%")
+    line("processor time, saves too", "with_cpu_percent", "%")
+    line("control: processor time", "control_cpu_percent", "%")
     if "busy_percent" in summary:
         line(f"{AT_ONCE} prompts at once", "busy_percent", "%")
 

@@ -129,6 +129,7 @@ class Transfers:
                 results.saves[over.job.job] = not over.reason
             else:
                 self._take_load(over, results)
+        self._figures.under_way(self._load_bytes, self._save_bytes)
         return results
 
     def close(self, timeout_s: float) -> None:
@@ -199,9 +200,6 @@ class Transfers:
         except (PageError, kvist.KvistError, RuntimeError) as error:
             self._complaints.warn("save", "kvist: a save was refused: %s", error)
             return Save(job, b"", [], reason="refused")
-
-    def _tell_under_way(self) -> None:
-        self._figures.under_way(self._load_bytes, self._save_bytes)
 
     # ---- between the threads ----
 
