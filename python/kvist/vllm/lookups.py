@@ -27,6 +27,7 @@ import kvist
 from kvist.vllm import identity
 from kvist.vllm.config import Config
 from kvist.vllm.metadata import Description, Owner
+from kvist.vllm.stores import open_thread
 
 logger = logging.getLogger("kvist.vllm")
 
@@ -74,13 +75,7 @@ class LookUps:
         self._names: OrderedDict[Owner, tuple[bytes, ...]] = OrderedDict()
         self._open: dict[int, Answer] = {}  # by id(): answers that hold leases
         self.attached = False  # as of the last look-up
-        try:
-            self._thread = kvist.StoreThread(
-                lambda: kvist.Store(layouts[0], attach=config.socket, domain=config.domain),
-                name="kvist-look-ups",
-            )
-        except kvist.KvistError as error:
-            raise ValueError(f"kvist: kvist-store at {config.socket}: {error}") from error
+        self._thread = open_thread(config, layouts[0], "kvist-look-ups")
 
     def look_up(
         self,

@@ -43,6 +43,7 @@ from kvist.vllm.metadata import (
     WorkerReport,
 )
 from kvist.vllm.pages import PageGroup, check_all_known, group_pages
+from kvist.vllm.stores import open_thread
 from kvist.vllm.transfers import Transfers
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class WorkerSide:
         ]
         layout = identity.layout_of(description)
         self._check_sizes(layout, groups)
-        self._thread = self._open(layout)
+        self._thread = open_thread(self._config, layout, "kvist-worker")
         self._transfers = Transfers(
             self._thread,
             groups,
@@ -118,16 +119,6 @@ class WorkerSide:
                     f"kvist: a block of group {number} has {group.object_bytes} bytes in its "
                     f"tensors and {layout.object_bytes(number)} in the layout; report it"
                 )
-
-    def _open(self, layout: kvist.Layout) -> kvist.StoreThread:
-        def open_store() -> kvist.Store:
-            cores.leave_team()  # libkvist's own threads are started by this one
-            return kvist.Store(layout, attach=self._config.socket, domain=self._config.domain)
-
-        try:
-            return kvist.StoreThread(open_store, name="kvist-worker")
-        except kvist.KvistError as error:
-            raise ValueError(f"kvist: {error}") from error
 
     def _terms_now(self) -> kvist.Terms:
         config, expires_unix_ns = self._config, 0
