@@ -7,15 +7,19 @@ store attaches when it is.
 from __future__ import annotations
 
 import kvist
+from kvist.vllm import cores
 from kvist.vllm.config import Config
 
 
 def open_thread(config: Config, layout: kvist.Layout, name: str) -> kvist.StoreThread:
     """name: the thread's."""
+
+    def open_store() -> kvist.Store:
+        cores.leave_team()  # libkvist's own threads are started by this one
+        return kvist.Store(layout, attach=config.socket, domain=config.domain)
+
     try:
-        return kvist.StoreThread(
-            lambda: kvist.Store(layout, attach=config.socket, domain=config.domain), name=name
-        )
+        return kvist.StoreThread(open_store, name=name)
     except kvist.KvistError as error:
         remedy = ""
         if "layout" in error.text:

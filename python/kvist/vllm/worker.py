@@ -31,7 +31,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransfe
 from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
 
 import kvist
-from kvist.vllm import cores, identity
+from kvist.vllm import identity
 from kvist.vllm.config import Config
 from kvist.vllm.figures import Figures
 from kvist.vllm.metadata import (
