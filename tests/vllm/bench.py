@@ -56,14 +56,17 @@ class Store:
         self.admin = os.path.join(folder, "admin.sock")
         self.log = os.path.join(folder, "store.log")
         self.program = os.path.join(binaries, "kvist-store")
-        self.host_bytes = 256 * MIB  # from the next start on
+        # From the next start on. Engines share a domain whose blocks are laid out alike.
+        self.host_bytes = 128 * MIB  # of each domain
+        self.domains = ("llama", "hybrid", "llama-half", "hybrid-half", "llama-wide",
+                        "real")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [
             self.program, f"--store.socket={self.clients}", f"--node.admin={self.admin}",
-            f"--store.directory={self.folder}/disk", f"--store.host_bytes={self.host_bytes}",
-            f"--store.disk_bytes={1024 * MIB}"]
+            f"--store.directory={self.folder}/disk", f"--store.domains={','.join(self.domains)}",
+            f"--store.host_bytes={self.host_bytes}", f"--store.disk_bytes={512 * MIB}"]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
                                             stderr=log)
@@ -90,11 +93,12 @@ class Store:
             return None
         return status
 
-    def objects(self) -> int:
-        """In host memory."""
+    def disk_hits(self) -> int:
+        """Blocks of all domains that came from disk."""
         status = self.status()
         assert status is not None
-        return next((tier["object_count"] for tier in status["tiers"] if tier["name"] == "host"), 0)
+        return sum(tier["hit_blocks"] for domain in status["domains"] for tier in domain["tiers"]
+                   if tier["name"] == "disk")
 
     def attached(self) -> list[dict[str, Any]]:
         status = self.status()
@@ -103,9 +107,9 @@ class Store:
     def at_rest(self) -> bool:
         """Nobody holds, or waits for, anything."""
         status = self.status()
-        return status is not None and not status["unsaved_objects"] and not any(
+        return status is not None and not any(
             client["leases"] or client["requests"] for client in status["clients"]) and not any(
-            domain["leases"] for domain in status["domains"])
+            domain["leases"] or domain["unsaved_objects"] for domain in status["domains"])
 
     def settle(self) -> None:
         """AssertionError: a client leaks leases."""
@@ -113,18 +117,21 @@ class Store:
 
 
 class Bench:
-    """One group's. nest: engines are forked from it. long: full sizes."""
+    """One group's. nest: engines are forked from it. models: the folder of the small ones. long:
+    full sizes."""
 
-    def __init__(self, nest: Nest, binaries: str, models: str, seed: int, long: bool) -> None:
-        self.nest, self.binaries, self.models, self.long = nest, binaries, models, long
-        self.seed = seed
+    def __init__(self, nest: Nest, binaries: str, models: str, seed: int, long: bool,
+                 real_model: str | None = None) -> None:
+        self.nest, self.models, self.seed, self.long = nest, models, seed, long
+        self.real_model = real_model  # the folder of SmolLM2
         self.folder = tempfile.mkdtemp(prefix="kvist-vllm-", dir="/tmp")
         self.checks = os.path.join(self.folder, "checks")
         os.mkdir(self.checks)
         self.store = Store(binaries, self.folder)
+        self.starts_store = True  # the first engine that needs one does
         self.engines: list[Engine] = []
         self.plain: dict[str, Engine] = {}
-        self.expected: dict[str, list[list[int]]] = {}
+        self.expected: dict[str, list[list[list[list[int]]]]] = {}
         self.uncertain = 0
 
     def close(self, keep: bool) -> None:
@@ -139,25 +146,41 @@ class Bench:
     # Engines.
 
     def engine(self, model: str = "llama", connector: str | None = "checked",
-               role: str = "kv_both", socket: str | None = None, swap: str = "", fail: str = "",
-               processes: bool = False, kvist: dict[str, Any] | None = None,
-               **arguments: Any) -> Engine:
+               role: str = "kv_both", swap: str = "", fail: str = "", processes: bool = False,
+               kvist: dict[str, Any] | None = None, **arguments: Any) -> Engine:
         """connector: checked (checked.py), kvist (as users have it) or None. kvist: options of the
         connector. More: EngineArgs."""
         path = model if os.path.isabs(model) else os.path.join(self.models, model)
         if connector is not None:
             module, name = {"checked": ("checked", "CheckedConnector"),
                             "kvist": ("kvist.vllm", "KvistConnector")}[connector]
-            options = {"socket": socket or self.store.clients, "fingerprint_folder": self.folder,
-                       **(kvist or {})}
+            options = {"socket": self.store.clients, "domain": self.domain_of(model, arguments),
+                       "fingerprint_folder": self.folder, **(kvist or {})}
             arguments["kv_transfer"] = {
                 "kv_connector": name, "kv_connector_module_path": module, "kv_role": role,
                 "kv_load_failure_policy": "recompute", "kv_connector_extra_config": options}
+        if connector is not None and self.starts_store and self.store.process is None:
+            self.store.start()
         environment = {"CHECKED_FOLDER": self.checks, "CHECKED_SWAP": swap, "CHECKED_FAIL": fail}
+        if arguments.get("tensor_parallel_size", 1) > 1:  # by itself vLLM wants a node for each
+            cores = sorted(os.sched_getaffinity(0))[:arguments["tensor_parallel_size"]]
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, cores))
         log = os.path.join(self.folder, f"engine-{len(self.engines)}.log")
         engine = Engine(self.nest, log, {"model": path, **arguments}, environment, processes)
         self.engines.append(engine)
         return engine
+
+    def domain_of(self, model: str, arguments: dict[str, Any]) -> str:
+        shape = model if model == "hybrid" else "real" if model == self.real_model else "llama"
+        return shape + ("-half" if arguments.get("dtype", "float32") != "float32" else "")
+
+    def must_not_start(self, *arguments: Any, **named: Any) -> str:
+        """What is said instead."""
+        try:
+            self.engine(*arguments, **named).close()
+        except AssertionError as error:
+            return str(error)
+        raise AssertionError(f"an engine started with {named}")
 
     @contextlib.contextmanager
     def settled(self, *arguments: Any, **named: Any) -> Iterator[Engine]:
@@ -180,8 +203,11 @@ class Bench:
               more: dict[str, Any] | None = None, **arguments: Any) -> list[list[list[list[int]]]]:
         """What vLLM without Kvist answers to each prompt, the control included: alone, alone again
         with what its own prefix cache has, and all at once. Where these differ, each is right."""
-        engine = self.plain_engine(model, **arguments)
         more = more or {}
+        name = json.dumps([prompts, model, max_tokens, more, arguments], sort_keys=True)
+        if name in self.expected:
+            return self.expected[name]
+        engine = self.plain_engine(model, **arguments)
         alone, again = [], []
         for one in prompts:
             alone += engine.ask([one], max_tokens, **more)
@@ -197,6 +223,7 @@ class Bench:
                     different.append(answer.tokens)
             rights.append(different)
         self.uncertain += sum(len(different) > 1 for different in rights)
+        self.expected[name] = rights
         return rights
 
     def must_be_right(self, answers: Sequence[Answer], rights: Sequence[Any], what: str) -> None:

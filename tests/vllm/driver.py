@@ -1,10 +1,10 @@
 """vLLM engines, each driven by lines of JSON over a connection; runs in vLLM's own environment.
 
-usage: driver.py SOCKET
+usage: driver.py SOCKET [MODELS]
 
 Importing vLLM takes longer than starting it with a small model: this process imports it once,
-listens at SOCKET, and forks for each connection a process that is one engine. It goes when its
-standard input ends.
+makes the small models in the folder MODELS (models.py), listens at SOCKET, and forks for each
+connection a process that is one engine. It goes when its standard input ends.
 
 The first line of a connection is {"log": PATH, "environment": {...}, "engine": {EngineArgs by
 name}}; each further line is a command {"do": NAME, "number": N, ...}. Answers are a line each:
@@ -26,12 +26,14 @@ import threading
 import time
 from typing import Any, TextIO
 
+import models
 from prometheus_client import REGISTRY
 from vllm import SamplingParams
 from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 # What an engine imports late by itself; here it is imported once for all.
@@ -54,7 +56,7 @@ class Driver:
         self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         core = self.engine.engine_core
         self.scheduler = core.engine_core.scheduler if hasattr(core, "engine_core") else None
-        self.names: dict[str, str] = {}  # what vLLM calls a request -> what the test calls it
+        self.under_way: set[str] = set()  # requests, as the test calls them
         self.commands: queue.Queue[dict[str, Any] | None] = queue.Queue()
 
     def tell(self, **answer: Any) -> None:
@@ -96,35 +98,32 @@ class Driver:
             time.sleep(IDLE_S)
 
     def finished(self, output: Any) -> None:
-        logprobs = [
-            [next(iter(position.values())).logprob for position in choice.logprobs or ()]
-            for choice in output.outputs]
-        self.tell(done=self.names.pop(output.request_id), cached=output.num_cached_tokens,
+        self.under_way.remove(output.request_id)
+        self.tell(done=output.request_id, cached=output.num_cached_tokens,
                   tokens=[list(choice.token_ids) for choice in output.outputs],
-                  logprobs=logprobs, reason=[choice.finish_reason for choice in output.outputs],
+                  reason=[choice.finish_reason for choice in output.outputs],
                   transfer=output.kv_transfer_params)
 
     # Commands.
 
     def do_add(self, command: dict[str, Any]) -> None:
-        sampling = {"temperature": 0, "ignore_eos": True, "detokenize": False, "logprobs": 0,
+        sampling = {"temperature": 0, "ignore_eos": True, "detokenize": False,
+                    "output_kind": RequestOutputKind.FINAL_ONLY,
                     **command.get("sampling", {})}
         prompt = TokensPrompt(prompt_token_ids=command["prompt"])
         if command.get("salt"):
             prompt["cache_salt"] = command["salt"]
         adapter = command.get("adapter")
-        name = self.engine.add_request(
+        self.engine.add_request(
             command["id"], prompt, SamplingParams(**sampling),
             lora_request=LoRARequest(**adapter) if adapter else None)
-        self.names[name] = self.names[command["id"]] = command["id"]
+        self.under_way.add(command["id"])
 
     def do_abort(self, command: dict[str, Any]) -> None:
         """The request ends now, unless it has ended already."""
-        names = [name for name, known in self.names.items() if known == command["id"]]
-        if names:
+        if command["id"] in self.under_way:
             self.engine.abort_request([command["id"]])
-            for name in names:
-                del self.names[name]
+            self.under_way.remove(command["id"])
             self.tell(done=command["id"], aborted=True)
 
     def do_reset(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +162,19 @@ def serve(connection: socket.socket) -> None:
         Driver(commands, answers, start["engine"]).run()
 
 
-def main(path: str) -> None:
+def make_models(folder: str) -> None:
+    """In a process of its own: it must leave no threads behind in what is forked."""
+    child = os.fork()
+    if child == 0:
+        models.make(folder)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != 0:
+        sys.exit("the models could not be made")
+
+
+def main(path: str, folder: str | None = None) -> None:
+    if folder is not None:
+        make_models(folder)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for engines
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -183,4 +194,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,10 +1,11 @@
 """Engines of vLLM as processes (driver.py), seen from the tests.
 
-Threads: whoever made an Engine calls it; a thread of its own takes what the engine says.
+Threads: any may call an Engine; a thread of its own takes what the engine says.
 Errors: AssertionError with the log's last lines where an engine is gone, or does not answer.
 """
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -33,10 +34,9 @@ ARGUMENTS = {
 
 @dataclass
 class Answer:
-    """What became of a request: of each of its samples the tokens and their logprobs."""
+    """What became of a request: of each of its samples the tokens."""
 
     tokens: list[list[int]] = field(default_factory=list)
-    logprobs: list[list[float]] = field(default_factory=list)
     reason: list[str] = field(default_factory=list)
     cached: int = 0
     transfer: Any = None
@@ -46,20 +46,22 @@ class Answer:
 class Nest:
     """The process that has vLLM imported, which engines are forked from."""
 
-    def __init__(self, python: str, folder: str, package: str, hash_seed: str = "random") -> None:
-        """folder: of socket and log. package: the folder that `import kvist` finds it in."""
+    def __init__(self, python: str, folder: str, package: str, hash_seed: str = "random",
+                 models: str | None = None) -> None:
+        """folder: of socket and log. package: the folder that `import kvist` finds it in. models:
+        a folder that the small models are made in."""
         self.python, self.package = python, package
         self.path = os.path.join(folder, "nest.sock")
         self.log = os.path.join(folder, "nest.log")
         environment = dict(
             os.environ, PYTHONPATH=f"{package}:{HERE}", PYTHONHASHSEED=hash_seed,
             HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1",
-            VLLM_CPU_KVCACHE_SPACE="1", VLLM_HOST_IP="127.0.0.1", VLLM_LOGGING_COLOR="0",
-            VLLM_CPU_OMP_THREADS_BIND="0|1" if (os.cpu_count() or 1) > 1 else "auto")
+            VLLM_CPU_KVCACHE_SPACE="1", VLLM_HOST_IP="127.0.0.1", VLLM_LOGGING_COLOR="0")
+        command = [python, os.path.join(HERE, "driver.py"), self.path]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [python, os.path.join(HERE, "driver.py"), self.path], env=environment,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+                command + ([models] if models else []), env=environment, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line == "listening\n", f"vLLM cannot be imported:\n{tail(self.log)}"
@@ -92,9 +94,9 @@ class Engine:
         """arguments: of vLLM's EngineArgs, beyond ARGUMENTS. processes: scheduler and workers have
         processes of their own; else the whole engine is one."""
         self.log, self.processes = log, processes
-        self.number = 0
+        self.numbers = itertools.count(1)
         self.waiting: dict[Any, queue.Queue[dict[str, Any] | None]] = {}
-        self.lock = threading.Lock()
+        self.lock, self.saying = threading.Lock(), threading.Lock()
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(nest.path)
         self.ready: queue.Queue[dict[str, Any] | None] = queue.Queue()
@@ -114,7 +116,8 @@ class Engine:
     # The connection.
 
     def say(self, **message: Any) -> None:
-        self.socket.sendall((json.dumps(message) + "\n").encode())
+        with self.saying:
+            self.socket.sendall((json.dumps(message) + "\n").encode())
 
     def listen(self) -> None:
         """Until the connection ends: then everybody who waits is told."""
@@ -151,17 +154,16 @@ class Engine:
         return box
 
     def do(self, what: str, **more: Any) -> dict[str, Any]:
-        self.number += 1
-        box = self.expect(self.number)
-        self.say(do=what, number=self.number, **more)
+        number = next(self.numbers)
+        box = self.expect(number)
+        self.say(do=what, number=number, **more)
         return self.take(box, ANSWER_LIMIT_S, what)
 
     # Requests.
 
     def add(self, prompt: Sequence[int], max_tokens: int = 12, **more: Any) -> Request:
         """more: salt, adapter, and anything of SamplingParams under `sampling`."""
-        self.number += 1
-        name = f"r{self.number}"
+        name = f"r{next(self.numbers)}"
         request = Request(self, name, self.expect(name))
         sampling = {"max_tokens": max_tokens, **more.pop("sampling", {})}
         self.say(do="add", id=name, prompt=list(prompt), sampling=sampling, **more)
@@ -240,8 +242,8 @@ class Request:
         message = self.engine.take(self.box, limit_s, f"request {self.name}")
         if message.get("aborted"):
             return Answer(aborted=True)
-        return Answer(message["tokens"], message["logprobs"], message["reason"],
-                      message["cached"] or 0, message["transfer"])
+        return Answer(message["tokens"], message["reason"], message["cached"] or 0,
+                      message["transfer"])
 
     def abort(self) -> None:
         self.engine.say(do="abort", number=0, id=self.name)

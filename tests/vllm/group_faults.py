@@ -52,7 +52,6 @@ def failing_loads(bench: Bench, model: str, count: int) -> None:
 
 
 def test_loads_fail_with_one_group(bench: Bench) -> None:
-    bench.store.start()
     failing_loads(bench, "llama", 200)
 
 
@@ -89,6 +88,8 @@ def damage(bench: Bench) -> int:
             continue
         with open(path, "r+b", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
+            if size < bench.store.host_bytes // 2:
+                continue  # no tier, but what a client lends for what it stores
             for offset in range(4096, size, 1 << 16):
                 there = os.pread(file.fileno(), 1, offset)
                 if there and there != b"\0":
@@ -105,6 +106,7 @@ class Load:
         self.engine, self.prompts, self.rights = engine, prompts, rights
         self.chance = random.Random(seed)
         self.asked, self.wrong = 0, []  # type: ignore[var-annotated]
+        self.longest_s = 0.0  # from asking eight to having all their answers
         self.error: Exception | None = None
         self.ending = threading.Event()
         self.thread = threading.Thread(target=self.run, daemon=True)
@@ -114,7 +116,9 @@ class Load:
         try:
             while not self.ending.is_set():
                 numbers = self.chance.sample(range(len(self.prompts)), 8)
+                begun = time.monotonic()
                 answers = self.engine.ask([self.prompts[number] for number in numbers])
+                self.longest_s = max(self.longest_s, time.monotonic() - begun)
                 for number, answer in zip(numbers, answers):
                     self.asked += 1
                     if answer.tokens not in self.rights[number]:
@@ -158,18 +162,18 @@ def killed(bench: Bench, times: int, processes: bool) -> None:
         figures = {name: value for name, value in engine.metrics().items()
                    if name.startswith((FAILED, GIVEN_UP)) and value}
         print(f"         {times} kills, {load.asked} requests, all right; the first hit at most "
-              f"{slowest:.2f} s after the store's return; {figures}")
-        assert slowest < BACK_LIMIT_S, f"{slowest:.2f} s until the first hit"
+              f"{slowest:.2f} s after the store's return (eight requests: at most "
+              f"{load.longest_s:.2f} s); {figures}")
+        # What was asked before the return is to be answered first, on whatever machine this is.
+        assert slowest < BACK_LIMIT_S + 2 * load.longest_s, f"{slowest:.2f} s until the first hit"
         engine.settle()
     bench.store.settle()
     bench.bytes_must_be_right()
 
 
 def test_the_store_is_killed_under_load(bench: Bench) -> None:
+    bench.store.kill()
     bench.store.host_bytes = 4 << 20  # most of it is on disk alone
-    bench.store.settle()
-    bench.store.stop()
-    bench.store.start()
     killed(bench, 50 if bench.long else 6, processes=False)
 
 
@@ -180,15 +184,17 @@ def test_the_store_is_killed_under_an_engine_of_several_processes(bench: Bench) 
 def test_it_starts_without_a_store(bench: Bench) -> None:
     """And says so; when there is one, hits begin."""
     bench.store.kill()
+    bench.starts_store = False
     prompts = pool_of(bench, 4, 6)
     rights = bench.right(prompts)
     with bench.engine() as engine:
         begun = time.monotonic()
         bench.must_be_right(engine.ask(prompts), rights, "without a store")
-        print(f"         without a store: {time.monotonic() - begun:.2f} s for 6 requests")
+        asking_s = time.monotonic() - begun
+        print(f"         without a store: {asking_s:.2f} s for 6 requests")
         assert engine.sources()[2] == 0
         with open(engine.log, encoding="utf-8") as file:
-            said = [line for line in file if "no kvist-store answers" in line]
+            said = [line for line in file if "kvist-store is away" in line]
         assert said and bench.store.clients in said[0], tail(engine.log)
         assert len(said) <= 2, f"it was said {len(said)} times"
         bench.store.start()
@@ -198,7 +204,7 @@ def test_it_starts_without_a_store(bench: Bench) -> None:
             before = engine.sources()[2]
             bench.must_be_right(engine.ask(prompts), rights, "with a store")
             return engine.sources()[2] > before
-        took = wait_until(hits, BACK_LIMIT_S, "a hit after the store came")
+        took = wait_until(hits, BACK_LIMIT_S + 4 * asking_s, "a hit after the store came")
         print(f"         the first hit {took:.2f} s after the store came")
         engine.settle()
     bench.store.settle()

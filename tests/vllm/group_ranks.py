@@ -9,6 +9,7 @@ from bench import Bench, hit_tokens, prompt
 
 LENGTHS = (40, 100, 333, 600)
 BOTH = {"tensor_parallel_size": 2, "processes": True}
+RANKS = {"domain": "llama-ranks"}
 
 
 def why_not() -> str | None:
@@ -37,13 +38,13 @@ def drop_a_rank(bench: Bench) -> None:
 
 
 def test_a_hit_takes_both_ranks(bench: Bench) -> None:
-    bench.store.start()
+    bench.store.domains = ("llama-ranks", "llama")
     prompts = [prompt(bench.seed + length, length) for length in LENGTHS]
     rights = bench.right(prompts, **BOTH)
     for engine in list(bench.plain.values()):
         engine.close()  # two cores are all there is
     hits = hit_tokens(prompts)
-    with bench.settled(**BOTH) as engine:
+    with bench.settled(kvist=RANKS, **BOTH) as engine:
         bench.must_be_right(engine.ask(prompts), rights, "cold")
         engine.reset()
         bench.must_be_right(engine.ask(prompts), rights, "both ranks' blocks")
@@ -56,7 +57,7 @@ def test_a_hit_takes_both_ranks(bench: Bench) -> None:
         engine.reset()
         bench.must_be_right(engine.ask(prompts), rights, "they are there again")
         assert engine.sources()[2] == 2 * hits, engine.sources()
-    with bench.settled() as engine:
-        bench.must_be_right(engine.ask(prompts), bench.right(prompts), "one rank alone")
-        assert engine.sources()[2] == 0, "a rank of two was taken for the whole"
+    # One rank's share is half a whole: not even laid out alike.
+    refused = bench.must_not_start(kvist=RANKS)
+    assert "has another layout" in refused, refused
     bench.bytes_must_be_right()

@@ -1,17 +1,13 @@
-#!/usr/bin/env python3
-"""Makes the small models of these tests; runs in vLLM's own environment.
+"""Makes the small models of these tests; runs in vLLM's own environment, before the engines do.
 
-usage: models.py FOLDER
-
-FOLDER gets one model folder each: `llama` (two layers of full attention), `other` (the same shape,
-other weights), `hybrid` (full and sliding-window layers, so that vLLM makes several KV groups) and
-`adapters/a`, `adapters/b`, `adapters/again` (LoRA for `llama`; `again` has the bytes of `a` under
-another name). Weights are random with fixed seeds, drawn so wide that a greedy answer depends on
-every token of its prompt; there is no tokenizer. What is there already stays.
+In its folder there is one folder for each: `llama` (two layers of full attention), `other` (the
+same shape, other weights), `hybrid` (full and sliding-window layers, so that vLLM makes several KV
+groups) and `adapters/a`, `adapters/b`, `adapters/again` (LoRA for `llama`; `again` has the bytes of
+`a` under another name). Weights are random with fixed seeds, drawn so wide that a greedy answer
+depends on every token of its prompt; there is no tokenizer.
 """
 import json
 import os
-import sys
 
 import torch
 from safetensors.torch import save_file
@@ -59,17 +55,8 @@ def adapter(folder: str, seed: int) -> None:
                    "base_model_name_or_path": "llama"}, file)
 
 
-def main(folder: str) -> None:
-    for name, make in (("llama", lambda: llama(1)), ("other", lambda: llama(2)),
-                       ("hybrid", lambda: hybrid(3))):
-        path = os.path.join(folder, name)
-        if not os.path.exists(path):
-            make().save_pretrained(path)
+def make(folder: str) -> None:
+    for name, model in (("llama", llama(1)), ("other", llama(2)), ("hybrid", hybrid(3))):
+        model.save_pretrained(os.path.join(folder, name))
     for name, seed in (("a", 11), ("b", 12), ("again", 11)):
-        path = os.path.join(folder, "adapters", name)
-        if not os.path.exists(path):
-            adapter(path, seed)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+        adapter(os.path.join(folder, "adapters", name), seed)
