@@ -6,8 +6,7 @@ import unittest
 import numpy
 from contexts import BLOCK_TOKENS, bytes_of, tokens_of
 from service import Service
-from test_identity import refusal
-from test_store import (
+from stores import (
     BLOCK_BYTES,
     BLOCKS,
     INVALID,
@@ -17,6 +16,7 @@ from test_store import (
     load_context,
     match,
     poll_all,
+    refusal,
     store_context,
 )
 

@@ -5,8 +5,7 @@ import unittest
 
 import numpy
 from contexts import BLOCK_TOKENS, tokens_of
-from test_identity import refusal
-from test_store import (
+from stores import (
     BLOCK_BYTES,
     BLOCKS,
     INVALID,
@@ -15,6 +14,7 @@ from test_store import (
     NAME_SPACE,
     load_context,
     open_store,
+    refusal,
     store_context,
 )
 

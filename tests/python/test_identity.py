@@ -8,6 +8,7 @@ import unittest
 
 import numpy
 from contexts import make_layout
+from stores import refusal
 
 import kvist
 
@@ -16,15 +17,6 @@ def plain_layout():
     """The layout of docs/formats.md's test vectors: 30 layers of K and V, 3 heads of 64, bf16."""
     parts = [kvist.Part(kind, 3, 64, 2) for kind in (kvist.PartKind.K, kvist.PartKind.V)]
     return kvist.Layout(16, [kvist.Group(kvist.GroupKind.FULL, range(30), parts)])
-
-
-def refusal(case, status, function, *arguments, **named):
-    """The error that a call is refused with."""
-    with case.assertRaises(kvist.KvistError) as caught:
-        function(*arguments, **named)
-    case.assertEqual(caught.exception.status, status, caught.exception)
-    case.assertTrue(caught.exception.remedy, caught.exception)
-    return str(caught.exception)
 
 
 class Identity(unittest.TestCase):

@@ -7,7 +7,7 @@ import unittest
 import weakref
 
 import numpy
-from test_identity import refusal
+from stores import refusal
 
 import kvist
 import kvist.native

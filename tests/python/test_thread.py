@@ -13,8 +13,7 @@ import weakref
 
 import numpy
 from contexts import bytes_of, tokens_of
-from test_identity import refusal
-from test_store import (
+from stores import (
     BLOCK_BYTES,
     BLOCKS,
     INVALID,
@@ -22,6 +21,7 @@ from test_store import (
     NAME_SPACE,
     load_context,
     open_store,
+    refusal,
     store_context,
 )
 
@@ -157,7 +157,7 @@ class AtExit(unittest.TestCase):
     def run_program(self, text):
         folder = tempfile.TemporaryDirectory(prefix="kvist-")
         self.addCleanup(folder.cleanup)
-        text = ("import sys, numpy, kvist\nfrom test_store import *\nfrom test_thread import load\n"
+        text = ("import sys, numpy, kvist\nfrom stores import *\nfrom test_thread import load\n"
                 f"disk = dict(directory={folder.name!r} + '/store', disk_bytes=64 << 20,"
                 " segment_bytes=8 << 20)\n" + text)
         here = os.path.dirname(os.path.abspath(__file__))
