@@ -27,7 +27,7 @@ from worker_case import (
 )
 
 import kvist
-from kvist.vllm import loading
+from kvist.vllm import loading, staging, transfers
 from kvist.vllm.figures import Figures
 from kvist.vllm.metadata import NO_PAGE, LoadJob, Owner, SaveJob
 from kvist.vllm.pages import group_pages
@@ -204,6 +204,26 @@ class MovingTest(TransfersTest):
                 self.assertEqual(bench.count("load_bytes"), size_bytes)
                 self.assertEqual(bench.count("save_bytes"), size_bytes)
 
+    def test_staged_saves_wait_for_host_memory(self) -> None:
+        """Room for one of them, on their way in chunks of one block."""
+        with (
+            mock.patch.object(transfers, "STAGED_BYTES_MAX", 3 * 3 * FULL.page_size_bytes),
+            mock.patch.object(staging, "CHUNK_BYTES", 1),
+            Bench(self.store, staged=True) as bench,
+        ):
+            bench.fill(1)
+            tokens = [tokens_of(seed, 2, BLOCK_TOKENS) for seed in range(8)]
+            pages = [[1 + 2 * i, 2 + 2 * i] for i in range(8)]
+            saves = [save_job(i, i, tokens[i], [pages[i]]) for i in range(8)]
+            bench.transfers.start_saves(saves, list(range(8)))
+            for number in range(8):
+                bench.wait_save(number)
+            want = [bench.page(page) for page in pages[7]]
+            self.assertTrue(bench.save(saves[7]))
+            bench.fill(2)
+            self.assertEqual(bench.load(load_job("r", tokens[7], [[41, 42]])).failed, set())
+            self.assertEqual([bench.page(page) for page in (41, 42)], want)
+
     def test_a_load_begins_behind_what_vllm_has(self) -> None:
         bench = self.bench()
         bench.fill(1)
@@ -339,7 +359,7 @@ class FailingTest(TransfersTest):
     def test_too_much_under_way_is_given_up_at_once(self) -> None:
         bench = self.bench()
         size_bytes = 3 * FULL.page_size_bytes
-        with mock.patch.object(bench.transfers, "_save_bytes_max", 2 * size_bytes):
+        with mock.patch.object(transfers, "SAVE_BYTES_MAX", 2 * size_bytes):
             tokens = tokens_of(1, 3, BLOCK_TOKENS)
             bench.transfers.start_saves([
                 save_job(1, 1, tokens[:32], [[1, 2]]), save_job(2, 1, tokens[32:], [[3]], 2),
@@ -379,6 +399,13 @@ class PoisonTest(TransfersTest):
 
 
 class EndingTest(TransfersTest):
+    def test_thousands_of_loads_that_end_at_once(self) -> None:
+        bench = self.bench()
+        tokens = tokens_of(1, 1, BLOCK_TOKENS)
+        bench.transfers.start_loads([load_job(f"r{i}", tokens, [[5]]) for i in range(3000)])
+        wait_until(lambda: bench.take() or len(bench.results.received) == 3000, "all loads")
+        self.assertEqual(len(bench.results.failed), 3000)
+
     def test_an_aborted_load_is_received_and_not_failed(self) -> None:
         bench = self.bench()
         tokens = self.saved(bench, 1, 4)

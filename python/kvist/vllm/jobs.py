@@ -102,3 +102,24 @@ class Stager:
                 work()
             except Exception:
                 logger.exception("kvist: a mistake in what waits for the device")
+
+
+class Budget:
+    """Bytes that may be in use at once. Threads: any."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._used_bytes = 0
+        self._changed = threading.Condition()
+
+    def take(self, size_bytes: int) -> None:
+        """Waits until there is room; more than there is at all gets it alone."""
+        with self._changed:
+            while self._used_bytes and self._used_bytes + size_bytes > self._size_bytes:
+                self._changed.wait()
+            self._used_bytes += size_bytes
+
+    def give(self, size_bytes: int) -> None:
+        with self._changed:
+            self._used_bytes -= size_bytes
+            self._changed.notify_all()

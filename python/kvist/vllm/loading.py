@@ -57,6 +57,7 @@ class Loads:
         self._store = store
         self._ended = ended
         self._waiting: deque[Load] = deque()
+        self._going_on = False
         self._begun: dict[str, Load] = {}  # by request
 
     def add(self, load: Load) -> None:
@@ -81,18 +82,25 @@ class Loads:
             self.cancel(load.job.request_id)
 
     def _go_on(self) -> None:
+        """A load that ends at once comes back here: the loop goes on, however many do."""
+        if self._going_on:
+            return
+        self._going_on = True
         while self._waiting and len(self._begun) < LOADS_AT_ONCE:
-            load = self._waiting.popleft()
-            self._begun[load.job.request_id] = load
-            load.parts_left = 1  # this function's, so that it does not end while it begins
-            try:
-                self._begin(load)
-            except kvist.KvistError as error:
-                load.good_count, load.reason = 0, error.status
-            except Exception:
-                logger.exception("kvist: a mistake in loading; do: report it")
-                load.good_count, load.reason = 0, "mistake"
-            self._part_over(load)
+            self._begin_or_end(self._waiting.popleft())
+        self._going_on = False
+
+    def _begin_or_end(self, load: Load) -> None:
+        self._begun[load.job.request_id] = load
+        load.parts_left = 1  # this function's, so that it does not end while it begins
+        try:
+            self._begin(load)
+        except kvist.KvistError as error:
+            load.good_count, load.reason = 0, error.status
+        except Exception:
+            logger.exception("kvist: a mistake in loading; do: report it")
+            load.good_count, load.reason = 0, "mistake"
+        self._part_over(load)
 
     def _begin(self, load: Load) -> None:
         job = load.job

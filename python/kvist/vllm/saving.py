@@ -35,12 +35,14 @@ class Save:
 
     reason: why it is not stored; a save that has one
     from the start was refused, and fails its sequence. "" once it has ended: it is stored.
+    staged_bytes: of host memory that its parts are in.
     """
 
     job: SaveJob
     name_space: bytes
     parts: list[Part]
     reason: str = ""
+    staged_bytes: int = 0
     began_s: float = field(default_factory=time.monotonic)
     parts_left: int = 0
 

@@ -1,12 +1,13 @@
 """Pages of a device, by way of host memory.
 
-A save's bytes are gathered on the compute stream itself, so that they are read after the kernels
-that wrote them and before any that come later, and leave the device on a side stream. A load's
-bytes are scattered on the side stream, behind what the compute stream had been given when the load
-was asked for (vLLM zeroes new blocks there). On the CPU, where this runs in tests, all is in order.
+A save's blocks are gathered, a load's scattered, on a side stream, behind what the compute stream
+had been given when the save or load was asked for: the kernels that write what is saved, and those
+that zero new blocks. Until a save has ended the scheduler's side keeps its pages from others
+(metadata.py), so nothing that comes later on the compute stream writes to them. On the CPU, where
+this runs in tests, all is in order. No GPU has run it.
 
-Owns: a host buffer (pinned for CUDA) for each stage that is alive, and, until its end, as much on
-the device. Borrows: the tensors.
+Owns: a host buffer (pinned for CUDA) for each stage that has begun to move, as long as it lives,
+and CHUNK_BYTES or a block on the device while it moves. Borrows: the tensors.
 Threads: to_save and to_load on the thread that launches vLLM's kernels, whose current stream is the
 compute stream; a stage's methods on any one thread, which ready and finish block.
 Errors: PageError; RuntimeError, torch's, where memory is short.
@@ -15,12 +16,15 @@ Errors: PageError; RuntimeError, torch's, where memory is short.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 import kvist
 from kvist.vllm.addresses import GroupPages, LayerPages, PageIds
+
+CHUNK_BYTES = 32 << 20
 
 
 class _Streams:
@@ -41,17 +45,16 @@ class _Streams:
         event.record(torch.cuda.current_stream(self._side.device))
         return event
 
-    def run(self, behind: Any, work: Callable[[], Any]) -> Any:
-        """work() on the side stream, behind that mark; the mark of its end."""
+    def run(self, behind: Any, work: Callable[[], torch.Tensor]) -> None:
+        """work() on the side stream, behind that mark; returns when it has ended."""
         if self._side is None:
             work()
-            return None
+            return
         with torch.cuda.stream(self._side):
             self._side.wait_event(behind)
-            work()
-            event = torch.cuda.Event()
-            event.record(self._side)
-        return event
+            blocks = work()
+            self._side.synchronize()
+            del blocks  # not before
 
 
 class Staged:
@@ -61,8 +64,7 @@ class Staged:
         self._group = group
         self._ids = torch.from_numpy(page_ids)
         self._mark = group.streams.mark()
-        self._host: torch.Tensor | None = None  # made when it is needed: loads may wait for long
-        self._blocks: torch.Tensor | None = None  # on the device, until they are through
+        self._host: torch.Tensor | None = None  # made when it is needed: jobs may wait for long
 
     def _buffer(self) -> torch.Tensor:
         if self._host is None:
@@ -77,30 +79,34 @@ class Staged:
             (buffer.data_ptr(),), block_count * self._group.object_bytes, keep=buffer
         )
 
-    def gather(self) -> None:
-        """The blocks leave their pages in the order of the compute stream."""
-        self._blocks = blocks = self._group.gather(self._ids)
-        buffer, streams = self._buffer(), self._group.streams
-        self._mark = streams.run(streams.mark(), lambda: buffer.copy_(blocks, non_blocking=True))
-
     def ready(self) -> None:
-        if self._mark is not None:
-            self._mark.synchronize()
-        self._blocks = None
+        """Of a save: out of the pages."""
+        self._move(self._ids.numel(), self._out)
 
     def finish(self, block_count: int) -> None:
-        if block_count == 0:
-            return
+        """Of a load: into them."""
+        self._move(block_count, self._in)
 
-        def move() -> None:
-            blocks = self._buffer()[:block_count].to(self._group.device, non_blocking=True)
-            self._blocks = blocks
-            self._group.scatter(self._ids[:block_count], blocks)
+    def _out(self, ids: torch.Tensor, host: torch.Tensor) -> torch.Tensor:
+        blocks = self._group.gather(ids)
+        host.copy_(blocks, non_blocking=True)
+        return blocks
 
-        mark = self._group.streams.run(self._mark, move)
-        if mark is not None:
-            mark.synchronize()
-        self._blocks = None
+    def _in(self, ids: torch.Tensor, host: torch.Tensor) -> torch.Tensor:
+        blocks = host.to(self._group.device, non_blocking=True)
+        self._group.scatter(ids, blocks)
+        return blocks
+
+    def _move(
+        self, block_count: int, move: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> None:
+        """A chunk at a time; what lies on the device lives until its copies have ended."""
+        step = max(CHUNK_BYTES // self._group.object_bytes, 1)
+        for first in range(0, block_count, step):
+            chunk = slice(first, min(first + step, block_count))
+            self._group.streams.run(
+                self._mark, partial(move, self._ids[chunk], self._buffer()[chunk])
+            )
 
 
 class StagedPages:
@@ -132,11 +138,9 @@ class StagedPages:
         return blocks.permute(0, *order).view(torch.uint8)
 
     def to_save(self, page_ids: PageIds) -> Staged:
-        """The blocks are gathered on the current stream."""
+        """They are gathered behind what the current stream has been given."""
         self._pages.check(page_ids)
-        stage = Staged(self, page_ids)
-        stage.gather()
-        return stage
+        return Staged(self, page_ids)
 
     def to_load(self, page_ids: PageIds) -> Staged:
         """They are scattered behind what the current stream has been given."""
@@ -144,14 +148,14 @@ class StagedPages:
         return Staged(self, page_ids)
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
-        """uint8 [blocks, object_bytes] on the device, on the current stream."""
+        """uint8 [blocks, object_bytes] on the device."""
         ids = ids.to(self.device, non_blocking=True)
         return torch.cat(
             [view.index_select(0, ids).reshape(ids.numel(), -1) for view in self._views], dim=1
         )
 
     def scatter(self, ids: torch.Tensor, blocks: torch.Tensor) -> None:
-        """And back, on the current stream."""
+        """And back."""
         ids = ids.to(self.device, non_blocking=True)
         start = 0
         for layer, view in zip(self._pages.layers, self._views, strict=True):

@@ -3,9 +3,9 @@
 vLLM's thread hands over jobs and takes results. Loads (loading.py) and saves (saving.py) live on
 the thread that owns the store; C's workers copy. Nothing here makes vLLM's thread wait but close().
 
-    vLLM's thread     start_loads, start_saves --+                     take() <-- queue of results
-    stager (device)                              +-> saves' copies -+                 ^
-    store's thread                                                  +-> Loads, Saves -+
+    vLLM's thread     start_loads, start_saves --+                      take() <-- queue of results
+    stagers (device)                             +-> copies out --+       copies in --^
+    store's thread                                                +-> Saves, Loads ---+
 
 Poison: the pages that a load was asked to fill are nobody's until vLLM's thread has taken that
 load's result. A save that names one of them is refused, so that nothing of a load that failed is
@@ -15,8 +15,9 @@ Owns: what is under way. Borrows: the store's thread and the pages, until close(
 Threads: all public methods on vLLM's thread.
 Errors: none is raised: each job ends once, as far as it came; why it came no further is counted in
 the figures, and logged once a minute for each reason.
-Limits: bytes of saves under way: SAVE_BYTES_MAX, of device pages STAGED_BYTES_MAX; a save beyond
-them is given up at once, since a page that waits is a page that vLLM lacks.
+Limits: bytes of saves under way: SAVE_BYTES_MAX; a save beyond it is given up at once, since a page
+that waits is a page that vLLM lacks. Device pages: of host memory STAGED_BYTES_MAX for saves (or
+one job), and that of loading.LOADS_AT_ONCE loads.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from functools import partial
 import kvist
 from kvist.vllm.addresses import PageError
 from kvist.vllm.figures import Figures
-from kvist.vllm.jobs import Complaints, Stager, parts_of
+from kvist.vllm.jobs import Budget, Complaints, Stager, parts_of
 from kvist.vllm.loading import Load, Loads
 from kvist.vllm.metadata import NO_PAGE, LoadJob, Owner, SaveJob
 from kvist.vllm.pages import PageGroup
@@ -41,7 +42,7 @@ from kvist.vllm.saving import Save, Saves
 logger = logging.getLogger("kvist.vllm")
 
 SAVE_BYTES_MAX = 4 << 30
-STAGED_BYTES_MAX = 256 << 20
+STAGED_BYTES_MAX = 512 << 20
 QUIET_REASONS = ("cancelled",)
 
 
@@ -85,8 +86,8 @@ class Transfers:
         self._figures = figures
         self._complaints = Complaints()
         in_place = all(group.in_place for group in groups)
-        self._stager = None if in_place else Stager()
-        self._save_bytes_max = SAVE_BYTES_MAX if in_place else STAGED_BYTES_MAX
+        self._stagers = () if in_place else (Stager(), Stager())  # of loads, of saves
+        self._staged = Budget(STAGED_BYTES_MAX)
         self._closed = False
         # Until their results are taken:
         self._loads_open: dict[str, frozenset[int]] = {}  # by request: its pages
@@ -114,10 +115,10 @@ class Transfers:
         saves = [self._new_save(job) for job in jobs]
         if not saves and not ended_sequences:
             return
-        if self._stager is None:
+        if not self._stagers:
             self._submit(partial(self._run_saves, saves, ended_sequences), saves)
         else:
-            self._stager.give(partial(self._saves_staged, saves, ended_sequences))
+            self._stagers[1].give(partial(self._saves_staged, saves, ended_sequences))
 
     def take(self) -> Results:
         """What ended. From now on vLLM may do with these jobs' pages as it likes."""
@@ -138,9 +139,9 @@ class Transfers:
         if self._closed:
             return
         self._closed = True
-        if self._stager is not None:
-            self._stager.close(timeout_s)
         self._wait(timeout_s)
+        for stager in self._stagers:
+            stager.close(timeout_s)
         try:
             self._thread.call(self._cancel_all)
         except kvist.KvistError as error:
@@ -188,7 +189,7 @@ class Transfers:
         size_bytes = self._size_bytes(job.pages)
         self._saves_open[job.job] = size_bytes
         self._save_bytes += size_bytes
-        if self._save_bytes > self._save_bytes_max:
+        if self._save_bytes > SAVE_BYTES_MAX:
             return Save(job, b"", [], reason="too much under way")
         for loading in self._loads_open.values():
             if not all(loading.isdisjoint(pages) for pages in job.pages):
@@ -216,15 +217,19 @@ class Transfers:
                     self._load_over(job)
 
     def _saves_staged(self, saves: Sequence[Save], ended_sequences: Sequence[int]) -> None:
-        """On the stager's thread: the bytes leave the device."""
+        """On a stager's thread: the bytes leave the device, job by job, as there is room."""
         for save in saves:
+            if save.parts:
+                save.staged_bytes = self._size_bytes(save.job.pages)
+                self._staged.take(save.staged_bytes)
             try:
                 for part in save.parts:
                     part.stage.ready()
             except Exception as error:
                 self._complaints.warn("stage", "kvist: a copy from the device failed: %s", error)
-                save.parts, save.reason = [], "device"
-        self._submit(partial(self._run_saves, saves, ended_sequences), saves)
+                save.reason = "device"
+            self._submit(partial(self._run_saves, [save], ()), [save])
+        self._submit(partial(self._run_saves, (), ended_sequences), ())
 
     # ---- the store's thread ----
 
@@ -251,13 +256,13 @@ class Transfers:
         self._saves.cancel_all()
 
     def _load_ended(self, load: Load) -> None:
-        if self._stager is None or load.good_count == 0:
+        if not self._stagers or load.good_count == 0:
             self._load_over(load)
         else:
-            self._stager.give(partial(self._load_staged, load))
+            self._stagers[0].give(partial(self._load_staged, load))
 
     def _load_staged(self, load: Load) -> None:
-        """On the stager's thread: the bytes go to the device."""
+        """On a stager's thread: the bytes go to the device."""
         try:
             for part in load.parts:
                 part.stage.finish(min(part.block_count, load.good_count))
@@ -279,10 +284,14 @@ class Transfers:
                 "kvist: %d of %d blocks did not come (%s): they are computed",
                 missing, job.block_count, _word(load.reason),
             )  # fmt: skip
+        load.parts = []
         self._ended.append(load)
 
     def _save_ended(self, save: Save) -> None:
         job = save.job
+        save.parts = []  # and the memory that they are in
+        if save.staged_bytes:
+            self._staged.give(save.staged_bytes)
         if not save.reason:
             seconds = time.monotonic() - save.began_s
             self._figures.saved(job.block_count, self._size_bytes(job.pages), seconds)
