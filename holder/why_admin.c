@@ -33,6 +33,7 @@ static void tell_parting(answer_t *answer, const uint32_t *own)
     uint32_t block_tokens = answer->block_tokens;
     body->token = detail->token;
     body->token_known = detail->token_known;
+    body->extra_differs = detail->extra_differs;
     kv_hex_encode(detail->other.bytes, KVIST_KEY_BYTES, answer->other);
     body->other_key = answer->other;
     answer->other_tokens = kv_allocate_array(block_tokens, sizeof *answer->other_tokens);

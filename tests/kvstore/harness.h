@@ -8,6 +8,7 @@
 #include "testing/testing.h"
 
 #include <fcntl.h>
+#include <ftw.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,6 +59,7 @@ typedef struct {
     kv_attach_bounds_t bounds; /* attached: none that a busy machine exceeds */
     kvist_key_t name_space;
     const char *tenant; /* of what is stored; NULL: nobody */
+    bool extras;        /* half of the blocks have extra keys: bench_extras */
     kvist_store_t *store;
     int64_t told[KVIST_TIER_REMOTE]; /* objects that each tier holds, as the store told it */
     char folder[512];
@@ -183,6 +185,23 @@ static inline void bench_close(bench_t *bench)
     bench->store = NULL;
 }
 
+static inline int bench_remove_one(
+    const char *path, const struct stat *info, int type, struct FTW *where)
+{
+    (void)info;
+    (void)type;
+    (void)where;
+    return remove(path);
+}
+
+/* Of a store that is closed. */
+static inline void bench_lose_index(const bench_t *bench)
+{
+    char path[600];
+    snprintf(path, sizeof path, "%s/index", bench->folder);
+    assert_int_equal(nftw(path, bench_remove_one, 16, FTW_DEPTH | FTW_PHYS), 0);
+}
+
 static inline void bench_end(bench_t *bench)
 {
     if (bench->store != NULL) {
@@ -289,16 +308,40 @@ static inline void check_block(const bench_t *bench, const kvist_key_t *key, uin
     free(expected);
 }
 
+/* The blocks' extra keys: of a block whose first token is odd one that follows from it. NULL: the
+ * bench has none. Released with free(). */
+static inline kvist_key_t *bench_extras(const bench_t *bench, const uint32_t *tokens, size_t count)
+{
+    kvist_key_t *extras = bench->extras ? calloc(count / BLOCK_TOKENS + 1, sizeof *extras) : NULL;
+    for (size_t i = 0; bench->extras && i < count / BLOCK_TOKENS; i++) {
+        if (tokens[i * BLOCK_TOKENS] % 2 == 1) {
+            extras[i] = kv_identity_digest(&tokens[i * BLOCK_TOKENS], sizeof *tokens);
+        }
+    }
+    return extras;
+}
+
+static inline void bench_keys(
+    const bench_t *bench, const uint32_t *tokens, size_t count, kvist_key_t *keys_out)
+{
+    kvist_key_t *extras = bench_extras(bench, tokens, count);
+    kvist_keys(&bench->name_space, tokens, extras, count, BLOCK_TOKENS, keys_out);
+    free(extras);
+}
+
 static inline kvist_lease_t *match_tokens(
     bench_t *bench, const uint32_t *tokens, size_t count, kvist_match_t *match_out)
 {
     kvist_lease_t *lease;
+    kvist_key_t *extras = bench_extras(bench, tokens, count);
     kvist_query_t query = {.name_space = bench->name_space,
         .tokens = tokens,
+        .extras = extras,
         .token_count = count,
         .mode = KVIST_MODE_READWRITE,
         .terms.tenant = bench->tenant};
     assert_int_equal(kvist_match(bench->store, &query, &lease, match_out), KV_OK);
+    free(extras);
     return lease;
 }
 
@@ -309,7 +352,8 @@ static inline kvist_lease_t *serve(
 {
     size_t count = (size_t)blocks * BLOCK_TOKENS;
     kvist_key_t *keys = calloc(blocks + 1, sizeof *keys);
-    kvist_keys(&bench->name_space, tokens, NULL, count, BLOCK_TOKENS, keys);
+    kvist_key_t *extras = bench_extras(bench, tokens, count);
+    bench_keys(bench, tokens, count, keys);
     kvist_lease_t *lease = match_tokens(bench, tokens, count, match_out);
     outcome_t outcome = prepare(bench, lease, blocks);
     assert_int_equal(outcome.status, KV_OK);
@@ -320,10 +364,11 @@ static inline kvist_lease_t *serve(
     }
     for (uint32_t block = outcome.match.block_count; block < blocks; block++) {
         fill_block(&keys[block], slot_bytes(bench, slots[block]), block_bytes(bench));
-        assert_int_equal(
-            kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS, NULL, "test/plain"),
+        assert_int_equal(kvist_lease_seal(lease, tokens + (size_t)block * BLOCK_TOKENS,
+                             extras != NULL ? &extras[block] : NULL, "test/plain"),
             KV_OK);
     }
+    free(extras);
     free(keys);
     return lease;
 }
@@ -350,7 +395,7 @@ static inline kvist_key_t block_key(const bench_t *bench, uint32_t context, uint
     uint32_t tokens[16 * BLOCK_TOKENS];
     kvist_key_t keys[16];
     make_tokens(context, 0, tokens, 16 * BLOCK_TOKENS);
-    kvist_keys(&bench->name_space, tokens, NULL, 16 * BLOCK_TOKENS, BLOCK_TOKENS, keys);
+    bench_keys(bench, tokens, 16 * BLOCK_TOKENS, keys);
     return keys[block];
 }
 

@@ -337,6 +337,87 @@ static void and_when_it_stops(void **state)
     end_under_way(true);
 }
 
+/* Another engine's pages: one large opaque unit a layer, each in a place of its own. */
+static void large_pages_lie_anywhere(void **state)
+{
+    (void)state;
+    enum { LAYERS = 30, PAGE = 98304, PAGES = 6, UNUSED = 2 };
+    service_t service;
+    bench_t one;
+    kvist_layout_t layout = {.block_tokens = BLOCK_TOKENS, .group_count = 1};
+    layout.groups[0] = (kvist_group_t){.kind = KVIST_GROUP_FULL,
+        .layers = {(1ull << LAYERS) - 1},
+        .part_count = 1,
+        .parts = {{KVIST_PART_OPAQUE, 1, PAGE, 1}}};
+    bench_init(&service.host, "pages", 1);
+    service.host.layout = layout;
+    bench_with_host(&service.host, PAGES);
+    bench_with_disk(&service.host, 4);
+    service.host.params.segment_bytes = 64 << 20;
+    service.host.params.disk_bytes = 128 << 20;
+    served_init(&service.served, &service.host.params);
+    served_start(&service.served);
+    bench_init(&one, "engine", 1);
+    one.layout = layout;
+    one.params.attach = service.served.path;
+    one.params.device = NULL;
+    one.params.device_slot_count = 0;
+    bench_open(&one);
+
+    /* memory[layer][page]; block b of a context lies in page PAGES + UNUSED - 1 - b. */
+    const size_t stride = (size_t)(PAGES + UNUSED) * PAGE;
+    uint8_t *memory = malloc(LAYERS * stride);
+    kvist_piece_t pieces[PAGES * LAYERS];
+    for (uint32_t i = 0; i < PAGES * LAYERS; i++) {
+        uint32_t page = PAGES + UNUSED - 1 - i / LAYERS;
+        pieces[i] = (kvist_piece_t){memory + i % LAYERS * stride + (size_t)page * PAGE, PAGE};
+    }
+    uint32_t tokens[PAGES * BLOCK_TOKENS];
+    for (uint32_t context = 0; context < 3; context++) { /* each pushes the one before it out */
+        make_tokens(context, 0, tokens, PAGES * BLOCK_TOKENS);
+        for (uint32_t i = 0; i < PAGES * LAYERS; i++) {
+            memset(pieces[i].base, (int)(context * 181 + i), PAGE);
+        }
+        kvist_match_t match;
+        kvist_lease_t *lease = match_tokens(&one, tokens, PAGES * BLOCK_TOKENS, &match);
+        transfer_t stored = {0};
+        const kvist_put_t put = {.block_count = PAGES, .deadline_ns = UINT64_MAX};
+        assert_int_equal(
+            kvist_lease_store(lease, &put, pieces, PAGES * LAYERS, note_stored, &stored), KV_OK);
+        wait_transfer(&one, &stored);
+        assert_int_equal(stored.status, KV_OK);
+        kvist_lease_release(lease);
+        assert_int_equal(flush(&one), KV_OK);
+    }
+    for (uint32_t context = 0; context < 3; context++) {
+        make_tokens(context, 0, tokens, PAGES * BLOCK_TOKENS);
+        memset(memory, 0xee, LAYERS * stride);
+        kvist_match_t match;
+        kvist_lease_t *lease = match_tokens(&one, tokens, PAGES * BLOCK_TOKENS, &match);
+        assert_int_equal(match.block_count, PAGES);
+        assert_int_equal(
+            match.tier_blocks[context == 2 ? KVIST_TIER_HOST : KVIST_TIER_DISK], PAGES);
+        transfer_t loaded = {0};
+        const kvist_selection_t selection = {.block_count = PAGES};
+        assert_int_equal(
+            kvist_lease_load(lease, &selection, pieces, PAGES * LAYERS, note_loaded, &loaded),
+            KV_OK);
+        wait_transfer(&one, &loaded);
+        assert_int_equal(loaded.block_count, PAGES);
+        for (uint32_t i = 0; i < LAYERS * (PAGES + UNUSED); i++) {
+            uint32_t layer = i / (PAGES + UNUSED), page = i % (PAGES + UNUSED);
+            uint32_t piece = (PAGES + UNUSED - 1 - page) * LAYERS + layer;
+            uint8_t expected = page < UNUSED ? 0xee : (uint8_t)(context * 181 + piece);
+            const uint8_t *at = memory + layer * stride + (size_t)page * PAGE;
+            assert_true(at[0] == expected && memcmp(at, at + 1, PAGE - 1) == 0);
+        }
+        kvist_lease_release(lease);
+    }
+    free(memory);
+    bench_end(&one);
+    end_service(&service);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -346,6 +427,7 @@ int main(void)
         cmocka_unit_test(release_cancels_stores),
         cmocka_unit_test(thousands_of_leases_store_at_once),
         cmocka_unit_test(a_second_look_up_is_not_counted),
+        cmocka_unit_test(large_pages_lie_anywhere),
         cmocka_unit_test(every_callback_runs_when_the_service_ends),
         cmocka_unit_test(and_when_it_stops),
     };

@@ -312,6 +312,7 @@ static void world_init(world_t *world, const setting_t *setting, uint64_t seed)
         world->seal_counts[i / BLOCKS_MAX][i % BLOCKS_MAX] = 1;
     }
     bench_init(&world->bench, "simulated", setting->device_slots);
+    world->bench.extras = true;
     bool large = setting->codec != KVIST_CODEC_NONE; /* only then it saves a page */
     if (large) {
         bench_with_large_blocks(&world->bench);
@@ -741,11 +742,12 @@ static void make_contexts(void)
 {
     bench_t bench;
     bench_init(&bench, "keys", 1);
+    bench.extras = true;
     for (uint32_t context = 0; context < CONTEXTS; context++) {
         make_tokens(context, 0, context_tokens[context], BLOCKS_MAX * BLOCK_TOKENS);
         make_tokens(context / 3 * 3, 0, context_tokens[context], SHARED * BLOCK_TOKENS);
-        kvist_keys(&bench.name_space, context_tokens[context], NULL, BLOCKS_MAX * BLOCK_TOKENS,
-            BLOCK_TOKENS, context_keys[context]);
+        bench_keys(
+            &bench, context_tokens[context], BLOCKS_MAX * BLOCK_TOKENS, context_keys[context]);
     }
     bench_end(&bench);
 }

@@ -5,7 +5,6 @@
 #include "harness.h"
 
 #include <errno.h>
-#include <ftw.h>
 #include <stdatomic.h>
 
 enum { BLOCKS = 6, CONTEXTS = 8 };
@@ -47,21 +46,6 @@ static void reopen(bench_t *bench)
 {
     bench_close(bench);
     bench_open(bench);
-}
-
-static int remove_one(const char *path, const struct stat *info, int type, struct FTW *where)
-{
-    (void)info;
-    (void)type;
-    (void)where;
-    return remove(path);
-}
-
-static void lose_index(const bench_t *bench)
-{
-    char path[600];
-    snprintf(path, sizeof path, "%s/index", bench->folder);
-    assert_int_equal(nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS), 0);
 }
 
 /* ---- what lies on disk ---- */
@@ -159,7 +143,7 @@ static void nothing_in_clear_reaches_the_disk(void **state)
         for (uint32_t context = 0; context < CONTEXTS; context++) {
             assert_int_equal(ask(&place.bench, context).block_count, BLOCKS); /* and it looks */
         }
-        lose_index(&place.bench);
+        bench_lose_index(&place.bench);
         reopen(&place.bench);
         assert_int_equal(ask(&place.bench, 5).block_count, BLOCKS);
         assert_int_equal(clear_in_folder(&place.bench), 0);
@@ -334,7 +318,7 @@ static void a_dropped_tenants_blocks_are_gone(void **state)
         reopen(bench);
         assert_only_left(bench, NAMES[which]);
         bench_close(bench);
-        lose_index(bench); /* nothing in the records brings them back */
+        bench_lose_index(bench); /* nothing in the records brings them back */
         bench_open(bench);
         assert_only_left(bench, NAMES[which]);
         check_accounts(bench);
@@ -473,7 +457,7 @@ static void records_in_clear_go_with_the_key(void **state)
     assert_int_equal(drop_tenant(bench, "acme").status, KV_OK);
     assert_int_equal(clear_in_folder(bench), 0);
     bench_close(bench);
-    lose_index(bench);
+    bench_lose_index(bench);
     bench_open(bench);
     assert_int_equal(found_blocks(bench, 1, BLOCKS) + found_blocks(bench, 4, BLOCKS), 0);
     bench_end(bench);

@@ -3,8 +3,6 @@
  * kind. */
 #include "attach_bench.h"
 
-#include <ftw.h>
-
 enum { SLOTS = 8 * BLOCKS };
 
 /* ---- contexts ---- */
@@ -82,21 +80,6 @@ static void begin_embedded(bench_t *bench, const char *name, uint32_t host_slots
 
 /* ---- on disk ---- */
 
-static int remove_one(const char *path, const struct stat *info, int type, struct FTW *where)
-{
-    (void)info;
-    (void)type;
-    (void)where;
-    return remove(path);
-}
-
-static void lose_index(const bench_t *bench)
-{
-    char path[600];
-    snprintf(path, sizeof path, "%s/index", bench->folder);
-    assert_int_equal(nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS), 0);
-}
-
 /* The number in the directory's format. */
 static unsigned format_of(const bench_t *bench)
 {
@@ -148,7 +131,7 @@ static void tier_by_tier(bench_t *bench)
     check_all(bench, 1, KVIST_TIER_DISK); /* the second reading brings it to host memory */
     assert_true(check_all(bench, 1, KVIST_TIER_HOST) > 3 * BLOCKS);
     bench_close(bench);
-    lose_index(bench); /* made anew from the records */
+    bench_lose_index(bench); /* made anew from the records */
     bench_open(bench);
     check_apart(bench, 1);
     assert_true(check_all(bench, 1, KVIST_TIER_DISK) > 3 * BLOCKS);

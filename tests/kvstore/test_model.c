@@ -73,6 +73,7 @@ static void run(const setting_t *setting, uint64_t seed, uint32_t steps)
 {
     model_t model = {.random = seed};
     bench_init(&model.bench, "model", setting->device_slots);
+    model.bench.extras = seed % 2 == 1;
     if (setting->codec != KVIST_CODEC_NONE) {
         bench_with_large_blocks(&model.bench);
     }

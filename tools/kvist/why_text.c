@@ -73,6 +73,14 @@ static void say_evicted(const Kvist__Admin__Why *why, const char *reason, char *
 
 static void say_diverged(const Kvist__Admin__Why *why, char *means, char *todo)
 {
+    if (why->extra_differs) {
+        snprintf(means, SENTENCE_BYTES,
+            "Block %u is stored with the same tokens and another extra key: block %.16s.",
+            why->block, why->other_key);
+        snprintf(todo, SENTENCE_BYTES,
+            "nothing: what the extra key stands for (an image, say) is another one");
+        return;
+    }
     snprintf(means, SENTENCE_BYTES,
         "%s token %u (block %u) a stored context goes on otherwise: block %.16s.",
         why->token_known ? "The prompt is as one that is stored up to there; at"
@@ -287,6 +295,7 @@ static void pack_parting(json_t *row, const Kvist__Admin__Why *why, const kv_tok
     uint32_t parts = why->token - why->block * why->block_tokens;
     json_object_set_new(row, "token", json_integer(why->token));
     json_object_set_new(row, "token_known", json_boolean(why->token_known));
+    json_object_set_new(row, "extra_differs", json_boolean(why->extra_differs));
     json_object_set_new(row, "other_key", json_string(why->other_key));
     json_object_set_new(row, "tokens", pack_tokens(why->own_tokens, why->n_own_tokens));
     json_object_set_new(row, "other_tokens", pack_tokens(why->other_tokens, why->n_other_tokens));
