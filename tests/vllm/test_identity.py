@@ -131,13 +131,11 @@ class Facts(unittest.TestCase):
                    "print('FACTS', test_identity.described(sys.argv[2]).facts)")
         here = os.path.dirname(os.path.abspath(__file__))
         facts = described(self.folder).facts
-        for seed in ("1", "2"):
-            run = subprocess.run(
-                [sys.executable, "-c", program, here, self.folder, model_folder()],
-                env=dict(os.environ, PYTHONHASHSEED=seed), check=True, stdout=subprocess.PIPE,
-                text=True)
-            lines = [line for line in run.stdout.splitlines() if line.startswith("FACTS ")]
-            self.assertEqual(lines, ["FACTS " + facts])
+        run = subprocess.run(
+            [sys.executable, "-c", program, here, self.folder, model_folder()],
+            env=dict(os.environ, PYTHONHASHSEED="1"), check=True, stdout=subprocess.PIPE, text=True)
+        lines = [line for line in run.stdout.splitlines() if line.startswith("FACTS ")]
+        self.assertEqual(lines, ["FACTS " + facts])
 
     def test_name_spaces(self) -> None:
         description = described(self.folder)
