@@ -19,6 +19,27 @@ TITLES = {
 }
 
 
+# Where what a play finds has to come from; without it the play shows nothing.
+TIERS = {"ram": "host", "restart": "host", "disk": "disk", "shared": "", "pd": ""}
+
+
+def shortfalls(plays):
+    """What did not come out as it must, a line each."""
+    lines = []
+    for play in plays:
+        if play.equality is not None and play.equality.different:
+            lines.append(f"{play.name}: answers differ from those without Kvist: "
+                         + ", ".join(play.equality.different))
+        tier = TIERS.get(play.name)
+        if tier is None:
+            continue
+        if not play.counts.sources["external_kv_transfer"]:
+            lines.append(f"{play.name}: nothing came from Kvist")
+        elif tier and not play.counts.tiers.get(tier):
+            lines.append(f"{play.name}: nothing came from Kvist's tier {tier}")
+    return lines
+
+
 def machine():
     """What figures depend on, without names."""
     model = "unknown"
@@ -50,6 +71,7 @@ def plain(play):
 
 def as_json(plays, settings):
     return json.dumps({"settings": settings, "machine": machine(),
+                       "short": shortfalls(plays),
                        "plays": {play.name: plain(play) for play in plays}}, indent=1)
 
 
@@ -114,8 +136,7 @@ def for_people(plays, settings):
         if play.counts.failed_load_blocks or play.counts.given_up_blocks:
             text.append(f"{play.name}: {play.counts.failed_load_blocks:.0f} blocks failed to load, "
                         f"{play.counts.given_up_blocks:.0f} were not saved")
-        if play.equality is not None and play.equality.different:
-            text.append(f"{play.name}: answers differ: {', '.join(play.equality.different)}")
+    text += [f"SHORT: {line}" for line in shortfalls(plays)]
     return "\n".join(text)
 
 
