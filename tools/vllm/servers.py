@@ -20,8 +20,9 @@ ENGINE_ENVIRONMENT = {
     "LMCACHE_TRACK_USAGE": "false",
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_SERVER_DEV_MODE": "1",  # /reset_prefix_cache
-    # As many cores compute with a connector as without; by itself vLLM leaves one more free then,
-    # or, on two cores, none.
+    # By itself vLLM keeps one core more free where there is a connector, and none on two cores:
+    # with and without would compute on different numbers of threads, in other times and, since
+    # attention is split among them, with other roundings.
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",
 }
 
