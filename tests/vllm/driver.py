@@ -94,7 +94,7 @@ class Driver:
         for output in outputs:
             if output.finished:
                 self.finished(output)
-        if not outputs:
+        if not outputs and not (self.scheduler is not None and self.scheduler.running):
             time.sleep(IDLE_S)
 
     def finished(self, output: Any) -> None:

@@ -9,20 +9,20 @@ from typing import Any
 from bench import Bench, prompt
 from engines import Request
 
-BLOCKS = 48  # of vLLM's: eight requests do not fit, so that some are preempted
-TOKENS_MAX = 160  # of an answer
+BLOCKS = 36  # of vLLM's: eight requests do not fit, so that some are preempted
+TOKENS_MAX = 96  # of an answer
 
 
 def pressed(bench: Bench, model: str, count: int) -> None:
     chance = random.Random(bench.seed)
     begin = prompt(bench.seed + 1, 128)
-    prompts = [prompt(bench.seed + 100 + number, chance.randrange(20, 400),
-                      begin[:chance.choice((0, 5, 19))]) for number in range(24)]
-    prompts += [prompt(bench.seed + 200 + number, chance.randrange(140, 400), begin)
-                for number in range(8)]
+    prompts = [prompt(bench.seed + 100 + number, chance.randrange(20, 300),
+                      begin[:chance.choice((0, 5, 19))]) for number in range(14)]
+    prompts += [prompt(bench.seed + 200 + number, chance.randrange(140, 300), begin)
+                for number in range(6)]
     rights = bench.right(prompts, model, max_tokens=TOKENS_MAX)
     blocks = BLOCKS if model == "llama" else BLOCKS * 4 // 3  # of two groups
-    with bench.settled(model, num_gpu_blocks_override=blocks, max_model_len=640) as engine:
+    with bench.settled(model, num_gpu_blocks_override=blocks, max_model_len=512) as engine:
         under_way: list[tuple[int, int, Request]] = []
         answered = aborted = 0
 
@@ -39,7 +39,7 @@ def pressed(bench: Bench, model: str, count: int) -> None:
         for _ in range(count):
             number, tokens = chance.randrange(len(prompts)), chance.randrange(1, TOKENS_MAX)
             under_way.append((number, tokens, engine.add(prompts[number], tokens)))
-            if chance.randrange(4) == 0:  # also of one that waits, loads, or was just added
+            if chance.randrange(4) == 0:  # one that runs, waits, loads, or has just come
                 chance.choice(under_way)[2].abort()
             while len(under_way) > 12:
                 take(*under_way.pop(0))
@@ -61,11 +61,11 @@ def pressed(bench: Bench, model: str, count: int) -> None:
 
 
 def test_one_group(bench: Bench) -> None:
-    pressed(bench, "llama", 500 if bench.long else 200)
+    pressed(bench, "llama", 500 if bench.long else 120)
 
 
 def test_several_groups(bench: Bench) -> None:
-    pressed(bench, "hybrid", 500 if bench.long else 100)
+    pressed(bench, "hybrid", 500 if bench.long else 80)
 
 
 def test_an_engine_that_was_killed_leaves_nothing(bench: Bench) -> None:
