@@ -24,6 +24,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from typing import Any, TextIO
 
 import models
@@ -159,7 +160,12 @@ def serve(connection: socket.socket) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(start["environment"])
-        Driver(commands, answers, start["engine"]).run()
+        try:
+            Driver(commands, answers, start["engine"]).run()
+        except BaseException:  # whatever it is: it must not be waited for
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
 
 
 def make_models(folder: str) -> None:
