@@ -3,6 +3,7 @@ be: a process that hashes otherwise."""
 from __future__ import annotations
 
 import os
+import shutil
 import zlib
 from typing import Any
 
@@ -57,21 +58,21 @@ def test_another_model_of_the_same_shape(bench: Bench) -> None:
     never(bench, "other")
 
 
-def test_a_model_whose_weights_were_replaced(bench: Bench) -> None:
-    """In the same folder, under the same names."""
+def test_a_model_of_which_a_byte_was_changed(bench: Bench) -> None:
+    """In the same file: first as it was, which is known wherever it lies, then with the change."""
     stored(bench)
-    folder = os.path.join(bench.folder, "replaced")
-    os.mkdir(folder)
+    folder = os.path.join(bench.folder, "changed")
+    shutil.copytree(os.path.join(bench.models, "llama"), folder)
     prompts = prompts_of(bench)
-    for source in ("llama", "other"):
-        for name in os.listdir(os.path.join(bench.models, source)):
-            with open(os.path.join(bench.models, source, name), "rb") as file:
-                content = file.read()
-            with open(os.path.join(folder, name), "wb") as file:
-                file.write(content)
-        with bench.settled(folder) as engine:
-            comes(bench, engine, bench.right(prompts, source),
-                  hit_tokens(prompts) if source == "llama" else 0, f"weights of {source}")
+    with bench.settled(folder) as engine:
+        comes(bench, engine, bench.right(prompts), hit_tokens(prompts), "a copy")
+    with open(os.path.join(folder, "model.safetensors"), "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 0x80]))  # the sign of one weight
+    with bench.settled(folder) as engine:
+        comes(bench, engine, bench.right(prompts, folder), 0, "a changed copy")
 
 
 def test_another_dtype_of_the_same_size(bench: Bench) -> None:
@@ -133,7 +134,7 @@ def test_another_adapter(bench: Bench) -> None:
         other_name = adapter("again", "again")
         comes(bench, engine, rights("a"), 0, "a by another name", adapter=other_name)
         comes(bench, engine, rights("a"), hits, "a again", adapter=adapter("a", "a"))
-        comes(bench, engine, plain, 0, "a salt named as the adapter", salt="a")
+        comes(bench, engine, plain, 0, "a salt named as an adapter", salt="again")
     with bench.settled(enable_lora=True) as engine:
         comes(bench, engine, rights("b"), 0, "b in place of a", adapter=adapter("a", "b"))
         comes(bench, engine, rights("b"), hits, "b by its name", adapter=adapter("b", "b"))
