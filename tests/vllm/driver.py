@@ -30,7 +30,7 @@ from typing import Any, TextIO
 import models
 from prometheus_client import REGISTRY
 from vllm import SamplingParams
-from vllm.config import KVTransferConfig
+from vllm.config import KVEventsConfig, KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
@@ -54,6 +54,9 @@ class Driver:
         transfer = arguments.pop("kv_transfer", None)
         if transfer is not None:
             arguments["kv_transfer_config"] = KVTransferConfig(**transfer)
+        events = arguments.pop("kv_events", None)
+        if events is not None:
+            arguments["kv_events_config"] = KVEventsConfig(**events)
         self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         core = self.engine.engine_core
         self.scheduler = core.engine_core.scheduler if hasattr(core, "engine_core") else None
