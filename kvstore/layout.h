@@ -10,7 +10,7 @@
 
 #include "kvstore/kvist.h"
 
-enum { KV_LAYOUT_UNITS_MAX = 1 << 16, KV_LAYOUT_ENCODED_BYTES_MAX = 1024 };
+enum { KV_LAYOUT_UNITS_MAX = 1 << 16, KV_LAYOUT_ENCODED_BYTES_MAX = 2048 };
 #define KV_LAYOUT_OBJECT_BYTES_MAX ((size_t)64 << 20)
 
 typedef struct {

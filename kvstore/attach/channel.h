@@ -12,7 +12,7 @@
 
 #include <stdbool.h>
 
-enum { KV_CHANNEL_FDS_MAX = 4 };
+enum { KV_CHANNEL_FDS_MAX = 8 }; /* an arena for each of KVIST_GROUPS_MAX */
 
 typedef struct kv_channel_frame kv_channel_frame_t;
 

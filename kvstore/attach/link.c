@@ -28,6 +28,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+_Static_assert(
+    (int)KV_CHANNEL_FDS_MAX >= (int)KVIST_GROUPS_MAX, "an answer brings an arena of each group");
+
 enum { PING_MS = 500, RECEIVES_AT_ONCE = 8 };
 #define NO_REQUEST UINT32_MAX
 

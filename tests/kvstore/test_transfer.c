@@ -742,6 +742,62 @@ static void a_hit_is_what_all_groups_can_serve(void **state)
     free(snapshot.bytes);
 }
 
+/* A full group and windows behind it, as many as there may be, in every tier. */
+static void as_many_groups_as_there_may_be(void **state)
+{
+    (void)state;
+    bench_t bench;
+    bench_init(&bench, "most-groups", 4);
+    with_groups(&bench);
+    kvist_layout_t *layout = &bench.layout;
+    kv_error_t error;
+    layout->group_count = KVIST_GROUPS_MAX + 1;
+    assert_int_equal(kvist_layout_check(layout, &error), KV_INVALID);
+    layout->group_count = KVIST_GROUPS_MAX;
+    for (uint32_t group = 2; group < KVIST_GROUPS_MAX; group++) {
+        layout->groups[group] = layout->groups[1];
+        layout->groups[group].layers[0] <<= 4 * (group - 1);
+    }
+    kvist_namespace_params_t identity = {.layout = layout, .salt = "", .adapter = ""};
+    bench.name_space = kvist_namespace(&identity);
+    bench.params.host_bytes = 4 << 20;
+    bench_with_disk(&bench, 8);
+    bench_open(&bench);
+    context_t of[KVIST_GROUPS_MAX];
+    kvist_match_t match;
+    make_context(&bench, 1, 8, 0, &of[0]);
+    kvist_lease_t *lease = match_context(&bench, &of[0], 8, &match);
+    store_group(&bench, lease, &of[0], 0, 0, 8);
+    for (uint32_t group = 1; group < KVIST_GROUPS_MAX; group++) {
+        make_context(&bench, 1, 8, group, &of[group]);
+        assert_int_equal(hit_blocks(&bench, &of[0], 8), 0);
+        store_group(&bench, lease, &of[group], group, 0, 8);
+    }
+    kvist_lease_release(lease);
+    for (int round = 0; round < 2; round++) {
+        lease = match_context(&bench, &of[0], 8, &match);
+        assert_int_equal(match.tier_blocks[round == 0 ? KVIST_TIER_HOST : KVIST_TIER_DISK], 8);
+        for (uint32_t group = 0; group < KVIST_GROUPS_MAX; group++) {
+            uint32_t first = group == 0 ? 0 : 5; /* a window needs blocks 5 to 7 */
+            kvist_selection_t selection = {
+                .group = group, .first_block = first, .block_count = 8 - first};
+            char *back = malloc((8 - first) * of[group].object_bytes);
+            kvist_piece_t piece = {back, (8 - first) * of[group].object_bytes};
+            assert_int_equal(load(&bench, lease, selection, &piece, 1).block_count, 8 - first);
+            assert_memory_equal(
+                back, of[group].bytes + first * of[group].object_bytes, piece.bytes);
+            free(back);
+        }
+        kvist_lease_release(lease);
+        bench_close(&bench);
+        bench_open(&bench);
+    }
+    bench_end(&bench);
+    for (uint32_t group = 0; group < KVIST_GROUPS_MAX; group++) {
+        free(of[group].bytes);
+    }
+}
+
 static kvist_object_t shown(const bench_t *bench, const kvist_key_t *key)
 {
     kvist_object_t object;
@@ -918,6 +974,7 @@ int main(void)
         cmocka_unit_test(a_load_that_fails_half_way_keeps_its_good_prefix),
         cmocka_unit_test(what_is_read_again_comes_up_to_host_memory),
         cmocka_unit_test(a_hit_is_what_all_groups_can_serve),
+        cmocka_unit_test(as_many_groups_as_there_may_be),
         cmocka_unit_test(a_block_is_kept_and_dropped_in_all_groups),
         cmocka_unit_test(an_expired_block_is_a_miss_to_the_second),
         cmocka_unit_test(background_goes_first),

@@ -13,6 +13,7 @@ from stores import (
     LAYOUT,
     LIMIT_S,
     NAME_SPACE,
+    UNIT_BYTES,
     load_context,
     match,
     poll_all,
@@ -21,6 +22,8 @@ from stores import (
 )
 
 import kvist
+
+GROUPS = 8  # kvist.h: KVIST_GROUPS_MAX
 
 
 class Attached(unittest.TestCase):
@@ -59,6 +62,48 @@ class Attached(unittest.TestCase):
         with match(other, 2) as lease:
             lease.store(pages[::-2]).result(LIMIT_S)
         self.assertTrue((load_context(other, 2) == stored).all())
+
+    def test_as_many_groups_as_there_may_be(self):
+        self.store.close()
+        service = Service()
+        self.addCleanup(service.close)
+        part = kvist.Part(kvist.PartKind.OPAQUE, heads=1, dims=UNIT_BYTES, element_bytes=1)
+        layout = kvist.Layout(BLOCK_TOKENS, [
+            kvist.Group(kvist.GroupKind.FULL if group == 0 else kvist.GroupKind.WINDOW,
+                        range(group * 2, group * 2 + 2),
+                        window_tokens=0 if group == 0 else 2 * BLOCK_TOKENS, parts=[part])
+            for group in range(GROUPS)])
+        name_space = kvist.name_space(b"a model of many groups".ljust(32), layout)
+        store = kvist.Store(layout, attach=service.socket)
+        self.addCleanup(store.close)
+        self.wait_for(lambda: store.attached_to is not None, store)
+        tokens = tokens_of(1, BLOCKS)
+        bytes_in = [bytes_of(10 + group, BLOCKS, layout.object_bytes(group))
+                    for group in range(GROUPS)]
+        end = time.monotonic() + LIMIT_S
+        while True:  # again where a busy machine cut the service off
+            self.assertLess(time.monotonic(), end)
+            try:
+                with store.match(name_space, tokens, mode=kvist.Mode.WRITE) as lease:
+                    for group in range(GROUPS):
+                        self.assertEqual(BLOCKS, lease.store(
+                            bytes_in[group], group=group, block_count=BLOCKS).result(LIMIT_S))
+                with store.match(name_space, tokens) as lease:
+                    if lease.match.miss == kvist.Miss.FAILED:
+                        continue
+                    self.assertEqual(lease.match.block_count, BLOCKS)
+                    for group in range(GROUPS):
+                        first = 0 if group == 0 else BLOCKS - 2
+                        into = numpy.zeros_like(bytes_in[group][first:])
+                        loaded = lease.load(into, group=group, first_block=first).result(LIMIT_S)
+                        if loaded.miss == kvist.Miss.FAILED:
+                            break
+                        self.assertTrue((into == bytes_in[group][first:]).all(), group)
+                    else:
+                        return
+            except kvist.KvistError as error:
+                if error.status != kvist.Status.PEER_LOST:
+                    raise
 
     def test_after_a_restart_of_the_service(self):
         stored = store_context(self.store, 1)

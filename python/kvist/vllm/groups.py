@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
 
-GROUPS_MAX = 4  # kvist.h: KVIST_GROUPS_MAX
+GROUPS_MAX = 8  # kvist.h: KVIST_GROUPS_MAX
 BLOCK_TOKENS_MAX = 1024
 
 
