@@ -60,7 +60,6 @@ def metrics_tell(bench: Bench, case: int, **arguments: Any) -> None:
 
 
 def test_metrics_after_misses_and_hits(bench: Bench) -> None:
-    bench.store.start()
     metrics_tell(bench, 1)
 
 
