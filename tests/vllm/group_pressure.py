@@ -9,17 +9,17 @@ from typing import Any
 from bench import Bench, prompt
 from engines import Request
 
-BLOCKS = 36  # of vLLM's: eight requests do not fit, so that some are preempted
-TOKENS_MAX = 96  # of an answer
+BLOCKS = 30  # of vLLM's: eight requests do not fit, so that some are preempted
+TOKENS_MAX = 64  # of an answer
 
 
 def pressed(bench: Bench, model: str, count: int) -> None:
     chance = random.Random(bench.seed)
     begin = prompt(bench.seed + 1, 128)
     prompts = [prompt(bench.seed + 100 + number, chance.randrange(20, 300),
-                      begin[:chance.choice((0, 5, 19))]) for number in range(14)]
+                      begin[:chance.choice((0, 5, 19))]) for number in range(12)]
     prompts += [prompt(bench.seed + 200 + number, chance.randrange(140, 300), begin)
-                for number in range(6)]
+                for number in range(4)]
     rights = bench.right(prompts, model, max_tokens=TOKENS_MAX)
     blocks = BLOCKS if model == "llama" else BLOCKS * 4 // 3  # of two groups
     with bench.settled(model, num_gpu_blocks_override=blocks, max_model_len=512) as engine:
