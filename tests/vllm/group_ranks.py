@@ -40,9 +40,7 @@ def drop_a_rank(bench: Bench) -> None:
 def test_a_hit_takes_both_ranks(bench: Bench) -> None:
     bench.store.domains = ("llama-ranks", "llama")
     prompts = [prompt(bench.seed + length, length) for length in LENGTHS]
-    rights = bench.right(prompts, **BOTH)
-    for engine in list(bench.plain.values()):
-        engine.close()  # two cores are all there is
+    rights = bench.right(prompts)  # in f32 two ranks answer as one does
     hits = hit_tokens(prompts)
     with bench.settled(kvist=RANKS, **BOTH) as engine:
         bench.must_be_right(engine.ask(prompts), rights, "cold")
