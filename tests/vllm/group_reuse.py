@@ -208,7 +208,9 @@ def test_every_byte_came_back_as_it_was_saved(bench: Bench) -> None:
 
 
 def swapped(bench: Bench, model: str, what: str) -> None:
-    """Blocks that come back to the wrong place must be seen, by their bytes and by the answers."""
+    """Blocks that come back to the wrong place must be seen, by bytes and by answers. (But
+    an answer does not depend on the order of a request's own blocks: a key has its position in
+    it. There the bytes alone tell.)"""
     prompts = prompts_of(bench, 1)
     before = bench.tally()
     # Not settled: what is computed from these pages must not be believed, or saved, by anyone.
@@ -216,6 +218,8 @@ def swapped(bench: Bench, model: str, what: str) -> None:
         answers = engine.ask(prompts)
     after = bench.tally()
     assert after["different"] > before["different"], f"{what}: the check has not seen it: {after}"
+    if what == "blocks":
+        return
     rights = bench.right(prompts, model)
     wrong = [number for number, answer in enumerate(answers) if answer.tokens not in rights[number]]
     assert wrong, f"{what}: all answers are right: they do not depend on KV"
