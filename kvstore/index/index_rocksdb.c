@@ -24,7 +24,7 @@ typedef struct {
     rocksdb_writeoptions_t *write_options;
     rocksdb_flushoptions_t *flush_options;
     size_t log_bytes_max, log_bytes; /* since the log began */
-    bool failing;                    /* the last write failed */
+    bool failed;                     /* a write: there are no more */
     rocksdb_readoptions_t *read_options;
     rocksdb_writebatch_t *batch;
 } rocksdb_index_t;
@@ -58,6 +58,11 @@ static kv_status_t rocksdb_index_write(
 {
     rocksdb_index_t *index = (rocksdb_index_t *)base;
     kv_index_change_t change;
+    /* RocksDB asserts that nobody writes to a log, or syncs one, after an error in it, and its own
+     * recovery does not always begin a new one first. */
+    if (index->failed) {
+        return kv_fail(error, KV_IO, "cannot write the index: an earlier write failed");
+    }
     rocksdb_writebatch_clear(index->batch);
     for (size_t cursor = 0; kv_index_batch_next(batch, &cursor, &change);) {
         const char *key = (const char *)change.key;
@@ -69,10 +74,7 @@ static kv_status_t rocksdb_index_write(
         }
     }
     char *reason = NULL;
-    /* A log that could not be written is not to be synced: RocksDB asserts that nobody tries. It
-     * answers writes with the error, and begins a new log when it can. */
-    if (!index->failing && index->log_bytes > 0 &&
-        index->log_bytes + batch->used > index->log_bytes_max) {
+    if (index->log_bytes > 0 && index->log_bytes + batch->used > index->log_bytes_max) {
         change_log(index, &reason);
     }
     index->log_bytes += batch->used;
@@ -80,7 +82,7 @@ static kv_status_t rocksdb_index_write(
         rocksdb_writeoptions_set_sync(index->write_options, sync);
         rocksdb_write(index->database, index->write_options, index->batch, &reason);
     }
-    index->failing = reason != NULL;
+    index->failed = reason != NULL;
     return reason == NULL ? KV_OK : fail(error, reason, "write");
 }
 
