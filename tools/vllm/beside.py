@@ -1,8 +1,12 @@
 """LMCache's server beside kvist-store: two vLLM servers in one run, asked in turns.
 
-LMCache runs as its multi-process server with its shared-memory transport, the fastest that it has
-for a CPU (--shm-name with memory that is there from the start); where /dev/shm is too small it
-falls back to sockets, and the report says so. Its chunks are 256 tokens, its default.
+LMCache runs as its multi-process server, engine-driven (what it has for a CPU), in two plays:
+
+    lmcache          KV travels through its sockets, which is what it does unless told otherwise
+    lmcache-memory   through shared memory, the fastest that it has (--shm-name)
+
+Its chunks are 256 tokens, its default. Prompts are one token longer than whole chunks, so that both
+sides load as many tokens and compute that one.
 
 Two rates of retrieving are told. `own` is each system's word: Kvist's load time goes from when the
 load is asked for to the last byte in vLLM's pages, LMCache's is what its server logs. `seen` is
@@ -13,6 +17,7 @@ import os
 import re
 import statistics
 
+from children import ChildError
 from figures import Counts
 from plays import TIMED_ANSWER_TOKENS, Play
 from servers import ENGINE_ENVIRONMENT, Engine, free_port, kvist
@@ -25,13 +30,11 @@ LOGGED = re.compile(r"(Stored|Retrieved) (\d+) tokens in ([\d.]+) seconds")
 
 
 class LmcacheServer:
-    def __init__(self, children, places):
-        self.children, self.places = children, places
+    def __init__(self, children, places, shares_memory):
+        self.children, self.places, self.shares_memory = children, places, shares_memory
         self.port, self.http_port = free_port(), free_port()
-        self.log = places.log("lmcache")
+        self.log = places.log("lmcache-memory" if shares_memory else "lmcache")
         self.segment = f"lmcache_l1_pool_kvist-{os.getpid()}"
-        room = os.statvfs("/dev/shm")
-        self.shared_memory = room.f_bavail * room.f_frsize > (MEMORY_GIB + 1) * GIB
         self.child = None
 
     def command(self):
@@ -42,11 +45,15 @@ class LmcacheServer:
                  "--l1-size-gb", str(MEMORY_GIB), "--eviction-policy", "LRU",
                  "--chunk-size", str(CHUNK_TOKENS),
                  "--supported-transfer-mode", "engine_driven"]
-        if self.shared_memory:
+        if self.shares_memory:
             words += ["--shm-name", self.segment, "--no-l1-use-lazy"]
         return words
 
     def start(self):
+        room = os.statvfs("/dev/shm")
+        if self.shares_memory and room.f_bavail * room.f_frsize < (MEMORY_GIB + 1) * GIB:
+            raise ChildError(f"LMCache's server: /dev/shm has less than {MEMORY_GIB + 1} GiB free; "
+                             "leave lmcache-memory out of --plays")
         self.child = self.children.start("LMCache's server", self.command(), ENGINE_ENVIRONMENT,
                                          self.log)
         self.child.wait_until(self._ready, 300, "its start")
@@ -69,9 +76,11 @@ class LmcacheServer:
                 sums[what][1] += float(seconds)
         return sums
 
-    def transport(self):
+    def check_transport(self):
+        """ChildError: KV does not travel as this play says."""
         with open(self.log, encoding="utf-8", errors="replace") as file:
-            return "shared memory" if "Using shm non-GPU" in file.read() else "sockets"
+            if ("Using shm non-GPU" in file.read()) != self.shares_memory:
+                raise ChildError(f"LMCache's server chose another transport; see {self.log}")
 
     def stop(self):
         self.children.stop(self.child)
@@ -125,23 +134,32 @@ class Side:
                 "seen_GB_s": rate(tokens, later)}
 
 
-def play(plays):
+def over_sockets(plays):
+    return play(plays, Play("lmcache"), False)
+
+
+def over_memory(plays):
+    return play(plays, Play("lmcache-memory"), True)
+
+
+def play(plays, result, shares_memory):
     """Each prompt on both sides before the next: cold, from vLLM's own cache, from RAM."""
-    result = Play("lmcache")
     host = plays.host
-    server = LmcacheServer(host.children, host.places)
-    plays.say("lmcache: starting its server")
+    server = LmcacheServer(host.children, host.places, shares_memory)
+    plays.say(f"{result.name}: starting its server")
     server.start()
     try:
         kvist_engine, lmcache_engine = host.use(
             a=kvist(host.store.socket),
             lmcache=lambda: Engine(host.children, host.places, "lmcache", server.transfer(),
                                    plays.options.kv_gib, python="lmcache"))
+        server.check_transport()
+        length = plays.options.tokens // CHUNK_TOKENS * CHUNK_TOKENS + 1
         sides = {"kvist": Side(kvist_engine), "lmcache": Side(lmcache_engine)}
         before, logged = kvist_engine.client.metrics(), server.logged()
         for index in range(plays.options.repeat):
-            plays.say(f"lmcache: prompt {index + 1} of {plays.options.repeat}, on both sides")
-            tokens = plays.maker.timed("beside", index, plays.options.tokens)
+            plays.say(f"{result.name}: prompt {index + 1} of {plays.options.repeat}, both sides")
+            tokens = plays.maker.timed(result.name, index, length)
             for part in ("cold", "prefix", "ram"):
                 order = list(sides.values())
                 for side in order if index % 2 == 0 else reversed(order):
@@ -151,7 +169,7 @@ def play(plays):
         result.more = {name: side.plain() for name, side in sides.items()}
         result.more["kvist"].update(own_retrieve_GB_s=counts.load_rate(),
                                     own_store_GB_s=counts.save_rate())
-        result.more["lmcache"].update(transport=server.transport(), **own_rates(server, logged))
+        result.more["lmcache"].update(own_rates(server, logged))
         host.stop("lmcache")
     finally:
         server.stop()

@@ -19,6 +19,8 @@ TITLES = {
 }
 
 
+BESIDE = {"lmcache": "sockets (default)", "lmcache-memory": "shared memory"}
+
 # Where what a play finds has to come from; without it the play shows nothing.
 TIERS = {"ram": "host", "restart": "host", "disk": "disk", "shared": "", "pd": ""}
 
@@ -131,7 +133,7 @@ def for_people(plays, settings):
     text.append("Tokens by source are vLLM's own account (prompt_tokens_by_source), of timed and "
                 "compared prompts together.")
     for play in plays:
-        if play.name == "lmcache":
+        if play.name in BESIDE:
             text += ["", beside(play)]
         if play.counts.failed_load_blocks or play.counts.given_up_blocks:
             text.append(f"{play.name}: {play.counts.failed_load_blocks:.0f} blocks failed to load, "
@@ -141,13 +143,12 @@ def for_people(plays, settings):
 
 
 def beside(play):
-    heads = ["beside LMCache", "cold TTFT s", "own cache", "from RAM", "retrieve GB/s: seen",
-             "own word", "store GB/s"]
+    heads = [f"beside LMCache, its {BESIDE[play.name]}", "cold TTFT s", "own cache", "from RAM",
+             "retrieve GB/s: seen", "own word", "store GB/s"]
     rows = [heads]
     for name in ("kvist", "lmcache"):
         side = play.more[name]
-        rows.append([f"{name} ({side['transport']})" if "transport" in side else name,
-                     seconds(side["cold_ttft_s"]), seconds(side["prefix_ttft_s"]),
+        rows.append([name, seconds(side["cold_ttft_s"]), seconds(side["prefix_ttft_s"]),
                      seconds(side["ram_ttft_s"]), number(side["seen_GB_s"]),
                      number(side["own_retrieve_GB_s"]), number(side["own_store_GB_s"])])
     return table(rows)
