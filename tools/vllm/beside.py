@@ -8,14 +8,12 @@ LMCache runs as its multi-process server, engine-driven (what it has for a CPU),
 Its chunks are 256 tokens, its default. Prompts are one token longer than whole chunks, so that both
 sides load as many tokens and compute that one.
 
-Two rates of retrieving are told. `own` is each system's word: Kvist's load time goes from when the
-load is asked for to the last byte in vLLM's pages, LMCache's is what its server logs. `seen` is
-what vLLM's user sees of it, the same for both: bytes that came, over what they made the first token
-later than vLLM's own prefix cache does (medians).
+Rates are each system's own word, prompt by prompt: Kvist's time goes from when a load (a save) is
+asked for to the last byte in vLLM's pages (to its being sealed), LMCache's is what its server logs
+of it. What vLLM's user sees of them is in the times to the first token.
 """
 import os
 import re
-import statistics
 
 from children import ChildError
 from figures import Counts
@@ -67,14 +65,12 @@ class LmcacheServer:
                 "kv_connector_extra_config": {"lmcache.mp.host": "tcp://127.0.0.1",
                                               "lmcache.mp.port": self.port}}
 
-    def logged(self):
-        """{"Stored": (tokens, seconds), "Retrieved": ...} of all that it logged so far."""
-        sums = {"Stored": [0, 0.0], "Retrieved": [0, 0.0]}
+    def rates(self, what):
+        """GB/s of each prompt that it logged as "Stored" or "Retrieved"."""
         with open(self.log, encoding="utf-8", errors="replace") as file:
-            for what, tokens, seconds in LOGGED.findall(file.read()):
-                sums[what][0] += int(tokens)
-                sums[what][1] += float(seconds)
-        return sums
+            return [int(tokens) * TOKEN_BYTES / float(seconds) / 1e9
+                    for verb, tokens, seconds in LOGGED.findall(file.read())
+                    if verb == what and float(seconds) > 0]
 
     def check_transport(self):
         """ChildError: KV does not travel as this play says."""
@@ -90,48 +86,40 @@ class LmcacheServer:
             pass
 
 
-def own_rates(server, before):
-    """GB/s by LMCache's log, of what it logged since."""
-    rates = {}
-    for what, name in (("Stored", "own_store_GB_s"), ("Retrieved", "own_retrieve_GB_s")):
-        tokens, seconds = (now - then for now, then in zip(server.logged()[what], before[what]))
-        rates[name] = rate(tokens, seconds)
-    return rates
-
-
-def rate(tokens, seconds):
-    """GB/s; None: nothing that takes time."""
-    return tokens * TOKEN_BYTES / seconds / 1e9 if seconds > 0 else None
-
-
 class Side:
-    """One vLLM and what it was seen to do."""
+    """One vLLM and what it was seen to do; rates: Kvist's."""
 
     def __init__(self, engine):
-        self.engine = engine
-        self.cold_s, self.prefix_s, self.ram_s, self.external_tokens = [], [], [], []
+        self.client = engine.client
+        self.cold_s, self.prefix_s, self.ram_s, self.retrieved_tokens = [], [], [], []
+        self.retrieve_rates, self.store_rates = [], []
 
     def ask(self, tokens):
-        return self.engine.client.complete(tokens, TIMED_ANSWER_TOKENS).ttft_s
+        """(seconds to the first token, what the counters say of it)."""
+        before = self.client.metrics()
+        answer = self.client.complete(tokens, TIMED_ANSWER_TOKENS)
+        return answer.ttft_s, Counts.between(before, self.client.metrics())
 
-    def round(self, tokens, part):
-        if part == "cold":
-            self.cold_s.append(self.ask(tokens))
-        elif part == "prefix":
-            self.prefix_s.append(self.ask(tokens))
-            self.engine.client.reset()
-        else:
-            before = self.engine.client.metrics()
-            self.ram_s.append(self.ask(tokens))
-            counts = Counts.between(before, self.engine.client.metrics())
-            self.external_tokens.append(counts.sources["external_kv_transfer"])
+    def cold(self, tokens):
+        self.cold_s.append(self.ask(tokens)[0])
+        # Stored before the next is asked.
+        self.client.reset()
+
+    def ram(self, tokens):
+        ttft_s, counts = self.ask(tokens)
+        self.ram_s.append(ttft_s)
+        self.retrieved_tokens.append(counts.sources["external_kv_transfer"])
+        # Its steps brought word of the saves that came before, too.
+        self.retrieve_rates += filter(None, [counts.load_rate()])
+        self.store_rates += filter(None, [counts.save_rate()])
+
+    def prefix(self, tokens):
+        self.prefix_s.append(self.ask(tokens)[0])
 
     def plain(self):
-        tokens = statistics.median(self.external_tokens)
-        later = statistics.median(self.ram_s) - statistics.median(self.prefix_s)
         return {"cold_ttft_s": self.cold_s, "prefix_ttft_s": self.prefix_s,
-                "ram_ttft_s": self.ram_s, "retrieved_tokens": self.external_tokens,
-                "seen_GB_s": rate(tokens, later)}
+                "ram_ttft_s": self.ram_s, "retrieved_tokens": self.retrieved_tokens,
+                "retrieve_GB_s": self.retrieve_rates, "store_GB_s": self.store_rates}
 
 
 def over_sockets(plays):
@@ -143,7 +131,7 @@ def over_memory(plays):
 
 
 def play(plays, result, shares_memory):
-    """Each prompt on both sides before the next: cold, from vLLM's own cache, from RAM."""
+    """Each prompt on both sides before the next: cold, from RAM, from vLLM's own cache."""
     host = plays.host
     server = LmcacheServer(host.children, host.places, shares_memory)
     plays.say(f"{result.name}: starting its server")
@@ -155,21 +143,17 @@ def play(plays, result, shares_memory):
                                    plays.options.kv_gib, python="lmcache"))
         server.check_transport()
         length = plays.options.tokens // CHUNK_TOKENS * CHUNK_TOKENS + 1
-        sides = {"kvist": Side(kvist_engine), "lmcache": Side(lmcache_engine)}
-        before, logged = kvist_engine.client.metrics(), server.logged()
+        ours_theirs = Side(kvist_engine), Side(lmcache_engine)
         for index in range(plays.options.repeat):
             plays.say(f"{result.name}: prompt {index + 1} of {plays.options.repeat}, both sides")
             tokens = plays.maker.timed(result.name, index, length)
-            for part in ("cold", "prefix", "ram"):
-                order = list(sides.values())
-                for side in order if index % 2 == 0 else reversed(order):
-                    side.round(tokens, part)
-        kvist_engine.client.reset()
-        counts = Counts.between(before, kvist_engine.client.metrics())
-        result.more = {name: side.plain() for name, side in sides.items()}
-        result.more["kvist"].update(own_retrieve_GB_s=counts.load_rate(),
-                                    own_store_GB_s=counts.save_rate())
-        result.more["lmcache"].update(own_rates(server, logged))
+            for part in (Side.cold, Side.ram, Side.prefix):
+                for side in ours_theirs if index % 2 == 0 else reversed(ours_theirs):
+                    part(side, tokens)
+        ours, theirs = ours_theirs
+        theirs.retrieve_rates = server.rates("Retrieved")
+        theirs.store_rates = server.rates("Stored")
+        result.more = {"kvist": ours.plain(), "lmcache": theirs.plain()}
         host.stop("lmcache")
     finally:
         server.stop()

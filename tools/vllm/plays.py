@@ -1,7 +1,7 @@
 """The plays: one idea of where a prompt's KV comes from each, timed and compared.
 
     control   vLLM without Kvist, and with itself: what the answers are, and which are steady:
-              computed and from its own prefix cache, in two processes
+              computed, from its own prefix cache, each prompt alone, in two processes
     cold      nothing is stored: everything is computed, and saved
     prefix    vLLM's own prefix cache
     ram       that cache is emptied: from kvist-store's memory
@@ -139,7 +139,7 @@ class Plays:
     def control(self):
         play = Play("control")
         engine, = self.host.use(off=None)
-        self.say(f"control: {len(self.prompts)} answers, four times without Kvist")
+        self.say(f"control: {len(self.prompts)} answers, five times without Kvist")
         for prompt in self.prompts:
             prompt.complete(self.earlier)
             answer = engine.client.complete(prompt.tokens, ANSWER_TOKENS)
@@ -150,10 +150,16 @@ class Plays:
             self.time(play, engine, tokens)
         play.more["prefix_ttft_s"] = [
             engine.client.complete(tokens, TIMED_ANSWER_TOKENS).ttft_s for tokens in self.timed]
-        # Another process: what comes back to one was computed by another, too.
+        # Another process, as what comes back to one was computed by another, too; and each prompt
+        # computed from its first token on, a reply's generated tokens too: so a producer has it.
         self.host.stop_all()
         engine, = self.host.use(off=None)
-        again += [self.answers(engine.client.complete) for _ in range(2)]
+
+        def alone(tokens, count):
+            engine.client.reset()
+            return engine.client.complete(tokens, count)
+        again += [self.answers(alone), self.answers(engine.client.complete),
+                  self.answers(engine.client.complete)]
         self.steady = {name for name, (_, answer) in self.earlier.items()
                        if all(answers[name] == answer for answers in again)}
         play.equality = Equality(len(self.steady),

@@ -77,11 +77,11 @@ def as_json(plays, settings):
                        "plays": {play.name: plain(play) for play in plays}}, indent=1)
 
 
-def seconds(values):
-    spread = Spread.of(values)
-    if spread is None:
+def spread(values):
+    found = Spread.of(values)
+    if found is None:
         return "-"
-    return f"{spread.median:.3f} ({spread.low:.3f}-{spread.high:.3f})"
+    return f"{found.median:.3f} ({found.low:.3f}-{found.high:.3f})"
 
 
 def ratio(play):
@@ -111,7 +111,7 @@ def row(play):
     counts = play.counts
     source = counts.sources
     tiers = "+".join(sorted(counts.tiers))
-    return [TITLES[play.name], seconds(play.ttft_s), seconds(play.twin_s), ratio(play),
+    return [TITLES[play.name], spread(play.ttft_s), spread(play.twin_s), ratio(play),
             str(source["local_compute"]), str(source["local_cache_hit"]),
             str(source["external_kv_transfer"]) + (f" {tiers}" if tiers else ""),
             number(counts.load_rate()), number(counts.save_rate()), equality(play)]
@@ -144,11 +144,10 @@ def for_people(plays, settings):
 
 def beside(play):
     heads = [f"beside LMCache, its {BESIDE[play.name]}", "cold TTFT s", "own cache", "from RAM",
-             "retrieve GB/s: seen", "own word", "store GB/s"]
+             "retrieve GB/s", "store GB/s"]
     rows = [heads]
     for name in ("kvist", "lmcache"):
         side = play.more[name]
-        rows.append([name, seconds(side["cold_ttft_s"]), seconds(side["prefix_ttft_s"]),
-                     seconds(side["ram_ttft_s"]), number(side["seen_GB_s"]),
-                     number(side["own_retrieve_GB_s"]), number(side["own_store_GB_s"])])
+        rows.append([name, *(spread(side[key]) for key in (
+            "cold_ttft_s", "prefix_ttft_s", "ram_ttft_s", "retrieve_GB_s", "store_GB_s"))])
     return table(rows)
