@@ -342,8 +342,9 @@ class Groups(unittest.TestCase):
                      FullAttentionSpec(**{**SHAPE, "block_size": 64}))
         self.refused("more than 1024", FullAttentionSpec(**{**SHAPE, "block_size": 2048}))
         self.refused("disable-hybrid", SlidingWindowSpec(sliding_window=64, **SHAPE))
-        self.refused("5 layer groups", full, *(
-            SlidingWindowSpec(sliding_window=64 * (i + 1), **SHAPE) for i in range(4)))
+        self.refused(f"{groups.GROUPS_MAX + 1} layer groups", full, *(
+            SlidingWindowSpec(sliding_window=64 * (i + 1), **SHAPE)
+            for i in range(groups.GROUPS_MAX)))
         self.refused("attends to later", FullAttentionSpec(non_causal=True, **SHAPE))
         self.config.parallel_config.decode_context_parallel_size = 2
         self.refused("decode_context_parallel_size is 2", full)
