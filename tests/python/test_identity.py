@@ -137,7 +137,7 @@ class Layouts(unittest.TestCase):
             "block_tokens is 1025": lambda: kvist.Layout(1025, [group()]),
             "block_tokens is -1": lambda: kvist.Layout(-1, [group()]),
             "0 groups": lambda: kvist.Layout(16, []),
-            "5 groups": lambda: kvist.Layout(16, [group()] * 5),
+            "9 groups": lambda: kvist.Layout(16, [group()] * 9),
             "groups[0].kind": lambda: kvist.Layout(16, [group(window, window_tokens=4)]),
             "GroupKind.FULL": lambda: kvist.Layout(16, [group(9)]),
             "window_tokens is 0": lambda: kvist.Layout(16, [group(), group(window)]),
