@@ -112,9 +112,18 @@ def test_a_store_that_restarts_serves_from_disk(hosts):
 def start_store(hosts):
     """It opens at once: what its blocks are is remembered."""
     before = hosts.metric("prefill-b", "kvist_remote_entries")
+    links = links_up(hosts, "prefill-b", "store-a")
     with open(f"{hosts.folder}/logs/store-a.log", "ab") as log:
         hosts.processes["store-a"] = subprocess.Popen(
             hosts.command("store-a"), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     wait_until(lambda: hosts.metric("prefill-b", "kvist_remote_entries") > before, 20,
                "prefill-b to hear what store-a holds")
+    wait_until(lambda: links_up(hosts, "prefill-b", "store-a") > links, 20,
+               "prefill-b to have a data connection to store-a")
     assert os.path.exists(f"{hosts.folder}/store/store-a/layout")
+
+
+def links_up(hosts, name, peer):
+    """How often this node's data connection to the peer has come up."""
+    with open(f"{hosts.folder}/logs/{name}.log", encoding="utf-8") as log:
+        return log.read().count(f"data link up peer {peer} ")
