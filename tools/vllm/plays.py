@@ -81,9 +81,9 @@ class Host:
 
 
 def alone(engine, cached=False):
-    """A way to ask: each prompt is computed from its first token on, a reply's generated tokens too,
-    as a P/D producer has it. cached: then asked again, when only the rest behind its whole blocks is
-    computed, as a P/D consumer has it."""
+    """A way to ask: each prompt is computed from its first token on, a reply's generated tokens
+    too, as a P/D producer has it. cached: then asked again, when only the rest behind its whole
+    blocks is computed, as a P/D consumer has it."""
     def ask(tokens, count):
         engine.client.reset()
         answer = engine.client.complete(tokens, count)
