@@ -100,7 +100,7 @@ typedef struct {
 } kv_link_params_t;
 
 /* Pieces may be sent and transfers expected at once: they wait until the link is up. The link ends
- * with one LINK_DOWN, whoever ended it; where the peer does not appear on the data wire within 2 s,
+ * with one LINK_DOWN, whoever ended it; where the peer does not appear on the data wire within 5 s,
  * that is a LINK_DOWN too. */
 kv_status_t kv_mover_link_open(
     kv_mover_t *mover, const kv_link_params_t *params, kv_link_t *link_out, kv_error_t *error);

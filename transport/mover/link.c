@@ -26,7 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LINK_UP_LIMIT_MS = 2000 };
+enum { LINK_UP_LIMIT_MS = 5000 };
 
 link_t *link_find(kv_mover_t *mover, kv_link_t id)
 {
