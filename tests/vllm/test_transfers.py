@@ -249,6 +249,34 @@ class MovingTest(TransfersTest):
         self.assertEqual(bench.load(load_job("r", tokens, [list(range(11, 17))])).failed, set())
         self.assertEqual([bench.page(page) for page in range(11, 17)], want)
 
+    def test_what_is_stored_already_is_not_gathered(self) -> None:
+        """A context that came back, and went on."""
+        for staged in (False, True):
+            with self.subTest(staged=staged), Bench(self.store, staged=staged) as bench:
+                bench.fill(1)
+                tokens = tokens_of(20 + staged, 6, BLOCK_TOKENS)
+                self.assertTrue(
+                    bench.save(save_job(1, 1, tokens[: 4 * BLOCK_TOKENS], [[1, 2, 3, 4]]))
+                )
+                gathered: list[int] = []
+                gather = staging.StagedPages.gather
+
+                def noted(group: Any, ids: torch.Tensor) -> torch.Tensor:
+                    gathered.extend(ids.tolist())
+                    return gather(group, ids)
+
+                with mock.patch.object(staging.StagedPages, "gather", noted):
+                    self.assertTrue(
+                        bench.save(save_job(2, 2, tokens, [[11, 12, 13, 14, 15, 16]]))
+                    )
+                self.assertEqual(gathered, [15, 16] if staged else [])
+                self.assertEqual(bench.count("save_blocks"), 6)
+                want = [bench.page(page) for page in (1, 2, 3, 4, 15, 16)]
+                bench.fill(2)
+                pages = [31, 32, 33, 34, 35, 36]
+                self.assertEqual(bench.load(load_job("r", tokens, [pages])).failed, set())
+                self.assertEqual([bench.page(page) for page in pages], want)
+
     def test_owners_share_nothing(self) -> None:
         bench = self.bench()
         tokens = self.saved(bench, 1, 2)

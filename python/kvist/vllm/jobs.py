@@ -39,6 +39,14 @@ class Part:
     block_count: int
     stage: Stage
 
+    def skip(self, block_count: int) -> None:
+        """Without its first blocks; of a save that is not ready yet."""
+        count = min(max(block_count, 0), self.block_count)
+        if count:
+            self.first_block += count
+            self.block_count -= count
+            self.stage.skip(count)
+
 
 def _ranges(pages: Sequence[int]) -> list[tuple[int, int]]:
     """[begin, end) of consecutive blocks that have a page."""

@@ -91,7 +91,7 @@ class SaveJob:
 
     job: a number of its own; it is what the WorkerReport names.
     sequence: the jobs of one sequence follow each other without gaps from block 0 on, and go
-    through one WRITE lease, in order. Where one of them could not be stored, those behind it in the
+    through one lease, in order. Where one of them could not be stored, those behind it in the
     same sequence end as failed too; the scheduler's side may begin another sequence at block 0.
     tokens: uint32 [block_count x block_tokens] of these blocks alone. extras: as in LoadJob, of
     these blocks alone. pages: [groups][block_count].

@@ -31,6 +31,9 @@ class Stage(Protocol):
     def pieces(self, block_count: int) -> kvist.Pieces:
         """What the store reads (a save) or fills (a load): of the first block_count blocks."""
 
+    def skip(self, block_count: int) -> None:
+        """Of a save, before it is ready: without its first blocks."""
+
     def ready(self) -> None:
         """Of a save: returns once the pieces hold the blocks' bytes."""
 
@@ -63,6 +66,9 @@ class _InPlace:
     def pieces(self, block_count: int) -> kvist.Pieces:
         addresses, sizes = self._group.pages.spans(self._ids[:block_count])
         return kvist.Pieces(addresses, sizes, keep=self._group)
+
+    def skip(self, block_count: int) -> None:
+        self._ids = self._ids[block_count:]
 
     def ready(self) -> None:
         pass

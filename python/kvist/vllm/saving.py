@@ -1,15 +1,16 @@
 """Saves, on the thread that owns the store.
 
-A sequence is one WRITE lease, which its jobs go through in order, each going on where the one
-before ended, from block 0 on:
+A sequence is one lease, which its jobs go through in order, each going on where the one before
+ended, from block 0 on:
 
     (first job, at block 0) --> open --> failed: a block could not be stored, or a job has a gap
                                  |          |   all that is behind it is given up
                                  +--ended---+--> gone, once nothing of it is under way
 
-The store is asked first: what it has already is not copied.
+A save begins before its bytes are at hand: what the store has already of the first job, which is
+most of a context that came back, is then neither gathered nor offered.
 
-Owns: the WRITE leases. Borrows: the store, the parts' memory.
+Owns: the leases. Borrows: the store, the parts' memory.
 Threads: the store's alone. Errors: none: each save ends once, as stored or with a reason.
 Limits: as many open sequences as kvist-store allows leases; one more fails (busy).
 """
@@ -35,7 +36,8 @@ class Save:
 
     reason: why it is not stored; a save that has one
     from the start was refused, and fails its sequence. "" once it has ended: it is stored.
-    staged_bytes: of host memory that its parts are in.
+    parts: what is to be copied. staged_bytes: of host memory that they are in. held_count: of the
+    job's blocks, those at its beginning that the store had.
     """
 
     job: SaveJob
@@ -43,6 +45,7 @@ class Save:
     parts: list[Part]
     reason: str = ""
     staged_bytes: int = 0
+    held_count: int = 0
     began_s: float = field(default_factory=time.monotonic)
     parts_left: int = 0
 
@@ -50,6 +53,7 @@ class Save:
 @dataclass
 class _Sequence:
     lease: kvist.Lease | None = None
+    queried_count: int = 0  # blocks that the lease's query has
     next_block: int = 0
     under_way: int = 0
     failed: str = ""  # why
@@ -78,24 +82,30 @@ class Saves:
         self._ended = ended
         self._sequences: dict[int, _Sequence] = {}
 
-    def add(self, save: Save) -> None:
-        """Begins it, behind its sequence's earlier ones."""
-        sequence = self._sequences.setdefault(save.job.sequence, _Sequence())
+    def begin(self, save: Save) -> None:
+        """Behind its sequence's earlier ones; takes off its parts what is stored already. add must
+        follow, when the bytes are there."""
+        job = save.job
+        sequence = self._sequences.setdefault(job.sequence, _Sequence())
         sequence.under_way += 1
+        if not save.reason:
+            save.reason = sequence.failed
+        if not save.reason and job.first_block != sequence.next_block:
+            save.reason = "gap"
+        if not save.reason:
+            sequence.next_block += job.block_count
+            if sequence.lease is None:
+                self._guarded(save, lambda: self._open(sequence, save))
+        sequence.failed = sequence.failed or save.reason
+
+    def add(self, save: Save) -> None:
+        """Stores it. Its reason may have come meanwhile."""
+        sequence = self._sequences[save.job.sequence]
         save.parts_left = 1  # this function's, so that it does not end while it begins
         if not save.reason:
             save.reason = sequence.failed
-        if not save.reason and save.job.first_block != sequence.next_block:
-            save.reason = "gap"
         if not save.reason:
-            sequence.next_block += save.job.block_count
-            try:
-                self._begin(sequence, save)
-            except kvist.KvistError as error:
-                save.reason = _status_name(error.status)
-            except Exception:
-                logger.exception("kvist: a mistake in saving; do: report it")
-                save.reason = "mistake"
+            self._guarded(save, lambda: self._store_parts(sequence, save))
         self._part_over(sequence, save)
 
     def end_sequence(self, number: int) -> None:
@@ -112,22 +122,41 @@ class Saves:
             self._release(sequence)
             self.end_sequence(number)
 
-    def _begin(self, sequence: _Sequence, save: Save) -> None:
+    @staticmethod
+    def _guarded(save: Save, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except kvist.KvistError as error:
+            save.reason = _status_name(error.status)
+        except Exception:
+            logger.exception("kvist: a mistake in saving; do: report it")
+            save.reason = "mistake"
+
+    def _open(self, sequence: _Sequence, save: Save) -> None:
         job = save.job
-        queried = sequence.lease is None  # the blocks are in the lease's query
-        if sequence.lease is None:
-            sequence.lease = self._store.match(
-                save.name_space,
-                job.tokens,
-                mode=kvist.Mode.WRITE,
-                terms=self._terms_now(),
-                extras=job.extras,
-            )
+        lease = sequence.lease = self._store.match(
+            save.name_space,
+            job.tokens,
+            terms=self._terms_now(),
+            renew=True,
+            extras=job.extras,
+            uncounted=True,
+        )
+        sequence.queried_count = job.block_count
+        save.held_count = lease.match.block_count
+        for part in save.parts:
+            part.skip(save.held_count - part.first_block)
+        save.parts = [part for part in save.parts if part.block_count]
+
+    def _store_parts(self, sequence: _Sequence, save: Save) -> None:
+        job, lease = save.job, sequence.lease
+        assert lease is not None
+        queried = job.first_block < sequence.queried_count
         tokens = job.tokens.reshape(job.block_count, -1)
         for part in save.parts:
             begin = part.first_block - job.first_block
             end = begin + part.block_count
-            pending = sequence.lease.store(
+            pending = lease.store(
                 part.stage.pieces(part.block_count),
                 first_block=part.first_block,
                 block_count=part.block_count,
@@ -155,6 +184,8 @@ class Saves:
         if save.parts_left == 0:
             sequence.under_way -= 1
             self._ended(save)
+            if sequence.failed and sequence.under_way == 0:
+                self._release(sequence)  # nobody is to wait for what it will not store
             self._forget_if_over(save.job.sequence, sequence)
 
     def _forget_if_over(self, number: int, sequence: _Sequence) -> None:

@@ -79,6 +79,10 @@ class Staged:
             (buffer.data_ptr(),), block_count * self._group.object_bytes, keep=buffer
         )
 
+    def skip(self, block_count: int) -> None:
+        """Of a save: they stay in the pages."""
+        self._ids = self._ids[block_count:]
+
     def ready(self) -> None:
         """Of a save: out of the pages."""
         self._move(self._ids.numel(), self._out)

@@ -219,8 +219,16 @@ class Transfers:
     def _saves_staged(self, saves: Sequence[Save], ended_sequences: Sequence[int]) -> None:
         """On a stager's thread: the bytes leave the device, job by job, as there is room."""
         for save in saves:
-            if save.parts:
-                save.staged_bytes = self._size_bytes(save.job.pages)
+            try:
+                self._thread.call(partial(self._begin_save, save))
+            except kvist.KvistError:
+                save.reason = "closed"
+                self._save_ended(save)
+                continue
+            save.staged_bytes = sum(
+                part.block_count * self._groups[part.group].object_bytes for part in save.parts
+            )
+            if save.staged_bytes:
                 self._staged.take(save.staged_bytes)
             try:
                 for part in save.parts:
@@ -228,8 +236,8 @@ class Transfers:
             except Exception as error:
                 self._complaints.warn("stage", "kvist: a copy from the device failed: %s", error)
                 save.reason = "device"
-            self._submit(partial(self._run_saves, [save], ()), [save])
-        self._submit(partial(self._run_saves, (), ended_sequences), ())
+            self._submit(partial(self._add_saves, [save], ()), [save])
+        self._submit(partial(self._add_saves, (), ended_sequences), ())
 
     # ---- the store's thread ----
 
@@ -242,7 +250,19 @@ class Transfers:
             self._loads.cancel(request_id)
         self._figures.attached(store.attached_to is not None)
 
+    def _begin_save(self, save: Save, _store: kvist.Store) -> None:
+        self._saves.begin(save)
+
     def _run_saves(
+        self, saves: Sequence[Save], ended_sequences: Sequence[int], store: kvist.Store
+    ) -> None:
+        """Of pages that are read in place."""
+        for save in saves:
+            self._saves.begin(save)
+            self._saves.add(save)
+        self._add_saves((), ended_sequences, store)
+
+    def _add_saves(
         self, saves: Sequence[Save], ended_sequences: Sequence[int], store: kvist.Store
     ) -> None:
         for save in saves:
@@ -294,7 +314,9 @@ class Transfers:
             self._staged.give(save.staged_bytes)
         if not save.reason:
             seconds = time.monotonic() - save.began_s
-            self._figures.saved(job.block_count, self._size_bytes(job.pages), seconds)
+            held = save.held_count
+            size_bytes = self._size_bytes(job.pages) - self._size_bytes(job.pages, held)
+            self._figures.saved(job.block_count - held, size_bytes, seconds)
         else:
             self._figures.save_given_up(job.block_count, save.reason)
             if save.reason not in QUIET_REASONS:
