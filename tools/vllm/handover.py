@@ -2,8 +2,11 @@
 
 The proxy has a prompt computed at the producer (one token), then sends the request to the consumer
 with what the producer said (kv_transfer_params), and passes the consumer's stream on as it comes.
-Prompts carry a cache salt of their own, so that nothing that other plays stored is found.
+Each prompt has a cache salt of its own: nothing that other plays or prompts stored is found, so
+that all whole blocks come from one prefill at the producer. Only that is a way to compute which the
+control has gone too; a prompt whose blocks two prefills and a decode have made has bits of its own.
 """
+import hashlib
 import http.client
 import json
 import threading
@@ -14,7 +17,6 @@ from figures import Counts
 from plays import Play
 from servers import MODEL_NAME, kvist
 
-SALT = "handover"
 # What a producer is asked for; what it answers with is the consumer's.
 ASK = {"do_remote_decode": True, "do_remote_prefill": False}
 
@@ -84,13 +86,17 @@ def play(plays):
                                   consumer=kvist(socket, "kv_consumer"))
     proxy = Proxy(producer.client, consumer.client)
     try:
-        way = Client(proxy.port, MODEL_NAME).complete
+        client = Client(proxy.port, MODEL_NAME)
+
+        def way(tokens, count):
+            salt = hashlib.sha256(repr(tokens).encode()).hexdigest()
+            return client.complete(tokens, count, cache_salt=salt)
         plays.say(f"pd: {len(plays.timed)} pairs of {plays.options.tokens} tokens")
         before = producer.client.metrics()
         for index, tokens in enumerate(plays.timed):
             plays.time_twin(result, consumer, index)
-            plays.time(result, consumer, tokens, way, cache_salt=SALT)
-        plays.compare(result, consumer, way, cache_salt=SALT)
+            plays.time(result, consumer, tokens, way)
+        plays.compare(result, consumer, way)
         result.more["producer"] = Counts.between(before, producer.client.metrics()).plain()
     finally:
         proxy.close()

@@ -111,12 +111,12 @@ class Plays:
             found[prompt.name] = complete(prompt.tokens, ANSWER_TOKENS).token_ids
         return found
 
-    def compare(self, play, engine, complete=None, **more):
+    def compare(self, play, engine, complete=None):
         """All prompts at an engine (or by another way to it), against the answers of control."""
         self.say(f"{play.name}: {len(self.prompts)} answers")
         ask = complete or engine.client.complete
         before = engine.client.metrics()
-        found = self.answers(lambda tokens, count: ask(tokens, count, **more))
+        found = self.answers(ask)
         play.counts.add(Counts.between(before, engine.client.metrics()))
         play.equality = Equality()
         for name, tokens in found.items():
@@ -127,10 +127,10 @@ class Plays:
             else:
                 play.equality.unsteady.append(name)
 
-    def time(self, play, engine, tokens, complete=None, **more):
+    def time(self, play, engine, tokens, complete=None):
         """One prompt whose KV is somewhere; returns the answer."""
         before = engine.client.metrics()
-        answer = (complete or engine.client.complete)(tokens, TIMED_ANSWER_TOKENS, **more)
+        answer = (complete or engine.client.complete)(tokens, TIMED_ANSWER_TOKENS)
         play.counts.add(Counts.between(before, engine.client.metrics()))
         play.ttft_s.append(answer.ttft_s)
         return answer
