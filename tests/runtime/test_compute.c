@@ -208,7 +208,11 @@ static void decoding_again_holds_nobody_up(void **state)
     }
     assert_int_equal(counts[1], 30);
     assert_int_equal(counts[2], 2);
-    assert_true(call_count <= 44); /* 40 + 2 - 1 alone; the other's 30 beside them */
+    uint32_t alone = 0; /* calls before both were there */
+    while (alone < call_count && calls[alone].count < 2) {
+        alone++;
+    }
+    assert_true(call_count - alone <= 44); /* 40 + 2 - 1 alone; the other's 30 beside them */
     kv_compute_destroy(compute);
 }
 
