@@ -31,6 +31,7 @@ struct kv_detokenizer {
     buffer_t text; /* handed_bytes that the last call handed out, then the waiting text */
     size_t handed_bytes;
     bool stopped;
+    const char *stopped_by;
 };
 
 kv_status_t kv_detokenizer_create(const kv_tokenizer_t *tokenizer, const char *const *stops,
@@ -76,6 +77,11 @@ void kv_detokenizer_destroy(kv_detokenizer_t *detokenizer)
     free(detokenizer);
 }
 
+const char *kv_detokenizer_stopped_by(const kv_detokenizer_t *detokenizer)
+{
+    return detokenizer->stopped_by;
+}
+
 static void append(buffer_t *buffer, const char *bytes, size_t count)
 {
     if (buffer->capacity - buffer->count < count) {
@@ -97,6 +103,7 @@ static void take_character(kv_detokenizer_t *detokenizer, const char *character,
         if (stop->bytes > matched && stop->bytes <= text->count &&
             memcmp(text->bytes + text->count - stop->bytes, stop->text, stop->bytes) == 0) {
             matched = stop->bytes;
+            detokenizer->stopped_by = stop->text;
         }
     }
     text->count -= matched;

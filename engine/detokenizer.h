@@ -28,6 +28,9 @@ void kv_detokenizer_destroy(kv_detokenizer_t *detokenizer);
 kv_status_t kv_detokenizer_push(kv_detokenizer_t *detokenizer, uint32_t token,
     const char **text_out, size_t *bytes_out, bool *stopped_out);
 
+/* The stop string that was completed, as it was given, or NULL; valid until it is destroyed. */
+const char *kv_detokenizer_stopped_by(const kv_detokenizer_t *detokenizer);
+
 /* After the last token: what was waiting. An unfinished character becomes U+FFFD, as invalid bytes
  * do before. */
 void kv_detokenizer_finish(kv_detokenizer_t *detokenizer, const char **text_out, size_t *bytes_out);

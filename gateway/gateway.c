@@ -4,7 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "gateway/render.h"
+#include "gateway/openai/openai.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -17,7 +17,7 @@ enum { PARSE_THREADS = 2 };
 
 /* ---- answers ---- */
 
-static const char *const JSON_TYPE = "application/json";
+static const char JSON_TYPE[] = "application/json";
 
 void kv_gateway_add_header(kv_http_head_t *head, const char *name, const char *value)
 {
@@ -36,23 +36,28 @@ void kv_gateway_count_answer(const char *route, unsigned code)
         1);
 }
 
-/* Answers an exchange that became no request, or whose request ends. */
-void kv_gateway_reply_error(kv_exchange_t *exchange, const char *route, const kv_api_error_t *error)
+void kv_gateway_reply_error(
+    kv_exchange_t *exchange, const kv_route_t *route, const char *id, const kv_api_error_t *error)
 {
     kv_http_head_t head = {.code = error->http_code, .content_type = JSON_TYPE};
     if (error->http_code == 429 || error->http_code == 503) {
-        kv_gateway_add_header(&head, "Retry-After", "1");
+        char seconds[16];
+        snprintf(
+            seconds, sizeof seconds, "%u", error->retry_after_s > 0 ? error->retry_after_s : 1);
+        kv_gateway_add_header(&head, "Retry-After", seconds);
     } else if (error->http_code == 405) {
-        bool post = strcmp(route, "chat") == 0 || strcmp(route, "completions") == 0;
-        kv_gateway_add_header(&head, "Allow", post ? "POST" : "GET, HEAD");
+        kv_gateway_add_header(&head, "Allow", route->methods);
+    }
+    if (id != NULL) {
+        kv_gateway_add_header(&head, route->dialect->request_id_header, id);
     }
     size_t bytes;
-    char *body = kv_render_error(error, &bytes);
+    char *body = route->dialect->error(error, id, false, &bytes);
     kv_exchange_reply(exchange, &head, body, bytes);
-    kv_gateway_count_answer(route, error->http_code);
+    kv_gateway_count_answer(route->name, error->http_code);
 }
 
-static void reply_text(kv_exchange_t *exchange, const char *route, unsigned code,
+void kv_gateway_reply(kv_exchange_t *exchange, const char *route, unsigned code,
     const char *content_type, char *body, size_t bytes)
 {
     kv_http_head_t head = {.code = code, .content_type = content_type};
@@ -120,8 +125,9 @@ static void on_parsed(void *context)
     }
 }
 
-static void serve_health(kv_gateway_t *gateway, kv_exchange_t *exchange)
+static void serve_health(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
 {
+    (void)call;
     char *body;
     bool good = gateway->node_count > 0 && !gateway->draining;
     int bytes = asprintf(&body, "{\"status\":\"%s\",\"decode_nodes\":%zu}",
@@ -130,55 +136,107 @@ static void serve_health(kv_gateway_t *gateway, kv_exchange_t *exchange)
                             : "no decode node is up",
         gateway->node_count);
     KV_CHECK(bytes > 0);
-    reply_text(exchange, "healthz", good ? 200 : 503, JSON_TYPE, body, (size_t)bytes);
+    kv_gateway_reply(exchange, "healthz", good ? 200 : 503, JSON_TYPE, body, (size_t)bytes);
 }
 
-static void serve_metrics(kv_gateway_t *gateway, kv_exchange_t *exchange)
+static void serve_metrics(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
 {
+    (void)call;
     (void)gateway;
     size_t bytes;
     char *body = kv_metrics_render(&bytes);
-    reply_text(exchange, "metrics", 200, "text/plain; version=0.0.4; charset=utf-8", body, bytes);
+    kv_gateway_reply(
+        exchange, "metrics", 200, "text/plain; version=0.0.4; charset=utf-8", body, bytes);
 }
 
-static void serve_models(kv_gateway_t *gateway, kv_exchange_t *exchange)
-{
-    size_t bytes;
-    char *body = kv_render_models(
-        gateway->limits.model, gateway->started_unix_s, gateway->limits.context_tokens_max, &bytes);
-    reply_text(exchange, "models", 200, JSON_TYPE, body, bytes);
-}
-
-static const struct {
-    const char *path, *route;
-    void (*serve)(kv_gateway_t *gateway, kv_exchange_t *exchange); /* NULL: a request of kind */
-    kv_api_kind_t kind;
-} ROUTES[] = {
-    {"/v1/chat/completions", "chat", NULL, KV_API_CHAT},
-    {"/v1/completions", "completions", NULL, KV_API_COMPLETION},
-    {"/v1/models", "models", serve_models, 0},
-    {"/healthz", "healthz", serve_health, 0},
-    {"/metrics", "metrics", serve_metrics, 0},
+static const kv_route_t OWN_ROUTES[] = {
+    {.path = "/healthz",
+        .methods = "GET, HEAD",
+        .name = "healthz",
+        .dialect = &kv_openai,
+        .serve = serve_health},
+    {.path = "/metrics",
+        .methods = "GET, HEAD",
+        .name = "metrics",
+        .dialect = &kv_openai,
+        .serve = serve_metrics},
 };
+static const kv_route_table_t OWN = {OWN_ROUTES, sizeof OWN_ROUTES / sizeof OWN_ROUTES[0]};
+
+/* Every API that is spoken here; the first route that a call fits has it. */
+static const kv_route_table_t *const TABLES[] = {&OWN, &kv_openai_routes};
+
+/* What no route wants. */
+static const kv_route_t NOWHERE = {.name = "other", .dialect = &kv_openai, .methods = ""};
+
+static bool has_method(const kv_route_t *route, const char *method)
+{
+    size_t bytes = strlen(method);
+    for (const char *at = route->methods; (at = strstr(at, method)) != NULL; at += bytes) {
+        bool begins = at == route->methods || at[-1] == ' ';
+        if (begins && (at[bytes] == ',' || at[bytes] == '\0')) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether the route is the path's, and what the path has in the place of its "*". */
+static bool has_path(const kv_route_t *route, const char *path, const char **rest_out)
+{
+    size_t bytes = strlen(route->path);
+    if (route->path[bytes - 1] != '*') {
+        *rest_out = "";
+        return strcmp(route->path, path) == 0;
+    }
+    *rest_out = path + bytes - 1;
+    return strncmp(route->path, path, bytes - 1) == 0;
+}
+
+/* The call's route, and the call as that sees it. Where only the method is wrong it is the path's
+ * first route. */
+static const kv_route_t *find_route(kv_call_t *call)
+{
+    const kv_route_t *found = NULL;
+    for (size_t i = 0; i < sizeof TABLES / sizeof TABLES[0]; i++) {
+        for (size_t k = 0; k < TABLES[i]->count; k++) {
+            const kv_route_t *route = &TABLES[i]->routes[k];
+            const char *rest;
+            if (!has_path(route, call->path, &rest) ||
+                (route->wants != NULL && !route->wants(call))) {
+                continue;
+            }
+            bool fits = has_method(route, call->method);
+            if (fits || found == NULL) {
+                found = route;
+                call->rest = rest;
+                call->variant = route->variant;
+            }
+            if (fits) {
+                return found;
+            }
+        }
+    }
+    return found != NULL ? found : &NOWHERE;
+}
 
 /* What is wrong with the exchange before its body is looked at; false: nothing is. */
-static bool check_exchange(
-    const kv_gateway_t *gateway, kv_exchange_t *exchange, size_t route, kv_api_error_t *error)
+static bool refuse_exchange(const kv_gateway_t *gateway, kv_exchange_t *exchange,
+    const kv_route_t *route, const kv_call_t *call, kv_api_error_t *error)
 {
-    const char *method = kv_exchange_method(exchange);
-    bool post = ROUTES[route].serve == NULL;
-    if (kv_exchange_too_large(exchange)) {
+    if (route == &NOWHERE) {
+        kv_api_fail(error, 404, "", "not_found", "%.200s: no such path", call->path);
+    } else if (kv_exchange_too_large(exchange)) {
         kv_api_fail(error, 413, "", "body_too_large", "the body is larger than %" PRIu64 " bytes",
             gateway->options->gateway.body_bytes_max);
     } else if (kv_exchange_crowded(exchange)) {
         kv_api_fail(error, 503, "", "overloaded", "too many large bodies at once");
-    } else if (strcmp(method, "POST") != 0 && post) {
-        kv_api_fail(error, 405, "", NULL, "%.32s: this path takes POST", method);
-    } else if (strcmp(method, "GET") != 0 && strcmp(method, "HEAD") != 0 && !post) {
-        kv_api_fail(error, 405, "", NULL, "%.32s: this path takes GET", method);
+    } else if (!has_method(route, call->method)) {
+        kv_api_fail(
+            error, 405, "", NULL, "%.32s: this path takes %s", call->method, route->methods);
     } else if (gateway->stopping) {
         kv_api_fail(error, 503, "", "stopping", "the gateway is stopping");
-    } else if (gateway->draining && post) {
+    } else if (gateway->draining && route->serve == NULL) {
         kv_api_fail(error, 503, "", "draining", "the gateway is draining: ask another one");
     } else {
         return false;
@@ -188,26 +246,17 @@ static bool check_exchange(
 
 static void serve_exchange(kv_gateway_t *gateway, kv_exchange_t *exchange)
 {
-    const char *path = kv_exchange_path(exchange), *route = "other";
+    kv_call_t call = *kv_exchange_call(exchange);
+    const kv_route_t *route = find_route(&call);
     kv_api_error_t error;
-    for (size_t i = 0; i < sizeof ROUTES / sizeof ROUTES[0]; i++) {
-        if (strcmp(path, ROUTES[i].path) != 0) {
-            continue;
-        }
-        route = ROUTES[i].route;
-        if (check_exchange(gateway, exchange, i, &error)) {
-            kv_gateway_reply_error(exchange, route, &error);
-        } else if (ROUTES[i].serve == NULL) {
-            kv_request_start(gateway, exchange, route, ROUTES[i].kind);
-            return;
-        } else {
-            ROUTES[i].serve(gateway, exchange);
-        }
-        kv_exchange_release(exchange);
+    if (refuse_exchange(gateway, exchange, route, &call, &error)) {
+        kv_gateway_reply_error(exchange, route, NULL, &error);
+    } else if (route->serve == NULL) {
+        kv_request_start(gateway, exchange, route, &call);
         return;
+    } else {
+        route->serve(gateway, exchange, &call);
     }
-    kv_api_fail(&error, 404, "", "not_found", "%.200s: no such path", path);
-    kv_gateway_reply_error(exchange, route, &error);
     kv_exchange_release(exchange);
 }
 

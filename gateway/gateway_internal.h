@@ -1,5 +1,5 @@
-/* What the gateway's two halves share: gateway.c (HTTP routes, nodes, admin, open and close) and
- * the requests (request.c, attempt.c). */
+/* What the gateway's parts share: gateway.c (routes, nodes, admin, open and close), requests
+ * (request.c) and their choices (generation.c, attempt.c). */
 #ifndef KV_GATEWAY_INTERNAL_H
 #define KV_GATEWAY_INTERNAL_H
 
@@ -7,7 +7,7 @@
 #include "base/queue.h"
 #include "base/worker.h"
 #include "cluster/discovery.h"
-#include "gateway/api.h"
+#include "gateway/dialect.h"
 #include "gateway/gateway.h"
 #include "gateway/http.h"
 #include "node/admin.h"
@@ -19,10 +19,11 @@
 enum { KV_GATEWAY_NODES_MAX = 2 * KV_OPTION_LIST_MAX };
 
 typedef struct kv_request kv_request_t;
+typedef struct kv_generation kv_generation_t;
 
 typedef struct {
     kv_peer_t *peer;
-    uint32_t outstanding; /* requests of this gateway there */
+    uint32_t outstanding; /* choices of this gateway's requests there */
 } kv_decode_node_t;
 
 struct kv_gateway {
@@ -61,23 +62,29 @@ struct kv_gateway {
 
 void kv_gateway_add_header(kv_http_head_t *head, const char *name, const char *value);
 void kv_gateway_count_answer(const char *route, unsigned code);
+
+/* Takes the body (free()). */
+void kv_gateway_reply(kv_exchange_t *exchange, const char *route, unsigned code,
+    const char *content_type, char *body, size_t bytes);
+
+/* In the shape of the route's API. id: of the request, or NULL. */
 void kv_gateway_reply_error(
-    kv_exchange_t *exchange, const char *route, const kv_api_error_t *error);
+    kv_exchange_t *exchange, const kv_route_t *route, const char *id, const kv_api_error_t *error);
 
 /* ---- request.c ---- */
 
 /* Takes the exchange: a request begins, or is refused where there are too many. */
 void kv_request_start(
-    kv_gateway_t *gateway, kv_exchange_t *exchange, const char *route, kv_api_kind_t kind);
+    kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_route_t *route, const kv_call_t *call);
 
 /* The parse job handed it back. */
 void kv_request_parsed(kv_request_t *request);
 
-/* A node said something; what belongs to no request here is dropped. */
+/* A node said something; what belongs to no choice here is dropped. */
 void kv_request_message(
     kv_gateway_t *gateway, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
 
-/* The node is gone from the gateway's list: its requests go elsewhere or end. */
+/* The node is gone from the gateway's list: what it had goes elsewhere or ends. */
 void kv_request_node_lost(kv_gateway_t *gateway, kv_decode_node_t *node);
 
 /* Clients that went away, and time limits. */

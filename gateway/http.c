@@ -51,7 +51,8 @@ struct kv_exchange {
     bool ended; /* no more pieces */
     bool whole; /* and none is missing */
 
-    char *method, *path;
+    kv_call_t call;
+    char *texts; /* what the call points into */
     char *body;
     size_t body_bytes, body_capacity, drained_bytes;
     bool too_large, crowded;
@@ -88,8 +89,8 @@ static void drop(kv_exchange_t *exchange)
     }
     atomic_fetch_sub(&exchange->http->bodies_bytes, exchange->body_capacity);
     pthread_mutex_destroy(&exchange->mutex);
-    free(exchange->method);
-    free(exchange->path);
+    free((kv_field_t *)exchange->call.headers.items);
+    free(exchange->texts);
     free(exchange->body);
     free(exchange->answer);
     free(exchange);
@@ -111,6 +112,68 @@ static void sleep_connection(kv_exchange_t *exchange)
     MHD_suspend_connection(exchange->connection);
 }
 
+/* ---- what was asked ---- */
+
+typedef struct {
+    char *texts; /* NULL: only counts */
+    kv_field_t *fields;
+    size_t bytes, count;
+} copier_t;
+
+static const char *copy_text(copier_t *copier, const char *text)
+{
+    text = text != NULL ? text : "";
+    size_t bytes = strlen(text) + 1;
+    char *copy = NULL;
+    if (copier->texts != NULL) {
+        copy = copier->texts + copier->bytes;
+        memcpy(copy, text, bytes);
+    }
+    copier->bytes += bytes;
+    return copy;
+}
+
+static enum MHD_Result copy_field(
+    void *context, enum MHD_ValueKind kind, const char *name, const char *value)
+{
+    (void)kind;
+    copier_t *copier = context;
+    kv_field_t field = {copy_text(copier, name), copy_text(copier, value)};
+    if (copier->fields != NULL) {
+        copier->fields[copier->count] = field;
+    }
+    copier->count++;
+    return MHD_YES;
+}
+
+/* Headers, then the query's fields; the connection's memory bounds them. */
+static void copy_call(copier_t *copier, struct MHD_Connection *connection, const char *method,
+    const char *path, kv_call_t *call_out)
+{
+    call_out->method = copy_text(copier, method);
+    call_out->path = copy_text(copier, path);
+    call_out->rest = copy_text(copier, "");
+    MHD_get_connection_values(connection, MHD_HEADER_KIND, copy_field, copier);
+    call_out->headers = (kv_fields_t){copier->fields, copier->count};
+    MHD_get_connection_values(connection, MHD_GET_ARGUMENT_KIND, copy_field, copier);
+    call_out->query.count = copier->count - call_out->headers.count;
+    if (copier->fields != NULL) {
+        call_out->query.items = copier->fields + call_out->headers.count;
+    }
+}
+
+static void take_call(kv_exchange_t *exchange, struct MHD_Connection *connection,
+    const char *method, const char *path)
+{
+    copier_t copier = {0};
+    copy_call(&copier, connection, method, path, &exchange->call);
+    copier.texts = exchange->texts = kv_allocate(copier.bytes);
+    copier.fields = kv_allocate_array(copier.count + 1, sizeof *copier.fields);
+    copier.bytes = copier.count = 0;
+    copy_call(&copier, connection, method, path, &exchange->call);
+    exchange->call.body = "";
+}
+
 static kv_exchange_t *exchange_create(
     kv_http_t *http, struct MHD_Connection *connection, const char *method, const char *path)
 {
@@ -121,9 +184,8 @@ static kv_exchange_t *exchange_create(
         .connection = connection,
         .socket = info != NULL ? info->connect_fd : -1,
         .holders = 1,
-        .method = kv_duplicate_string(method),
-        .path = kv_duplicate_string(path),
         .started_ns = kv_clock_now_ns()};
+    take_call(exchange, connection, method, path);
     pthread_mutex_init(&exchange->mutex, NULL);
     pthread_mutex_lock(&http->list_mutex);
     exchange->next = http->exchanges;
@@ -259,6 +321,8 @@ static enum MHD_Result hand_over(kv_exchange_t *exchange)
     enum MHD_Result result = MHD_NO;
     pthread_mutex_lock(&exchange->mutex);
     if (!atomic_load(&http->closing)) {
+        exchange->call.body = exchange->body != NULL ? exchange->body : "";
+        exchange->call.body_bytes = exchange->body_bytes;
         exchange->state = EXCHANGE_WAITING;
         exchange->holders++;
         sleep_connection(exchange);
@@ -330,20 +394,9 @@ static void on_server_log(void *context, const char *format, va_list arguments)
 
 /* ---- the reactor's side ---- */
 
-const char *kv_exchange_method(const kv_exchange_t *exchange)
+const kv_call_t *kv_exchange_call(const kv_exchange_t *exchange)
 {
-    return exchange->method;
-}
-
-const char *kv_exchange_path(const kv_exchange_t *exchange)
-{
-    return exchange->path;
-}
-
-const char *kv_exchange_body(const kv_exchange_t *exchange, size_t *bytes_out)
-{
-    *bytes_out = exchange->body_bytes;
-    return exchange->body != NULL ? exchange->body : "";
+    return &exchange->call;
 }
 
 bool kv_exchange_too_large(const kv_exchange_t *exchange)

@@ -19,6 +19,7 @@
 
 #include "base/queue.h"
 #include "base/status.h"
+#include "gateway/call.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -44,9 +45,8 @@ kv_status_t kv_http_open(const kv_http_params_t *params, kv_http_t **http_out, k
 void kv_http_close(kv_http_t *http);
 uint16_t kv_http_port(const kv_http_t *http);
 
-const char *kv_exchange_method(const kv_exchange_t *exchange);
-const char *kv_exchange_path(const kv_exchange_t *exchange);
-const char *kv_exchange_body(const kv_exchange_t *exchange, size_t *bytes_out);
+/* What was asked, as long as the exchange is held. */
+const kv_call_t *kv_exchange_call(const kv_exchange_t *exchange);
 
 /* The body was larger than the bound and was thrown away. */
 bool kv_exchange_too_large(const kv_exchange_t *exchange);
@@ -57,11 +57,11 @@ bool kv_exchange_crowded(const kv_exchange_t *exchange);
 /* Nobody waits for the answer any more. */
 bool kv_exchange_gone(kv_exchange_t *exchange);
 
-enum { KV_HTTP_HEADERS_MAX = 4 };
+enum { KV_HTTP_HEADERS_MAX = 16 };
 
 typedef struct {
     const char *name;
-    char value[64];
+    char value[128];
 } kv_http_header_t;
 
 /* The answer without its body; the content type is a literal. */

@@ -3,7 +3,7 @@
 
 #include "base/bytes.h"
 #include "gateway/api.h"
-#include "gateway/render.h"
+#include "gateway/openai/openai.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -16,7 +16,8 @@ static const kv_api_limits_t LIMITS = {
 static bool parse(
     kv_api_kind_t kind, const char *body, kv_api_request_t *request, kv_api_error_t *error)
 {
-    return kv_api_parse(kind, body, strlen(body), &LIMITS, request, error);
+    const kv_call_t call = {.variant = kind, .body = body, .body_bytes = strlen(body)};
+    return kv_openai_parse(&call, &LIMITS, request, error);
 }
 
 static void expect_error(kv_api_kind_t kind, const char *body, unsigned http_code,
@@ -84,14 +85,14 @@ static void test_completion(void **state)
     kv_api_request_t request;
     kv_api_error_t error;
     assert_true(parse(KV_API_COMPLETION, "{\"prompt\":[0,999,5]}", &request, &error));
-    assert_int_equal(request.token_count, 3);
-    assert_int_equal(request.tokens[1], 999);
+    assert_int_equal(request.prompts[0].token_count, 3);
+    assert_int_equal(request.prompts[0].tokens[1], 999);
     kv_api_request_clear(&request);
     assert_true(parse(KV_API_COMPLETION, "{\"prompt\":[[1,2]]}", &request, &error));
-    assert_int_equal(request.token_count, 2);
+    assert_int_equal(request.prompts[0].token_count, 2);
     kv_api_request_clear(&request);
     assert_true(parse(KV_API_COMPLETION, "{\"prompt\":[\"hi\"],\"stop\":\".\"}", &request, &error));
-    assert_int_equal(request.prompt_bytes, 2);
+    assert_int_equal(request.prompts[0].text_bytes, 2);
     kv_api_request_clear(&request);
 }
 
@@ -156,8 +157,12 @@ static void test_wrong_prompt(void **state)
     expect_error(KV_API_COMPLETION, "{\"prompt\":[-1]}", 400, "prompt[0]", "-1 is out of bounds");
     expect_error(KV_API_COMPLETION, "{\"prompt\":[1,\"a\"]}", 400, "prompt[1]", "a token id");
     expect_error(KV_API_COMPLETION, "{\"prompt\":[1.5]}", 400, "prompt[0]", "a token id");
-    expect_error(KV_API_COMPLETION, "{\"prompt\":[\"a\",\"b\"]}", 400, "prompt", "2 prompts");
-    expect_error(KV_API_COMPLETION, "{\"prompt\":[[1],[2]]}", 400, "prompt", "2 prompts");
+    expect_error(KV_API_COMPLETION, "{\"prompt\":[\"a\",5]}", 400, "prompt[1]",
+        "must be a string or an array of token ids");
+    expect_error(KV_API_COMPLETION, "{\"prompt\":[[1],[2,1000]]}", 400, "prompt[1][1]",
+        "1000 is out of bounds");
+    expect_error(KV_API_COMPLETION, "{\"prompt\":[[1],[2]],\"n\":65}", 400, "n",
+        "65 answers to each of 2 prompts: at most 128 in all");
     char body[512] = "{\"prompt\":[1";
     for (int i = 0; i < 64; i++) {
         strcat(body, ",1");
@@ -199,8 +204,9 @@ static void test_wrong_options(void **state)
     expect_error(KV_API_CHAT, CHAT(",\"stream\":true,\"stream_options\":[]"), 400, "stream_options",
         "an object");
     expect_error(KV_API_CHAT, CHAT(",\"ignore_eos\":0"), 400, "ignore_eos", "true or false");
-    expect_error(KV_API_CHAT, CHAT(",\"n\":2"), 400, "n", "only 1");
-    expect_error(KV_API_CHAT, CHAT(",\"n\":\"1\""), 400, "n", "only 1");
+    expect_error(KV_API_CHAT, CHAT(",\"n\":0"), 400, "n", "0 is out of bounds: must be 1 to 128");
+    expect_error(KV_API_CHAT, CHAT(",\"n\":129"), 400, "n", "129 is out of bounds");
+    expect_error(KV_API_CHAT, CHAT(",\"n\":\"1\""), 400, "n", "must be an integer");
     expect_error(KV_API_CHAT, CHAT(",\"logprobs\":true"), 400, "logprobs", "not supported");
     expect_error(
         KV_API_COMPLETION, COMPLETION(",\"logprobs\":0"), 400, "logprobs", "not supported");
@@ -248,7 +254,7 @@ static void test_tokenize(void **state)
     assert_int_equal(kv_tokenizer_open(kv_test_model(), &tokenizer, &cause), KV_OK);
     assert_true(parse(KV_API_CHAT, CHAT(""), &request, &error));
     assert_true(kv_api_tokenize(&request, tokenizer, &LIMITS, &error));
-    assert_true(request.token_count > 5 && request.max_tokens == 16);
+    assert_true(request.prompts[0].token_count > 5 && request.max_tokens == 16);
     kv_api_request_clear(&request);
     /* The default shrinks to what the context leaves; a wish that does not fit is refused. */
     const char *long_prompt =
@@ -314,12 +320,13 @@ static void test_random_bodies(void **state)
         kv_api_request_t request;
         kv_api_error_t error;
         kv_api_kind_t kind = round % 3 == 1 ? KV_API_COMPLETION : KV_API_CHAT;
-        if (kv_api_parse(kind, body, bytes, &LIMITS, &request, &error)) {
+        const kv_call_t call = {.variant = kind, .body = body, .body_bytes = bytes};
+        if (kv_openai_parse(&call, &LIMITS, &request, &error)) {
             kv_api_request_clear(&request);
         } else {
             assert_true(error.http_code == 400 || error.http_code == 404);
             size_t count;
-            char *text = kv_render_error(&error, &count);
+            char *text = kv_openai_error(&error, NULL, false, &count);
             free(text);
         }
     }
@@ -347,22 +354,31 @@ static const char *string_at(json_t *document, const char *name)
 static void test_answers(void **state)
 {
     (void)state;
-    Kvist__Wire__CachedTokens cached = KVIST__WIRE__CACHED_TOKENS__INIT;
-    Kvist__Wire__Usage usage = KVIST__WIRE__USAGE__INIT;
-    cached.device = 16;
-    cached.disk = 32;
-    usage.cached = &cached;
-    usage.prompt_tokens = 60;
-    usage.miss = (char *)"short";
-    usage.prefilled_by = (char *)"p\xff"; /* a peer's text */
-    usage.ttft_ns = 1500000;
-    kv_answer_t answer = {KV_API_CHAT, "chatcmpl-1", "tiny", 5, true};
+    Kvist__Wire__Usage node = KVIST__WIRE__USAGE__INIT;
+    node.miss = (char *)"short";
+    node.prefilled_by = (char *)"p\xff"; /* a peer's text */
+    node.ttft_ns = 1500000;
+    kv_api_request_t request = {.kind = KV_API_CHAT, .include_usage = true};
+    kv_choice_t choices[2] = {{.text = "a\"b", .text_bytes = 3, .finish = KV_FINISH_STOP},
+        {.index = 1, .text = "", .finish = KV_FINISH_LENGTH}};
+    kv_answer_t answer = {.request = &request,
+        .id = "chatcmpl-1",
+        .model = "tiny",
+        .created_unix_s = 5,
+        .usage = {.prompt_tokens = 60,
+            .generated_tokens = 7,
+            .cached_tokens = {[KV_TIER_DEVICE] = 16, [KV_TIER_DISK] = 32},
+            .node = &node},
+        .choices = choices,
+        .choice_count = 2};
     size_t bytes;
-    char *text = kv_render_answer(&answer, "a\"b", 3, "stop", &usage, 7, &bytes);
+    char *text = kv_openai_whole(&answer, &bytes);
     json_t *document = read_back(text, bytes, "", "");
     assert_string_equal(string_at(document, "object"), "chat.completion");
     json_t *choice = json_array_get(json_object_get(document, "choices"), 0);
     assert_string_equal(string_at(json_object_get(choice, "message"), "content"), "a\"b");
+    choice = json_array_get(json_object_get(document, "choices"), 1);
+    assert_string_equal(string_at(choice, "finish_reason"), "length");
     json_t *told = json_object_get(document, "usage");
     int total, hits, disk;
     assert_int_equal(
@@ -374,27 +390,62 @@ static void test_answers(void **state)
     assert_int_equal(disk, 32);
     json_decref(document);
 
-    text = kv_render_event(&answer, true, "", 0, NULL, &bytes);
+    kv_choice_t piece = {.index = 1, .first = true, .text = ""};
+    text = kv_openai_event(&answer, &piece, &bytes);
     document = read_back(text, bytes, "data: ", "\n\n");
     choice = json_array_get(json_object_get(document, "choices"), 0);
     assert_string_equal(string_at(json_object_get(choice, "delta"), "role"), "assistant");
+    assert_int_equal(json_integer_value(json_object_get(choice, "index")), 1);
     assert_true(json_is_null(json_object_get(document, "usage")));
     json_decref(document);
 
-    text = kv_render_usage_event(&answer, &usage, 7, &bytes);
-    document = read_back(text, bytes, "data: ", "\n\n");
+    text = kv_openai_end(&answer, &bytes);
+    document = read_back(text, bytes, "data: ", "\n\ndata: [DONE]\n\n");
     assert_int_equal(json_array_size(json_object_get(document, "choices")), 0);
     json_decref(document);
+    request.include_usage = false;
+    text = kv_openai_end(&answer, &bytes);
+    assert_string_equal(text, "data: [DONE]\n\n");
+    assert_int_equal(bytes, strlen(text));
+    free(text);
 
     kv_api_error_t error;
     kv_api_fail(&error, 429, "", "overloaded", "line\n\"quoted\"");
-    text = kv_render_error(&error, &bytes);
+    text = kv_openai_error(&error, NULL, false, &bytes);
     document = read_back(text, bytes, "", "");
     json_t *inner = json_object_get(document, "error");
     assert_string_equal(string_at(inner, "type"), "rate_limit_error");
     assert_string_equal(string_at(inner, "message"), "line\n\"quoted\"");
     assert_true(json_is_null(json_object_get(inner, "param")));
     json_decref(document);
+}
+
+/* Kvist's own headers, whichever API. */
+static void test_headers(void **state)
+{
+    (void)state;
+    const kv_field_t fields[] = {{"X-Kvist-Agent", "planner"}, {"x-kvist-session", "s-1"},
+        {"x-kvist-priority", "background"}, {"x-kvist-cache-mode", "read"}};
+    const kv_call_t call = {.headers = {fields, 4}};
+    kv_api_request_t request = {.cache_mode = KVIST__WIRE__CACHE_MODE__CACHE_BYPASS};
+    kv_api_error_t error;
+    assert_true(kv_api_take_headers(&call, &request, &error));
+    assert_string_equal(request.labels.agent, "planner");
+    assert_string_equal(request.labels.step, "");
+    assert_string_equal(request.session, "s-1");
+    assert_int_equal(request.priority, KV_API_BACKGROUND);
+    assert_true(request.has_cache_mode);
+    assert_int_equal(request.cache_mode, KVIST__WIRE__CACHE_MODE__CACHE_READ);
+    static const kv_field_t WRONG[] = {{"x-kvist-agent", "a\"b"},
+        {"x-kvist-step", "0123456789012345678901234567890123456789012345678901234567890123456789"},
+        {"x-kvist-priority", "high"}, {"x-kvist-cache-mode", "rw"}};
+    for (size_t i = 0; i < sizeof WRONG / sizeof WRONG[0]; i++) {
+        const kv_call_t wrong = {.headers = {&WRONG[i], 1}};
+        kv_api_request_t other = {0};
+        assert_false(kv_api_take_headers(&wrong, &other, &error));
+        assert_int_equal(error.http_code, 400);
+        assert_string_equal(error.param, WRONG[i].name);
+    }
 }
 
 int main(void)
@@ -409,6 +460,7 @@ int main(void)
         cmocka_unit_test(test_tokenize),
         cmocka_unit_test(test_random_bodies),
         cmocka_unit_test(test_answers),
+        cmocka_unit_test(test_headers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,388 @@
+#include "gateway/openai/openai.h"
+
+#include "base/memory.h"
+#include "gateway/json.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { STOPS_MAX = 4 }; /* as documented */
+
+/* ---- what is not supported ---- */
+
+/* Fields that would change the answer; asking for what happens anyway is no harm. */
+static bool refuse_unsupported(kv_api_kind_t kind, const json_t *document, kv_api_error_t *error)
+{
+    static const char *const FIELDS[] = {"logprobs", "top_logprobs", "logit_bias", "tools",
+        "functions", "tool_choice", "function_call", "presence_penalty", "frequency_penalty",
+        "audio", "prediction", "web_search_options", "suffix", "echo", "min_p", "logit_processors",
+        "guided_json", "repetition_penalty"};
+    for (size_t i = 0; i < sizeof FIELDS / sizeof FIELDS[0]; i++) {
+        const json_t *value = kv_json_field(document, FIELDS[i]);
+        bool harmless = value == NULL || kv_json_is_nothing(value);
+        if (!harmless && strcmp(FIELDS[i], "repetition_penalty") == 0) {
+            harmless = json_is_number(value) && json_number_value(value) == 1;
+        } else if (!harmless && strcmp(FIELDS[i], "tool_choice") == 0) {
+            harmless = json_is_string(value) && strcmp(json_string_value(value), "auto") == 0;
+        }
+        /* In a completion logprobs is a number, and 0 asks for the chosen token's. */
+        if (kind == KV_API_COMPLETION && strcmp(FIELDS[i], "logprobs") == 0) {
+            harmless = value == NULL || json_is_false(value);
+        }
+        if (!harmless) {
+            return kv_api_fail(error, 400, FIELDS[i], "unsupported_parameter",
+                "%s: not supported by this server", FIELDS[i]);
+        }
+    }
+    const json_t *best_of = kv_json_field(document, "best_of");
+    if (best_of != NULL && !(json_is_integer(best_of) && json_integer_value(best_of) == 1)) {
+        return kv_api_fail(error, 400, "best_of", "unsupported_parameter",
+            "best_of: only 1 is supported; n asks for several answers");
+    }
+    const json_t *format = kv_json_field(document, "response_format");
+    const char *type = json_string_value(json_object_get(format, "type"));
+    if (format != NULL && (type == NULL || strcmp(type, "text") != 0)) {
+        return kv_api_fail(error, 400, "response_format", "unsupported_parameter",
+            "response_format: only {\"type\": \"text\"} is supported");
+    }
+    return true;
+}
+
+/* ---- messages ---- */
+
+/* Text parts one after the other. */
+static bool join_parts(kv_api_request_t *request, const json_t *parts, const char *param,
+    kv_chat_message_t *message, kv_api_error_t *error)
+{
+    size_t index, bytes = 0;
+    json_t *part;
+    json_array_foreach(parts, index, part)
+    {
+        const char *type = json_string_value(json_object_get(part, "type"));
+        const json_t *text = json_object_get(part, "text");
+        if (type == NULL || strcmp(type, "text") != 0 || !json_is_string(text)) {
+            return KV_API_REFUSE(error, param,
+                "%s[%zu]: only {\"type\": \"text\", \"text\": string} is supported", param, index);
+        }
+        bytes += json_string_length(text);
+    }
+    char *joined = kv_api_keep(request, bytes + 1);
+    message->content = joined;
+    message->content_bytes = bytes;
+    json_array_foreach(parts, index, part)
+    {
+        const json_t *text = json_object_get(part, "text");
+        memcpy(joined, json_string_value(text), json_string_length(text));
+        joined += json_string_length(text);
+    }
+    return true;
+}
+
+static bool take_message(
+    kv_api_request_t *request, const json_t *value, size_t index, kv_api_error_t *error)
+{
+    static const char *const ROLES[] = {"system", "developer", "user", "assistant", "tool"};
+    kv_chat_message_t *message = &request->messages[index];
+    char param[64];
+    snprintf(param, sizeof param, "messages[%zu]", index);
+    if (!json_is_object(value)) {
+        return kv_json_wrong_type(param, "an object", value, error);
+    }
+    const json_t *role = json_object_get(value, "role");
+    for (size_t i = 0; json_is_string(role) && i < sizeof ROLES / sizeof ROLES[0]; i++) {
+        if (strcmp(json_string_value(role), ROLES[i]) == 0) {
+            message->role = i == 1 ? ROLES[0] : ROLES[i];
+        }
+    }
+    if (message->role == NULL) {
+        snprintf(param, sizeof param, "messages[%zu].role", index);
+        return KV_API_REFUSE(
+            error, param, "%s: must be one of system, developer, user, assistant, tool", param);
+    }
+    snprintf(param, sizeof param, "messages[%zu].tool_calls", index);
+    const json_t *calls = kv_json_field(value, "tool_calls");
+    if (calls != NULL && !kv_json_is_nothing(calls)) {
+        return kv_api_fail(
+            error, 400, param, "unsupported_parameter", "%s: not supported by this server", param);
+    }
+    snprintf(param, sizeof param, "messages[%zu].content", index);
+    const json_t *content = json_object_get(value, "content");
+    if (json_is_string(content)) {
+        message->content = json_string_value(content);
+        message->content_bytes = json_string_length(content);
+        return true;
+    }
+    if (json_is_array(content)) {
+        return join_parts(request, content, param, message, error);
+    }
+    return content == NULL
+               ? KV_API_REFUSE(error, param, "%s: is missing", param)
+               : kv_json_wrong_type(param, "a string or an array of parts", content, error);
+}
+
+static bool take_messages(kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
+{
+    const json_t *messages = kv_json_field(document, "messages");
+    if (messages == NULL) {
+        return KV_API_REFUSE(error, "messages", "messages: is missing");
+    }
+    if (!json_is_array(messages)) {
+        return kv_json_wrong_type("messages", "an array", messages, error);
+    }
+    size_t count = json_array_size(messages);
+    if (count == 0 || count > KV_CHAT_MESSAGES_MAX) {
+        return KV_API_REFUSE(error, "messages", "messages: %zu of them: must be 1 to %d", count,
+            KV_CHAT_MESSAGES_MAX);
+    }
+    request->messages = kv_allocate_array(count, sizeof *request->messages);
+    request->message_count = count;
+    for (size_t i = 0; i < count; i++) {
+        if (!take_message(request, json_array_get(messages, i), i, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* ---- prompts ---- */
+
+static bool take_token_ids(kv_api_prompt_t *prompt, const json_t *ids, const char *param,
+    const kv_api_limits_t *limits, kv_api_error_t *error)
+{
+    size_t count = json_array_size(ids);
+    if (count > limits->context_tokens_max) {
+        return kv_api_fail(error, 400, param, "context_length_exceeded",
+            "%s: %zu tokens, but the model's context holds %u", param, count,
+            limits->context_tokens_max);
+    }
+    prompt->tokens = kv_allocate_array(count + 1, sizeof *prompt->tokens);
+    for (size_t i = 0; i < count; i++) {
+        const json_t *id = json_array_get(ids, i);
+        char place[64];
+        snprintf(place, sizeof place, "%s[%zu]", param, i);
+        if (!json_is_integer(id)) {
+            return kv_json_wrong_type(place, "a token id", id, error);
+        }
+        if (json_integer_value(id) < 0 || json_integer_value(id) >= limits->vocabulary_count) {
+            return KV_API_REFUSE(error, place,
+                "%s: token id %lld is out of bounds: must be 0 to %u", place,
+                (long long)json_integer_value(id), limits->vocabulary_count - 1);
+        }
+        prompt->tokens[prompt->token_count++] = (uint32_t)json_integer_value(id);
+    }
+    return true;
+}
+
+static bool take_prompt(kv_api_prompt_t *prompt, const json_t *value, const char *param,
+    const kv_api_limits_t *limits, kv_api_error_t *error)
+{
+    if (json_is_string(value)) {
+        prompt->text = json_string_value(value);
+        prompt->text_bytes = json_string_length(value);
+        return true;
+    }
+    return json_is_array(value)
+               ? take_token_ids(prompt, value, param, limits, error)
+               : kv_json_wrong_type(param, "a string or an array of token ids", value, error);
+}
+
+static bool take_prompts(kv_api_request_t *request, const json_t *document,
+    const kv_api_limits_t *limits, kv_api_error_t *error)
+{
+    const json_t *prompt = kv_json_field(document, "prompt");
+    const json_t *first = json_array_get(prompt, 0);
+    if (prompt == NULL) {
+        return KV_API_REFUSE(error, "prompt", "prompt: is missing");
+    }
+    bool several = json_is_string(first) || json_is_array(first);
+    size_t count = several ? json_array_size(prompt) : 1;
+    if (count > KV_API_CHOICES_MAX) {
+        return KV_API_REFUSE(error, "prompt", "prompt: %zu prompts in one request: at most %d",
+            count, KV_API_CHOICES_MAX);
+    }
+    request->prompts = kv_allocate_array(count, sizeof *request->prompts);
+    request->prompt_count = count;
+    for (size_t i = 0; i < count; i++) {
+        char param[32] = "prompt";
+        if (count > 1) {
+            snprintf(param, sizeof param, "prompt[%zu]", i);
+        }
+        if (!take_prompt(&request->prompts[i], several ? json_array_get(prompt, i) : prompt, param,
+                limits, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* n, after the prompts. */
+static bool take_choices(kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
+{
+    json_int_t count = 1;
+    if (!kv_json_take_integer(document, "n", "n", 1, KV_API_CHOICES_MAX, &count, error)) {
+        return false;
+    }
+    if (count * (json_int_t)request->prompt_count > KV_API_CHOICES_MAX) {
+        return KV_API_REFUSE(error, "n",
+            "n: %lld answers to each of %zu prompts: at most %d in all", (long long)count,
+            request->prompt_count, KV_API_CHOICES_MAX);
+    }
+    request->choice_count = (uint32_t)count;
+    return true;
+}
+
+/* ---- options ---- */
+
+static bool take_stops(kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
+{
+    const json_t *stop = kv_json_field(document, "stop");
+    if (stop == NULL || !json_is_array(stop)) {
+        return stop == NULL || kv_json_take_stop(request, stop, "stop", error);
+    }
+    if (json_array_size(stop) > STOPS_MAX) {
+        return KV_API_REFUSE(
+            error, "stop", "stop: %zu strings: at most %d", json_array_size(stop), STOPS_MAX);
+    }
+    for (size_t i = 0; i < json_array_size(stop); i++) {
+        char param[32];
+        snprintf(param, sizeof param, "stop[%zu]", i);
+        if (!kv_json_take_stop(request, json_array_get(stop, i), param, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool take_sampling(kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
+{
+    json_int_t top_k = 0, seed = 0;
+    request->temperature = 1;
+    request->top_p = 1;
+    request->has_seed = kv_json_field(document, "seed") != NULL;
+    bool good =
+        kv_json_take_number(
+            document, "temperature", "temperature", 0, false, 2, &request->temperature, error) &&
+        kv_json_take_number(document, "top_p", "top_p", 0, true, 1, &request->top_p, error) &&
+        kv_json_take_integer(document, "top_k", "top_k", 0, KV_API_TOP_K_MAX, &top_k, error) &&
+        kv_json_take_integer(document, "seed", "seed", INT64_MIN, INT64_MAX, &seed, error) &&
+        kv_json_take_bool(document, "ignore_eos", "ignore_eos", &request->ignore_eos, error);
+    request->top_k = (uint32_t)top_k;
+    request->seed = (uint64_t)seed;
+    return good;
+}
+
+static bool take_max_tokens(kv_api_request_t *request, const json_t *document,
+    const kv_api_limits_t *limits, kv_api_error_t *error)
+{
+    json_int_t count = 0, newer = 0;
+    if (!kv_json_take_integer(
+            document, "max_tokens", "max_tokens", 1, limits->context_tokens_max, &count, error) ||
+        !kv_json_take_integer(document, "max_completion_tokens", "max_completion_tokens", 1,
+            limits->context_tokens_max, &newer, error)) {
+        return false;
+    }
+    request->max_tokens = (uint32_t)(newer != 0 ? newer : count);
+    return true;
+}
+
+static bool take_stream(kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
+{
+    if (!kv_json_take_bool(document, "stream", "stream", &request->stream, error)) {
+        return false;
+    }
+    const json_t *options = kv_json_field(document, "stream_options");
+    if (options == NULL) {
+        return true;
+    }
+    if (!json_is_object(options)) {
+        return kv_json_wrong_type("stream_options", "an object", options, error);
+    }
+    if (!request->stream) {
+        return KV_API_REFUSE(error, "stream_options", "stream_options: only with \"stream\": true");
+    }
+    return kv_json_take_bool(
+        options, "include_usage", "include_usage", &request->include_usage, error);
+}
+
+/* Kvist's own: here a field that is not known is an error, since a mistyped salt would not part
+ * what should be apart. */
+static bool take_extension(kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
+{
+    json_t *extension = kv_json_field(document, "kvist"), *value;
+    const char *name;
+    if (extension != NULL && !json_is_object(extension)) {
+        return kv_json_wrong_type("kvist", "an object", extension, error);
+    }
+    json_object_foreach(extension, name, value)
+    {
+        if (strcmp(name, "salt") == 0) {
+            if (!json_is_string(value)) {
+                return kv_json_wrong_type("kvist.salt", "a string", value, error);
+            }
+            if (json_string_length(value) > KV_API_SALT_BYTES_MAX) {
+                return KV_API_REFUSE(error, "kvist.salt", "kvist.salt: %zu bytes: at most %d",
+                    json_string_length(value), KV_API_SALT_BYTES_MAX);
+            }
+            request->salt_bytes = json_string_length(value);
+            memcpy(request->salt, json_string_value(value), request->salt_bytes);
+        } else if (strcmp(name, "cache_mode") == 0) {
+            if (!json_is_string(value) ||
+                !kv_api_cache_mode(json_string_value(value), &request->cache_mode)) {
+                return KV_API_REFUSE(error, "kvist.cache_mode",
+                    "kvist.cache_mode: must be one of readwrite, read, write, bypass");
+            }
+            request->has_cache_mode = true;
+        } else {
+            return KV_API_REFUSE(
+                error, "kvist", "kvist: \"%.64s\" is no field of it: cache_mode, salt", name);
+        }
+    }
+    return true;
+}
+
+static bool check_model(
+    const json_t *document, const kv_api_limits_t *limits, kv_api_error_t *error)
+{
+    const json_t *model = kv_json_field(document, "model");
+    if (model == NULL) {
+        return true; /* there is but one */
+    }
+    if (!json_is_string(model)) {
+        return kv_json_wrong_type("model", "a string", model, error);
+    }
+    if (strcmp(json_string_value(model), limits->model) != 0) {
+        return kv_api_fail(error, 404, "model", "model_not_found",
+            "model: \"%.100s\" is not served here; \"%.100s\" is", json_string_value(model),
+            limits->model);
+    }
+    return true;
+}
+
+static bool take_document(kv_api_request_t *request, const json_t *document,
+    const kv_api_limits_t *limits, kv_api_error_t *error)
+{
+    return check_model(document, limits, error) &&
+           refuse_unsupported(request->kind, document, error) &&
+           (request->kind == KV_API_CHAT ? take_messages(request, document, error)
+                                         : take_prompts(request, document, limits, error)) &&
+           take_choices(request, document, error) && take_sampling(request, document, error) &&
+           take_max_tokens(request, document, limits, error) &&
+           take_stops(request, document, error) && take_stream(request, document, error) &&
+           take_extension(request, document, error);
+}
+
+bool kv_openai_parse(const kv_call_t *call, const kv_api_limits_t *limits,
+    kv_api_request_t *request_out, kv_api_error_t *error)
+{
+    json_t *document = kv_json_parse_body(call, error);
+    if (document == NULL) {
+        return false;
+    }
+    kv_api_request_t request = {.kind = (kv_api_kind_t)call->variant, .document = document};
+    if (!take_document(&request, document, limits, error)) {
+        kv_api_request_clear(&request);
+        return false;
+    }
+    *request_out = request;
+    return true;
+}

@@ -1,0 +1,157 @@
+#include "gateway/openai/openai.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/memory.h"
+#include "gateway/json.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static json_t *error_object(const kv_api_error_t *error)
+{
+    const char *type = error->http_code == 429   ? "rate_limit_error"
+                       : error->http_code >= 500 ? "server_error"
+                       : error->http_code == 401 ? "authentication_error"
+                       : error->http_code == 403 ? "permission_error"
+                                                 : "invalid_request_error";
+    return json_pack("{s:{s:s,s:s,s:o,s:s?}}", "error", "message", error->message, "type", type,
+        "param",
+        error->param[0] != '\0' ? kv_json_text_or_null(error->param, strlen(error->param))
+                                : json_null(),
+        "code", error->code);
+}
+
+char *kv_openai_error(
+    const kv_api_error_t *error, const char *id, bool in_stream, size_t *bytes_out)
+{
+    (void)id;
+    return in_stream ? kv_json_dump_event(NULL, error_object(error), bytes_out)
+                     : kv_json_dump(error_object(error), bytes_out);
+}
+
+/* What the node says beyond the API's own fields. */
+static json_t *extension_object(const kv_usage_t *told)
+{
+    static const Kvist__Wire__Usage NONE = KVIST__WIRE__USAGE__INIT;
+    const Kvist__Wire__Usage *usage = told->node != NULL ? told->node : &NONE;
+    json_t *tiers =
+        json_pack("{s:I,s:I,s:I,s:I}", "device", (json_int_t)told->cached_tokens[KV_TIER_DEVICE],
+            "host", (json_int_t)told->cached_tokens[KV_TIER_HOST], "disk",
+            (json_int_t)told->cached_tokens[KV_TIER_DISK], "remote",
+            (json_int_t)told->cached_tokens[KV_TIER_REMOTE]);
+    return json_pack("{s:o,s:o,s:f,s:f,s:f,s:f,s:I,s:I,s:o,s:b}", "cached", tiers, "miss",
+        kv_json_text_or_null(usage->miss, strlen(usage->miss)), "ttft_ms",
+        (double)usage->ttft_ns / KV_NS_PER_MS, "load_ms", (double)usage->load_ns / KV_NS_PER_MS,
+        "compute_ms", (double)usage->compute_ns / KV_NS_PER_MS, "match_ms",
+        (double)usage->match_ns / KV_NS_PER_MS, "loaded_bytes", (json_int_t)usage->loaded_bytes,
+        "streamed_bytes", (json_int_t)usage->streamed_bytes, "prefilled_by",
+        kv_json_text_or_null(usage->prefilled_by, strlen(usage->prefilled_by)), "decode_kv_reused",
+        (int)usage->decode_kv_reused);
+}
+
+static json_t *usage_object(const kv_usage_t *usage)
+{
+    return json_pack("{s:I,s:I,s:I,s:{s:I},s:o}", "prompt_tokens", (json_int_t)usage->prompt_tokens,
+        "completion_tokens", (json_int_t)usage->generated_tokens, "total_tokens",
+        (json_int_t)usage->prompt_tokens + usage->generated_tokens, "prompt_tokens_details",
+        "cached_tokens", (json_int_t)kv_usage_cached_tokens(usage), "kvist",
+        extension_object(usage));
+}
+
+/* The head of an answer or event, with its choices. */
+static json_t *answer_object(const kv_answer_t *answer, const char *object, json_t *choices)
+{
+    return json_pack("{s:s,s:s,s:I,s:s,s:o}", "id", answer->id, "object", object, "created",
+        (json_int_t)answer->created_unix_s, "model", answer->model, "choices", choices);
+}
+
+static const char *finish_name(kv_finish_t finish)
+{
+    static const char *const NAMES[] = {[KV_FINISH_NONE] = NULL,
+        [KV_FINISH_STOP] = "stop",
+        [KV_FINISH_STOP_STRING] = "stop",
+        [KV_FINISH_LENGTH] = "length",
+        [KV_FINISH_TOOL_CALLS] = "tool_calls"};
+    return NAMES[finish];
+}
+
+static json_t *choice_object(const kv_answer_t *answer, const kv_choice_t *choice)
+{
+    json_t *text = json_stringn(choice->text, choice->text_bytes);
+    if (answer->request->kind == KV_API_CHAT) {
+        return json_pack("{s:i,s:{s:s,s:o,s:n},s:n,s:s}", "index", (int)choice->index, "message",
+            "role", "assistant", "content", text, "refusal", "logprobs", "finish_reason",
+            finish_name(choice->finish));
+    }
+    return json_pack("{s:i,s:o,s:n,s:s}", "index", (int)choice->index, "text", text, "logprobs",
+        "finish_reason", finish_name(choice->finish));
+}
+
+char *kv_openai_whole(const kv_answer_t *answer, size_t *bytes_out)
+{
+    json_t *choices = json_array();
+    for (size_t i = 0; i < answer->choice_count; i++) {
+        json_array_append_new(choices, choice_object(answer, &answer->choices[i]));
+    }
+    bool chat = answer->request->kind == KV_API_CHAT;
+    json_t *document = answer_object(answer, chat ? "chat.completion" : "text_completion", choices);
+    json_object_set_new(document, "usage", usage_object(&answer->usage));
+    return kv_json_dump(document, bytes_out);
+}
+
+static const char *event_name(const kv_answer_t *answer)
+{
+    return answer->request->kind == KV_API_CHAT ? "chat.completion.chunk" : "text_completion";
+}
+
+char *kv_openai_event(const kv_answer_t *answer, const kv_choice_t *choice, size_t *bytes_out)
+{
+    json_t *object;
+    json_t *text = json_stringn(choice->text, choice->text_bytes);
+    if (answer->request->kind == KV_API_CHAT) {
+        json_t *delta = json_object();
+        if (choice->first) {
+            json_object_set_new(delta, "role", json_string("assistant"));
+        }
+        if (choice->first || choice->text_bytes > 0) {
+            json_object_set(delta, "content", text);
+        }
+        json_decref(text);
+        object = json_pack("{s:i,s:o,s:n,s:s?}", "index", (int)choice->index, "delta", delta,
+            "logprobs", "finish_reason", finish_name(choice->finish));
+    } else {
+        object = json_pack("{s:i,s:o,s:n,s:s?}", "index", (int)choice->index, "text", text,
+            "logprobs", "finish_reason", finish_name(choice->finish));
+    }
+    json_t *document = answer_object(answer, event_name(answer), json_pack("[o]", object));
+    if (answer->request->include_usage) {
+        json_object_set_new(document, "usage", json_null());
+    }
+    return kv_json_dump_event(NULL, document, bytes_out);
+}
+
+char *kv_openai_end(const kv_answer_t *answer, size_t *bytes_out)
+{
+    static const char DONE[] = "data: [DONE]\n\n";
+    if (!answer->request->include_usage) {
+        *bytes_out = strlen(DONE);
+        return kv_duplicate_string(DONE);
+    }
+    json_t *document = answer_object(answer, event_name(answer), json_array());
+    json_object_set_new(document, "usage", usage_object(&answer->usage));
+    char *event = kv_json_dump_event(NULL, document, bytes_out);
+    event = kv_reallocate(event, *bytes_out + sizeof DONE, 1);
+    memcpy(event + *bytes_out, DONE, sizeof DONE);
+    *bytes_out += strlen(DONE);
+    return event;
+}
+
+char *kv_openai_models(
+    const char *model, uint64_t created_unix_s, uint32_t context_tokens_max, size_t *bytes_out)
+{
+    return kv_json_dump(json_pack("{s:s,s:[{s:s,s:s,s:I,s:s,s:I}]}", "object", "list", "data", "id",
+                            model, "object", "model", "created", (json_int_t)created_unix_s,
+                            "owned_by", "kvist", "max_model_len", (json_int_t)context_tokens_max),
+        bytes_out);
+}
