@@ -15,6 +15,14 @@ ANSWER_LIMIT_S = 120
 FAILURE_LIMIT_S = 20
 
 
+def find_model():
+    chosen = os.environ.get("KVIST_MODEL")
+    if chosen:
+        return chosen
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(cache, "kvist/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
 class Answer:
     """What a request got: code, text, usage, and how long it took."""
 

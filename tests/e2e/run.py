@@ -19,15 +19,7 @@ import traceback
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
-from cluster import Cluster  # noqa: E402
-
-
-def find_model():
-    chosen = os.environ.get("KVIST_MODEL")
-    if chosen:
-        return chosen
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(cache, "kvist/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+from cluster import Cluster, find_model  # noqa: E402
 
 
 def cases_of(module):
