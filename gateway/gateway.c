@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "gateway/description.h"
 #include "gateway/openai/openai.h"
 
 #include <inttypes.h>
@@ -149,6 +150,17 @@ static void serve_metrics(kv_gateway_t *gateway, kv_exchange_t *exchange, const 
         exchange, "metrics", 200, "text/plain; version=0.0.4; charset=utf-8", body, bytes);
 }
 
+static void serve_description(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
+{
+    (void)call;
+    (void)gateway;
+    size_t bytes;
+    const char *text = kv_description(&bytes);
+    char *body = kv_allocate(bytes);
+    memcpy(body, text, bytes);
+    kv_gateway_reply(exchange, "description", 200, JSON_TYPE, body, bytes);
+}
+
 static const kv_route_t OWN_ROUTES[] = {
     {.path = "/healthz",
         .methods = "GET, HEAD",
@@ -160,6 +172,11 @@ static const kv_route_t OWN_ROUTES[] = {
         .name = "metrics",
         .dialect = &kv_openai,
         .serve = serve_metrics},
+    {.path = "/openapi.json",
+        .methods = "GET, HEAD",
+        .name = "description",
+        .dialect = &kv_openai,
+        .serve = serve_description},
 };
 static const kv_route_table_t OWN = {OWN_ROUTES, sizeof OWN_ROUTES / sizeof OWN_ROUTES[0]};
 

@@ -1,0 +1,79 @@
+"""docs/openapi.json, held to the gateway: schemathesis draws requests that the description allows
+and ones that it does not (the same ones each time), and whatever is asked, the answer is one that
+the description has: its code, its type, its schema. What it does not allow is refused."""
+import json
+import os
+import unittest
+
+import hypothesis
+import requests
+import schemathesis
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi import checks
+
+import service
+
+DESCRIPTION = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../docs/openapi.json")
+EXAMPLES = 30  # of each operation and kind
+# The answers are as many as the requests, and the model computes each token of them.
+TOKENS_MAX = 2
+
+CHECKS = [not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
+          checks.response_headers_conformance, checks.response_schema_conformance,
+          checks.unsupported_method, checks.allow_header_conformance]
+
+with open(DESCRIPTION, encoding="utf-8") as file:
+    described = json.load(file)
+
+
+def shorten(body):
+    """Fewer tokens where the request is one that will be answered."""
+    if isinstance(body, dict):
+        for name in ("max_tokens", "max_completion_tokens"):
+            if isinstance(body.get(name), int) and body[name] > TOKENS_MAX:
+                body[name] = TOKENS_MAX
+
+
+def judge(operation, mode, more):
+    """The codes of the answers, each of which was as described."""
+    codes = set()
+    with requests.Session() as session:
+        @hypothesis.settings(derandomize=True, database=None, deadline=None, max_examples=EXAMPLES,
+                             phases=[hypothesis.Phase.generate],
+                             suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case):
+            shorten(case.body)
+            answer = case.call_and_validate(base_url=service.endpoint, session=session,
+                                            checks=[*CHECKS, *more],
+                                            timeout=service.ANSWER_LIMIT_S)
+            codes.add(answer.status_code)
+        ask()
+    return codes
+
+
+class Description(unittest.TestCase):
+    """A case for each operation and kind is added below."""
+
+    def test_it_is_what_the_gateway_serves(self):
+        served = requests.get(service.endpoint + "/openapi.json", timeout=service.ANSWER_LIMIT_S)
+        self.assertEqual(served.json(), described)
+
+
+def add_cases():
+    for result in schemathesis.openapi.from_dict(described).get_all_operations():
+        operation = result.ok()
+        name = operation.definition.raw["operationId"]
+
+        def allowed(case, operation=operation):
+            case.assertIn(200, judge(operation, GenerationMode.POSITIVE, []))
+
+        def not_allowed(case, operation=operation):
+            judge(operation, GenerationMode.NEGATIVE, [checks.negative_data_rejection])
+        setattr(Description, f"test_{name}", allowed)
+        if operation.body:
+            setattr(Description, f"test_{name}_not_allowed", not_allowed)
+
+
+add_cases()
