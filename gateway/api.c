@@ -158,9 +158,24 @@ static bool encode_chat(
 {
     kv_error_t cause;
     kv_api_prompt_t prompt = {0};
-    if (kv_chat_encode(tokenizer, request->messages, request->message_count, true, &prompt.tokens,
-            &prompt.token_count, &cause) != KV_OK) {
+    kv_chat_mark_t marks[KV_API_BREAKPOINTS_MAX];
+    kv_api_breakpoint_t *breakpoints = request->breakpoints;
+    for (size_t i = 0; i < request->breakpoint_count; i++) {
+        marks[i] = (kv_chat_mark_t){breakpoints[i].message_count, breakpoints[i].content_bytes, 0};
+    }
+    const kv_chat_conversation_t told = {.messages = request->messages,
+        .message_count = request->message_count,
+        .tools = request->tools,
+        .tool_count = request->tool_count,
+        .add_generation_prompt = true,
+        .marks = marks,
+        .mark_count = request->breakpoint_count};
+    if (kv_chat_encode(tokenizer, &told, &prompt.tokens, &prompt.token_count, &cause) != KV_OK) {
         return KV_API_REFUSE(error, "messages", "messages: %s", cause.text);
+    }
+    for (size_t i = 0; i < request->breakpoint_count; i++) {
+        breakpoints[i].token_count = breakpoints[i].whole_prompt ? (uint32_t)prompt.token_count
+                                                                 : (uint32_t)marks[i].token_count;
     }
     request->prompts = kv_allocate_array(1, sizeof *request->prompts);
     request->prompts[0] = prompt;
@@ -223,6 +238,9 @@ bool kv_api_tokenize(kv_api_request_t *request, const kv_tokenizer_t *tokenizer,
         }
     }
     release_texts(request);
+    for (size_t i = 0; !chat && i < request->breakpoint_count; i++) {
+        request->breakpoints[i].token_count = (uint32_t)request->prompts[0].token_count;
+    }
     request->choice_count = request->choice_count == 0 ? 1 : request->choice_count;
     return settle_lengths(request, chat ? "messages" : "prompt", limits, error);
 }

@@ -48,7 +48,8 @@ typedef struct {
     size_t token_count;
 } kv_api_prompt_t;
 
-/* A place in a chat's prompt up to which the client wants it kept. */
+/* A place in a chat's prompt up to which the client wants it kept; of a completion it is the end of
+ * its (first) prompt. */
 typedef struct {
     /* After so many messages; 0: after the tools and the system message, however those came. */
     uint32_t message_count;

@@ -17,12 +17,12 @@ static kv_tokenizer_t *open_path(const char *path)
 
 static kv_chat_message_t message(const char *role, const char *content)
 {
-    return (kv_chat_message_t){role, content, strlen(content)};
+    return (kv_chat_message_t){.role = role, .content = content, .content_bytes = strlen(content)};
 }
 
 /* The conversation's tokens are those of its rendered text. */
-static void assert_renders(const kv_tokenizer_t *tokenizer, const kv_chat_message_t *messages,
-    size_t count, bool prompt, const char *text)
+static void assert_told(
+    const kv_tokenizer_t *tokenizer, const kv_chat_conversation_t *told, const char *text)
 {
     kv_error_t error;
     uint32_t *tokens, *wanted;
@@ -31,14 +31,21 @@ static void assert_renders(const kv_tokenizer_t *tokenizer, const kv_chat_messag
     assert_int_equal(
         kv_tokenizer_encode(tokenizer, text, strlen(text), parse, &wanted, &wanted_count, &error),
         KV_OK);
-    if (kv_chat_encode(tokenizer, messages, count, prompt, &tokens, &token_count, &error) !=
-        KV_OK) {
+    if (kv_chat_encode(tokenizer, told, &tokens, &token_count, &error) != KV_OK) {
         fail_msg("%s", error.text);
     }
     assert_int_equal(token_count, wanted_count);
     assert_memory_equal(tokens, wanted, token_count * sizeof *tokens);
     free(tokens);
     free(wanted);
+}
+
+static void assert_renders(const kv_tokenizer_t *tokenizer, const kv_chat_message_t *messages,
+    size_t count, bool prompt, const char *text)
+{
+    const kv_chat_conversation_t told = {
+        .messages = messages, .message_count = count, .add_generation_prompt = prompt};
+    assert_told(tokenizer, &told, text);
 }
 
 static void a_conversation_is_rendered(void **state)
@@ -79,7 +86,9 @@ static void content_forges_no_message(void **state)
     uint32_t *tokens;
     size_t count, at = 0;
     kv_chat_message_t messages[] = {message("system", "s"), message("user", FORGED)};
-    assert_int_equal(kv_chat_encode(tokenizer, messages, 2, true, &tokens, &count, &error), KV_OK);
+    const kv_chat_conversation_t told = {
+        .messages = messages, .message_count = 2, .add_generation_prompt = true};
+    assert_int_equal(kv_chat_encode(tokenizer, &told, &tokens, &count, &error), KV_OK);
     assert_int_equal(count_token(tokens, count, 0), 0);
     assert_int_equal(count_token(tokens, count, 1), 3);
     assert_int_equal(count_token(tokens, count, 2), 2);
@@ -104,12 +113,108 @@ static void assert_refused(const kv_tokenizer_t *tokenizer, const kv_chat_messag
     kv_error_t error = {0};
     uint32_t *tokens;
     size_t token_count;
-    assert_int_equal(
-        kv_chat_encode(tokenizer, messages, count, true, &tokens, &token_count, &error),
-        KV_INVALID);
+    const kv_chat_conversation_t told = {.messages = messages, .message_count = count};
+    assert_int_equal(kv_chat_encode(tokenizer, &told, &tokens, &token_count, &error), KV_INVALID);
     if (strstr(error.text, word) == NULL) {
         fail_msg("\"%s\" does not say %s", error.text, word);
     }
+}
+
+#define TOOLS                                                                                      \
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are "     \
+    "provided with function signatures within <tools></tools> XML tags:\n<tools>\n{\"a\": 1}\n"    \
+    "{\"b\": 2}\n</tools>\n\nFor each function call, return a json object with function name and " \
+    "arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": "                 \
+    "<function-name>, "                                                                            \
+    "\"arguments\": <args-json-object>}\n</tool_call>"
+
+static void tools_and_their_calls_are_rendered(void **state)
+{
+    (void)state;
+    static const char *const SIGNATURES[] = {"{\"a\": 1}", "{\"b\": 2}"};
+    static const kv_chat_call_t CALLS[] = {{"add", "{\"x\":1}"}, {"look", "{}"}};
+    kv_tokenizer_t *tokenizer = open_path(kv_test_model());
+    kv_chat_message_t messages[] = {message("system", "Be brief."), message("user", "1+1?"),
+        message("assistant", ""), message("tool", "2"), message("tool", "dark"),
+        message("assistant", "Two.")};
+    messages[2].calls = CALLS;
+    messages[2].call_count = 2;
+    kv_chat_conversation_t told = {.messages = messages,
+        .message_count = 6,
+        .tools = SIGNATURES,
+        .tool_count = 2,
+        .add_generation_prompt = true};
+    static const char REST[] =
+        "<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n<tool_call>\n{"
+        "\"name\": "
+        "\"add\", \"arguments\": {\"x\":1}}\n</tool_call>\n<tool_call>\n{\"name\": \"look\", "
+        "\"arguments\": {}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\n2\n"
+        "</tool_response>\n<tool_response>\ndark\n</"
+        "tool_response><|im_end|>\n<|im_start|>assistant\n"
+        "Two.<|im_end|>\n<|im_start|>assistant\n";
+    char text[4096];
+    snprintf(text, sizeof text, "<|im_start|>system\nBe brief.\n\n" TOOLS "%s", REST);
+    assert_told(tokenizer, &told, text);
+    /* Without signatures the calls still say that tools play a part. */
+    told.tool_count = 0;
+    snprintf(text, sizeof text, "<|im_start|>system\nBe brief.%s", REST);
+    assert_told(tokenizer, &told, text);
+    /* An assistant's text comes before its calls; the standard system message before the tools. */
+    kv_chat_message_t later[] = {message("user", "u"), message("assistant", "Let me see.")};
+    later[1].calls = CALLS + 1;
+    later[1].call_count = 1;
+    told = (kv_chat_conversation_t){
+        .messages = later, .message_count = 2, .tools = SIGNATURES, .tool_count = 2};
+    assert_told(tokenizer, &told,
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
+        "Face\n\n" TOOLS "<|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\nLet me "
+        "see.\n<tool_call>\n{\"name\": \"look\", \"arguments\": {}}\n</tool_call><|im_end|>\n");
+    kv_tokenizer_close(tokenizer);
+    tokenizer =
+        open_path(byte_model_write(&(byte_model_t){.chat_template = "<|im_start|> + role"}));
+    told.message_count = 1;
+    assert_told(tokenizer, &told,
+        "<|im_start|>system\n" TOOLS "<|im_end|>\n<|im_start|>user\nu<|im_end|>\n");
+    kv_tokenizer_close(tokenizer);
+}
+
+/* A mark is where the tokens of what comes before it end. */
+static void marks_are_found(void **state)
+{
+    (void)state;
+    kv_tokenizer_t *tokenizer = open_path(kv_test_model());
+    kv_chat_message_t messages[] = {message("system", "Be very brief, please."),
+        message("user", "One two three four five"), message("assistant", "six")};
+    kv_chat_mark_t marks[] = {{0, 0, 0}, {1, 0, 0}, {2, 0, 0}, {3, 0, 0}, {1, 7, 0}, {1, 1000, 0}};
+    const kv_chat_conversation_t told = {.messages = messages,
+        .message_count = 3,
+        .add_generation_prompt = true,
+        .marks = marks,
+        .mark_count = 6};
+    kv_error_t error;
+    uint32_t *tokens;
+    size_t count, ends[3] = {0}, found = 0;
+    assert_int_equal(kv_chat_encode(tokenizer, &told, &tokens, &count, &error), KV_OK);
+    for (size_t i = 0; i < count && found < 3; i++) {
+        if (tokens[i] == 2) {
+            ends[found++] = i + 2; /* <|im_end|> and the line break */
+        }
+    }
+    assert_int_equal(marks[0].token_count, ends[0]);
+    assert_int_equal(marks[1].token_count, ends[0]);
+    assert_int_equal(marks[2].token_count, ends[1]);
+    assert_int_equal(marks[3].token_count, ends[2]);
+    assert_int_equal(marks[4].token_count, ends[0] + 5); /* <|im_start|>, user, \n, One, two */
+    assert_int_equal(marks[5].token_count, ends[1] - 2);
+    free(tokens);
+    /* Without a system message of its own the standard one comes before the first mark. */
+    marks[0] = (kv_chat_mark_t){0, 0, 0};
+    const kv_chat_conversation_t bare = {
+        .messages = messages + 1, .message_count = 2, .marks = marks, .mark_count = 1};
+    assert_int_equal(kv_chat_encode(tokenizer, &bare, &tokens, &count, &error), KV_OK);
+    assert_true(marks[0].token_count > 10 && tokens[marks[0].token_count] == 1);
+    free(tokens);
+    kv_tokenizer_close(tokenizer);
 }
 
 static void wrong_messages_are_named(void **state)
@@ -161,6 +266,8 @@ int main(void)
         cmocka_unit_test(the_template_is_chosen_by_what_the_model_says),
         cmocka_unit_test(a_conversation_is_rendered),
         cmocka_unit_test(content_forges_no_message),
+        cmocka_unit_test(tools_and_their_calls_are_rendered),
+        cmocka_unit_test(marks_are_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
