@@ -28,6 +28,10 @@ const char *kv_embedded_lease_arithmetic(const kvist_lease_t *lease, uint32_t bl
 void kv_embedded_lease_release(kvist_lease_t *lease);
 kv_status_t kv_embedded_store_keep(
     kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms);
+bool kv_embedded_store_promise(kvist_store_t *store, const kvist_key_t *key,
+    const kvist_terms_t *terms, kvist_promised_t done, void *context, kvist_promise_t *promise_out);
+void kv_embedded_store_spill(
+    kvist_store_t *store, const kvist_key_t *key, kvist_spilled_t done, void *context);
 kv_status_t kv_embedded_store_drop(
     kvist_store_t *store, const kvist_key_t *key, bool erase, kvist_dropped_t done, void *context);
 kv_status_t kv_embedded_store_drop_tenant(

@@ -1,5 +1,5 @@
-/* Terms by key, and their end: kvist_store_keep, the bound on pins, and the sweep that drops what
- * has expired and nobody asks for.
+/* Terms by key, and their end: kvist_store_keep and _promise, the bound on pins, and the sweep that
+ * drops what has expired and nobody asks for.
  *
  * Rules:
  *  1. What a call gives holds for the block and for those of its ancestors that serve no other
@@ -212,6 +212,41 @@ kv_status_t kv_embedded_store_keep(
         at = object->parent;
     }
     return KV_OK;
+}
+
+/* A promise gives and takes nothing: what holds is the least that is asked for. */
+static kvist_terms_t at_least_terms(
+    const kvist_store_t *store, const kv_object_t *object, const kvist_terms_t *terms)
+{
+    kvist_terms_t asked = *terms;
+    uint64_t pin_ns = (uint64_t)object->pin_until_s * KV_NS_PER_S;
+    if (asked.expires_unix_ns == 0) {
+        asked.expires_unix_ns = (uint64_t)object->expires_s * KV_NS_PER_S;
+    }
+    if (object->pin_until_s > kv_store_now_s(store) && pin_ns > asked.pin_until_unix_ns) {
+        asked.pin_until_unix_ns = pin_ns;
+    }
+    return asked;
+}
+
+bool kv_embedded_store_promise(kvist_store_t *store, const kvist_key_t *key,
+    const kvist_terms_t *terms, kvist_promised_t done, void *context, kvist_promise_t *promise_out)
+{
+    (void)done;
+    (void)context;
+    uint32_t number = kv_fill_find(store, key);
+    *promise_out = (kvist_promise_t){.status = KV_MISSING};
+    if (number == KV_OBJECT_NONE) {
+        return true;
+    }
+    const kvist_terms_t asked = at_least_terms(store, kv_table_at(store->table, number), terms);
+    promise_out->status = kv_embedded_store_keep(store, key, &asked);
+    if (promise_out->status == KV_OK) {
+        const kv_object_t *object = kv_table_at(store->table, number);
+        promise_out->expires_unix_ns = (uint64_t)object->expires_s * KV_NS_PER_S;
+        promise_out->pin_until_unix_ns = (uint64_t)object->pin_until_s * KV_NS_PER_S;
+    }
+    return true;
 }
 
 /* ---- the sweep ---- */

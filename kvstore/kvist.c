@@ -97,6 +97,18 @@ kv_status_t kvist_store_keep(
     return store_ops(store)->keep(store, key, terms);
 }
 
+bool kvist_store_promise(kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms,
+    kvist_promised_t done, void *context, kvist_promise_t *promise_out)
+{
+    return store_ops(store)->promise(store, key, terms, done, context, promise_out);
+}
+
+void kvist_store_spill(
+    kvist_store_t *store, const kvist_key_t *key, kvist_spilled_t done, void *context)
+{
+    store_ops(store)->spill(store, key, done, context);
+}
+
 kv_status_t kvist_store_drop(
     kvist_store_t *store, const kvist_key_t *key, bool erase, kvist_dropped_t done, void *context)
 {

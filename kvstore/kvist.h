@@ -564,6 +564,40 @@ void kvist_lease_release(kvist_lease_t *lease);
 kv_status_t kvist_store_keep(
     kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms);
 
+/* What became of a promise. */
+typedef struct {
+    kv_status_t status;                          /* KV_OK: it holds */
+    uint64_t expires_unix_ns, pin_until_unix_ns; /* KV_OK: that hold for the block now; 0: none */
+} kvist_promise_t;
+
+typedef void (*kvist_promised_t)(void *context, const kvist_promise_t *promise);
+
+/* As kvist_store_keep, for whoever serves requests: each of them may ask for the same block, and
+ * none takes from another what it was promised. A pin that holds for longer stays as it is, so that
+ * a read renews and never shortens; an expiry of 0 leaves the one that there is, and a pin beyond
+ * that is KV_INVALID. What is sealed may be promised at once, also while it is still on its way to
+ * the kvist-store.
+ *
+ * true: *promise_out is what became of it, done is not called. false (attached): done runs once,
+ * in a later poll; KV_PEER_LOST: kvist-store did not answer, or did not get the block; KV_REFUSED:
+ * it is of an older version, which knows no promises. */
+bool kvist_store_promise(kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms,
+    kvist_promised_t done, void *context, kvist_promise_t *promise_out);
+
+/* What became of a spill. status KV_OK: what could leave has left; KV_NO_SPACE: the disk took not
+ * all of it, or there is none: what it did not take stays; KV_MISSING: not stored. object_count,
+ * bytes: that left memory. */
+typedef void (*kvist_spilled_t)(
+    void *context, kv_status_t status, uint64_t object_count, uint64_t bytes);
+
+/* Brings a block and its ancestors out of device and host memory, to the disk, now. What a lease
+ * holds stays, and so does what something in the same memory goes on from: of branches with one
+ * prefix the prefix leaves with the last one. Whoever asks for it finds it on disk; to have it back
+ * before anybody asks: match, prepare, release. Of an attached store: device memory here, host
+ * memory of kvist-store (KV_REFUSED: that is of an older version). */
+void kvist_store_spill(
+    kvist_store_t *store, const kvist_key_t *key, kvist_spilled_t done, void *context);
+
 /* status KV_OK: gone from every tier, durably: no restart brings it back. */
 typedef void (*kvist_dropped_t)(void *context, kv_status_t status, uint64_t object_count);
 

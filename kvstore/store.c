@@ -164,6 +164,7 @@ void kv_store_advance(kvist_store_t *store)
         kv_persist_advance(store);
     }
     kv_drop_advance(store);
+    kv_spill_advance(store);
     kv_verify_advance(store);
     kv_sweep_advance(store);
     kv_tenants_advance(store);
@@ -203,6 +204,7 @@ static void poll_once(kvist_store_t *store)
     kv_lease_run_callbacks(store);
     run_flush_callbacks(store);
     kv_drop_run_callbacks(store);
+    kv_spill_run_callbacks(store);
     kv_verify_run_callbacks(store);
 }
 
@@ -249,6 +251,8 @@ const kv_store_ops_t KV_EMBEDDED_OPS = {
     .arithmetic = kv_embedded_lease_arithmetic,
     .release = kv_embedded_lease_release,
     .keep = kv_embedded_store_keep,
+    .promise = kv_embedded_store_promise,
+    .spill = kv_embedded_store_spill,
     .drop = kv_embedded_store_drop,
     .drop_tenant = kv_embedded_store_drop_tenant,
     .verify = kv_embedded_store_verify,
@@ -579,8 +583,9 @@ static bool idle(const kvist_store_t *store)
     return store->leases_ending == 0 && store->tasks_out == 0 && store->first_task == NULL &&
            store->first_ready == NULL && store->first_transfer == NULL &&
            store->first_flushed == NULL && store->first_drop == NULL &&
-           store->first_dropped == NULL && store->verify == NULL && !kv_fill_busy(store) &&
-           store->populate == NULL && (store->disk == NULL || kv_persist_idle(store));
+           store->first_dropped == NULL && store->first_spill == NULL && store->verify == NULL &&
+           !kv_fill_busy(store) && store->populate == NULL &&
+           (store->disk == NULL || kv_persist_idle(store));
 }
 
 void kv_embedded_store_close(kvist_store_t *store)

@@ -13,6 +13,7 @@
  *   budget.c   bytes written in a day            changes.c  who is told of what the tiers hold
  *   populate.c the host tier's memory, in chunks
  *   history.c  what went, why, for whom          why.c      why something is not found
+ *   spill.c    a context to disk, on request
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
@@ -71,6 +72,7 @@ typedef struct kv_put kv_put_t;
 typedef struct kv_write_batch kv_write_batch_t;
 typedef struct kv_marks kv_marks_t;
 typedef struct kv_drop kv_drop_t;
+typedef struct kv_spill kv_spill_t;
 typedef struct kv_verify kv_verify_t;
 typedef struct kv_fill kv_fill_t;
 typedef struct kv_budget kv_budget_t;
@@ -235,6 +237,7 @@ struct kvist_store {
     kvist_lease_t *first_ready, *last_ready; /* callbacks to be run by the next poll */
     kv_flush_t *first_flushed;               /* likewise */
     kv_drop_t *first_drop, *first_dropped;   /* under way; likewise */
+    kv_spill_t *first_spill;                 /* under way, or ended: callbacks to be run */
     kv_verify_t *verify;                     /* NULL: none is under way */
     kv_sweep_t sweep;
     uint32_t lease_count, leases_ending; /* ending: released, and something is under way still */
@@ -511,6 +514,11 @@ void kv_drop_run_callbacks(kvist_store_t *store);
 
 /* Overwrites a dead object's bytes in memory; kv_object_settle goes on when that is done. */
 void kv_drop_erase_memory(kvist_store_t *store, uint32_t number);
+
+/* ---- spill.c ---- */
+
+void kv_spill_advance(kvist_store_t *store);
+void kv_spill_run_callbacks(kvist_store_t *store);
 
 /* ---- keep.c ---- */
 

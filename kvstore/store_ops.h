@@ -37,6 +37,10 @@ typedef struct {
     void (*release)(kvist_lease_t *lease);
 
     kv_status_t (*keep)(kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms);
+    bool (*promise)(kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms,
+        kvist_promised_t done, void *context, kvist_promise_t *promise_out);
+    void (*spill)(
+        kvist_store_t *store, const kvist_key_t *key, kvist_spilled_t done, void *context);
     kv_status_t (*drop)(kvist_store_t *store, const kvist_key_t *key, bool erase,
         kvist_dropped_t done, void *context);
     kv_status_t (*drop_tenant)(

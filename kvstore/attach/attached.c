@@ -104,6 +104,7 @@ static void poll_store(kvist_store_t *store)
         bool ended = attached->first_ended != NULL;
         run_ended(attached);
         kv_flushes_advance(attached);
+        kv_calls_advance(attached);
         if (!ended) {
             break;
         }
@@ -281,8 +282,9 @@ static void close_store(kvist_store_t *store)
     finish_through(attached);
     attached->closing = true;
     kv_link_close(attached);
-    for (int turn = 0; attached->leases != NULL || attached->first_flush != NULL ||
-                       attached->first_ended != NULL || attached->calls_out > 0;
+    for (int turn = 0;
+         attached->leases != NULL || attached->first_flush != NULL ||
+         attached->first_call != NULL || attached->first_ended != NULL || attached->calls_out > 0;
          turn++) {
         poll_store(store);
         struct pollfd ready = {.fd = attached->epoll_fd, .events = POLLIN};
@@ -309,6 +311,8 @@ const kv_store_ops_t KV_ATTACHED_OPS = {
     .arithmetic = kv_attached_lease_arithmetic,
     .release = kv_attached_lease_release,
     .keep = kv_attached_store_keep,
+    .promise = kv_attached_store_promise,
+    .spill = kv_attached_store_spill,
     .drop = kv_attached_store_drop,
     .drop_tenant = kv_attached_store_drop_tenant,
     .verify = kv_attached_store_verify,

@@ -4,7 +4,8 @@
  *   find.c      match, runs, release              load.c     bytes out of the shared host tier, or
  *   put.c       bytes to the service              window.c   by way of staging memory
  *   prepare.c   device slots, seal                through.c  sealed blocks to the service, behind
- *   ask.c       everything else, forwarded
+ *   behind.c    promises, spills: asked        ask.c      everything else, forwarded
+ *               once all is written through
  *
  * An attached store is an embedded one with the device tier alone, the *inner* store, and a
  * connection to the service that has host and disk tier. A lease is one of the inner store's (where
@@ -27,7 +28,7 @@
 #include "proto/store.pb-c.h"
 
 enum {
-    KV_ATTACH_VERSION = 2,
+    KV_ATTACH_VERSION = 3,
     KV_ATTACH_VERSION_MIN = 2,
     KV_ATTACH_TOKENS_MAX = 1 << 20, /* of a query */
     KV_ATTACH_EXTRAS_MAX = 1 << 16, /* blocks of one that has extra keys: they fit a frame */
@@ -55,7 +56,8 @@ struct kv_window_wait {
 
 struct kv_life {
     uint32_t references;
-    bool up; /* the service holds its leases */
+    bool up;          /* the service holds its leases */
+    uint32_t version; /* that both speak */
     uint8_t instance[KV_ATTACH_INSTANCE_BYTES];
     char store_name[KV_ORIGIN_BYTES]; /* what it calls itself */
     kv_arena_t arenas[KVIST_GROUPS_MAX];
@@ -115,6 +117,7 @@ struct kv_attached_transfer {
 };
 
 typedef struct kv_attached_put kv_attached_put_t;
+typedef struct kv_attached_call kv_attached_call_t;
 
 struct kv_attached {
     const kv_store_ops_t *ops; /* first: KV_ATTACHED_OPS */
@@ -133,6 +136,7 @@ struct kv_attached {
     kv_attached_transfer_t *first_ended, *last_ended;
     kv_attached_lease_t *first_dirty; /* with sealed blocks that nobody pushes yet */
     struct kv_attached_flush *first_flush;
+    kv_attached_call_t *first_call;            /* of behind.c */
     uint64_t through_serial;                   /* of blocks that are to be written through */
     uint32_t calls_out;                        /* drop, verify: not answered */
     bool closing;                              /* no connection is made any more */
@@ -297,6 +301,10 @@ void kv_attached_settle(kv_attached_lease_t *lease); /* goes when nothing of it 
 
 /* A service that has just answered knows no namespace of this client's. */
 void kv_attached_describe_all(kv_attached_t *attached);
+
+/* ---- behind.c ---- */
+
+void kv_calls_advance(kv_attached_t *attached);
 
 /* ---- load.c ---- */
 

@@ -24,6 +24,10 @@ void kv_attached_store_flush(
     kvist_store_t *store, void (*done)(void *context, kv_status_t status), void *context);
 kv_status_t kv_attached_store_keep(
     kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms);
+bool kv_attached_store_promise(kvist_store_t *store, const kvist_key_t *key,
+    const kvist_terms_t *terms, kvist_promised_t done, void *context, kvist_promise_t *promise_out);
+void kv_attached_store_spill(
+    kvist_store_t *store, const kvist_key_t *key, kvist_spilled_t done, void *context);
 kv_status_t kv_attached_store_drop_tenant(
     kvist_store_t *store, const char *tenant, kvist_dropped_t done, void *context);
 kv_status_t kv_attached_store_drop(

@@ -563,6 +563,7 @@ static void attach_ended(kv_attached_t *attached, const Kvist__Store__Attached *
         kv_link_lose(attached, error.status, "%s", error.text);
         return;
     }
+    life->version = said->version;
     memcpy(life->instance, said->instance.data, KV_ATTACH_INSTANCE_BYTES);
     bool has_name = kv_text_is_plain(said->name, '!', sizeof life->store_name - 1);
     snprintf(life->store_name, sizeof life->store_name, "%s", has_name ? said->name : "unnamed");

@@ -135,7 +135,7 @@ static void answer_attached(kv_service_conn_t *client)
             fds[fd_count++] = arena->fd;
         }
     }
-    attached.version = KV_SERVICE_VERSION;
+    attached.version = client->version;
     attached.instance.data = client->service->instance;
     attached.instance.len = sizeof client->service->instance;
     attached.n_arenas = store->group_count;
@@ -171,6 +171,7 @@ void kv_conn_attach(kv_service_conn_t *client, const Kvist__Store__Attach *asked
         return;
     }
     client->domain = domain;
+    client->version = asked->version < KV_SERVICE_VERSION ? asked->version : KV_SERVICE_VERSION;
     client->leases = kv_allocate_array(client->service->limits.leases, sizeof *client->leases);
     memcpy(client->name, asked->name, strlen(asked->name));
     kv_log_info("service", "client attached: name %s domain %s process %d user %u", client->name,

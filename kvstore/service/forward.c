@@ -1,7 +1,8 @@
-/* What clients ask of the domain's store as a whole: flush, keep, drop, verify, the quota, and what
- * is in it. */
+/* What clients ask of the domain's store as a whole: flush, keep, promise, spill, drop, verify, the
+ * quota, and what is in it. */
 #include "kvstore/service/service_internal.h"
 
+#include "base/check.h"
 #include "kvstore/attach/told.h"
 #include "kvstore/store_internal.h"
 
@@ -37,6 +38,54 @@ static void keep(kv_service_conn_t *client, const Kvist__Store__Keep *asked)
     if (kv_conn_key(client, &asked->key, &key) && kv_conn_terms(client, asked->terms, &terms)) {
         kv_conn_done(
             client, asked->id, kvist_store_keep(client->domain->store, &key, &terms), 0, "");
+    }
+}
+
+static void answer_done(kv_service_conn_t *client, Kvist__Store__Done *done)
+{
+    Kvist__Store__Answer answer = KVIST__STORE__ANSWER__INIT;
+    done->text = "";
+    answer.body_case = KVIST__STORE__ANSWER__BODY_DONE;
+    answer.done = done;
+    kv_conn_answer(client, &answer);
+}
+
+/* The domain's store is an embedded one: it answers at once. */
+static void promise(kv_service_conn_t *client, const Kvist__Store__Promise *asked)
+{
+    Kvist__Store__Done done = KVIST__STORE__DONE__INIT;
+    kvist_promise_t outcome;
+    kvist_key_t key;
+    kvist_terms_t terms;
+    if (!kv_conn_key(client, &asked->key, &key) || !kv_conn_terms(client, asked->terms, &terms)) {
+        return;
+    }
+    KV_CHECK(kvist_store_promise(client->domain->store, &key, &terms, NULL, NULL, &outcome));
+    done.id = asked->id;
+    done.code = outcome.status;
+    done.expires_unix_ns = outcome.expires_unix_ns;
+    done.pin_until_unix_ns = outcome.pin_until_unix_ns;
+    answer_done(client, &done);
+}
+
+static void note_spilled(void *context, kv_status_t status, uint64_t object_count, uint64_t bytes)
+{
+    Kvist__Store__Done done = KVIST__STORE__DONE__INIT;
+    kv_service_conn_t *client = kv_conn_end_call(context, &done.id);
+    if (client != NULL) {
+        done.code = status;
+        done.count = object_count;
+        done.bytes = bytes;
+        answer_done(client, &done);
+    }
+}
+
+static void spill(kv_service_conn_t *client, const Kvist__Store__Spill *asked)
+{
+    kvist_key_t key;
+    if (kv_conn_key(client, &asked->key, &key)) {
+        kvist_store_spill(
+            client->domain->store, &key, note_spilled, kv_conn_begin_call(client, asked->id));
     }
 }
 
@@ -288,6 +337,12 @@ void kv_conn_forward(kv_service_conn_t *client, const Kvist__Store__Request *req
         break;
     case KVIST__STORE__REQUEST__BODY_KEEP:
         keep(client, request->keep);
+        break;
+    case KVIST__STORE__REQUEST__BODY_PROMISE:
+        promise(client, request->promise);
+        break;
+    case KVIST__STORE__REQUEST__BODY_SPILL:
+        spill(client, request->spill);
         break;
     case KVIST__STORE__REQUEST__BODY_DROP:
         drop(client, request->drop);

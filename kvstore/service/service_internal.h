@@ -13,7 +13,7 @@
 #include "proto/store.pb-c.h"
 
 enum {
-    KV_SERVICE_VERSION = 2,
+    KV_SERVICE_VERSION = 3,
     KV_SERVICE_VERSION_MIN = 2,
     KV_SERVICE_TOKENS_MAX = 1 << 20, /* of a query */
     KV_SERVICE_BLOCKS_MAX = 1 << 17, /* of a query */
@@ -72,6 +72,7 @@ struct kv_service_conn {
     pid_t process;
     uid_t user;
     char name[KVIST_ORIGIN_BYTES_MAX + 1];
+    uint32_t version;  /* that both speak */
     uint64_t since_ns; /* not attached: of the connection; else of the oldest unread answer */
     kv_service_lease_t **leases; /* [limits.leases]; NULL: not in use */
     uint32_t lease_count;

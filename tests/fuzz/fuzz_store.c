@@ -99,7 +99,8 @@ static void attach(kv_channel_t *channel)
     Kvist__Store__Attach attach = KVIST__STORE__ATTACH__INIT;
     Kvist__Store__Request request = KVIST__STORE__REQUEST__INIT;
     uint8_t encoded[KV_LAYOUT_ENCODED_BYTES_MAX];
-    attach.version = attach.version_min = 2;
+    attach.version = 3;
+    attach.version_min = 2;
     attach.domain = (char *)"default";
     attach.layout.data = encoded;
     attach.layout.len = kv_layout_encode(&layout, encoded);

@@ -292,10 +292,13 @@ static void write_store(const char *folder)
     Kvist__Store__Load load = KVIST__STORE__LOAD__INIT;
     Kvist__Store__Release release = KVIST__STORE__RELEASE__INIT;
     Kvist__Store__Drop drop = KVIST__STORE__DROP__INIT;
+    Kvist__Store__Promise promise = KVIST__STORE__PROMISE__INIT;
+    Kvist__Store__Spill spill = KVIST__STORE__SPILL__INIT;
     Kvist__Store__List list = KVIST__STORE__LIST__INIT;
     Kvist__Store__Flush flush = KVIST__STORE__FLUSH__INIT;
     match.id = put.id = load.id = drop.id = list.id = flush.id = 1;
-    match.name_space = drop.key = (ProtobufCBinaryData){sizeof key, key};
+    promise.id = spill.id = 1;
+    match.name_space = drop.key = promise.key = spill.key = (ProtobufCBinaryData){sizeof key, key};
     match.tokens = (ProtobufCBinaryData){sizeof tokens, tokens};
     put.block_count = load.block_count = 4;
     load.layer_count = 2;
@@ -322,6 +325,8 @@ static void write_store(const char *folder)
     seed.count = 2;
     add_request(&seed, KVIST__STORE__REQUEST__BODY_LIST, &list);
     add_request(&seed, KVIST__STORE__REQUEST__BODY_FLUSH, &flush);
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_PROMISE, &promise);
+    add_request(&seed, KVIST__STORE__REQUEST__BODY_SPILL, &spill);
     add_request(&seed, KVIST__STORE__REQUEST__BODY_DROP, &drop);
     write_seed(folder, "store", "ask", &seed);
     Kvist__Store__Attach attach = KVIST__STORE__ATTACH__INIT;

@@ -120,11 +120,11 @@ static void other_domains_layouts_and_versions_are_refused(void **state)
     expect_refused(&both, &other, "default", raw_memory(STAGING_BYTES, GOOD_SEALS, 0),
         STAGING_BYTES, KV_REFUSED, "groups.parts.heads is 4, not 2");
     Kvist__Store__Attach attach = KVIST__STORE__ATTACH__INIT;
-    attach.version = attach.version_min = 3;
+    attach.version = attach.version_min = 4;
     raw_t raw;
     raw_open(&raw, both.served.path);
     raw_send(&raw, KVIST__STORE__REQUEST__BODY_ATTACH, &attach, NULL, 0);
-    raw_expect_end(&raw, KV_REFUSED, "the client speaks 3 to 3, this store 2 to 2");
+    raw_expect_end(&raw, KV_REFUSED, "the client speaks 4 to 4, this store 2 to 3");
     raw_end(&raw);
     raw_end(&first);
     end(&both);
