@@ -25,6 +25,11 @@ static kv_status_t validate(
             "the prompt's)",
             message->generated_count, message->n_tokens);
     }
+    const kv_kept_fields_t kept = kv_decode_kept_fields(message);
+    status = kv_promises_check(&kept, message->n_tokens - message->generated_count, error);
+    if (status != KV_OK) {
+        return status;
+    }
     if (message->max_tokens == 0 || message->max_tokens > core->holder.options->decode.max_tokens) {
         return kv_fail(error, KV_INVALID, "max_tokens is %u (1 to %u, decode.max_tokens)",
             message->max_tokens, core->holder.options->decode.max_tokens);

@@ -31,6 +31,7 @@ struct kv_decode_request {
     size_t salt_bytes;
     kvist_key_t name_space;
     kvist_mode_t mode;
+    kv_promises_t promises;
     /* Of this attempt: when it ends at the latest, and when without a sign of progress. */
     uint64_t deadline_ns, progress_deadline_ns;
     uint64_t landing_deadline_ns; /* of what the peer has sent, all of it */
@@ -48,9 +49,12 @@ struct kv_decode_request {
     kv_pd_decode_event_t events[EVENTS_MAX];
     uint32_t event_count;
     bool stepping;
-    bool preparing; /* the store will call prepared() */
-    bool computing; /* submitted to compute, not ended */
-    bool finished;  /* Finished was sent, or nobody wants it */
+    bool preparing;                   /* the store will call prepared() */
+    bool computing;                   /* submitted to compute, not ended */
+    bool finished;                    /* over; Finished was sent, or nobody wants it, or: */
+    bool ending;                      /* it is sent when what was promised is known */
+    Kvist__Wire__FinishReason reason; /* ending: to be said */
+    kv_status_t status;
 
     const char *cancel_reason; /* of a cancel that is an error */
     char error[KV_ERROR_TEXT_BYTES];
@@ -105,7 +109,10 @@ void kv_decode_refuse(
 static void send_token(kv_decode_request_t *request, uint32_t token, float logprob)
 {
     bool first = request->usage.generated_tokens++ == 0;
-    if (first) {
+    if (first) { /* the prompt's KV is here */
+        kv_promises_ask(&request->promises, request->core, &request->name_space, request->tokens,
+            request->prompt_count);
+        kv_promises_tell(&request->promises, &request->usage);
         request->usage.ttft_ns = kv_clock_now_ns() - request->arrived_ns;
     }
     request->tokens[request->token_count++] = token;
@@ -183,6 +190,15 @@ static void record(const kv_decode_request_t *request)
     kv_recorder_add(request->core->recorder, &recorded);
 }
 
+static void say_finished(kv_decode_request_t *request)
+{
+    kv_promises_tell(&request->promises, &request->usage);
+    if (request->gateway != NULL) {
+        send_finished(request->gateway, request->request_id, request->reason, request->status,
+            request->error, &request->usage);
+    }
+}
+
 /* The one end of every request. */
 static void finish(
     kv_decode_request_t *request, Kvist__Wire__FinishReason reason, kv_status_t status)
@@ -201,9 +217,21 @@ static void finish(
     } else if (request->error[0] == '\0') {
         snprintf(request->error, sizeof request->error, "%s", kv_status_name(status));
     }
-    if (request->gateway != NULL) {
-        send_finished(
-            request->gateway, request->request_id, reason, status, request->error, &request->usage);
+    request->reason = reason;
+    request->status = status;
+    request->ending = request->promises.open_count > 0;
+    if (!request->ending) {
+        say_finished(request);
+    }
+}
+
+/* The last outcome of what was to be promised has come. */
+static void promises_known(void *context)
+{
+    kv_decode_request_t *request = context;
+    if (request->ending) {
+        request->ending = false;
+        say_finished(request);
     }
 }
 
@@ -304,6 +332,7 @@ static void do_reserve(kv_decode_request_t *request)
         .token_count =
             request->prompt_count - 1, /* the last one is computed: its logits are wanted */
         .mode = request->mode,
+        .terms = request->promises.terms,
         .request = kv_outcome_request(request->client_id),
     };
     kvist_match_t match;
@@ -434,6 +463,12 @@ static void do_send_prefill(kv_decode_request_t *request)
     prefill.salt = (ProtobufCBinaryData){request->salt_bytes, request->salt};
     prefill.name_space = (ProtobufCBinaryData){KVIST_KEY_BYTES, request->name_space.bytes};
     prefill.cache_mode = (Kvist__Wire__CacheMode)request->mode;
+    const kvist_terms_t *terms = &request->promises.terms;
+    prefill.priority = (Kvist__Wire__Priority)terms->priority;
+    prefill.tenant = request->promises.tenant;
+    prefill.expected_next_use_unix_ms = terms->expected_next_use_unix_ns / KV_NS_PER_MS;
+    prefill.n_promises = request->promises.count;
+    prefill.promises = request->promises.asked_list;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_PREFILL;
     envelope.prefill = &prefill;
     request->deadline_ns =
@@ -559,6 +594,10 @@ kv_decode_request_t *kv_decode_request_create(
     }
     request->name_space = kv_core_namespace(core, request->salt, request->salt_bytes);
     request->mode = (kvist_mode_t)message->cache_mode;
+    const kv_kept_fields_t kept = kv_decode_kept_fields(message);
+    kv_promises_take(&request->promises, &kept, false);
+    request->promises.known = promises_known;
+    request->promises.context = request;
     request->arrived_ns = kv_clock_now_ns();
     forget_deadlines(request);
     kvist__wire__usage__init(&request->usage);
@@ -574,7 +613,7 @@ static bool is_done(const void *context)
 {
     const kv_decode_request_t *request = context;
     return request->finished && !request->preparing && !request->computing &&
-           request->machine.state == KV_PD_DECODE_DONE;
+           request->promises.open_count == 0 && request->machine.state == KV_PD_DECODE_DONE;
 }
 
 static void destroy(void *context)
@@ -724,6 +763,9 @@ static void take_prefilled(kv_decode_request_t *request, const Kvist__Wire__Pref
 
 static void cancel(kv_decode_request_t *request, const char *why)
 {
+    if (request->finished) {
+        return; /* what was promised is still to be known */
+    }
     request->cancel_reason = why;
     if (request->computing) {
         kv_compute_cancel(request->core->compute, request->id);

@@ -12,12 +12,18 @@
 #ifndef KV_DECODE_REQUEST_H
 #define KV_DECODE_REQUEST_H
 
-#include "runtime/core.h"
+#include "runtime/promises.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
 typedef struct kv_decode_request kv_decode_request_t;
+
+static inline kv_kept_fields_t kv_decode_kept_fields(const Kvist__Wire__Generate *message)
+{
+    return (kv_kept_fields_t){message->priority, message->tenant,
+        message->expected_next_use_unix_ms, message->n_promises, message->promises};
+}
 
 /* id: the node's, for compute sequences and piece tags; never reused. gateway: who asked. */
 kv_decode_request_t *kv_decode_request_create(

@@ -179,54 +179,126 @@ static bool times_are_good(
     return !in_past && (asked->expires_s == 0 || asked->pin_until_s <= asked->expires_s);
 }
 
-kv_status_t kv_embedded_store_keep(
-    kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms)
+/* The block that terms are for; KV_OBJECT_NONE with the status: there is none, or not yet. */
+static uint32_t find_kept(kvist_store_t *store, const kvist_key_t *key, kv_status_t *status_out)
 {
     uint32_t number = kv_fill_find(store, key), now_s = kv_store_now_s(store);
+    *status_out = KV_OK;
     if (number == KV_OBJECT_NONE || kv_object_expired(kv_table_at(store->table, number), now_s) ||
         kv_object_family(store, kv_table_at(store->table, number))->group > 0) {
-        return KV_MISSING;
+        *status_out = KV_MISSING;
+    } else if (kv_fill_busy(store)) {
+        *status_out = KV_BUSY; /* what it shares with other contexts is not all known */
     }
-    if (kv_fill_busy(store)) {
-        return KV_BUSY; /* what it shares with other contexts is not all known */
-    }
-    times_t asked = {
-        .expires_s = kv_terms_expiry_s(terms->expires_unix_ns),
-        .pin_until_s = kv_terms_pin_s(terms->pin_until_unix_ns),
-    };
-    if (!times_are_good(store, number, &asked, now_s)) {
-        return KV_INVALID;
-    }
+    return *status_out == KV_OK ? number : KV_OBJECT_NONE;
+}
+
+/* Room for the pins that the chain gets; false: there is none. */
+static bool take_pins(kvist_store_t *store, uint32_t number, times_t asked, uint32_t now_s)
+{
     uint64_t more_bytes = newly_pinned(store, number, asked, now_s);
     if (more_bytes > 0 && !pins_fit(store, more_bytes)) {
-        return KV_NO_SPACE;
+        return false;
     }
     store->stats.pinned_bytes += more_bytes;
     kv_pins_give(store);
+    return true;
+}
+
+typedef times_t (*times_rule_t)(const kv_object_t *object, times_t asked, bool shared);
+
+/* The block and its ancestors get what the rule says of each. */
+static void set_chain(kvist_store_t *store, uint32_t number, times_t asked, times_rule_t rule)
+{
     bool shared = false;
     for (uint32_t at = number, below = KV_OBJECT_NONE; at != KV_OBJECT_NONE;) {
         const kv_object_t *object = kv_table_at(store->table, at);
         shared = shared || (below != KV_OBJECT_NONE && is_fork(store, object, below));
-        set_times(store, at, shared ? at_least(object, asked) : asked);
+        set_times(store, at, rule(object, asked, shared));
         below = at;
         at = object->parent;
     }
+}
+
+static times_t as_asked(const kv_object_t *object, times_t asked, bool shared)
+{
+    return shared ? at_least(object, asked) : asked;
+}
+
+static times_t asked_times(const kvist_terms_t *terms)
+{
+    return (times_t){
+        .expires_s = kv_terms_expiry_s(terms->expires_unix_ns),
+        .pin_until_s = kv_terms_pin_s(terms->pin_until_unix_ns),
+    };
+}
+
+kv_status_t kv_embedded_store_keep(
+    kvist_store_t *store, const kvist_key_t *key, const kvist_terms_t *terms)
+{
+    kv_status_t status;
+    uint32_t number = find_kept(store, key, &status), now_s = kv_store_now_s(store);
+    times_t asked = asked_times(terms);
+    if (status != KV_OK) {
+        return status;
+    }
+    if (!times_are_good(store, number, &asked, now_s)) {
+        return KV_INVALID;
+    }
+    if (!take_pins(store, number, asked, now_s)) {
+        return KV_NO_SPACE;
+    }
+    set_chain(store, number, asked, as_asked);
     return KV_OK;
 }
 
-/* A promise gives and takes nothing: what holds is the least that is asked for. */
-static kvist_terms_t at_least_terms(
-    const kvist_store_t *store, const kv_object_t *object, const kvist_terms_t *terms)
+/* ---- promises: no block on the chain loses what it was promised before ---- */
+
+/* A limit is not set where a longer pin holds; one that nobody asks about stays. */
+static times_t at_least_promised(const kv_object_t *object, times_t asked, bool shared)
 {
-    kvist_terms_t asked = *terms;
-    uint64_t pin_ns = (uint64_t)object->pin_until_s * KV_NS_PER_S;
-    if (asked.expires_unix_ns == 0) {
-        asked.expires_unix_ns = (uint64_t)object->expires_s * KV_NS_PER_S;
+    times_t times = {object->expires_s, asked.pin_until_s};
+    if (object->pin_until_s > times.pin_until_s) {
+        times.pin_until_s = object->pin_until_s;
     }
-    if (object->pin_until_s > kv_store_now_s(store) && pin_ns > asked.pin_until_unix_ns) {
-        asked.pin_until_unix_ns = pin_ns;
+    if (asked.expires_s != 0 && times.pin_until_s <= asked.expires_s) {
+        times.expires_s =
+            shared ? later_expiry(object->expires_s, asked.expires_s) : asked.expires_s;
     }
-    return asked;
+    return times;
+}
+
+/* The first limit that ends a block of the chain; 0: none. */
+static uint32_t first_limit(const kvist_store_t *store, uint32_t number)
+{
+    uint32_t first = 0;
+    for (uint32_t at = number; at != KV_OBJECT_NONE;) {
+        const kv_object_t *object = kv_table_at(store->table, at);
+        if (object->expires_s != 0 && (first == 0 || object->expires_s < first)) {
+            first = object->expires_s;
+        }
+        at = object->parent;
+    }
+    return first;
+}
+
+static kv_status_t promise(kvist_store_t *store, uint32_t number, times_t asked)
+{
+    uint32_t now_s = kv_store_now_s(store);
+    const kv_object_t *object = kv_table_at(store->table, number);
+    if (object->pin_until_s > now_s && object->pin_until_s > asked.pin_until_s) {
+        asked.pin_until_s = object->pin_until_s;
+    }
+    uint32_t limit = asked.expires_s != 0 ? asked.expires_s : first_limit(store, number);
+    if (!times_are_good(store, number, &asked, now_s) ||
+        (limit != 0 && asked.pin_until_s > limit)) {
+        return KV_INVALID;
+    }
+    if (!take_pins(store, number, asked, now_s)) {
+        return KV_NO_SPACE;
+    }
+    set_chain(store, number, asked, at_least_promised);
+    return KV_OK;
 }
 
 bool kv_embedded_store_promise(kvist_store_t *store, const kvist_key_t *key,
@@ -234,13 +306,12 @@ bool kv_embedded_store_promise(kvist_store_t *store, const kvist_key_t *key,
 {
     (void)done;
     (void)context;
-    uint32_t number = kv_fill_find(store, key);
-    *promise_out = (kvist_promise_t){.status = KV_MISSING};
-    if (number == KV_OBJECT_NONE) {
+    *promise_out = (kvist_promise_t){0};
+    uint32_t number = find_kept(store, key, &promise_out->status);
+    if (promise_out->status != KV_OK) {
         return true;
     }
-    const kvist_terms_t asked = at_least_terms(store, kv_table_at(store->table, number), terms);
-    promise_out->status = kv_embedded_store_keep(store, key, &asked);
+    promise_out->status = promise(store, number, asked_times(terms));
     if (promise_out->status == KV_OK) {
         const kv_object_t *object = kv_table_at(store->table, number);
         promise_out->expires_unix_ns = (uint64_t)object->expires_s * KV_NS_PER_S;

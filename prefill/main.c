@@ -17,6 +17,10 @@ static kv_status_t validate(kv_core_t *core, const Kvist__Wire__Prefill *message
     if (status == KV_OK) {
         status = kv_message_check_prompt(core, &prompt, error);
     }
+    if (status == KV_OK) {
+        const kv_kept_fields_t kept = kv_prefill_kept_fields(message);
+        status = kv_promises_check(&kept, message->n_tokens, error);
+    }
     if (status != KV_OK) {
         return status;
     }

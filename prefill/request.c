@@ -26,6 +26,7 @@ struct kv_prefill_request {
     kv_sampling_t sampling;
     kvist_key_t name_space;
     kvist_mode_t mode;
+    kv_promises_t promises; /* limits */
     uint64_t deadline_ns;
 
     kvist_lease_t *lease;
@@ -160,6 +161,7 @@ static void do_match(kv_prefill_request_t *request)
         .token_count =
             request->token_count - 1, /* the last one is computed: its logits are wanted */
         .mode = request->mode,
+        .terms = request->promises.terms,
         .request = kv_outcome_request(request->client_id),
     };
     kvist_match_t match;
@@ -570,6 +572,8 @@ kv_prefill_request_t *kv_prefill_request_create(
     request->sampling = kv_message_sampling(message->sampling);
     memcpy(request->name_space.bytes, message->name_space.data, KVIST_KEY_BYTES);
     request->mode = (kvist_mode_t)message->cache_mode;
+    const kv_kept_fields_t kept = kv_prefill_kept_fields(message);
+    kv_promises_take(&request->promises, &kept, true);
     request->arrived_ns = kv_clock_now_ns();
     request->deadline_ns = request->arrived_ns + core->holder.options->prefill.request_limit_ns;
     kvist__wire__usage__init(&request->usage);
@@ -586,7 +590,7 @@ kv_prefill_request_t *kv_prefill_request_create(
 static bool is_done(const void *context)
 {
     const kv_prefill_request_t *request = context;
-    return request->released && !request->preparing;
+    return request->released && !request->preparing && request->promises.open_count == 0;
 }
 
 static void destroy(void *context)
@@ -745,6 +749,8 @@ static bool computed(void *context, const kv_compute_event_t *event)
         request->usage.compute_ns = event->at_ns - request->compute_started_ns;
         request->usage.generated_tokens = event->status == KV_OK;
         if (event->status == KV_OK) {
+            kv_promises_ask(&request->promises, request->core, &request->name_space,
+                request->tokens, request->token_count);
             uint32_t computed_first = request->machine.held_blocks * block_tokens(request);
             kv_rates_computed(&request->core->rates, request->token_count - computed_first,
                 request->usage.compute_ns);

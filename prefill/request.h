@@ -12,12 +12,18 @@
 #ifndef KV_PREFILL_REQUEST_H
 #define KV_PREFILL_REQUEST_H
 
-#include "runtime/core.h"
+#include "runtime/promises.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
 typedef struct kv_prefill_request kv_prefill_request_t;
+
+static inline kv_kept_fields_t kv_prefill_kept_fields(const Kvist__Wire__Prefill *message)
+{
+    return (kv_kept_fields_t){message->priority, message->tenant,
+        message->expected_next_use_unix_ms, message->n_promises, message->promises};
+}
 
 /* id: the node's, for compute sequences and piece tags; never reused. */
 kv_prefill_request_t *kv_prefill_request_create(

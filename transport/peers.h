@@ -35,7 +35,7 @@
 #include <uv.h>
 
 enum {
-    KV_WIRE_VERSION = 2,     /* the newest that this program speaks */
+    KV_WIRE_VERSION = 3,     /* the newest that this program speaks */
     KV_WIRE_VERSION_MIN = 1, /* the oldest */
     KV_PEERS_MAX = 256,
     KV_PEERS_PENDING_MAX = 64,
@@ -122,7 +122,7 @@ Kvist__Wire__Role kv_peer_role(const kv_peer_t *peer);
 const char *kv_peer_address(const kv_peer_t *peer); /* of the control socket's other end */
 uint64_t kv_peer_id(const kv_peer_t *peer);         /* never reused in this process */
 
-/* The version that both sides speak: what wire.proto marks [2] goes to no older one. */
+/* The version that both sides speak: what wire.proto marks [2] or [3] goes to no older one. */
 uint32_t kv_peer_version(const kv_peer_t *peer);
 
 /* What the peer's last heartbeat said. draining: it takes nothing new. */

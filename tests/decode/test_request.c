@@ -25,7 +25,12 @@ static struct {
     uint64_t transfer_id, revoked;
     uint32_t slots[SLOTS];
     uint32_t computed_count, submits;
+    Kvist__Wire__Granted granted[3]; /* as the first token's usage says them */
+    size_t granted_count;
 } seen;
+
+static Kvist__Wire__Promise *promises[3]; /* of the Generate */
+static size_t promise_count;
 
 static kv_peer_t *peer_at(int index)
 {
@@ -54,6 +59,7 @@ uint64_t __wrap_kv_peer_id(const kv_peer_t *peer);
 const char *__wrap_kv_peer_attached_to(const kv_peer_t *peer);
 const char *__wrap_kv_peer_name(const kv_peer_t *peer);
 bool __wrap_kv_peer_draining(const kv_peer_t *peer);
+uint32_t __wrap_kv_peer_version(const kv_peer_t *peer);
 uint32_t __wrap_kv_peer_queued_requests(const kv_peer_t *peer);
 uint32_t __wrap_kv_peer_running_requests(const kv_peer_t *peer);
 bool __wrap_kv_remote_find(kv_holder_t *of, const kvist_key_t *keys, uint32_t key_count,
@@ -69,7 +75,23 @@ void __wrap_kv_holder_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message
         seen.prefills++;
         seen.held_blocks = message->prefill->held_blocks;
         assert_true(message->prefill->transfer_id == seen.transfer_id);
+        assert_int_equal(message->prefill->n_promises, promise_count);
+        assert_int_equal(message->prefill->priority, KVIST__WIRE__PRIORITY__PRIORITY_BATCH);
+        assert_string_equal(message->prefill->tenant, "tenant-1");
     }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_TOKENS &&
+        message->tokens->usage != NULL) {
+        seen.granted_count = message->tokens->usage->n_granted;
+        for (size_t i = 0; i < seen.granted_count; i++) {
+            seen.granted[i] = *message->tokens->usage->granted[i];
+        }
+    }
+}
+
+uint32_t __wrap_kv_peer_version(const kv_peer_t *peer)
+{
+    (void)peer;
+    return KV_WIRE_VERSION;
 }
 
 kv_link_t __wrap_kv_holder_link(const kv_peer_t *peer)
@@ -202,6 +224,10 @@ static void begin(void)
     generate.tokens = tokens;
     generate.max_tokens = 4;
     generate.sampling = &sampling;
+    generate.priority = KVIST__WIRE__PRIORITY__PRIORITY_BATCH;
+    generate.tenant = "tenant-1";
+    generate.n_promises = promise_count;
+    generate.promises = promises;
     kv_requests_add(
         &core.holder.requests, kv_decode_request_create(&core, 1, peer_at(0), &generate));
     for (int turn = 0; seen.prefills == 0; turn++) {
@@ -257,6 +283,7 @@ static int open_node(void **state)
     memset(up, true, sizeof up);
     up[STORE] = alike = false;
     holds = attached = 0;
+    promise_count = 0;
     bench_init(&bench, "decode", SLOTS);
     bench_open(&bench);
     memset(&options, 0, sizeof options);
@@ -383,6 +410,83 @@ static void who_has_its_store_is_asked(void **state)
     move(KV_MOVED_REVOKED, seen.transfer_id, 0);
 }
 
+/* ---- promises ---- */
+
+static uint64_t in_s_ms(uint64_t seconds)
+{
+    const kv_clock_t *clock = kv_clock_real();
+    return (clock->unix_ns(clock) / KV_NS_PER_S + seconds) * 1000;
+}
+
+/* Nobody computes the prompt but this node, whose first token comes. */
+static void compute_here(void)
+{
+    lose(1);
+    move(KV_MOVED_REVOKED, seen.transfer_id, 0);
+    lose(2);
+    move(KV_MOVED_REVOKED, seen.transfer_id, 0);
+    kv_compute_event_t event = {.type = KV_COMPUTE_CHUNK, .id = 1, .count = PROMPT};
+    kv_requests_computed(&core.holder.requests, &event);
+    event = (kv_compute_event_t){.type = KV_COMPUTE_TOKEN, .id = 1, .token = 7};
+    kv_requests_computed(&core.holder.requests, &event);
+}
+
+static void what_is_promised_comes_with_the_first_token(void **state)
+{
+    (void)state;
+    Kvist__Wire__Promise of_two = KVIST__WIRE__PROMISE__INIT, all = of_two, little = of_two;
+    of_two.token_count = 3 * BLOCK_TOKENS - 1;
+    of_two.pin_until_unix_ms = in_s_ms(3600);
+    all.token_count = PROMPT;
+    all.pin_until_unix_ms = in_s_ms(300);
+    little.token_count = BLOCK_TOKENS - 1;
+    little.pin_until_unix_ms = in_s_ms(300);
+    promises[0] = &of_two;
+    promises[1] = &all;
+    promises[2] = &little;
+    promise_count = 3;
+    begin();
+    compute_here();
+    assert_int_equal(seen.granted_count, 3);
+    assert_int_equal(seen.granted[0].token_count, 2 * BLOCK_TOKENS); /* whole blocks */
+    assert_true(seen.granted[0].pin_until_unix_ms == of_two.pin_until_unix_ms);
+    assert_int_equal(seen.granted[1].token_count, WHOLE * BLOCK_TOKENS);
+    assert_true(seen.granted[1].pin_until_unix_ms == all.pin_until_unix_ms);
+    assert_int_equal(seen.granted[2].token_count, 0);
+    assert_string_equal(seen.granted[2].why_not, "it is less than a block");
+    kvist_object_t object;
+    for (uint32_t block = 0; block < WHOLE; block++) {
+        kvist_key_t key = block_key(&bench, 1, block);
+        assert_int_equal(kvist_store_show(bench.store, &key, &object), KV_OK);
+        assert_int_equal(object.priority, KVIST_PRIORITY_BATCH);
+        assert_string_equal(object.tenant, "tenant-1");
+        assert_true(object.pin_until_unix_ns / KV_NS_PER_MS ==
+                    (block < 2 ? of_two : all).pin_until_unix_ms);
+    }
+}
+
+/* Of 64 blocks in memory, the last tier, nine tenths may be pinned. */
+static void what_cannot_be_promised_is_said(void **state)
+{
+    (void)state;
+    for (uint32_t context = 2; context < 8; context++) {
+        request_context(&bench, context, 9);
+        kvist_key_t key = block_key(&bench, context, 8);
+        kvist_terms_t terms = {.pin_until_unix_ns = in_s_ms(600) * KV_NS_PER_MS};
+        assert_int_equal(kvist_store_keep(bench.store, &key, &terms), KV_OK);
+    }
+    Kvist__Wire__Promise all = KVIST__WIRE__PROMISE__INIT;
+    all.token_count = PROMPT;
+    all.pin_until_unix_ms = in_s_ms(300);
+    promises[0] = &all;
+    promise_count = 1;
+    begin();
+    compute_here();
+    assert_int_equal(seen.granted_count, 1);
+    assert_int_equal(seen.granted[0].token_count, 0);
+    assert_non_null(strstr(seen.granted[0].why_not, "all the room"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -393,6 +497,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_next_node_is_heard, open_node, close_node),
         cmocka_unit_test_setup_teardown(the_last_block_is_computed, open_node, close_node),
         cmocka_unit_test_setup_teardown(a_node_that_is_silent_is_given_up, open_node, close_node),
+        cmocka_unit_test_setup_teardown(
+            what_is_promised_comes_with_the_first_token, open_node, close_node),
+        cmocka_unit_test_setup_teardown(what_cannot_be_promised_is_said, open_node, close_node),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -108,6 +108,14 @@ static void a_shorter_promise_takes_nothing_from_a_longer_one(void **state)
     assert_int_equal(held.pin_until_unix_ns, hour_ns);
     held = promise(&timed, 1, 2, 0, from_now_ns(&timed, TTL_S)); /* what goes on from it has it */
     assert_int_equal(held.pin_until_unix_ns, hour_ns);
+    /* Nor does what goes on from it. */
+    request_context(&timed.bench, 2, BLOCKS);
+    assert_int_equal(promise(&timed, 2, 1, 0, hour_ns).status, KV_OK);
+    assert_int_equal(promise(&timed, 2, BLOCKS - 1, 0, from_now_ns(&timed, TTL_S)).status, KV_OK);
+    assert_int_equal(promise(&timed, 2, 1, 0, 0).pin_until_unix_ns, hour_ns);
+    assert_int_equal(
+        promise(&timed, 2, BLOCKS - 1, from_now_ns(&timed, TTL_S), 0).status, KV_OK); /* a limit */
+    assert_int_equal(promise(&timed, 2, 1, 0, 0).expires_unix_ns, 0);
     pass_s(&timed, 3600); /* over: what comes then is a promise of its own */
     held = promise(&timed, 1, BLOCKS - 1, 0, from_now_ns(&timed, TTL_S));
     assert_int_equal(held.pin_until_unix_ns, from_now_ns(&timed, TTL_S));
@@ -154,7 +162,7 @@ static void what_cannot_be_promised_is_said(void **state)
         request_context(&timed.bench, context, BLOCKS);
         assert_int_equal(promise(&timed, context, BLOCKS - 1, 0, later_ns).status, KV_OK);
     }
-    uint32_t tokens[BLOCK_TOKENS];
+    uint32_t tokens[2 * BLOCK_TOKENS];
     make_tokens(9, 0, tokens, BLOCK_TOKENS);
     request(&timed.bench, tokens, 1); /* 19 of 20 slots would be pinned */
     kvist_promise_t held = promise(&timed, 9, 0, 0, later_ns);
@@ -163,6 +171,9 @@ static void what_cannot_be_promised_is_said(void **state)
     assert_int_equal(promise(&timed, 1, 0, soon_ns, 0).status, KV_INVALID); /* it is promised */
     assert_int_equal(promise(&timed, 9, 0, soon_ns, 0).status, KV_OK);
     assert_int_equal(promise(&timed, 9, 0, 0, later_ns).status, KV_INVALID); /* beyond its limit */
+    make_tokens(9, 0, tokens, 2 * BLOCK_TOKENS);
+    request(&timed.bench, tokens, 2);
+    assert_int_equal(promise(&timed, 9, 1, 0, later_ns).status, KV_INVALID); /* or an ancestor's */
     bench_end(&timed.bench);
 }
 
