@@ -15,7 +15,8 @@ from schemathesis.specs.openapi import checks
 import service
 
 DESCRIPTION = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../docs/openapi.json")
-EXAMPLES = 30  # of each operation and kind
+SEED = int(os.environ.get("KVIST_SEED", "1"), 0)
+EXAMPLES = 200 if os.environ.get("KVIST_TEST_LONG") else 30  # of each operation and kind
 # The answers are as many as the requests, and the model computes each token of them.
 TOKENS_MAX = 2
 
@@ -39,7 +40,8 @@ def judge(operation, mode, more):
     """The codes of the answers, each of which was as described."""
     codes = set()
     with requests.Session() as session:
-        @hypothesis.settings(derandomize=True, database=None, deadline=None, max_examples=EXAMPLES,
+        @hypothesis.seed(SEED)
+        @hypothesis.settings(database=None, deadline=None, max_examples=EXAMPLES,
                              phases=[hypothesis.Phase.generate],
                              suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
