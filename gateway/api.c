@@ -207,6 +207,9 @@ static bool settle_lengths(kv_api_request_t *request, const char *param,
         }
         longest = count > longest ? count : longest;
     }
+    if (request->count_only) {
+        return true;
+    }
     if (longest >= most) {
         return kv_api_fail(error, 400, param, "context_length_exceeded",
             "%s: %zu tokens, but the model's context holds %zu with the answer", param, longest,

@@ -39,6 +39,7 @@ typedef struct {
     uint32_t vocabulary_count;
     uint32_t context_tokens_max;
     uint32_t default_max_tokens;
+    struct kv_contents *contents; /* Gemini's cachedContents */
 } kv_api_limits_t;
 
 typedef struct {
@@ -91,6 +92,7 @@ typedef struct {
     bool has_logprobs;
     uint32_t top_logprobs; /* with it: so many alternatives at each place */
     bool stream, include_usage, ignore_eos;
+    bool count_only; /* answered once it is tokenized: the usage has the prompts' tokens */
     const char *stream_content_type; /* a literal; NULL: text/event-stream */
 
     uint32_t cache_mode; /* Kvist__Wire__CacheMode */

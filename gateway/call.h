@@ -20,6 +20,7 @@ typedef struct {
     const char *method, *path; /* the path decoded, without its query */
     const char *rest;          /* of a route that ends in "*": what the path has in its place */
     unsigned variant;          /* of the route */
+    const char *tenant;        /* whose key it came with; NULL or "": nobody's */
     kv_fields_t headers, query;
     const char *body;
     size_t body_bytes;

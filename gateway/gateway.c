@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "gateway/description.h"
+#include "gateway/gemini/gemini.h"
 #include "gateway/openai/openai.h"
 
 #include <inttypes.h>
@@ -14,7 +15,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-enum { PARSE_THREADS = 2 };
+enum { PARSE_THREADS = 2, SWEEP_MS = 10000 };
 
 /* ---- answers ---- */
 
@@ -143,8 +144,8 @@ static void serve_health(kv_gateway_t *gateway, kv_exchange_t *exchange, const k
 static void serve_metrics(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
 {
     (void)call;
-    (void)gateway;
     size_t bytes;
+    kv_contents_sweep(gateway->limits.contents);
     char *body = kv_metrics_render(&bytes);
     kv_gateway_reply(
         exchange, "metrics", 200, "text/plain; version=0.0.4; charset=utf-8", body, bytes);
@@ -181,7 +182,7 @@ static const kv_route_t OWN_ROUTES[] = {
 static const kv_route_table_t OWN = {OWN_ROUTES, sizeof OWN_ROUTES / sizeof OWN_ROUTES[0]};
 
 /* Every API that is spoken here; the first route that a call fits has it. */
-static const kv_route_table_t *const TABLES[] = {&OWN, &kv_openai_routes};
+static const kv_route_table_t *const TABLES[] = {&OWN, &kv_gemini_routes, &kv_openai_routes};
 
 /* What no route wants. */
 static const kv_route_t NOWHERE = {.name = "other", .dialect = &kv_openai, .methods = ""};
@@ -400,6 +401,28 @@ static kv_status_t open_peers(kv_gateway_t *gateway, kv_error_t *error)
     return kv_discovery_open(&discovery, &gateway->discovery, error);
 }
 
+/* What is expired goes also where nobody asks. */
+static void on_sweep(void *context)
+{
+    kv_gateway_t *gateway = context;
+    kv_contents_sweep(gateway->limits.contents);
+}
+
+static kv_status_t open_contents(kv_gateway_t *gateway, kv_error_t *error)
+{
+    const kv_options_t *options = gateway->options;
+    const kv_contents_params_t params = {.clock = kv_clock_real(),
+        .directory = options->gateway.contents_directory,
+        .count_max = options->gateway.contents_max,
+        .bytes_max = options->gateway.contents_bytes};
+    kv_status_t status = kv_contents_open(&params, &gateway->limits.contents, error);
+    if (status == KV_OK) {
+        gateway->sweep_timer = kv_timer_create(gateway->reactor, on_sweep, gateway);
+        kv_timer_start(gateway->sweep_timer, SWEEP_MS, SWEEP_MS);
+    }
+    return status;
+}
+
 static kv_status_t open_http(kv_gateway_t *gateway, kv_error_t *error)
 {
     const kv_options_t *options = gateway->options;
@@ -475,6 +498,9 @@ kv_status_t kv_gateway_open(kv_reactor_t *reactor, const kv_options_t *options,
         status = open_peers(gateway, error);
     }
     if (status == KV_OK) {
+        status = open_contents(gateway, error);
+    }
+    if (status == KV_OK) {
         status = open_http(gateway, error);
     }
     if (status != KV_OK) {
@@ -526,6 +552,8 @@ void kv_gateway_close(kv_gateway_t *gateway)
     kv_watch_detach(gateway->incoming_watch);
     kv_watch_detach(gateway->parsed_watch);
     kv_timer_destroy(gateway->timer);
+    kv_timer_destroy(gateway->sweep_timer);
+    kv_contents_close(gateway->limits.contents);
     kv_queue_destroy(gateway->incoming);
     kv_queue_destroy(gateway->parsed);
     for (size_t i = 0; i < gateway->node_count; i++) {

@@ -41,7 +41,7 @@ struct kv_gateway {
     kv_peers_t *peers;
     kv_discovery_t *discovery;
     kv_admin_t *admin;
-    kv_timer_t *timer;
+    kv_timer_t *timer, *sweep_timer;
 
     kv_decode_node_t *nodes[KV_GATEWAY_NODES_MAX];
     size_t node_count;

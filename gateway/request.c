@@ -235,18 +235,45 @@ static bool end_stream(kv_request_t *request)
 
 /* ---- the whole answer ---- */
 
-static void reply_whole(kv_request_t *request)
+static void reply_answer(kv_request_t *request, const kv_answer_t *answer)
 {
     kv_http_head_t head = {.code = 200, .content_type = "application/json"};
     add_answer_headers(request, &head);
+    size_t bytes;
+    char *body = request->route->dialect->whole(answer, &bytes);
+    kv_exchange_reply(request->exchange, &head, body, bytes);
+}
+
+/* false: the request has ended. */
+static bool reply_whole(kv_request_t *request)
+{
+    const kv_dialect_t *dialect = request->route->dialect;
+    kv_api_error_t error;
     kv_answer_t answer = answer_of(request);
     kv_choice_t *views = views_of(request);
     answer.choices = views;
     answer.choice_count = request->choice_count;
-    size_t bytes;
-    char *body = request->route->dialect->whole(&answer, &bytes);
+    bool settled = dialect->settle == NULL || dialect->settle(&answer, &error);
+    if (settled) {
+        reply_answer(request, &answer);
+    }
     free(views);
-    kv_exchange_reply(request->exchange, &head, body, bytes);
+    if (!settled) {
+        kv_request_fail(request, &error);
+    }
+    return settled;
+}
+
+/* A request that only asks how many tokens its prompts have. */
+static void reply_count(kv_request_t *request)
+{
+    kv_answer_t answer = answer_of(request);
+    for (size_t i = 0; i < request->api.prompt_count; i++) {
+        answer.usage.prompt_tokens += (uint32_t)request->api.prompts[i].token_count;
+    }
+    reply_answer(request, &answer);
+    kv_gateway_count_answer(request->route->name, 200);
+    release_request(request);
 }
 
 static void count_usage(const kv_request_t *request, const kv_usage_t *usage)
@@ -278,9 +305,7 @@ static void complete_request(kv_request_t *request)
 {
     kv_usage_t usage = usage_of(request);
     count_usage(request, &usage);
-    if (!request->api.stream) {
-        reply_whole(request);
-    } else if (!end_stream(request)) {
+    if (request->api.stream ? !end_stream(request) : !reply_whole(request)) {
         return;
     }
     kv_gateway_count_answer(request->route->name, 200);
@@ -439,6 +464,8 @@ void kv_request_parsed(kv_request_t *request)
         kv_request_fail(request, &request->error);
     } else if (!request->parsed) {
         kv_request_fail(request, &request->error);
+    } else if (request->api.count_only) {
+        reply_count(request);
     } else if (open_choices(request)) {
         begin_choices(request);
     }

@@ -462,6 +462,21 @@ static void derive_socket(char **path, const char *format, const char *name)
     }
 }
 
+/* "none" is none; where nothing is said it is the node's own folder, with this ending. */
+static void derive_directory(char **path, const char *ending, const char *name)
+{
+    const char *data = getenv("XDG_DATA_HOME"), *home = getenv("HOME");
+    char below[4096];
+    if (strcmp(*path, "none") == 0) {
+        (*path)[0] = '\0';
+    } else if ((*path)[0] == '\0') {
+        snprintf(below, sizeof below, "%s%s", name, ending);
+        replace(path, data != NULL && data[0] != '\0'
+                          ? join("%s/kvist/%s", data, below)
+                          : join("%s/.local/share/kvist/%s", home != NULL ? home : ".", below));
+    }
+}
+
 static void derive(const kv_options_program_t *program, kv_options_t *options)
 {
     /* The table has a default for each. */
@@ -475,15 +490,8 @@ static void derive(const kv_options_program_t *program, kv_options_t *options)
     if (strcmp(options->store.attach, "none") == 0) {
         options->store.attach[0] = '\0';
     }
-    if (strcmp(options->store.directory, "none") == 0) {
-        options->store.directory[0] = '\0';
-    } else if (options->store.directory[0] == '\0') {
-        const char *data = getenv("XDG_DATA_HOME"), *home = getenv("HOME");
-        replace(&options->store.directory,
-            data != NULL && data[0] != '\0'
-                ? join("%s/kvist/%s", data, options->node.name)
-                : join("%s/.local/share/kvist/%s", home != NULL ? home : ".", options->node.name));
-    }
+    derive_directory(&options->store.directory, "", options->node.name);
+    derive_directory(&options->gateway.contents_directory, "/contents", options->node.name);
     if (options->model.threads == 0) {
         long cores = sysconf(_SC_NPROCESSORS_ONLN);
         options->model.threads = cores < 1 ? 1 : cores > 1024 ? 1024 : (uint32_t)cores;

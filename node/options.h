@@ -118,6 +118,9 @@ typedef struct {
         uint64_t first_token_limit_ns; /* arrival to the first */
         uint64_t connection_limit_ns;  /* of a connection on which nothing moves */
         uint64_t stream_buffer_bytes;  /* text that waits for one slow reader */
+        char *contents_directory;      /* empty after kv_options_load: cachedContents in memory */
+        uint32_t contents_max;         /* cachedContents at once */
+        uint64_t contents_bytes;       /* of all of them, as JSON */
     } gateway;
 } kv_options_t;
 

@@ -242,6 +242,13 @@ const kv_option_t KV_OPTIONS[] = {
         "a connection on which nothing moves for so long is closed"),
     SIZE(GATEWAY, gateway, stream_buffer_bytes, "256KiB", 4096, 64 << 20,
         "answer that may wait for one slow reader; beyond it the request is cancelled"),
+    TEXT(GATEWAY, gateway, contents_directory, KV_OPTION_PATH, "", 0, 4096,
+        "folder of Gemini's cachedContents (prompts in clear), so that they outlive a restart; "
+        "empty: kvist/NAME/contents in $XDG_DATA_HOME or ~/.local/share; none: in memory only"),
+    NUMBER(GATEWAY, gateway, contents_max, "4096", 1, 65536,
+        "cachedContents at once; a named tenant may have a quarter"),
+    SIZE(GATEWAY, gateway, contents_bytes, "256MiB", 4096, 16ULL << 30,
+        "JSON of all cachedContents together, held in memory; a named tenant may have a quarter"),
 };
 
 const uint32_t KV_OPTION_COUNT = sizeof KV_OPTIONS / sizeof KV_OPTIONS[0];

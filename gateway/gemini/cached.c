@@ -32,10 +32,16 @@ static const kv_gemini_field_t PATCH_FIELDS[] = {{"ttl", KV_GEMINI_TAKEN},
 
 /* ---- names ---- */
 
+const char *kv_gemini_tenant(const kv_call_t *call)
+{
+    return call->tenant != NULL ? call->tenant : "";
+}
+
 bool kv_gemini_content_id(const char *name, char id_out[KV_CONTENT_ID_BYTES + 1])
 {
     static const char PREFIX[] = "cachedContents/";
-    const char *id = strncmp(name, PREFIX, sizeof PREFIX - 1) == 0 ? name + sizeof PREFIX - 1 : name;
+    const char *id =
+        strncmp(name, PREFIX, sizeof PREFIX - 1) == 0 ? name + sizeof PREFIX - 1 : name;
     bool good = strlen(id) == KV_CONTENT_ID_BYTES;
     snprintf(id_out, KV_CONTENT_ID_BYTES + 1, "%s", good ? id : "");
     return good;
@@ -137,8 +143,8 @@ static bool take_display_name(const json_t *document, kv_content_t *content, kv_
 {
     const char *name = NULL;
     size_t letters = 0;
-    if (!kv_json_take_string(document, "displayName", "displayName", KV_CONTENT_NAME_BYTES_MAX,
-            &name, error)) {
+    if (!kv_json_take_string(
+            document, "displayName", "displayName", KV_CONTENT_NAME_BYTES_MAX, &name, error)) {
         return false;
     }
     for (const char *at = name; at != NULL && *at != '\0'; at++) {
@@ -173,8 +179,8 @@ static bool make_draft(const json_t *document, kv_gemini_own_t *own, kv_api_erro
 {
     kv_error_t cause;
     char *text = keep_document(document);
-    kv_status_t status = kv_content_draft(own->contents, own->tenant, &own->content, text,
-        strlen(text), &own->draft, &cause);
+    kv_status_t status = kv_content_draft(
+        own->contents, own->tenant, &own->content, text, strlen(text), &own->draft, &cause);
     free(text);
     return status == KV_OK ||
            kv_api_fail(error, status == KV_NO_SPACE ? 429 : 500, "", NULL, "%s", cause.text);
@@ -187,7 +193,8 @@ bool kv_gemini_parse_create(json_t *document, kv_gemini_own_t *own, const kv_api
     uint64_t now = kv_contents_now_unix_ns(own->contents);
     own->content.expires_unix_ns = now / KV_NS_PER_US * KV_NS_PER_US + TTL_DEFAULT_NS;
     if (!KV_GEMINI_CHECK_FIELDS(document, CREATE_FIELDS, "", error) ||
-        !kv_json_take_string(document, "model", "model", KV_CONTENT_MODEL_BYTES_MAX, &model, error)) {
+        !kv_json_take_string(
+            document, "model", "model", KV_CONTENT_MODEL_BYTES_MAX, &model, error)) {
         return false;
     }
     if (model == NULL) {
@@ -272,14 +279,14 @@ bool kv_gemini_settle(const kv_answer_t *answer, kv_api_error_t *error)
     }
     const kv_grant_t *grant = &answer->usage.grants[0];
     if (grant->why_not != NULL) {
-        return kv_api_fail(error, 503, "", NULL, "the cached content could not be stored: %.200s",
-            grant->why_not);
+        return kv_api_fail(
+            error, 503, "", NULL, "the cached content could not be stored: %.200s", grant->why_not);
     }
     if (own->kind == KV_GEMINI_CREATE) {
         return settle_create(own, answer->request->breakpoints[0].token_count, error);
     }
-    kv_status_t status = kv_contents_expire_at(own->contents, own->tenant, own->content.id,
-        own->content.expires_unix_ns, &own->content);
+    kv_status_t status = kv_contents_expire_at(
+        own->contents, own->tenant, own->content.id, own->content.expires_unix_ns, &own->content);
     return status == KV_OK || kv_gemini_no_content(error);
 }
 
@@ -303,8 +310,8 @@ static json_t *list_contents(
     const kv_call_t *call, const char *tenant, kv_contents_t *contents, kv_api_error_t *error)
 {
     char next[KV_CONTENTS_TOKEN_BYTES];
-    const char *token;
-    size_t count_max, count;
+    const char *token = "";
+    size_t count_max = 0, count = 0;
     if (!take_page(call, &token, &count_max, error)) {
         return NULL;
     }
@@ -337,18 +344,17 @@ static json_t *serve_one(
     if (named && removes && kv_contents_remove(contents, tenant, id) == KV_OK) {
         return json_object();
     }
-    if (named && !removes &&
-        kv_contents_get(contents, tenant, id, &content, NULL, NULL) == KV_OK) {
+    if (named && !removes && kv_contents_get(contents, tenant, id, &content, NULL, NULL) == KV_OK) {
         return kv_gemini_content_object(&content);
     }
     kv_gemini_no_content(error);
     return NULL;
 }
 
-unsigned kv_gemini_serve_contents(const kv_call_t *call, const char *tenant,
-    kv_contents_t *contents, const char *model, char **body_out, size_t *bytes_out)
+unsigned kv_gemini_serve_contents(
+    const kv_call_t *call, kv_contents_t *contents, char **body_out, size_t *bytes_out)
 {
-    (void)model;
+    const char *tenant = kv_gemini_tenant(call);
     kv_api_error_t error;
     json_t *document = call->rest == NULL || call->rest[0] == '\0'
                            ? list_contents(call, tenant, contents, &error)

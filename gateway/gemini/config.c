@@ -35,8 +35,8 @@ static bool take_top_k(kv_api_request_t *request, const json_t *config, kv_api_e
     }
     if (!json_is_number(value) || !(number >= 0 && number <= KV_API_TOP_K_MAX) ||
         number != floor(number)) {
-        return KV_API_REFUSE(error, WHERE "topK", WHERE "topK: must be a whole number, 0 to %d",
-            KV_API_TOP_K_MAX);
+        return KV_API_REFUSE(
+            error, WHERE "topK", WHERE "topK: must be a whole number, 0 to %d", KV_API_TOP_K_MAX);
     }
     request->top_k = (uint32_t)number;
     return true;
@@ -66,10 +66,10 @@ static bool take_stops(kv_api_request_t *request, const json_t *config, kv_api_e
 static bool take_logprobs(kv_api_request_t *request, const json_t *config, kv_api_error_t *error)
 {
     json_int_t count = 0;
-    if (!kv_json_take_bool(config, "responseLogprobs", WHERE "responseLogprobs",
-            &request->has_logprobs, error) ||
-        !kv_json_take_integer(config, "logprobs", WHERE "logprobs", 0, KV_API_TOP_LOGPROBS_MAX,
-            &count, error)) {
+    if (!kv_json_take_bool(
+            config, "responseLogprobs", WHERE "responseLogprobs", &request->has_logprobs, error) ||
+        !kv_json_take_integer(
+            config, "logprobs", WHERE "logprobs", 0, KV_API_TOP_LOGPROBS_MAX, &count, error)) {
         return false;
     }
     if (kv_json_field(config, "logprobs") != NULL && !request->has_logprobs) {
@@ -119,10 +119,10 @@ static bool check_thinking(const json_t *config, kv_api_error_t *error)
         return false;
     }
     const json_t *level = kv_json_field(thinking, "thinkingLevel");
-    bool none = level == NULL || (json_is_string(level) &&
-                                     (strcmp(json_string_value(level), "MINIMAL") == 0 ||
-                                         strcmp(json_string_value(level),
-                                             "THINKING_LEVEL_UNSPECIFIED") == 0));
+    bool none = level == NULL ||
+                (json_is_string(level) &&
+                    (strcmp(json_string_value(level), "MINIMAL") == 0 ||
+                        strcmp(json_string_value(level), "THINKING_LEVEL_UNSPECIFIED") == 0));
     return (budget <= 0 && none) ||
            KV_API_REFUSE(error, WHERE "thinkingConfig",
                WHERE "thinkingConfig: this model has no thoughts of its own: budget 0 or -1, level "
@@ -140,20 +140,19 @@ bool kv_gemini_take_config(kv_api_request_t *request, json_t *document,
     if (config == NULL) {
         return true;
     }
-    bool good = KV_GEMINI_CHECK_FIELDS(config, FIELDS, "generationConfig", error) &&
-                kv_json_take_number(config, "temperature", WHERE "temperature", 0, false, 2,
-                    &request->temperature, error) &&
-                kv_json_take_number(
-                    config, "topP", WHERE "topP", 0, true, 1, &request->top_p, error) &&
-                take_top_k(request, config, error) &&
-                kv_json_take_integer(config, "maxOutputTokens", WHERE "maxOutputTokens", 1,
-                    limits->context_tokens_max, &tokens, error) &&
-                kv_json_take_integer(config, "candidateCount", WHERE "candidateCount", 1,
-                    KV_GEMINI_CHOICES_MAX, &choices, error) &&
-                kv_json_take_integer(
-                    config, "seed", WHERE "seed", INT64_MIN, INT64_MAX, &seed, error) &&
-                take_stops(request, config, error) && take_logprobs(request, config, error) &&
-                check_form(config, error) && check_thinking(config, error);
+    bool good =
+        KV_GEMINI_CHECK_FIELDS(config, FIELDS, "generationConfig", error) &&
+        kv_json_take_number(config, "temperature", WHERE "temperature", 0, false, 2,
+            &request->temperature, error) &&
+        kv_json_take_number(config, "topP", WHERE "topP", 0, true, 1, &request->top_p, error) &&
+        take_top_k(request, config, error) &&
+        kv_json_take_integer(config, "maxOutputTokens", WHERE "maxOutputTokens", 1,
+            limits->context_tokens_max, &tokens, error) &&
+        kv_json_take_integer(config, "candidateCount", WHERE "candidateCount", 1,
+            KV_GEMINI_CHOICES_MAX, &choices, error) &&
+        kv_json_take_integer(config, "seed", WHERE "seed", INT64_MIN, INT64_MAX, &seed, error) &&
+        take_stops(request, config, error) && take_logprobs(request, config, error) &&
+        check_form(config, error) && check_thinking(config, error);
     request->max_tokens = (uint32_t)tokens;
     request->choice_count = (uint32_t)choices;
     request->has_seed = kv_json_field(config, "seed") != NULL;

@@ -72,8 +72,7 @@ static void name_metrics(kv_contents_t *contents, tenant_t *tenant)
         "tokens of cachedContents times the hours that they were kept");
     tenant->tokens_metric =
         kv_metric_gauge("kvist_gateway_content_tokens", labels, "tokens of cachedContents now");
-    tenant->count_metric =
-        kv_metric_gauge("kvist_gateway_contents", labels, "cachedContents now");
+    tenant->count_metric = kv_metric_gauge("kvist_gateway_contents", labels, "cachedContents now");
 }
 
 static tenant_t *find_tenant(kv_contents_t *contents, const char *name)
@@ -93,8 +92,8 @@ static tenant_t *need_tenant(kv_contents_t *contents, const char *name)
         tenant = kv_allocate(sizeof *tenant);
         snprintf(tenant->name, sizeof tenant->name, "%s", name);
         name_metrics(contents, tenant);
-        contents->tenants = kv_reallocate(
-            contents->tenants, contents->tenant_count + 1, sizeof *contents->tenants);
+        contents->tenants =
+            kv_reallocate(contents->tenants, contents->tenant_count + 1, sizeof *contents->tenants);
         contents->tenants[contents->tenant_count++] = tenant;
     }
     return tenant;
@@ -108,7 +107,8 @@ static void count_entry(const entry_t *entry, int direction)
     sums->content_count += sign;
     sums->token_count += sign * entry->record.content.token_count;
     sums->document_bytes += sign * entry->record.document_bytes;
-    kv_metric_add(entry->tenant->tokens_metric, direction * (double)entry->record.content.token_count);
+    kv_metric_add(
+        entry->tenant->tokens_metric, direction * (double)entry->record.content.token_count);
     kv_metric_add(entry->tenant->count_metric, direction);
 }
 
@@ -165,8 +165,7 @@ static void insert(kv_contents_t *contents, entry_t *entry)
     const kv_content_t *content = &entry->record.content;
     if (contents->count == contents->capacity) {
         contents->capacity = 2 * contents->capacity + 16;
-        contents->entries =
-            kv_reallocate(contents->entries, contents->capacity, sizeof(entry_t *));
+        contents->entries = kv_reallocate(contents->entries, contents->capacity, sizeof(entry_t *));
     }
     size_t at = contents->count++;
     for (; at > 0 && compare(&contents->entries[at - 1]->record.content, content->created_unix_ns,
@@ -234,13 +233,12 @@ kv_status_t kv_contents_open(
     const kv_contents_params_t *params, kv_contents_t **contents_out, kv_error_t *error)
 {
     kv_contents_t *contents = kv_allocate(sizeof *contents);
-    *contents = (kv_contents_t){.clock = params->clock,
-        .count_max = params->count_max,
-        .bytes_max = params->bytes_max};
+    *contents = (kv_contents_t){
+        .clock = params->clock, .count_max = params->count_max, .bytes_max = params->bytes_max};
     pthread_mutex_init(&contents->mutex, NULL);
     if (params->directory != NULL && params->directory[0] != '\0') {
-        kv_status_t status = kv_contents_folder_open(params->directory, params->bytes_max, on_found,
-            contents, &contents->folder, error);
+        kv_status_t status = kv_contents_folder_open(
+            params->directory, params->bytes_max, on_found, contents, &contents->folder, error);
         if (status != KV_OK) {
             kv_contents_close(contents);
             return status;
@@ -248,8 +246,8 @@ kv_status_t kv_contents_open(
     }
     bring_up_to_now(contents);
     if (contents->count > 0) {
-        kv_log_info("gateway", "cached contents %zu read from %s", contents->count,
-            params->directory);
+        kv_log_info(
+            "gateway", "cached contents %zu read from %s", contents->count, params->directory);
     }
     *contents_out = contents;
     return KV_OK;
@@ -325,8 +323,8 @@ static kv_status_t reserve_entry(
 }
 
 kv_status_t kv_content_draft(kv_contents_t *contents, const char *tenant,
-    const kv_content_t *content, const char *document, size_t bytes,
-    kv_content_draft_t **draft_out, kv_error_t *error)
+    const kv_content_t *content, const char *document, size_t bytes, kv_content_draft_t **draft_out,
+    kv_error_t *error)
 {
     if (strlen(tenant) > KV_CONTENT_TENANT_BYTES_MAX || !kv_utf8_valid(tenant, strlen(tenant))) {
         return kv_fail(error, KV_INVALID, "the tenant's name is no UTF-8 of at most %d bytes",
@@ -358,8 +356,8 @@ kv_status_t kv_content_draft(kv_contents_t *contents, const char *tenant,
     return KV_OK;
 }
 
-kv_status_t kv_content_commit(kv_content_draft_t *draft, uint32_t token_count,
-    kv_content_t *content_out, kv_error_t *error)
+kv_status_t kv_content_commit(
+    kv_content_draft_t *draft, uint32_t token_count, kv_content_t *content_out, kv_error_t *error)
 {
     kv_contents_t *contents = draft->contents;
     entry_t *entry = draft->entry;
@@ -495,8 +493,8 @@ kv_status_t kv_contents_expire_at(kv_contents_t *contents, const char *tenant, c
         *content_out = record->content;
         if (contents->folder != NULL &&
             kv_contents_folder_write_content(contents->folder, record, &error) != KV_OK) {
-            kv_log_warn("gateway", "cached content %s: its new time would not survive a restart: %s",
-                id, error.text);
+            kv_log_warn("gateway",
+                "cached content %s: its new time would not survive a restart: %s", id, error.text);
         }
     }
     pthread_mutex_unlock(&contents->mutex);

@@ -58,12 +58,12 @@ uint64_t kv_contents_now_unix_ns(const kv_contents_t *contents);
 
 /* content: model, display name and expiry; the rest is filled in. document: JSON, copied. */
 kv_status_t kv_content_draft(kv_contents_t *contents, const char *tenant,
-    const kv_content_t *content, const char *document, size_t bytes,
-    kv_content_draft_t **draft_out, kv_error_t *error);
+    const kv_content_t *content, const char *document, size_t bytes, kv_content_draft_t **draft_out,
+    kv_error_t *error);
 
 /* The draft's content is there from now on; the draft is used up. KV_MISSING: its time is over. */
-kv_status_t kv_content_commit(kv_content_draft_t *draft, uint32_t token_count,
-    kv_content_t *content_out, kv_error_t *error);
+kv_status_t kv_content_commit(
+    kv_content_draft_t *draft, uint32_t token_count, kv_content_t *content_out, kv_error_t *error);
 
 /* The draft never was; NULL: nothing. */
 void kv_content_discard(kv_content_draft_t *draft);

@@ -116,8 +116,7 @@ static char *encode(const kv_content_record_t *record, size_t *bytes_out)
         number_text(kv_checksum(record->document, record->document_bytes)));
     char *text = json_dumps(document, JSON_COMPACT), *whole;
     KV_CHECK(text != NULL);
-    int bytes =
-        asprintf(&whole, HEAD "%016" PRIx64 "\n%s", kv_checksum(text, strlen(text)), text);
+    int bytes = asprintf(&whole, HEAD "%016" PRIx64 "\n%s", kv_checksum(text, strlen(text)), text);
     KV_CHECK(bytes > 0);
     json_decref(document);
     free(text);
@@ -141,21 +140,20 @@ static bool take_text(const json_t *document, const char *name, char *text_out, 
     return good;
 }
 
-static bool take_fields(
-    const json_t *document, kv_content_record_t *record, uint64_t *checksum_out)
+static bool take_fields(const json_t *document, kv_content_record_t *record, uint64_t *checksum_out)
 {
     kv_content_t *content = &record->content;
     uint64_t tokens, bytes;
-    bool good = take_text(document, "tenant", record->tenant, sizeof record->tenant) &&
-                take_text(document, "model", content->model, sizeof content->model) &&
-                take_text(document, "display_name", content->display_name,
-                    sizeof content->display_name) &&
-                take_number(document, "created_unix_ns", &content->created_unix_ns) &&
-                take_number(document, "updated_unix_ns", &content->updated_unix_ns) &&
-                take_number(document, "expires_unix_ns", &content->expires_unix_ns) &&
-                take_number(document, "tokens", &tokens) &&
-                take_number(document, "document_bytes", &bytes) &&
-                take_number(document, "document_checksum", checksum_out) && tokens <= UINT32_MAX;
+    bool good =
+        take_text(document, "tenant", record->tenant, sizeof record->tenant) &&
+        take_text(document, "model", content->model, sizeof content->model) &&
+        take_text(document, "display_name", content->display_name, sizeof content->display_name) &&
+        take_number(document, "created_unix_ns", &content->created_unix_ns) &&
+        take_number(document, "updated_unix_ns", &content->updated_unix_ns) &&
+        take_number(document, "expires_unix_ns", &content->expires_unix_ns) &&
+        take_number(document, "tokens", &tokens) &&
+        take_number(document, "document_bytes", &bytes) &&
+        take_number(document, "document_checksum", checksum_out) && tokens <= UINT32_MAX;
     content->token_count = good ? (uint32_t)tokens : 0;
     record->document_bytes = good ? bytes : 0;
     return good;
@@ -166,8 +164,8 @@ static bool decode(
 {
     if (count <= HEAD_BYTES || memcmp(bytes, HEAD, sizeof HEAD - 1) != 0 ||
         bytes[HEAD_BYTES - 1] != '\n' ||
-        !is_whole(bytes + HEAD_BYTES, count - HEAD_BYTES,
-            strtoull(bytes + sizeof HEAD - 1, NULL, 16))) {
+        !is_whole(
+            bytes + HEAD_BYTES, count - HEAD_BYTES, strtoull(bytes + sizeof HEAD - 1, NULL, 16))) {
         return false;
     }
     json_t *document = json_loadb(bytes + HEAD_BYTES, count - HEAD_BYTES, 0, NULL);
@@ -308,9 +306,8 @@ kv_status_t kv_contents_folder_open(const char *path, uint64_t document_bytes_ma
     kv_content_found_t found, void *context, kv_contents_folder_t **folder_out, kv_error_t *error)
 {
     kv_contents_folder_t *folder = kv_allocate(sizeof *folder);
-    *folder = (kv_contents_folder_t){.path = kv_duplicate_string(path),
-        .document_bytes_max = document_bytes_max,
-        .lock = -1};
+    *folder = (kv_contents_folder_t){
+        .path = kv_duplicate_string(path), .document_bytes_max = document_bytes_max, .lock = -1};
     pthread_mutex_init(&folder->mutex, NULL);
     if (access(path, F_OK) == 0) {
         kv_status_t status = lock_folder(folder, error);

@@ -61,8 +61,8 @@ static bool check_field(const char *name, const json_t *value, const kv_gemini_f
                kv_json_is_nothing(value) ||
                KV_API_REFUSE(error, param, "%s: not supported by this server", param);
     }
-    return KV_API_REFUSE(error, param, "unknown name \"%.64s\"%s%s: the API has no such field", name,
-        where[0] != '\0' ? " at " : "", where);
+    return KV_API_REFUSE(error, param, "unknown name \"%.64s\"%s%s: the API has no such field",
+        name, where[0] != '\0' ? " at " : "", where);
 }
 
 bool kv_gemini_check_fields(json_t *object, const kv_gemini_field_t *fields, size_t count,
@@ -71,7 +71,8 @@ bool kv_gemini_check_fields(json_t *object, const kv_gemini_field_t *fields, siz
     const char *name;
     json_t *value;
     if (!json_is_object(object)) {
-        return kv_json_wrong_type(where[0] != '\0' ? where : "the body", "an object", object, error);
+        return kv_json_wrong_type(
+            where[0] != '\0' ? where : "the body", "an object", object, error);
     }
     if (!rename_fields(object, where, error)) {
         return false;

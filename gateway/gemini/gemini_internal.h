@@ -55,8 +55,7 @@ bool kv_gemini_check_fields(json_t *object, const kv_gemini_field_t *fields, siz
     kv_gemini_check_fields(object, fields, sizeof(fields) / sizeof *(fields), where, error)
 
 /* "models/NAME" or "NAME" is the model that is served. */
-bool kv_gemini_check_model(
-    const char *name, const kv_api_limits_t *limits, kv_api_error_t *error);
+bool kv_gemini_check_model(const char *name, const kv_api_limits_t *limits, kv_api_error_t *error);
 
 /* ---- messages.c, tools.c, config.c: what is common to requests and cachedContents ---- */
 
@@ -81,6 +80,9 @@ void kv_gemini_release(void *own);
 
 /* ---- cached.c: cachedContents ---- */
 
+/* Whose contents the call may see: "" where nobody has a name. */
+const char *kv_gemini_tenant(const kv_call_t *call);
+
 /* "cachedContents/ID" or "ID" to ID; false: it is no such name. */
 bool kv_gemini_content_id(const char *name, char id_out[KV_CONTENT_ID_BYTES + 1]);
 
@@ -100,8 +102,8 @@ bool kv_gemini_parse_patch(const kv_call_t *call, json_t *document, kv_gemini_ow
 bool kv_gemini_settle(const kv_answer_t *answer, kv_api_error_t *error);
 
 /* GET and DELETE, on the reactor's thread. Answers the HTTP code; *body_out: to be freed. */
-unsigned kv_gemini_serve_contents(const kv_call_t *call, const char *tenant,
-    kv_contents_t *contents, const char *model, char **body_out, size_t *bytes_out);
+unsigned kv_gemini_serve_contents(
+    const kv_call_t *call, kv_contents_t *contents, char **body_out, size_t *bytes_out);
 
 /* ---- render.c ---- */
 

@@ -51,8 +51,7 @@ static void gather(gathered_t *gathered, const char *text, size_t bytes)
     gathered->any = true;
 }
 
-static void add_message(
-    kv_api_request_t *request, const char *role, const char *text, size_t bytes)
+static void add_message(kv_api_request_t *request, const char *role, const char *text, size_t bytes)
 {
     char *content = kv_api_keep(request, bytes + 1);
     if (bytes > 0) {
@@ -77,11 +76,11 @@ static bool gather_call(
         return KV_API_REFUSE(error, where, "%s.name: must be the function's name", where);
     }
     if (args != NULL && !json_is_object(args)) {
-        return KV_API_REFUSE(error, where, "%s.args: must be an object, but got %s", where,
-            kv_json_kind_name(args));
+        return KV_API_REFUSE(
+            error, where, "%s.args: must be an object, but got %s", where, kv_json_kind_name(args));
     }
-    json_t *document = json_pack("{s:s,s:o}", "name", name, "arguments",
-        args != NULL ? json_incref(args) : json_object());
+    json_t *document = json_pack(
+        "{s:s,s:o}", "name", name, "arguments", args != NULL ? json_incref(args) : json_object());
     char *text = json_dumps(document, 0);
     KV_CHECK(text != NULL);
     if (gathered->bytes > 0) {
@@ -140,8 +139,8 @@ static bool take_part(kv_api_request_t *request, json_t *part, const char *role,
     json_t *response = kv_json_field(part, "functionResponse");
     int kinds = (text != NULL) + (call != NULL) + (response != NULL);
     if (kinds != 1) {
-        return KV_API_REFUSE(error, where,
-            "%s: must have one of text, functionCall, functionResponse", where);
+        return KV_API_REFUSE(
+            error, where, "%s: must have one of text, functionCall, functionResponse", where);
     }
     if (text != NULL && !json_is_string(text)) {
         return kv_json_wrong_type(where, "a part whose text is a string", text, error);

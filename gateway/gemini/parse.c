@@ -15,9 +15,8 @@ static const kv_gemini_field_t GENERATE_FIELDS[] = {{"model", KV_GEMINI_TAKEN},
     {"serviceTier", KV_GEMINI_IGNORED}, {"store", KV_GEMINI_IGNORED},
     {"continuationToken", KV_GEMINI_REFUSED}};
 
-static const kv_gemini_field_t COUNT_FIELDS[] = {
-    {"model", KV_GEMINI_IGNORED}, {"contents", KV_GEMINI_TAKEN},
-    {"generateContentRequest", KV_GEMINI_TAKEN}};
+static const kv_gemini_field_t COUNT_FIELDS[] = {{"model", KV_GEMINI_IGNORED},
+    {"contents", KV_GEMINI_TAKEN}, {"generateContentRequest", KV_GEMINI_TAKEN}};
 
 /* ---- what is called ---- */
 
@@ -159,7 +158,7 @@ static kv_gemini_own_t *make_own(const kv_call_t *call, const kv_api_limits_t *l
 {
     kv_gemini_own_t *own = kv_allocate(sizeof *own);
     own->contents = limits->contents;
-    snprintf(own->tenant, sizeof own->tenant, "%s", call->tenant != NULL ? call->tenant : "");
+    snprintf(own->tenant, sizeof own->tenant, "%s", kv_gemini_tenant(call));
     return own;
 }
 

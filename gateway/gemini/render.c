@@ -25,7 +25,7 @@ static json_t *make_text(const char *text, size_t bytes)
     }
     char *valid = kv_allocate(3 * bytes + 1);
     size_t count = 0;
-    for (size_t i = 0, length; i < bytes; i += length > 0 ? length : 1) {
+    for (size_t i = 0, length; i<bytes; i += length> 0 ? length : 1) {
         length = kv_utf8_length(text + i, bytes - i);
         memcpy(valid + count, length > 0 ? text + i : "\xef\xbf\xbd", length > 0 ? length : 3);
         count += length > 0 ? length : 3;
@@ -50,11 +50,11 @@ static json_t *usage_object(const kv_usage_t *usage)
     for (int i = 0; i < KV_TIERS; i++) {
         cached += usage->cached_tokens[i];
     }
-    json_t *object = json_pack("{s:I,s:I,s:I,s:o}", "promptTokenCount",
-        (json_int_t)usage->prompt_tokens, "candidatesTokenCount",
-        (json_int_t)usage->generated_tokens, "totalTokenCount",
-        (json_int_t)usage->prompt_tokens + usage->generated_tokens, "promptTokensDetails",
-        details(usage->prompt_tokens));
+    json_t *object =
+        json_pack("{s:I,s:I,s:I,s:o}", "promptTokenCount", (json_int_t)usage->prompt_tokens,
+            "candidatesTokenCount", (json_int_t)usage->generated_tokens, "totalTokenCount",
+            (json_int_t)usage->prompt_tokens + usage->generated_tokens, "promptTokensDetails",
+            details(usage->prompt_tokens));
     if (usage->generated_tokens > 0) {
         json_object_set_new(object, "candidatesTokensDetails", details(usage->generated_tokens));
     }
@@ -108,8 +108,7 @@ static void add_logprobs(json_t *candidate, const kv_choice_t *choice)
         return;
     }
     json_object_set_new(candidate, "logprobsResult", logprobs_object(choice, &sum));
-    json_object_set_new(
-        candidate, "avgLogprobs", json_real(sum / (double)choice->logprob_count));
+    json_object_set_new(candidate, "avgLogprobs", json_real(sum / (double)choice->logprob_count));
 }
 
 static void add_calls(json_t *parts, const kv_choice_t *choice)
@@ -287,9 +286,8 @@ static const char *status_name(unsigned http_code)
 
 static json_t *error_object(const kv_api_error_t *error)
 {
-    json_t *object =
-        json_pack("{s:i,s:s,s:s}", "code", (int)error->http_code, "message", error->message,
-            "status", status_name(error->http_code));
+    json_t *object = json_pack("{s:i,s:s,s:s}", "code", (int)error->http_code, "message",
+        error->message, "status", status_name(error->http_code));
     if (error->http_code == 400 && error->param[0] != '\0') {
         json_object_set_new(object, "details",
             json_pack("[{s:s,s:[{s:s,s:s}]}]", "@type", "type.googleapis.com/google.rpc.BadRequest",

@@ -126,7 +126,7 @@ static bool take_parameters(
 static bool take_function(
     kv_api_request_t *request, json_t *function, const char *where, kv_api_error_t *error)
 {
-    json_t *schema;
+    json_t *schema = NULL;
     if (!KV_GEMINI_CHECK_FIELDS(function, FUNCTION_FIELDS, where, error)) {
         return false;
     }
@@ -175,9 +175,8 @@ static bool take_tool(
     json_object_foreach(tool, name, value)
     {
         if (strcmp(name, "functionDeclarations") != 0 && !json_is_null(value)) {
-            return KV_API_REFUSE(
-                error, where, "%s.%s: this server has functions only, no tools of its own", where,
-                name);
+            return KV_API_REFUSE(error, where,
+                "%s.%s: this server has functions only, no tools of its own", where, name);
         }
     }
     json_t *functions = kv_json_field(tool, "functionDeclarations");

@@ -137,8 +137,8 @@ static void test_moved(void **state)
     reopen(bench); /* the new time too survives */
     assert_int_equal(get(bench, "a", &content), KV_OK);
     /* And earlier again. */
-    assert_int_equal(kv_contents_expire_at(bench->contents, "a", content.id,
-                         START + 3 * HOUR / 2 + SECOND, &moved),
+    assert_int_equal(kv_contents_expire_at(
+                         bench->contents, "a", content.id, START + 3 * HOUR / 2 + SECOND, &moved),
         KV_OK);
     kv_virtual_clock_advance(&bench->clock, SECOND);
     assert_int_equal(get(bench, "a", &content), KV_MISSING);
@@ -158,8 +158,7 @@ static void test_tenants_apart(void **state)
     assert_int_equal(get(bench, "", &of_a), KV_MISSING);
     assert_int_equal(kv_contents_remove(bench->contents, "b", of_a.id), KV_MISSING);
     assert_int_equal(get(bench, "a", &of_a), KV_OK);
-    assert_int_equal(
-        kv_contents_list(bench->contents, "b", "", 4, page, &count, token), KV_OK);
+    assert_int_equal(kv_contents_list(bench->contents, "b", "", 4, page, &count, token), KV_OK);
     assert_int_equal(count, 1);
     assert_string_equal(page[0].id, of_b.id);
     assert_string_equal(token, "");
@@ -194,7 +193,8 @@ static void test_pages(void **state)
     assert_int_equal(
         kv_contents_list(bench->contents, "", "nonsense", 2, page, &count, next), KV_INVALID);
     memset(token, 'z', sizeof token - 1);
-    assert_int_equal(kv_contents_list(bench->contents, "", token, 2, page, &count, next), KV_INVALID);
+    assert_int_equal(
+        kv_contents_list(bench->contents, "", token, 2, page, &count, next), KV_INVALID);
     end_bench(bench);
 }
 
@@ -326,8 +326,8 @@ static void test_room(void **state)
     kv_error_t error;
     kv_content_t content = {.model = "tiny", .expires_unix_ns = START + HOUR};
     memset(large, ' ', sizeof large);
-    assert_int_equal(kv_content_draft(bench->contents, "a", &content, large, sizeof large, &more,
-                         &error),
+    assert_int_equal(
+        kv_content_draft(bench->contents, "a", &content, large, sizeof large, &more, &error),
         KV_NO_SPACE);
     assert_int_equal(
         kv_content_draft(bench->contents, "", &content, large, sizeof large, &more, &error), KV_OK);
@@ -337,7 +337,8 @@ static void test_room(void **state)
 
 static double hours_metric(const char *labels)
 {
-    return kv_metric_value(kv_metric_counter("kvist_gateway_content_token_hours_total", labels, ""));
+    return kv_metric_value(
+        kv_metric_counter("kvist_gateway_content_token_hours_total", labels, ""));
 }
 
 static void test_token_hours(void **state)
