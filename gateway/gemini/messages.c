@@ -31,10 +31,12 @@ static const kv_gemini_field_t RESPONSE_FIELDS[] = {{"id", KV_GEMINI_IGNORED},
     {"name", KV_GEMINI_TAKEN}, {"response", KV_GEMINI_TAKEN}, {"parts", KV_GEMINI_REFUSED},
     {"willContinue", KV_GEMINI_REFUSED}, {"scheduling", KV_GEMINI_IGNORED}};
 
-/* The texts of one message, while they are gathered. */
+/* One message, while it is gathered. */
 typedef struct {
     char *text;
     size_t bytes, capacity;
+    kv_chat_call_t *calls; /* room for one of each part */
+    size_t call_count;
     bool any;
 } gathered_t;
 
@@ -51,27 +53,34 @@ static void gather(gathered_t *gathered, const char *text, size_t bytes)
     gathered->any = true;
 }
 
-static void add_message(kv_api_request_t *request, const char *role, const char *text, size_t bytes)
+static char *keep_text(kv_api_request_t *request, const char *text, size_t bytes)
 {
-    char *content = kv_api_keep(request, bytes + 1);
+    char *kept = kv_api_keep(request, bytes + 1);
     if (bytes > 0) {
-        memcpy(content, text, bytes);
+        memcpy(kept, text, bytes);
     }
-    request->messages[request->message_count++] =
-        (kv_chat_message_t){.role = role, .content = content, .content_bytes = bytes};
+    return kept;
+}
+
+static kv_chat_message_t *add_message(
+    kv_api_request_t *request, const char *role, const char *text, size_t bytes)
+{
+    kv_chat_message_t *message = &request->messages[request->message_count++];
+    *message = (kv_chat_message_t){
+        .role = role, .content = keep_text(request, text, bytes), .content_bytes = bytes};
+    return message;
 }
 
 /* ---- parts ---- */
 
-/* As the model wrote it: the form in which its calls are read from its answers. */
-static bool gather_call(
-    gathered_t *gathered, json_t *call, const char *where, kv_api_error_t *error)
+static bool gather_call(kv_api_request_t *request, gathered_t *gathered, json_t *call,
+    const char *where, kv_api_error_t *error)
 {
     if (!KV_GEMINI_CHECK_FIELDS(call, CALL_FIELDS, where, error)) {
         return false;
     }
     const char *name = json_string_value(json_object_get(call, "name"));
-    json_t *args = kv_json_field(call, "args");
+    const json_t *args = kv_json_field(call, "args");
     if (name == NULL || name[0] == '\0') {
         return KV_API_REFUSE(error, where, "%s.name: must be the function's name", where);
     }
@@ -79,18 +88,12 @@ static bool gather_call(
         return KV_API_REFUSE(
             error, where, "%s.args: must be an object, but got %s", where, kv_json_kind_name(args));
     }
-    json_t *document = json_pack(
-        "{s:s,s:o}", "name", name, "arguments", args != NULL ? json_incref(args) : json_object());
-    char *text = json_dumps(document, 0);
+    char *text = args != NULL ? json_dumps(args, 0) : kv_duplicate_string("{}");
     KV_CHECK(text != NULL);
-    if (gathered->bytes > 0) {
-        gather(gathered, "\n", 1);
-    }
-    gather(gathered, "<tool_call>\n", 12);
-    gather(gathered, text, strlen(text));
-    gather(gathered, "\n</tool_call>", 13);
+    gathered->calls[gathered->call_count++] =
+        (kv_chat_call_t){.name = name, .arguments = keep_text(request, text, strlen(text))};
+    gathered->any = true;
     free(text);
-    json_decref(document);
     return true;
 }
 
@@ -119,9 +122,11 @@ static bool add_response(
 static void flush(kv_api_request_t *request, const char *role, gathered_t *gathered)
 {
     if (gathered->any) {
-        add_message(request, role, gathered->text, gathered->bytes);
+        kv_chat_message_t *message = add_message(request, role, gathered->text, gathered->bytes);
+        message->calls = gathered->calls;
+        message->call_count = gathered->call_count;
     }
-    gathered->bytes = 0;
+    gathered->bytes = gathered->call_count = 0;
     gathered->any = false;
 }
 
@@ -150,7 +155,7 @@ static bool take_part(kv_api_request_t *request, json_t *part, const char *role,
     } else if (call != NULL) {
         snprintf(place, sizeof place, "%.70s.functionCall", where);
         return strcmp(role, "assistant") == 0
-                   ? gather_call(gathered, call, place, error)
+                   ? gather_call(request, gathered, call, place, error)
                    : KV_API_REFUSE(error, place, "%s: only in a content of the role model", place);
     } else if (response != NULL) {
         snprintf(place, sizeof place, "%.70s.functionResponse", where);
@@ -196,7 +201,8 @@ static bool take_content(kv_api_request_t *request, json_t *content, const char 
     if (json_array_size(parts) == 0) {
         return KV_API_REFUSE(error, where, "%s.parts: must not be empty", where);
     }
-    gathered_t gathered = {0};
+    gathered_t gathered = {
+        .calls = kv_api_keep(request, json_array_size(parts) * sizeof(kv_chat_call_t))};
     bool good = true;
     for (size_t i = 0; good && i < json_array_size(parts); i++) {
         char place[96];
