@@ -431,3 +431,38 @@ size_t kv_holdings_find(const kv_holdings_t *holdings, const uint8_t *keys, uint
     }
     return count;
 }
+
+/* Bits of the tiers in which any of the places has the key; 0: none has it. */
+static unsigned tiers_together(
+    const kv_holdings_t *holdings, const uint32_t *places, size_t count, const uint8_t *key)
+{
+    unsigned tiers = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint32_t number = find(holdings, name_of(key, places[i]));
+        tiers |= number != NONE ? holdings->entries[number].tiers : 0;
+    }
+    return tiers;
+}
+
+kv_holding_t kv_holdings_run(const kv_holdings_t *holdings, const uint64_t *holders,
+    size_t holder_count, const uint8_t *keys, uint32_t key_count)
+{
+    KV_CHECK(holder_count > 0 && holder_count <= KV_HOLDINGS_TOGETHER_MAX);
+    kv_holding_t holding = {.holder = holders[0]};
+    uint32_t places[KV_HOLDINGS_TOGETHER_MAX];
+    size_t count = 0;
+    for (size_t i = 0; i < holder_count; i++) {
+        places[count] = find_place(holdings, holders[i]);
+        count += places[count] != PLACE_NONE;
+    }
+    for (uint32_t i = 0; i < key_count; i++) {
+        unsigned tiers =
+            tiers_together(holdings, places, count, keys + (size_t)i * KV_HOLDINGS_KEY_BYTES);
+        if (tiers == 0) {
+            break;
+        }
+        holding.block_count++;
+        holding.tier_blocks[__builtin_ctz(tiers)]++;
+    }
+    return holding;
+}

@@ -53,4 +53,11 @@ typedef struct {
 size_t kv_holdings_find(const kv_holdings_t *holdings, const uint8_t *keys, uint32_t key_count,
     kv_holding_t *holders_out, size_t count_max);
 
+/* How much of a context's blocks these holders have together, as a node and the store that it is
+ * attached to: leading blocks that at least one of them has, by the fastest tier of any. holder is
+ * the first one. holder_count: at most KV_HOLDINGS_TOGETHER_MAX. */
+enum { KV_HOLDINGS_TOGETHER_MAX = 4 };
+kv_holding_t kv_holdings_run(const kv_holdings_t *holdings, const uint64_t *holders,
+    size_t holder_count, const uint8_t *keys, uint32_t key_count);
+
 #endif

@@ -78,6 +78,9 @@ static void peer_up(void *context, kv_peer_t *peer)
     kv_holder_t *holder = context;
     kv_link_params_t params;
     kv_remote_peer_up(holder->remote, peer);
+    if (holder->owner.greet != NULL) {
+        holder->owner.greet(holder->owner.context, peer);
+    }
     if (!kv_peer_link_params(peer, &params)) {
         return; /* a gateway: no KV */
     }

@@ -52,6 +52,8 @@ typedef struct {
      * compute sequences; never reused. */
     void *(*accept)(
         void *context, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
+    /* A peer has come up. */
+    void (*greet)(void *context, kv_peer_t *peer);
     /* Adds to what is said already; what it points to is read until describe is called again. */
     void (*describe)(void *context, Kvist__Admin__Status *status);
     /* Of several stores the one of that name; NULL: there is none of it, or it is not open. */

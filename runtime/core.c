@@ -181,6 +181,29 @@ static void describe(void *context, Kvist__Admin__Status *status)
     status->arithmetic = (char *)(prefill ? info->prefill_arithmetic : info->decode_arithmetic);
 }
 
+/* Gateways are told what keys are made of here. */
+static void greet(void *context, kv_peer_t *peer)
+{
+    core_t *core = context;
+    const kv_block_shape_t *shape = &core->public.info->shape;
+    if (kv_peer_role(peer) != KVIST__WIRE__ROLE__ROLE_GATEWAY || kv_peer_version(peer) < 2) {
+        return;
+    }
+    kvist_key_t without_salt = kv_core_namespace(&core->public, NULL, 0);
+    Kvist__Wire__Naming naming = KVIST__WIRE__NAMING__INIT;
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    naming.model = (ProtobufCBinaryData){KVIST_KEY_BYTES, core->model.bytes};
+    naming.layer_count = shape->layer_count;
+    naming.kv_head_count = shape->kv_head_count;
+    naming.head_dim = shape->head_dim;
+    naming.block_tokens = shape->block_tokens;
+    naming.element_bytes = shape->element_bytes;
+    naming.name_space = (ProtobufCBinaryData){KVIST_KEY_BYTES, without_salt.bytes};
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_NAMING;
+    envelope.naming = &naming;
+    kv_holder_send(peer, &envelope);
+}
+
 static kvist_key_t name_space(const void *context, const void *salt, size_t salt_bytes)
 {
     return kv_core_namespace(&((const core_t *)context)->public, salt, salt_bytes);
@@ -378,8 +401,11 @@ kv_status_t kv_core_run(
     holder->options = options;
     holder->role = params->role;
     holder->connect = params->connect;
-    holder->owner = (kv_holder_owner_t){
-        .context = &core, .accept = accept_message, .describe = describe, .name_space = name_space};
+    holder->owner = (kv_holder_owner_t){.context = &core,
+        .accept = accept_message,
+        .describe = describe,
+        .greet = greet,
+        .name_space = name_space};
     holder->requests.ops = params->ops;
     kv_status_t status = open_all(&core, error);
     if (status == KV_OK) {
