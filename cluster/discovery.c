@@ -20,7 +20,7 @@ uint32_t kv_discovery_useful_roles(Kvist__Wire__Role role)
 {
     switch (role) {
     case KVIST__WIRE__ROLE__ROLE_GATEWAY:
-        return 1u << KVIST__WIRE__ROLE__ROLE_DECODE;
+        return 1u << KVIST__WIRE__ROLE__ROLE_DECODE | 1u << KVIST__WIRE__ROLE__ROLE_STORE;
     case KVIST__WIRE__ROLE__ROLE_STORE: /* which asks nobody: those who may ask it */
         return 1u << KVIST__WIRE__ROLE__ROLE_PREFILL | 1u << KVIST__WIRE__ROLE__ROLE_DECODE;
     default:

@@ -9,7 +9,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "gateway/request.h"
-#include "gateway/router.h"
+#include "gateway/route.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -43,14 +43,6 @@ kv_generation_t *kv_generation_find(
 }
 
 /* ---- leaving a node ---- */
-
-void kv_generation_leave_node(kv_generation_t *choice)
-{
-    if (choice->node != NULL) {
-        choice->node->outstanding--;
-        choice->node = NULL;
-    }
-}
 
 void kv_generation_cancel_at_node(kv_generation_t *choice)
 {
@@ -120,19 +112,16 @@ static bool may_serve(const kv_generation_t *choice, const kv_peer_t *peer)
 }
 
 /* The node that it should have next, or NULL. */
-static kv_decode_node_t *choose_node(const kv_generation_t *choice)
+static kv_decode_node_t *choose_node(kv_generation_t *choice)
 {
     const kv_gateway_t *gateway = choice->request->gateway;
     kv_router_node_t states[KV_GATEWAY_NODES_MAX];
     for (size_t i = 0; i < gateway->node_count; i++) {
         const kv_peer_t *peer = gateway->nodes[i]->peer;
-        states[i] = (kv_router_node_t){.outstanding = gateway->nodes[i]->outstanding,
-            .reported = kv_peer_queued_requests(peer) + kv_peer_running_requests(peer),
-            .unfit = !may_serve(choice, peer),
-            .tried = was_tried(choice, kv_peer_id(peer))};
+        states[i] = (kv_router_node_t){
+            .unfit = !may_serve(choice, peer), .tried = was_tried(choice, kv_peer_id(peer))};
     }
-    int best = kv_router_choose(states, gateway->node_count);
-    return best < 0 ? NULL : gateway->nodes[best];
+    return kv_route_choose(choice, states);
 }
 
 static bool any_node_serves(const kv_generation_t *choice)
@@ -191,8 +180,7 @@ void kv_generation_route(kv_generation_t *choice)
     while (choice->tried_count < KV_ATTEMPTS_MAX && (node = choose_node(choice)) != NULL) {
         choice->tried[choice->tried_count++] = kv_peer_id(node->peer);
         if (send_generate(choice, node->peer) == KV_OK) {
-            choice->node = node;
-            node->outstanding++;
+            kv_route_sent(choice, node);
             choice->state = GENERATION_WAITING;
             count_sent(choice);
             return;
@@ -210,7 +198,7 @@ void kv_generation_seek(kv_generation_t *choice)
         kv_log_info("gateway", "request %s leaves %s, which drains", choice->request->id,
             kv_peer_name(choice->node->peer));
         kv_generation_cancel_at_node(choice);
-        kv_generation_leave_node(choice);
+        kv_route_left(choice);
         choice->displaced = true;
         choice->tried_count = 0;
         kv_generation_route(choice);

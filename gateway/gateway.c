@@ -71,12 +71,19 @@ void kv_gateway_reply(kv_exchange_t *exchange, const char *route, unsigned code,
 
 static void on_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
-    kv_request_message(context, peer, message);
+    kv_gateway_t *gateway = context;
+    if (!kv_prefixes_message(gateway->prefixes, peer, message)) {
+        kv_request_message(gateway, peer, message);
+    }
 }
 
 static void on_peer_up(void *context, kv_peer_t *peer)
 {
     kv_gateway_t *gateway = context;
+    if (kv_peer_role(peer) == KVIST__WIRE__ROLE__ROLE_STORE) {
+        kv_prefixes_peer_up(gateway->prefixes, peer); /* decode nodes are attached to it */
+        return;
+    }
     if (kv_peer_role(peer) != KVIST__WIRE__ROLE__ROLE_DECODE) {
         kv_log_warn("gateway", "peer %s at %s is no decode node: not used", kv_peer_name(peer),
             kv_peer_address(peer));
@@ -90,6 +97,7 @@ static void on_peer_up(void *context, kv_peer_t *peer)
     kv_decode_node_t *node = kv_allocate(sizeof *node);
     node->peer = peer;
     kv_peer_set_context(peer, node);
+    kv_prefixes_peer_up(gateway->prefixes, peer);
     gateway->nodes[gateway->node_count++] = node;
     kv_metric_set(gateway->nodes_metric, (double)gateway->node_count);
     kv_log_info(
@@ -100,6 +108,7 @@ static void on_peer_down(void *context, kv_peer_t *peer, kv_status_t status, con
 {
     kv_gateway_t *gateway = context;
     kv_decode_node_t *node = kv_peer_context(peer);
+    kv_prefixes_peer_down(gateway->prefixes, peer);
     if (node == NULL) {
         return;
     }
@@ -341,7 +350,13 @@ static void on_status(void *context, const Kvist__Admin__Request *request, kv_ad
     kv_admin_reply_status(call, &status);
 }
 
-static const kv_admin_handlers_t ADMIN_HANDLERS = {.status = on_status};
+static void on_explain(void *context, const Kvist__Admin__Request *request, kv_admin_call_t *call)
+{
+    const kv_gateway_t *gateway = context;
+    kv_decisions_explain(gateway->decisions, request->explain->request_id, call);
+}
+
+static const kv_admin_handlers_t ADMIN_HANDLERS = {.status = on_status, .explain = on_explain};
 
 /* ---- open and close ---- */
 
@@ -470,6 +485,9 @@ static void set_up(kv_gateway_t *gateway)
         gateway->free_slots[i] = i;
     }
     register_metrics(gateway);
+    gateway->prefixes = kv_prefixes_create(options->gateway.prefix_bytes);
+    gateway->branches = kv_branches_create();
+    gateway->decisions = kv_decisions_create();
     gateway->incoming =
         kv_queue_create(options->gateway.connections_max + 1, sizeof(kv_exchange_t *));
     gateway->parsed = kv_queue_create(queue_max, sizeof(kv_request_t *));
@@ -559,6 +577,9 @@ void kv_gateway_close(kv_gateway_t *gateway)
     for (size_t i = 0; i < gateway->node_count; i++) {
         free(gateway->nodes[i]);
     }
+    kv_prefixes_destroy(gateway->prefixes);
+    kv_branches_destroy(gateway->branches);
+    kv_decisions_destroy(gateway->decisions);
     free(gateway->slots);
     free(gateway->free_slots);
     free(gateway);

@@ -7,9 +7,12 @@
 #include "base/queue.h"
 #include "base/worker.h"
 #include "cluster/discovery.h"
+#include "gateway/branches.h"
+#include "gateway/decisions.h"
 #include "gateway/dialect.h"
 #include "gateway/gateway.h"
 #include "gateway/http.h"
+#include "gateway/prefixes.h"
 #include "node/admin.h"
 #include "transport/peers.h"
 
@@ -24,6 +27,9 @@ typedef struct kv_generation kv_generation_t;
 typedef struct {
     kv_peer_t *peer;
     uint32_t outstanding; /* choices of this gateway's requests there */
+    /* Of those (route.h): tokens to compute before they begin; how many came for what it holds. */
+    uint64_t waiting_tokens;
+    uint32_t warm;
 } kv_decode_node_t;
 
 struct kv_gateway {
@@ -45,6 +51,10 @@ struct kv_gateway {
 
     kv_decode_node_t *nodes[KV_GATEWAY_NODES_MAX];
     size_t node_count;
+    kv_prefixes_t *prefixes;
+    kv_branches_t *branches;
+    kv_decisions_t *decisions;
+    double answer_tokens; /* of an answer, lately */
     kv_request_t **slots;
     uint32_t *free_slots;
     uint32_t active_count;

@@ -26,6 +26,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "gateway/request.h"
+#include "gateway/route.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -57,7 +58,7 @@ bool kv_generation_open(
 
 void kv_generation_clear(kv_generation_t *choice)
 {
-    kv_generation_leave_node(choice);
+    kv_route_left(choice);
     kv_detokenizer_destroy(choice->detokenizer);
     if (choice->first_usage != NULL) {
         kvist__wire__usage__free_unpacked(choice->first_usage, NULL);
@@ -146,7 +147,7 @@ static void end_choice(
     const char *text;
     size_t bytes;
     settle_usage(choice, finished);
-    kv_generation_leave_node(choice);
+    kv_route_left(choice);
     if (choice->state != GENERATION_STOPPING) {
         kv_detokenizer_finish(choice->detokenizer, &text, &bytes);
         append_text(choice, text, bytes);
@@ -179,7 +180,7 @@ static kv_finish_t finish_without_finished(const kv_generation_t *choice)
  * the few that may go wrong, since the request itself may be what breaks nodes. */
 static void retry_choice(kv_generation_t *choice, const kv_api_error_t *error, bool failed)
 {
-    kv_generation_leave_node(choice);
+    kv_route_left(choice);
     choice->error = *error;
     choice->failed_count += failed;
     kv_finish_t finish = finish_without_finished(choice);
@@ -228,6 +229,7 @@ void kv_generation_take_tokens(kv_generation_t *choice, const Kvist__Wire__Token
         choice->first_token_ns = choice->last_token_ns;
     }
     choice->state = GENERATION_RUNNING;
+    kv_route_began(choice);
     bool stopped = false;
     for (size_t i = 0; i < tokens->n_tokens && !stopped; i++) {
         if (!take_token(choice, tokens->tokens[i], &stopped)) {
@@ -275,7 +277,7 @@ static void fail_from_node(kv_generation_t *choice, const Kvist__Wire__Finished 
     if (again) {
         retry_choice(choice, &error, failed);
     } else {
-        kv_generation_leave_node(choice);
+        kv_route_left(choice);
         kv_request_fail(choice->request, &error);
     }
 }

@@ -31,6 +31,8 @@ struct kv_generation {
     uint64_t begun_ns, first_token_ns, last_token_ns, stopping_ns;
 
     kv_decode_node_t *node;
+    uint64_t bring_tokens, waiting_tokens; /* at the node (route.h): at first, and still */
+    bool warm;
     uint64_t tried[KV_ATTEMPTS_MAX]; /* ids of peers, in this round */
     unsigned tried_count, sent_count;
     unsigned failed_count;     /* attempts that ended with a lost or failing node */
@@ -80,8 +82,6 @@ void kv_generation_route(kv_generation_t *choice);
  * where another node is up. */
 void kv_generation_seek(kv_generation_t *choice);
 
-/* The node has it no longer. */
-void kv_generation_leave_node(kv_generation_t *choice);
 void kv_generation_cancel_at_node(kv_generation_t *choice);
 
 /* The choice that a message is about, if it is still of this attempt. */

@@ -32,6 +32,10 @@ static void release_request(kv_request_t *request)
     }
     free(request->choices);
     kv_exchange_release(request->exchange);
+    for (size_t i = 0; request->keys != NULL && i < request->api.prompt_count; i++) {
+        kv_prompt_keys_clear(&request->keys[i]);
+    }
+    free(request->keys);
     if (request->parsed) {
         if (request->route->dialect->release != NULL) {
             request->route->dialect->release(request->api.own);
@@ -407,6 +411,18 @@ void kv_request_node_lost(kv_gateway_t *gateway, kv_decode_node_t *node)
 
 /* ---- requests come in ---- */
 
+/* Hashing takes its time: not on the reactor. */
+static void make_keys(kv_request_t *request)
+{
+    const kv_api_request_t *api = &request->api;
+    request->keys = kv_allocate_array(api->prompt_count, sizeof *request->keys);
+    for (size_t i = 0; i < api->prompt_count; i++) {
+        const kv_api_prompt_t *prompt = &api->prompts[i];
+        kv_prompt_keys_make(&request->namings, api->salt, api->salt_bytes, prompt->tokens,
+            prompt->token_count, &request->keys[i]);
+    }
+}
+
 /* On a parse thread; the request is its own until it is in the queue. */
 static void parse_request(void *argument)
 {
@@ -423,6 +439,9 @@ static void parse_request(void *argument)
         }
         kv_api_request_clear(api);
         request->parsed = false;
+    }
+    if (request->parsed) {
+        make_keys(request);
     }
     KV_CHECK(kv_queue_push(gateway->parsed, &request) == KV_OK);
 }
@@ -488,6 +507,7 @@ void kv_request_start(
         .exchange = exchange,
         .route = route,
         .call = *call,
+        .namings = *kv_prefixes_namings(gateway->prefixes),
         .slot = gateway->free_slots[queue_max - gateway->active_count - 1],
         .arrived_ns = kv_clock_now_ns()};
     request->created_unix_s = kv_clock_real()->unix_ns(kv_clock_real()) / KV_NS_PER_S;

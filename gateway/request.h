@@ -19,7 +19,9 @@ struct kv_request {
     uint64_t created_unix_s, arrived_ns, first_token_ns;
 
     kv_api_request_t api;
-    bool parsed; /* api is valid; otherwise error is */
+    bool parsed;            /* api is valid; otherwise error is */
+    kv_namings_t namings;   /* as they were when it came; */
+    kv_prompt_keys_t *keys; /* [api.prompt_count], in each of them */
     kv_api_error_t error;
 
     kv_generation_t *choices; /* choice k of prompt p at p * api.choice_count + k; NULL: parsing */

@@ -229,6 +229,8 @@ static kv_admin_handler_t handler_of(
         return handlers->events;
     case KVIST__ADMIN__REQUEST__BODY_WHY:
         return handlers->why;
+    case KVIST__ADMIN__REQUEST__BODY_EXPLAIN:
+        return handlers->explain;
     default:
         return NULL;
     }

@@ -32,7 +32,7 @@ typedef void (*kv_admin_handler_t)(
  * answered with "not served by this node". Metrics, stop (kv_reactor_begin_stop) and drain
  * (kv_reactor_begin_drain) are answered by the server itself. */
 typedef struct {
-    kv_admin_handler_t status, list, flush, show, drop, pin, verify, quota, events, why;
+    kv_admin_handler_t status, list, flush, show, drop, pin, verify, quota, events, why, explain;
 } kv_admin_handlers_t;
 
 kv_status_t kv_admin_open(kv_reactor_t *reactor, const char *path,

@@ -121,6 +121,8 @@ typedef struct {
         char *contents_directory;      /* empty after kv_options_load: cachedContents in memory */
         uint32_t contents_max;         /* cachedContents at once */
         uint64_t contents_bytes;       /* of all of them, as JSON */
+        int routing;                   /* kv_routing_t */
+        uint64_t prefix_bytes;         /* for what nodes are known to hold */
     } gateway;
 } kv_options_t;
 

@@ -249,6 +249,12 @@ const kv_option_t KV_OPTIONS[] = {
         "cachedContents at once; a named tenant may have a quarter"),
     SIZE(GATEWAY, gateway, contents_bytes, "256MiB", 4096, 16ULL << 30,
         "JSON of all cachedContents together, held in memory; a named tenant may have a quarter"),
+    CHOICE(GATEWAY, gateway, routing, "prefix", "prefix|round-robin|random",
+        "to the node where the prompt costs least, by what it holds and what waits there "
+        "(prefix); the others are there to compare"),
+    SIZE(GATEWAY, gateway, prefix_bytes, "64MiB", 64 << 10, GIB,
+        "memory for what is known of the nodes' blocks: 22 bytes for each block that each node "
+        "holds; what was heard of longest ago is forgotten first"),
 };
 
 const uint32_t KV_OPTION_COUNT = sizeof KV_OPTIONS / sizeof KV_OPTIONS[0];

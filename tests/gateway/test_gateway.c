@@ -252,6 +252,9 @@ kv_status_t kv_peer_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
         }
         return KV_OK;
     }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_SUBSCRIBE) {
+        return KV_OK;
+    }
     for (int i = 0; i < JOBS_MAX; i++) {
         if (!peer->jobs[i].used) {
             const Kvist__Wire__Generate *generate = message->generate;
@@ -316,6 +319,12 @@ uint32_t kv_peer_running_requests(const kv_peer_t *peer)
 {
     (void)peer;
     return 0;
+}
+
+const char *kv_peer_attached_to(const kv_peer_t *peer)
+{
+    (void)peer;
+    return "";
 }
 
 bool kv_peer_draining(const kv_peer_t *peer)

@@ -102,6 +102,15 @@ kv_status_t kv_ask_events(const char *admin, const Kvist__Admin__EventsRequest *
         KVIST__ADMIN__REPLY__BODY_EVENTS, KV_ADMIN_LIMIT_MS, reply_out, error);
 }
 
+kv_status_t kv_ask_explain(
+    const char *admin, const char *request_id, Kvist__Admin__Reply **reply_out, kv_error_t *error)
+{
+    Kvist__Admin__ExplainRequest body = KVIST__ADMIN__EXPLAIN_REQUEST__INIT;
+    body.request_id = (char *)(uintptr_t)request_id;
+    return ask(admin, KVIST__ADMIN__REQUEST__BODY_EXPLAIN, &body,
+        KVIST__ADMIN__REPLY__BODY_EXPLANATION, KV_ADMIN_LIMIT_MS, reply_out, error);
+}
+
 kv_status_t kv_ask_why(const char *admin, const Kvist__Admin__WhyRequest *question,
     Kvist__Admin__Reply **reply_out, kv_error_t *error)
 {

@@ -47,6 +47,10 @@ kv_status_t kv_ask_events(const char *admin, const Kvist__Admin__EventsRequest *
 kv_status_t kv_ask_why(const char *admin, const Kvist__Admin__WhyRequest *question,
     Kvist__Admin__Reply **reply_out, kv_error_t *error);
 
+/* Of a gateway. KV_MISSING: it does not know the request. */
+kv_status_t kv_ask_explain(
+    const char *admin, const char *request_id, Kvist__Admin__Reply **reply_out, kv_error_t *error);
+
 /* Everything stored before is durable when it returns KV_OK. */
 kv_status_t kv_ask_flush(const char *admin, uint64_t limit_ms, kv_error_t *error);
 kv_status_t kv_ask_metrics(const char *admin, Kvist__Admin__Reply **reply_out, kv_error_t *error);
