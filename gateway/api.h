@@ -78,6 +78,7 @@ typedef struct {
     const char **tools; /* chat, until it is tokenized: each a function as one line of JSON */
     size_t tool_count;
     bool has_tools;           /* answers may hold calls of them */
+    bool single_tool_call;    /* an answer ends after its first one */
     kv_api_prompt_t *prompts; /* a chat has one, once it is tokenized */
     size_t prompt_count;
     uint32_t choice_count; /* answers to each prompt; 0 is 1 */

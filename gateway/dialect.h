@@ -65,11 +65,12 @@ typedef struct {
     size_t text_at; /* where its text begins in the choice's text, in bytes */
 } kv_token_logprob_t;
 
-/* Of a whole answer: the call. Of an event: a piece; id and name only in a call's first one. */
+/* A call of a tool; in events too it comes whole. */
 typedef struct {
-    uint32_t index;
-    const char *id, *name;
-    const char *arguments; /* JSON, or in events a piece of it; terminated */
+    uint32_t index; /* among the choice's calls */
+    const char *id; /* unique; without the prefix that an API gives it */
+    const char *name;
+    const char *arguments; /* a JSON object, as the model wrote it */
 } kv_tool_call_t;
 
 /* Of a whole answer: all of a choice. Of an event: what is new in it. */

@@ -50,6 +50,7 @@ bool kv_generation_open(
         .prompt = &api->prompts[index / api->choice_count],
         /* A prompt's first answer is the one that it would have alone. */
         .seed = api->seed + of_prompt * UINT64_C(0x9e3779b97f4a7c15)};
+    choice->tools = api->has_tools ? kv_tool_parser_create() : NULL;
     kv_error_t cause;
     return kv_detokenizer_create(request->gateway->tokenizer, stops, api->stop_count,
                &choice->detokenizer, &cause) == KV_OK ||
@@ -60,6 +61,7 @@ void kv_generation_clear(kv_generation_t *choice)
 {
     kv_route_left(choice);
     kv_detokenizer_destroy(choice->detokenizer);
+    kv_tool_parser_destroy(choice->tools);
     if (choice->first_usage != NULL) {
         kvist__wire__usage__free_unpacked(choice->first_usage, NULL);
     }
@@ -106,6 +108,24 @@ static void append_text(kv_generation_t *choice, const char *text, size_t bytes)
     choice->text_bytes += bytes;
 }
 
+/* The answer's text, of which calls of tools are not told as text. */
+static void take_text(kv_generation_t *choice, const char *text, size_t bytes)
+{
+    if (choice->tools != NULL) {
+        kv_tool_parser_push(choice->tools, text, bytes, &text, &bytes);
+    }
+    append_text(choice, text, bytes);
+}
+
+size_t kv_generation_call_count(const kv_generation_t *choice)
+{
+    size_t count = 0;
+    if (choice->tools != NULL) {
+        kv_tool_parser_calls(choice->tools, &count);
+    }
+    return count;
+}
+
 static Kvist__Wire__Usage *copy_usage(const Kvist__Wire__Usage *usage)
 {
     size_t bytes = kvist__wire__usage__get_packed_size(usage);
@@ -150,13 +170,19 @@ static void end_choice(
     kv_route_left(choice);
     if (choice->state != GENERATION_STOPPING) {
         kv_detokenizer_finish(choice->detokenizer, &text, &bytes);
+        take_text(choice, text, bytes);
+    }
+    if (choice->tools != NULL) {
+        kv_tool_parser_finish(choice->tools, &text, &bytes);
         append_text(choice, text, bytes);
     }
     choice->state = GENERATION_DONE;
-    if (choice->request->api.stream && choice->text_bytes > 0 && !kv_request_text(choice)) {
+    size_t calls = kv_generation_call_count(choice);
+    bool untold = choice->text_bytes > 0 || calls > choice->told_calls;
+    if (choice->request->api.stream && untold && !kv_request_text(choice)) {
         return;
     }
-    choice->finish = finish;
+    choice->finish = calls > 0 && finish != KV_FINISH_LENGTH ? KV_FINISH_TOOL_CALLS : finish;
     kv_request_choice_done(choice);
 }
 
@@ -212,7 +238,8 @@ static bool take_token(kv_generation_t *choice, uint32_t token, bool *stopped_ou
         return false;
     }
     keep_token(choice, token);
-    append_text(choice, text, bytes);
+    take_text(choice, text, bytes);
+    *stopped_out |= choice->request->api.single_tool_call && kv_generation_call_count(choice) > 0;
     return true;
 }
 

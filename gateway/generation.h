@@ -9,6 +9,7 @@
 
 #include "engine/detokenizer.h"
 #include "gateway/gateway_internal.h"
+#include "gateway/tool_calls.h"
 
 enum { KV_ATTEMPTS_MAX = 4, KV_REQUEST_ID_BYTES = 64 };
 
@@ -46,7 +47,9 @@ struct kv_generation {
     kv_detokenizer_t *detokenizer;
     char *text; /* of a stream: what was not told yet; otherwise all */
     size_t text_bytes, text_capacity;
-    bool told; /* a stream: an event of it was sent */
+    bool told;               /* a stream: an event of it was sent */
+    kv_tool_parser_t *tools; /* NULL: the request has none */
+    size_t told_calls;       /* a stream: so many were sent */
     uint32_t scratch[KV_DIALECT_SCRATCH];
 
     Kvist__Wire__Usage *first_usage; /* the first attempt's, as it was with its first token */
@@ -68,6 +71,9 @@ void kv_generation_begin(kv_generation_t *choice);
 void kv_generation_take_tokens(kv_generation_t *choice, const Kvist__Wire__Tokens *tokens);
 void kv_generation_take_finished(kv_generation_t *choice, const Kvist__Wire__Finished *finished);
 void kv_generation_node_lost(kv_generation_t *choice);
+
+/* Calls of tools in it so far. */
+size_t kv_generation_call_count(const kv_generation_t *choice);
 
 /* At each tick. May end the request. */
 void kv_generation_check(kv_generation_t *choice, uint64_t now_ns);

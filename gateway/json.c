@@ -147,6 +147,17 @@ bool kv_json_is_nothing(const json_t *value)
 
 /* ---- writing ---- */
 
+const char *kv_json_line(kv_api_request_t *request, const json_t *value)
+{
+    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(15));
+    KV_CHECK(text != NULL);
+    size_t bytes = strlen(text) + 1;
+    char *line = kv_api_keep(request, bytes);
+    memcpy(line, text, bytes);
+    free(text);
+    return line;
+}
+
 json_t *kv_json_text_or_null(const char *text, size_t bytes)
 {
     json_t *string = text == NULL ? NULL : json_stringn(text, bytes);

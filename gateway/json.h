@@ -44,6 +44,9 @@ bool kv_json_is_nothing(const json_t *value);
 
 /* ---- writing ---- */
 
+/* One line, spaced as models see JSON in their prompts; lives as long as the request's texts. */
+const char *kv_json_line(kv_api_request_t *request, const json_t *value);
+
 /* Bytes that are no UTF-8 become null: what comes from a peer must not stop an answer. */
 json_t *kv_json_text_or_null(const char *text, size_t bytes);
 

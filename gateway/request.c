@@ -134,28 +134,88 @@ static kv_answer_t answer_of(const kv_request_t *request)
         .usage = usage_of(request)};
 }
 
-static kv_choice_t view_of(kv_generation_t *choice)
+/* What a renderer sees of a choice, and what that points to. */
+typedef struct {
+    kv_choice_t choice;
+    kv_tool_call_t *calls;
+    char (*call_ids)[KV_REQUEST_ID_BYTES];
+} view_t;
+
+/* Its calls from the first one that was not told. */
+static void view_calls(const kv_generation_t *choice, view_t *view)
+{
+    size_t count = kv_generation_call_count(choice), first = choice->told_calls, all;
+    if (count == first) {
+        return;
+    }
+    const kv_request_t *request = choice->request;
+    const char *digits = request->id + strlen(request->route->id_prefix);
+    const kv_parsed_call_t *parsed = kv_tool_parser_calls(choice->tools, &all);
+    view->calls = kv_allocate_array(count - first, sizeof *view->calls);
+    view->call_ids = kv_allocate_array(count - first, sizeof *view->call_ids);
+    for (size_t i = 0; i < count - first; i++) {
+        snprintf(view->call_ids[i], KV_REQUEST_ID_BYTES, "%.40s%02x%02zx", digits, choice->index,
+            first + i);
+        view->calls[i] = (kv_tool_call_t){.index = (uint32_t)(first + i),
+            .id = view->call_ids[i],
+            .name = parsed[first + i].name,
+            .arguments = parsed[first + i].arguments};
+    }
+    view->choice.tool_calls = view->calls;
+    view->choice.tool_call_count = count - first;
+}
+
+static view_t view_of(kv_generation_t *choice)
 {
     const char *stop = choice->finish == KV_FINISH_STOP_STRING
                            ? kv_detokenizer_stopped_by(choice->detokenizer)
                            : NULL;
-    return (kv_choice_t){.index = choice->index,
-        .first = !choice->told,
-        .text = choice->text != NULL ? choice->text : "",
-        .text_bytes = choice->text_bytes,
-        .finish = choice->finish,
-        .stop_string = stop,
-        .token_count = choice->token_count,
-        .scratch = choice->scratch};
+    view_t view = {.choice = {.index = choice->index,
+                       .first = !choice->told,
+                       .text = choice->text != NULL ? choice->text : "",
+                       .text_bytes = choice->text_bytes,
+                       .finish = choice->finish,
+                       .stop_string = stop,
+                       .token_count = choice->token_count,
+                       .scratch = choice->scratch}};
+    view_calls(choice, &view);
+    return view;
 }
 
-static kv_choice_t *views_of(const kv_request_t *request)
+static void clear_view(view_t *view)
 {
-    kv_choice_t *views = kv_allocate_array(request->choice_count, sizeof *views);
-    for (size_t i = 0; i < request->choice_count; i++) {
-        views[i] = view_of(&request->choices[i]);
+    free(view->calls);
+    free(view->call_ids);
+}
+
+/* An answer with all of its choices. */
+typedef struct {
+    kv_answer_t answer;
+    kv_choice_t *choices;
+    view_t *views;
+} all_t;
+
+static void view_all(kv_request_t *request, all_t *all_out)
+{
+    size_t count = request->choice_count;
+    *all_out = (all_t){.answer = answer_of(request),
+        .choices = kv_allocate_array(count, sizeof *all_out->choices),
+        .views = kv_allocate_array(count, sizeof *all_out->views)};
+    for (size_t i = 0; i < count; i++) {
+        all_out->views[i] = view_of(&request->choices[i]);
+        all_out->choices[i] = all_out->views[i].choice;
     }
-    return views;
+    all_out->answer.choices = all_out->choices;
+    all_out->answer.choice_count = count;
+}
+
+static void clear_all(all_t *all)
+{
+    for (size_t i = 0; i < all->answer.choice_count; i++) {
+        clear_view(&all->views[i]);
+    }
+    free(all->views);
+    free(all->choices);
 }
 
 static void add_answer_headers(const kv_request_t *request, kv_http_head_t *head)
@@ -209,27 +269,29 @@ static bool send_choice(kv_generation_t *choice)
     if (!begin_stream(request)) {
         return false;
     }
-    if (choice->told && choice->text_bytes == 0 && choice->finish == KV_FINISH_NONE) {
+    size_t calls = kv_generation_call_count(choice);
+    if (choice->told && choice->text_bytes == 0 && calls == choice->told_calls &&
+        choice->finish == KV_FINISH_NONE) {
         return true;
     }
     size_t bytes;
     kv_answer_t answer = answer_of(request);
-    kv_choice_t view = view_of(choice);
-    char *event = request->route->dialect->event(&answer, &view, &bytes);
+    view_t view = view_of(choice);
+    char *event = request->route->dialect->event(&answer, &view.choice, &bytes);
+    clear_view(&view);
     choice->told = true;
     choice->text_bytes = 0;
+    choice->told_calls = calls;
     return write_event(request, event, bytes);
 }
 
 static bool end_stream(kv_request_t *request)
 {
-    kv_answer_t answer = answer_of(request);
-    kv_choice_t *views = views_of(request);
-    answer.choices = views;
-    answer.choice_count = request->choice_count;
     size_t bytes;
-    char *event = request->route->dialect->end(&answer, &bytes);
-    free(views);
+    all_t all;
+    view_all(request, &all);
+    char *event = request->route->dialect->end(&all.answer, &bytes);
+    clear_all(&all);
     if (!write_event(request, event, bytes)) {
         return false;
     }
@@ -253,15 +315,13 @@ static bool reply_whole(kv_request_t *request)
 {
     const kv_dialect_t *dialect = request->route->dialect;
     kv_api_error_t error;
-    kv_answer_t answer = answer_of(request);
-    kv_choice_t *views = views_of(request);
-    answer.choices = views;
-    answer.choice_count = request->choice_count;
-    bool settled = dialect->settle == NULL || dialect->settle(&answer, &error);
+    all_t all;
+    view_all(request, &all);
+    bool settled = dialect->settle == NULL || dialect->settle(&all.answer, &error);
     if (settled) {
-        reply_answer(request, &answer);
+        reply_answer(request, &all.answer);
     }
-    free(views);
+    clear_all(&all);
     if (!settled) {
         kv_request_fail(request, &error);
     }

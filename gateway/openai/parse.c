@@ -2,28 +2,27 @@
 
 #include "base/memory.h"
 #include "gateway/json.h"
+#include "gateway/tool_calls.h"
 
 #include <stdio.h>
 #include <string.h>
 
-enum { STOPS_MAX = 4 }; /* as documented */
+enum { STOPS_MAX = 4, TOOLS_MAX = 128 }; /* as documented */
 
 /* ---- what is not supported ---- */
 
 /* Fields that would change the answer; asking for what happens anyway is no harm. */
 static bool refuse_unsupported(kv_api_kind_t kind, const json_t *document, kv_api_error_t *error)
 {
-    static const char *const FIELDS[] = {"logprobs", "top_logprobs", "logit_bias", "tools",
-        "functions", "tool_choice", "function_call", "presence_penalty", "frequency_penalty",
-        "audio", "prediction", "web_search_options", "suffix", "echo", "min_p", "logit_processors",
-        "guided_json", "repetition_penalty"};
+    static const char *const FIELDS[] = {"logprobs", "top_logprobs", "logit_bias", "functions",
+        "function_call", "presence_penalty", "frequency_penalty", "audio", "prediction",
+        "web_search_options", "suffix", "echo", "min_p", "logit_processors", "guided_json",
+        "repetition_penalty"};
     for (size_t i = 0; i < sizeof FIELDS / sizeof FIELDS[0]; i++) {
         const json_t *value = kv_json_field(document, FIELDS[i]);
         bool harmless = value == NULL || kv_json_is_nothing(value);
         if (!harmless && strcmp(FIELDS[i], "repetition_penalty") == 0) {
             harmless = json_is_number(value) && json_number_value(value) == 1;
-        } else if (!harmless && strcmp(FIELDS[i], "tool_choice") == 0) {
-            harmless = json_is_string(value) && strcmp(json_string_value(value), "auto") == 0;
         }
         /* In a completion logprobs is a number, and 0 asks for the chosen token's. */
         if (kind == KV_API_COMPLETION && strcmp(FIELDS[i], "logprobs") == 0) {
@@ -78,6 +77,83 @@ static bool join_parts(kv_api_request_t *request, const json_t *parts, const cha
     return true;
 }
 
+/* A call of an assistant's message, as an earlier answer had it. */
+static bool take_call(
+    const json_t *value, const char *param, kv_chat_call_t *call, kv_api_error_t *error)
+{
+    const char *type = json_string_value(json_object_get(value, "type"));
+    const json_t *function = json_object_get(value, "function");
+    call->name = json_string_value(json_object_get(function, "name"));
+    call->arguments = json_string_value(json_object_get(function, "arguments"));
+    if (type == NULL || strcmp(type, "function") != 0 || call->name == NULL ||
+        call->arguments == NULL) {
+        return KV_API_REFUSE(error, param,
+            "%s: must be {\"id\": string, \"type\": \"function\", \"function\": {\"name\": string, "
+            "\"arguments\": string}}",
+            param);
+    }
+    if (!kv_tool_name_is_valid(call->name)) {
+        return KV_API_REFUSE(error, param,
+            "%s.function.name: must be 1 to %d letters, digits, \"_\", \"-\", \".\" or \":\"",
+            param, KV_TOOL_NAME_BYTES_MAX);
+    }
+    call->arguments = call->arguments[0] == '\0' ? "{}" : call->arguments;
+    return kv_tool_arguments_are_valid(call->arguments) ||
+           KV_API_REFUSE(
+               error, param, "%s.function.arguments: must be the text of a JSON object", param);
+}
+
+static bool take_calls(kv_api_request_t *request, const json_t *value, size_t index,
+    kv_chat_message_t *message, kv_api_error_t *error)
+{
+    char param[80];
+    snprintf(param, sizeof param, "messages[%zu].tool_calls", index);
+    const json_t *calls = kv_json_field(value, "tool_calls");
+    if (calls == NULL || kv_json_is_nothing(calls)) {
+        return true;
+    }
+    if (!json_is_array(calls)) {
+        return kv_json_wrong_type(param, "an array", calls, error);
+    }
+    if (strcmp(message->role, "assistant") != 0) {
+        return KV_API_REFUSE(error, param, "%s: only an assistant's message has them", param);
+    }
+    message->call_count = json_array_size(calls);
+    kv_chat_call_t *taken = kv_api_keep(request, message->call_count * sizeof *taken);
+    message->calls = taken;
+    for (size_t i = 0; i < message->call_count; i++) {
+        snprintf(param, sizeof param, "messages[%zu].tool_calls[%zu]", index, i);
+        if (!take_call(json_array_get(calls, i), param, &taken[i], error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool take_content(kv_api_request_t *request, const json_t *value, size_t index,
+    kv_chat_message_t *message, kv_api_error_t *error)
+{
+    char param[64];
+    snprintf(param, sizeof param, "messages[%zu].content", index);
+    const json_t *content = json_object_get(value, "content");
+    const json_t *calls = kv_json_field(value, "tool_calls");
+    if (json_is_string(content)) {
+        message->content = json_string_value(content);
+        message->content_bytes = json_string_length(content);
+        return true;
+    }
+    if (json_is_array(content)) {
+        return join_parts(request, content, param, message, error);
+    }
+    if ((content == NULL || json_is_null(content)) && calls != NULL && !kv_json_is_nothing(calls)) {
+        message->content = "";
+        return true; /* calls are all that it says */
+    }
+    return content == NULL
+               ? KV_API_REFUSE(error, param, "%s: is missing", param)
+               : kv_json_wrong_type(param, "a string or an array of parts", content, error);
+}
+
 static bool take_message(
     kv_api_request_t *request, const json_t *value, size_t index, kv_api_error_t *error)
 {
@@ -99,25 +175,8 @@ static bool take_message(
         return KV_API_REFUSE(
             error, param, "%s: must be one of system, developer, user, assistant, tool", param);
     }
-    snprintf(param, sizeof param, "messages[%zu].tool_calls", index);
-    const json_t *calls = kv_json_field(value, "tool_calls");
-    if (calls != NULL && !kv_json_is_nothing(calls)) {
-        return kv_api_fail(
-            error, 400, param, "unsupported_parameter", "%s: not supported by this server", param);
-    }
-    snprintf(param, sizeof param, "messages[%zu].content", index);
-    const json_t *content = json_object_get(value, "content");
-    if (json_is_string(content)) {
-        message->content = json_string_value(content);
-        message->content_bytes = json_string_length(content);
-        return true;
-    }
-    if (json_is_array(content)) {
-        return join_parts(request, content, param, message, error);
-    }
-    return content == NULL
-               ? KV_API_REFUSE(error, param, "%s: is missing", param)
-               : kv_json_wrong_type(param, "a string or an array of parts", content, error);
+    return take_content(request, value, index, message, error) &&
+           take_calls(request, value, index, message, error);
 }
 
 static bool take_messages(kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
@@ -142,6 +201,80 @@ static bool take_messages(kv_api_request_t *request, const json_t *document, kv_
         }
     }
     return true;
+}
+
+/* ---- tools ---- */
+
+static bool take_tool(
+    kv_api_request_t *request, const json_t *tool, size_t index, kv_api_error_t *error)
+{
+    char param[48];
+    snprintf(param, sizeof param, "tools[%zu]", index);
+    const char *type = json_string_value(json_object_get(tool, "type"));
+    const json_t *function = json_object_get(tool, "function");
+    const char *name = json_string_value(json_object_get(function, "name"));
+    const json_t *parameters = kv_json_field(function, "parameters");
+    if (type == NULL || strcmp(type, "function") != 0 || name == NULL) {
+        return KV_API_REFUSE(error, param,
+            "%s: only {\"type\": \"function\", \"function\": {\"name\": string, ...}} is supported",
+            param);
+    }
+    if (!kv_tool_name_is_valid(name)) {
+        return KV_API_REFUSE(error, param,
+            "%s.function.name: must be 1 to %d letters, digits, \"_\", \"-\", \".\" or \":\"",
+            param, KV_TOOL_NAME_BYTES_MAX);
+    }
+    if (parameters != NULL && !json_is_object(parameters)) {
+        return kv_json_wrong_type(
+            param, "a function whose parameters are an object", parameters, error);
+    }
+    if (json_is_true(json_object_get(function, "strict"))) {
+        return kv_api_fail(error, 400, param, "unsupported_parameter",
+            "%s.function.strict: nothing here holds a model to a schema: leave it out", param);
+    }
+    request->tools[request->tool_count++] = kv_json_line(request, tool);
+    return true;
+}
+
+static bool take_tool_choice(
+    kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
+{
+    const json_t *choice = kv_json_field(document, "tool_choice");
+    const char *name = choice == NULL ? "auto" : json_string_value(choice);
+    if (name != NULL && strcmp(name, "none") == 0) {
+        request->tool_count = 0; /* what is not in the prompt is not called */
+    } else if (name == NULL || strcmp(name, "auto") != 0) {
+        return kv_api_fail(error, 400, "tool_choice", "unsupported_parameter",
+            "tool_choice: only \"auto\" and \"none\" are supported: nothing here makes a model "
+            "call");
+    }
+    request->has_tools = request->tool_count > 0;
+    bool parallel = true;
+    if (!kv_json_take_bool(
+            document, "parallel_tool_calls", "parallel_tool_calls", &parallel, error)) {
+        return false;
+    }
+    request->single_tool_call = !parallel;
+    return true;
+}
+
+static bool take_tools(kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
+{
+    const json_t *tools = kv_json_field(document, "tools");
+    if (tools != NULL && !json_is_array(tools)) {
+        return kv_json_wrong_type("tools", "an array", tools, error);
+    }
+    size_t count = json_array_size(tools);
+    if (count > TOOLS_MAX) {
+        return KV_API_REFUSE(error, "tools", "tools: %zu of them: at most %d", count, TOOLS_MAX);
+    }
+    request->tools = kv_allocate_array(count + 1, sizeof *request->tools);
+    for (size_t i = 0; i < count; i++) {
+        if (!take_tool(request, json_array_get(tools, i), i, error)) {
+            return false;
+        }
+    }
+    return take_tool_choice(request, document, error);
 }
 
 /* ---- prompts ---- */
@@ -363,8 +496,9 @@ static bool take_document(kv_api_request_t *request, const json_t *document,
 {
     return check_model(document, limits, error) &&
            refuse_unsupported(request->kind, document, error) &&
-           (request->kind == KV_API_CHAT ? take_messages(request, document, error)
-                                         : take_prompts(request, document, limits, error)) &&
+           (request->kind == KV_API_CHAT
+                   ? take_messages(request, document, error) && take_tools(request, document, error)
+                   : take_prompts(request, document, limits, error)) &&
            take_choices(request, document, error) && take_sampling(request, document, error) &&
            take_max_tokens(request, document, limits, error) &&
            take_stops(request, document, error) && take_stream(request, document, error) &&

@@ -76,13 +76,38 @@ static const char *finish_name(kv_finish_t finish)
     return NAMES[finish];
 }
 
+/* in_event: with their places, as pieces of a stream have them. */
+static json_t *calls_array(const kv_choice_t *choice, bool in_event)
+{
+    json_t *calls = json_array();
+    for (size_t i = 0; i < choice->tool_call_count; i++) {
+        const kv_tool_call_t *call = &choice->tool_calls[i];
+        json_t *object = json_pack("{s:o,s:s,s:{s:s,s:s}}", "id", json_sprintf("call_%s", call->id),
+            "type", "function", "function", "name", call->name, "arguments", call->arguments);
+        if (in_event) {
+            json_object_set_new(object, "index", json_integer(call->index));
+        }
+        json_array_append_new(calls, object);
+    }
+    return calls;
+}
+
 static json_t *choice_object(const kv_answer_t *answer, const kv_choice_t *choice)
 {
     json_t *text = json_stringn(choice->text, choice->text_bytes);
     if (answer->request->kind == KV_API_CHAT) {
-        return json_pack("{s:i,s:{s:s,s:o,s:n},s:n,s:s}", "index", (int)choice->index, "message",
-            "role", "assistant", "content", text, "refusal", "logprobs", "finish_reason",
-            finish_name(choice->finish));
+        bool calls_only = choice->tool_call_count > 0 && choice->text_bytes == 0;
+        json_t *message =
+            json_pack("{s:s,s:O,s:n}", "role", "assistant", "content", text, "refusal");
+        if (calls_only) {
+            json_object_set_new(message, "content", json_null());
+        }
+        json_decref(text);
+        if (choice->tool_call_count > 0) {
+            json_object_set_new(message, "tool_calls", calls_array(choice, false));
+        }
+        return json_pack("{s:i,s:o,s:n,s:s}", "index", (int)choice->index, "message", message,
+            "logprobs", "finish_reason", finish_name(choice->finish));
     }
     return json_pack("{s:i,s:o,s:n,s:s}", "index", (int)choice->index, "text", text, "logprobs",
         "finish_reason", finish_name(choice->finish));
@@ -116,6 +141,9 @@ char *kv_openai_event(const kv_answer_t *answer, const kv_choice_t *choice, size
         }
         if (choice->first || choice->text_bytes > 0) {
             json_object_set(delta, "content", text);
+        }
+        if (choice->tool_call_count > 0) {
+            json_object_set_new(delta, "tool_calls", calls_array(choice, true));
         }
         json_decref(text);
         object = json_pack("{s:i,s:o,s:n,s:s?}", "index", (int)choice->index, "delta", delta,

@@ -37,6 +37,10 @@ static void expect_error(kv_api_kind_t kind, const char *body, unsigned http_cod
 
 #define CHAT(more) "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]" more "}"
 #define COMPLETION(more) "{\"prompt\":\"hi\"" more "}"
+#define CALL_OF(arguments)                                                                         \
+    "{\"id\":\"c\",\"type\":\"function\",\"function\":{\"name\":\"add\",\"arguments\":"            \
+    "\"" arguments "\"}}"
+#define TOOL_OF(name, more) "{\"type\":\"function\",\"function\":{\"name\":\"" name "\"" more "}}"
 
 static void test_chat(void **state)
 {
@@ -76,6 +80,40 @@ static void test_chat(void **state)
     assert_true(request.temperature == 1 && request.top_p == 1 && !request.stream);
     assert_false(request.has_seed);
     assert_int_equal(request.max_tokens, 0);
+    kv_api_request_clear(&request);
+}
+
+static void test_tools(void **state)
+{
+    (void)state;
+    kv_api_request_t request;
+    kv_api_error_t error;
+    static const char BODY[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"1+1?\"},{\"role\":\"assistant\","
+        "\"content\":null,\"tool_calls\":[" CALL_OF("{\\\"x\\\":1}") "," CALL_OF(
+            "") "]},"
+                "{\"role\":\"tool\",\"tool_call_id\":\"c\",\"content\":\"2\"}],\"tools\":[" TOOL_OF(
+                    "add",
+                    ",\"parameters\":{\"type\":\"object\",\"minimum\":0.1,\"x\":[1,\"é\"]}") "]%s}";
+    char body[1024];
+    snprintf(body, sizeof body, BODY, ",\"parallel_tool_calls\":false,\"tool_choice\":\"auto\"");
+    if (!parse(KV_API_CHAT, body, &request, &error)) {
+        fail_msg("%s", error.message);
+    }
+    assert_true(request.has_tools && request.single_tool_call);
+    assert_int_equal(request.tool_count, 1);
+    assert_string_equal(request.tools[0],
+        "{\"type\": \"function\", \"function\": {\"name\": \"add\", \"parameters\": {\"type\": "
+        "\"object\", \"minimum\": 0.1, \"x\": [1, \"é\"]}}}");
+    assert_int_equal(request.messages[1].call_count, 2);
+    assert_int_equal(request.messages[1].content_bytes, 0);
+    assert_string_equal(request.messages[1].calls[0].name, "add");
+    assert_string_equal(request.messages[1].calls[0].arguments, "{\"x\":1}");
+    assert_string_equal(request.messages[1].calls[1].arguments, "{}");
+    kv_api_request_clear(&request);
+    snprintf(body, sizeof body, BODY, ",\"tool_choice\":\"none\"");
+    assert_true(parse(KV_API_CHAT, body, &request, &error));
+    assert_true(!request.has_tools && request.tool_count == 0);
     kv_api_request_clear(&request);
 }
 
@@ -143,7 +181,13 @@ static void test_wrong_messages(void **state)
         400, "messages[0].content", "[1]: only");
     expect_error(KV_API_CHAT,
         "{\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{}]}]}", 400,
-        "messages[0].tool_calls", "not supported");
+        "messages[0].tool_calls[0]", "must be {\"id\"");
+    expect_error(KV_API_CHAT,
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"\",\"tool_calls\":[" CALL_OF("{}") "]}]}",
+        400, "messages[0].tool_calls", "only an assistant's");
+    expect_error(KV_API_CHAT,
+        "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[" CALL_OF("[1]") "]}]}", 400,
+        "messages[0].tool_calls[0]", "the text of a JSON object");
 }
 
 static void test_wrong_prompt(void **state)
@@ -212,7 +256,19 @@ static void test_wrong_options(void **state)
         KV_API_COMPLETION, COMPLETION(",\"logprobs\":0"), 400, "logprobs", "not supported");
     expect_error(KV_API_COMPLETION, COMPLETION(",\"echo\":true"), 400, "echo", "not supported");
     expect_error(KV_API_COMPLETION, COMPLETION(",\"best_of\":3"), 400, "best_of", "only 1");
-    expect_error(KV_API_CHAT, CHAT(",\"tools\":[{}]"), 400, "tools", "not supported");
+    expect_error(KV_API_CHAT, CHAT(",\"tools\":{}"), 400, "tools", "must be an array");
+    expect_error(KV_API_CHAT, CHAT(",\"tools\":[{}]"), 400, "tools[0]", "only {\"type\"");
+    expect_error(KV_API_CHAT, CHAT(",\"tools\":[" TOOL_OF("a b", "") "]"), 400, "tools[0]",
+        "function.name: must be");
+    expect_error(KV_API_CHAT, CHAT(",\"tools\":[" TOOL_OF("f", ",\"strict\":true") "]"), 400,
+        "tools[0]", "function.strict");
+    expect_error(KV_API_CHAT, CHAT(",\"tools\":[" TOOL_OF("f", ",\"parameters\":5") "]"), 400,
+        "tools[0]", "parameters are an object");
+    expect_error(KV_API_CHAT,
+        CHAT(",\"tools\":[" TOOL_OF("f", "") "],\"tool_choice\":\"required\""), 400, "tool_choice",
+        "only \"auto\" and \"none\"");
+    expect_error(KV_API_CHAT, CHAT(",\"parallel_tool_calls\":1"), 400, "parallel_tool_calls",
+        "true or false");
     expect_error(
         KV_API_CHAT, CHAT(",\"frequency_penalty\":0.5"), 400, "frequency_penalty", "not supported");
     expect_error(
@@ -452,6 +508,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chat),
+        cmocka_unit_test(test_tools),
         cmocka_unit_test(test_completion),
         cmocka_unit_test(test_wrong_json),
         cmocka_unit_test(test_wrong_messages),

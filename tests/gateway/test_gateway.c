@@ -71,7 +71,8 @@ static struct kv_peer nodes[NODES] = {{.name = "decode-0"}, {.name = "decode-1"}
 static uint32_t story[TOKENS_MAX];
 static uint32_t story_count;
 static atomic_int generates, cancels, last_cache_mode, last_generated_count;
-static atomic_bool story_went_wrong; /* a Generate's generated tokens were not the story's */
+static atomic_ullong seeds[JOBS_MAX]; /* of the Generates since the start */
+static atomic_bool story_went_wrong;  /* a Generate's generated tokens were not the story's */
 static atomic_bool wanted_up[NODES];
 static atomic_bool returning; /* nodes that were lost come back by themselves */
 static uint64_t next_peer_id;
@@ -272,7 +273,8 @@ kv_status_t kv_peer_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
                 .prompt_tokens = (uint32_t)prompt_tokens,
                 .play = atomic_load(&peer->play)};
             snprintf(peer->jobs[i].id, sizeof peer->jobs[i].id, "%s", generate->request_id);
-            atomic_fetch_add(&generates, 1);
+            int before_this = atomic_fetch_add(&generates, 1);
+            atomic_store(&seeds[before_this % JOBS_MAX], generate->sampling->seed);
             atomic_store(&last_cache_mode, (int)generate->cache_mode);
             return KV_OK;
         }
@@ -368,6 +370,21 @@ typedef struct {
 
 static kv_tokenizer_t *tokenizer;
 static const char STORY[] = "The quick brown fox jumps over the lazy d\xc3\xb6g.";
+
+/* What nodes answer, while no gateway runs. */
+static void tell(const char *text)
+{
+    kv_error_t error;
+    uint32_t *tokens;
+    size_t count;
+    kv_tokenizer_mode_t mode = {0};
+    assert_int_equal(
+        kv_tokenizer_encode(tokenizer, text, strlen(text), mode, &tokens, &count, &error), KV_OK);
+    assert_true(count <= TOKENS_MAX);
+    memcpy(story, tokens, count * sizeof *tokens);
+    story_count = (uint32_t)count;
+    free(tokens);
+}
 
 enum { STOP, DRAIN };
 
@@ -630,6 +647,123 @@ static void test_stop_string(void **state)
         200, "\"finish_reason\":\"stop\"", "[DONE]");
     wait_for_cancel(3);
     stop(&fixture);
+}
+
+static size_t count_of(const char *answer, const char *text)
+{
+    size_t count = 0;
+    for (const char *at = answer; (at = strstr(at, text)) != NULL; at++) {
+        count++;
+    }
+    return count;
+}
+
+/* Several answers: one goes first, the others begin with its first token, with seeds of their own.
+ */
+static void test_several_choices(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    unsigned code;
+    char *answer = ask(&fixture, "POST", CHAT,
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"n\":3,\"seed\":7}", &code);
+    assert_int_equal(code, 200);
+    assert_int_equal(count_of(answer, STORY), 3);
+    assert_non_null(strstr(answer, "\"index\":2"));
+    char usage[64];
+    snprintf(usage, sizeof usage, "\"completion_tokens\":%u", 3 * story_count);
+    assert_non_null(strstr(answer, usage));
+    assert_non_null(strstr(answer, "\"cached_tokens\":16")); /* the prompt counts once */
+    free(answer);
+    assert_int_equal(atomic_load(&generates), 3);
+    assert_int_equal(atomic_load(&seeds[0]), 7); /* as it would be alone */
+    assert_true(seeds[1] != seeds[0] && seeds[2] != seeds[0] && seeds[1] != seeds[2]);
+
+    answer = ask(&fixture, "POST", "/v1/completions",
+        "{\"prompt\":[[1,2],[3,4,5]],\"n\":2,\"stream\":true,\"stream_options\":{\"include_usage\":"
+        "true}}",
+        &code);
+    assert_int_equal(code, 200);
+    assert_int_equal(count_of(answer, "\"finish_reason\":\"stop\""), 4);
+    assert_non_null(strstr(answer, "\"index\":3"));
+    assert_non_null(strstr(answer, "\"prompt_tokens\":5"));
+    assert_int_equal(count_of(answer, "data: [DONE]"), 1);
+    free(answer);
+
+    /* While the first has no token, the others are not asked for. */
+    atomic_store(&generates, 0);
+    play(0, PLAY_SILENT);
+    int fd = connect_client(&fixture);
+    static const char THREE[] = "{\"prompt\":\"hi\",\"n\":3}";
+    send_request(fd, "POST", "/v1/completions", THREE, strlen(THREE));
+    while (atomic_load(&generates) < 1) {
+        usleep(1000);
+    }
+    play(0, PLAY_ANSWER);
+    expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);
+    assert_int_equal(atomic_load(&generates), 2);
+    close(fd);
+    wait_for_cancel(1);
+    stop(&fixture);
+}
+
+/* A node that is lost takes some choices with it: all of them come whole. */
+static void test_choices_go_on_at_another_node(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 2, NULL);
+    play(0, PLAY_LOST_LATER);
+    unsigned code;
+    char *answer = ask(&fixture, "POST", CHAT,
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"n\":5}", &code);
+    assert_int_equal(code, 200);
+    assert_int_equal(count_of(answer, STORY), 5);
+    assert_false(atomic_load(&story_went_wrong));
+    free(answer);
+    stop(&fixture);
+}
+
+static void test_tool_calls(void **state)
+{
+    (void)state;
+    static const char CALL[] =
+        "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"x\": 1}}\n</tool_call>";
+    static const char BODY[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"tools\":[{\"type\":\"function\","
+        "\"function\":{\"name\":\"add\",\"parameters\":{\"type\":\"object\"}}}]%s}";
+    char text[512], body[512];
+    snprintf(text, sizeof text, "Let me see.\n%s\n%s", CALL, CALL);
+    tell(text);
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    snprintf(body, sizeof body, BODY, "");
+    expect(&fixture, CHAT, body, 200,
+        "\"content\":\"Let me see.\",\"refusal\":null,\"tool_calls\":[{",
+        "\"finish_reason\":\"tool_calls\"");
+    expect(&fixture, CHAT, body, 200,
+        "0001\",\"type\":\"function\",\"function\":{\"name\":\"add\","
+        "\"arguments\":\"{\\\"x\\\": 1}\"}}]",
+        "\"id\":\"call_");
+    snprintf(body, sizeof body, BODY, ",\"stream\":true");
+    unsigned code;
+    char *answer = ask(&fixture, "POST", CHAT, body, &code);
+    assert_int_equal(count_of(answer, "\"arguments\":\"{\\\"x\\\": 1}\"}"), 2);
+    assert_int_equal(count_of(answer, "\"finish_reason\":\"tool_calls\""), 1);
+    assert_null(strstr(answer, "tool_call>"));
+    free(answer);
+    /* One call at most: the answer ends with it. */
+    snprintf(body, sizeof body, BODY, ",\"stream\":true,\"parallel_tool_calls\":false");
+    answer = ask(&fixture, "POST", CHAT, body, &code);
+    assert_int_equal(count_of(answer, "\"arguments\":\"{\\\"x\\\": 1}\"}"), 1);
+    assert_int_equal(count_of(answer, "\"finish_reason\":\"tool_calls\""), 1);
+    free(answer);
+    wait_for_cancel(1);
+    /* Who gave no tools gets the text as it is. */
+    expect(&fixture, CHAT, PLAIN, 200, "</tool_call>", "\"finish_reason\":\"stop\"");
+    stop(&fixture);
+    tell(STORY);
 }
 
 static void test_refusals(void **state)
@@ -1082,13 +1216,7 @@ static int open_model(void **state)
     if (kv_tokenizer_open(path, &tokenizer, &error) != KV_OK) {
         return -1;
     }
-    uint32_t *tokens;
-    size_t count;
-    kv_tokenizer_mode_t mode = {0};
-    kv_tokenizer_encode(tokenizer, STORY, strlen(STORY), mode, &tokens, &count, &error);
-    memcpy(story, tokens, count * sizeof *tokens);
-    story_count = (uint32_t)count;
-    free(tokens);
+    tell(STORY);
     return 0;
 }
 
@@ -1106,6 +1234,9 @@ int main(void)
         cmocka_unit_test(test_answers),
         cmocka_unit_test(test_streams),
         cmocka_unit_test(test_stop_string),
+        cmocka_unit_test(test_several_choices),
+        cmocka_unit_test(test_choices_go_on_at_another_node),
+        cmocka_unit_test(test_tool_calls),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_broken_http),
         cmocka_unit_test(test_nodes_fail),
