@@ -2,6 +2,7 @@
 
 #include "base/bytes.h"
 #include "base/check.h"
+#include "base/clock.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -147,9 +148,44 @@ bool kv_json_is_nothing(const json_t *value)
 
 /* ---- writing ---- */
 
+static unsigned real_digits(double number)
+{
+    char text[64];
+    unsigned digits = 15;
+    for (; digits < 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", (int)digits, number);
+        if (strtod(text, NULL) == number) {
+            break;
+        }
+    }
+    return digits;
+}
+
+unsigned kv_json_digits(const json_t *value)
+{
+    unsigned digits = 15, inner;
+    size_t index;
+    const char *name;
+    json_t *item;
+    if (json_is_real(value)) {
+        return real_digits(json_real_value(value));
+    }
+    json_array_foreach(value, index, item)
+    {
+        inner = kv_json_digits(item);
+        digits = inner > digits ? inner : digits;
+    }
+    json_object_foreach((json_t *)value, name, item)
+    {
+        inner = kv_json_digits(item);
+        digits = inner > digits ? inner : digits;
+    }
+    return digits;
+}
+
 const char *kv_json_line(kv_api_request_t *request, const json_t *value)
 {
-    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(15));
+    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(kv_json_digits(value)));
     KV_CHECK(text != NULL);
     size_t bytes = strlen(text) + 1;
     char *line = kv_api_keep(request, bytes);
@@ -183,4 +219,23 @@ char *kv_json_dump_event(const char *name, json_t *document, size_t *bytes_out)
     free(text);
     *bytes_out = (size_t)bytes;
     return event;
+}
+
+json_t *kv_json_usage(const kv_usage_t *told)
+{
+    static const Kvist__Wire__Usage NONE = KVIST__WIRE__USAGE__INIT;
+    const Kvist__Wire__Usage *usage = told->node != NULL ? told->node : &NONE;
+    json_t *tiers =
+        json_pack("{s:I,s:I,s:I,s:I}", "device", (json_int_t)told->cached_tokens[KV_TIER_DEVICE],
+            "host", (json_int_t)told->cached_tokens[KV_TIER_HOST], "disk",
+            (json_int_t)told->cached_tokens[KV_TIER_DISK], "remote",
+            (json_int_t)told->cached_tokens[KV_TIER_REMOTE]);
+    return json_pack("{s:o,s:o,s:f,s:f,s:f,s:f,s:I,s:I,s:o,s:b}", "cached", tiers, "miss",
+        kv_json_text_or_null(usage->miss, strlen(usage->miss)), "ttft_ms",
+        (double)usage->ttft_ns / KV_NS_PER_MS, "load_ms", (double)usage->load_ns / KV_NS_PER_MS,
+        "compute_ms", (double)usage->compute_ns / KV_NS_PER_MS, "match_ms",
+        (double)usage->match_ns / KV_NS_PER_MS, "loaded_bytes", (json_int_t)usage->loaded_bytes,
+        "streamed_bytes", (json_int_t)usage->streamed_bytes, "prefilled_by",
+        kv_json_text_or_null(usage->prefilled_by, strlen(usage->prefilled_by)), "decode_kv_reused",
+        (int)usage->decode_kv_reused);
 }

@@ -6,7 +6,7 @@
 #ifndef KV_GATEWAY_JSON_H
 #define KV_GATEWAY_JSON_H
 
-#include "gateway/api.h"
+#include "gateway/dialect.h"
 
 #include <jansson.h>
 
@@ -44,6 +44,9 @@ bool kv_json_is_nothing(const json_t *value);
 
 /* ---- writing ---- */
 
+/* The fewest digits, but at least 15, that keep every number in it: for JSON_REAL_PRECISION. */
+unsigned kv_json_digits(const json_t *value);
+
 /* One line, spaced as models see JSON in their prompts; lives as long as the request's texts. */
 const char *kv_json_line(kv_api_request_t *request, const json_t *value);
 
@@ -54,5 +57,8 @@ json_t *kv_json_text_or_null(const char *text, size_t bytes);
  * is not NULL. */
 char *kv_json_dump(json_t *document, size_t *bytes_out);
 char *kv_json_dump_event(const char *name, json_t *document, size_t *bytes_out);
+
+/* What Kvist tells in every API's usage, beyond the API's own fields: "kvist". */
+json_t *kv_json_usage(const kv_usage_t *usage);
 
 #endif

@@ -30,33 +30,12 @@ char *kv_openai_error(
                      : kv_json_dump(error_object(error), bytes_out);
 }
 
-/* What the node says beyond the API's own fields. */
-static json_t *extension_object(const kv_usage_t *told)
-{
-    static const Kvist__Wire__Usage NONE = KVIST__WIRE__USAGE__INIT;
-    const Kvist__Wire__Usage *usage = told->node != NULL ? told->node : &NONE;
-    json_t *tiers =
-        json_pack("{s:I,s:I,s:I,s:I}", "device", (json_int_t)told->cached_tokens[KV_TIER_DEVICE],
-            "host", (json_int_t)told->cached_tokens[KV_TIER_HOST], "disk",
-            (json_int_t)told->cached_tokens[KV_TIER_DISK], "remote",
-            (json_int_t)told->cached_tokens[KV_TIER_REMOTE]);
-    return json_pack("{s:o,s:o,s:f,s:f,s:f,s:f,s:I,s:I,s:o,s:b}", "cached", tiers, "miss",
-        kv_json_text_or_null(usage->miss, strlen(usage->miss)), "ttft_ms",
-        (double)usage->ttft_ns / KV_NS_PER_MS, "load_ms", (double)usage->load_ns / KV_NS_PER_MS,
-        "compute_ms", (double)usage->compute_ns / KV_NS_PER_MS, "match_ms",
-        (double)usage->match_ns / KV_NS_PER_MS, "loaded_bytes", (json_int_t)usage->loaded_bytes,
-        "streamed_bytes", (json_int_t)usage->streamed_bytes, "prefilled_by",
-        kv_json_text_or_null(usage->prefilled_by, strlen(usage->prefilled_by)), "decode_kv_reused",
-        (int)usage->decode_kv_reused);
-}
-
 static json_t *usage_object(const kv_usage_t *usage)
 {
     return json_pack("{s:I,s:I,s:I,s:{s:I},s:o}", "prompt_tokens", (json_int_t)usage->prompt_tokens,
         "completion_tokens", (json_int_t)usage->generated_tokens, "total_tokens",
         (json_int_t)usage->prompt_tokens + usage->generated_tokens, "prompt_tokens_details",
-        "cached_tokens", (json_int_t)kv_usage_cached_tokens(usage), "kvist",
-        extension_object(usage));
+        "cached_tokens", (json_int_t)kv_usage_cached_tokens(usage), "kvist", kv_json_usage(usage));
 }
 
 /* The head of an answer or event, with its choices. */
