@@ -215,6 +215,10 @@ static bool settle_lengths(kv_api_request_t *request, const char *param,
             "%s: %zu tokens, but the model's context holds %zu with the answer", param, longest,
             most);
     }
+    if (request->cut_max_tokens && request->max_tokens > most - longest) {
+        request->max_tokens = (uint32_t)(most - longest);
+        request->max_tokens_cut = true;
+    }
     if (request->max_tokens > most - longest) {
         return kv_api_fail(error, 400, "max_tokens", "context_length_exceeded",
             "max_tokens: %u after a prompt of %zu tokens is beyond the model's context of %zu",

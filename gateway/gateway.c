@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "gateway/anthropic/anthropic.h"
 #include "gateway/description.h"
 #include "gateway/gemini/gemini.h"
 #include "gateway/openai/openai.h"
@@ -191,7 +192,8 @@ static const kv_route_t OWN_ROUTES[] = {
 static const kv_route_table_t OWN = {OWN_ROUTES, sizeof OWN_ROUTES / sizeof OWN_ROUTES[0]};
 
 /* Every API that is spoken here; the first route that a call fits has it. */
-static const kv_route_table_t *const TABLES[] = {&OWN, &kv_gemini_routes, &kv_openai_routes};
+static const kv_route_table_t *const TABLES[] = {
+    &OWN, &kv_anthropic_routes, &kv_gemini_routes, &kv_openai_routes};
 
 /* What no route wants. */
 static const kv_route_t NOWHERE = {.name = "other", .dialect = &kv_openai, .methods = ""};
