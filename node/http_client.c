@@ -177,13 +177,20 @@ void kv_http_cancel(kv_http_call_t *call)
     call_free(call);
 }
 
+/* Whether what arrives is handed out line by line. */
+static bool has_lines(const kv_http_call_t *call)
+{
+    long code = 0;
+    curl_easy_getinfo(call->easy, CURLINFO_RESPONSE_CODE, &code);
+    return call->params.line != NULL && code >= 200 && code < 300;
+}
+
 static size_t gather(char *bytes, size_t size, size_t count, void *argument)
 {
     kv_http_call_t *call = argument;
     size_t more = size * count;
     /* Lines that are whole are delivered after each turn: what stays is part of one. */
-    size_t most =
-        call->params.answer_bytes_max + (call->params.line != NULL ? CURL_MAX_WRITE_SIZE : 0);
+    size_t most = call->params.answer_bytes_max + (has_lines(call) ? CURL_MAX_WRITE_SIZE : 0);
     if (more > most - call->text_bytes) {
         call->overflow = true;
         return 0;
@@ -218,7 +225,7 @@ static bool deliver_line(kv_http_call_t *call)
 static bool deliver_lines(kv_http_client_t *client)
 {
     for (kv_http_call_t *call = client->calls; call != NULL; call = call->next) {
-        if (call->params.line != NULL && deliver_line(call)) {
+        if (has_lines(call) && deliver_line(call)) {
             return true;
         }
     }
@@ -393,9 +400,11 @@ kv_status_t kv_http_start(kv_http_client_t *client, const kv_http_call_params_t 
     call->client = client;
     call->params = *params;
     call->easy = easy;
-    call->body = kv_duplicate_string(params->body);
     prepare(easy, params->url, params->limit_ms, call->reason);
-    call->headers = prepare_body(easy, call->body);
+    if (params->body != NULL) {
+        call->body = kv_duplicate_string(params->body);
+        call->headers = prepare_body(easy, call->body);
+    }
     curl_easy_setopt(easy, CURLOPT_PRIVATE, call);
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, gather);
     curl_easy_setopt(easy, CURLOPT_WRITEDATA, call);

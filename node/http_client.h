@@ -1,5 +1,5 @@
-/* HTTP as a client: of Kvist's own endpoint (the command), and of etcd (the nodes). The seam to
- * libcurl: only http_client.c includes it.
+/* HTTP as a client: of Kvist's own endpoint (the command), of etcd (the nodes) and of vLLM servers
+ * (the gateway). The seam to libcurl: only http_client.c includes it.
  *
  * Two ways. kv_http_request waits on the caller's thread; kv_http_start runs on a libuv loop, any
  * number of calls at once. No proxy is used, no redirection followed, no other scheme than http and
@@ -46,13 +46,13 @@ typedef struct kv_http_call kv_http_call_t;
 
 typedef struct {
     const char *url;
-    const char *body;        /* JSON to POST */
+    const char *body;        /* JSON to POST; NULL: GET */
     const char *ca_file;     /* certificates that are trusted; NULL: the system's */
     uint64_t limit_ms;       /* of the whole call; 0: none */
     size_t answer_bytes_max; /* of the answer, or of one line of it */
     void *context;
-    /* For an answer without end: each line as it comes, without its end. NULL: the answer is
-     * gathered for ended. */
+    /* For an answer without end: each line as it comes, without its end ("\n"). NULL: the answer is
+     * gathered for ended; so is always one whose code is no success (2xx). */
     void (*line)(void *context, const char *text, size_t bytes);
     /* Last of all. text: what was gathered, terminated; with another status than KV_OK the reason,
      * and code is 0. */
