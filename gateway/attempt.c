@@ -22,7 +22,7 @@ static void format_wire_id(const kv_generation_t *choice, char id_out[KV_REQUEST
 }
 
 kv_generation_t *kv_generation_find(
-    const kv_gateway_t *gateway, const kv_peer_t *peer, const char *wire_id)
+    const kv_gateway_t *gateway, const kv_node_t *node, const char *wire_id)
 {
     uint64_t boot_id, sequence;
     uint32_t slot;
@@ -36,7 +36,7 @@ kv_generation_t *kv_generation_find(
     for (size_t i = 0; request != NULL && i < request->choice_count; i++) {
         kv_generation_t *choice = &request->choices[i];
         if (choice->node != NULL && choice->sequence == sequence) {
-            return choice->node->peer == peer ? choice : NULL;
+            return choice->node->node == node ? choice : NULL;
         }
     }
     return NULL;
@@ -44,26 +44,19 @@ kv_generation_t *kv_generation_find(
 
 /* ---- leaving a node ---- */
 
-void kv_generation_cancel_at_node(kv_generation_t *choice)
+void kv_generation_cancel_at_node(kv_generation_t *choice, bool wants_usage)
 {
     if (choice->node == NULL) {
         return;
     }
     char wire_id[KV_REQUEST_ID_BYTES];
     format_wire_id(choice, wire_id);
-    Kvist__Wire__Cancel cancel = KVIST__WIRE__CANCEL__INIT;
-    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
-    cancel.request_id = wire_id;
-    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_CANCEL;
-    envelope.cancel = &cancel;
-    if (kv_peer_send(choice->node->peer, &envelope) == KV_BUSY) {
-        kv_peer_close(choice->node->peer, KV_BUSY, "does not take messages");
-    }
+    kv_node_cancel(choice->node->node, wire_id, wants_usage);
 }
 
 /* ---- to a node ---- */
 
-static kv_status_t send_generate(kv_generation_t *choice, kv_peer_t *peer)
+static kv_status_t send_generate(kv_generation_t *choice, kv_node_t *node)
 {
     kv_request_t *request = choice->request;
     const kv_api_request_t *api = &request->api;
@@ -72,7 +65,12 @@ static kv_status_t send_generate(kv_generation_t *choice, kv_peer_t *peer)
     format_wire_id(choice, wire_id);
     Kvist__Wire__Sampling sampling = KVIST__WIRE__SAMPLING__INIT;
     Kvist__Wire__Generate generate = KVIST__WIRE__GENERATE__INIT;
-    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    const char *stops[KV_API_STOPS_MAX];
+    const kv_node_work_t work = {
+        .generate = &generate, .stops = stops, .stop_count = api->stop_count};
+    for (size_t i = 0; i < api->stop_count; i++) {
+        stops[i] = api->stops[i];
+    }
     sampling.temperature = api->temperature;
     sampling.top_k = api->top_k;
     sampling.top_p = api->top_p;
@@ -87,28 +85,24 @@ static kv_status_t send_generate(kv_generation_t *choice, kv_peer_t *peer)
     generate.ignore_end = api->ignore_eos;
     generate.salt = (ProtobufCBinaryData){api->salt_bytes, (uint8_t *)api->salt};
     generate.cache_mode = (Kvist__Wire__CacheMode)api->cache_mode;
-    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_GENERATE;
-    envelope.generate = &generate;
     kv_log_debug("gateway", "request %s choice %u goes to %s as %s after %u tokens", request->id,
-        choice->index, kv_peer_name(peer), wire_id, choice->token_count);
-    return kv_peer_send(peer, &envelope);
+        choice->index, node->name, wire_id, choice->token_count);
+    return kv_node_generate(node, &work);
 }
 
-static bool was_tried(const kv_generation_t *choice, uint64_t peer_id)
+static bool was_tried(const kv_generation_t *choice, uint64_t node_id)
 {
     for (unsigned i = 0; i < choice->tried_count; i++) {
-        if (choice->tried[i] == peer_id) {
+        if (choice->tried[i] == node_id) {
             return true;
         }
     }
     return false;
 }
 
-/* An answer that was begun goes on only where generated_count is known: a node of version 1 would
- * take what was generated for the prompt, and draw other tokens. */
-static bool may_serve(const kv_generation_t *choice, const kv_peer_t *peer)
+static bool may_serve(const kv_generation_t *choice, const kv_node_state_t *state)
 {
-    return !kv_peer_draining(peer) && (choice->token_count == 0 || kv_peer_version(peer) >= 2);
+    return !state->draining && (choice->token_count == 0 || state->continues);
 }
 
 /* The node that it should have next, or NULL. */
@@ -117,9 +111,10 @@ static kv_decode_node_t *choose_node(kv_generation_t *choice)
     const kv_gateway_t *gateway = choice->request->gateway;
     kv_router_node_t states[KV_GATEWAY_NODES_MAX];
     for (size_t i = 0; i < gateway->node_count; i++) {
-        const kv_peer_t *peer = gateway->nodes[i]->peer;
+        const kv_node_t *node = gateway->nodes[i]->node;
+        kv_node_state_t state = kv_node_look(node);
         states[i] = (kv_router_node_t){
-            .unfit = !may_serve(choice, peer), .tried = was_tried(choice, kv_peer_id(peer))};
+            .unfit = !may_serve(choice, &state), .tried = was_tried(choice, node->id)};
     }
     return kv_route_choose(choice, states);
 }
@@ -128,7 +123,8 @@ static bool any_node_serves(const kv_generation_t *choice)
 {
     const kv_gateway_t *gateway = choice->request->gateway;
     for (size_t i = 0; i < gateway->node_count; i++) {
-        if (may_serve(choice, gateway->nodes[i]->peer)) {
+        kv_node_state_t state = kv_node_look(gateway->nodes[i]->node);
+        if (may_serve(choice, &state)) {
             return true;
         }
     }
@@ -145,7 +141,7 @@ static void count_sent(kv_generation_t *choice)
         choice->continued = true;
         kv_metric_add(gateway->continued_metric, 1);
         kv_log_info("gateway", "request %s goes on at %s after %u tokens", choice->request->id,
-            kv_peer_name(choice->node->peer), choice->token_count);
+            choice->node->node->name, choice->token_count);
     }
 }
 
@@ -167,8 +163,10 @@ static void wait_for_node(kv_generation_t *choice)
         return;
     }
     if (choice->error.http_code == 0) {
-        kv_api_fail(&choice->error, 503, "", "no_decode_node",
-            serves ? "no decode node takes the request" : "no decode node is up");
+        const char *why = serves ? "" : kv_nodes_why_none(gateway->engine);
+        kv_api_fail(&choice->error, 503, "", "no_decode_node", "%s%s%s",
+            serves ? "no decode node takes the request" : "no decode node is up",
+            why[0] != '\0' ? ": " : "", why);
     }
     kv_request_fail(choice->request, &choice->error);
 }
@@ -178,8 +176,8 @@ void kv_generation_route(kv_generation_t *choice)
     kv_decode_node_t *node;
     choice->state = GENERATION_SEEKING;
     while (choice->tried_count < KV_ATTEMPTS_MAX && (node = choose_node(choice)) != NULL) {
-        choice->tried[choice->tried_count++] = kv_peer_id(node->peer);
-        if (send_generate(choice, node->peer) == KV_OK) {
+        choice->tried[choice->tried_count++] = node->node->id;
+        if (send_generate(choice, node->node) == KV_OK) {
             kv_route_sent(choice, node);
             choice->state = GENERATION_WAITING;
             count_sent(choice);
@@ -194,10 +192,10 @@ void kv_generation_seek(kv_generation_t *choice)
     if (choice->state == GENERATION_SEEKING) {
         kv_generation_route(choice);
     } else if ((choice->state == GENERATION_WAITING || choice->state == GENERATION_RUNNING) &&
-               kv_peer_draining(choice->node->peer) && any_node_serves(choice)) {
+               kv_node_look(choice->node->node).draining && any_node_serves(choice)) {
         kv_log_info("gateway", "request %s leaves %s, which drains", choice->request->id,
-            kv_peer_name(choice->node->peer));
-        kv_generation_cancel_at_node(choice);
+            choice->node->node->name);
+        kv_generation_cancel_at_node(choice, false);
         kv_route_left(choice);
         choice->displaced = true;
         choice->tried_count = 0;

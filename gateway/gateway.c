@@ -7,6 +7,7 @@
 #include "gateway/anthropic/anthropic.h"
 #include "gateway/description.h"
 #include "gateway/gemini/gemini.h"
+#include "gateway/json.h"
 #include "gateway/openai/openai.h"
 
 #include <inttypes.h>
@@ -70,51 +71,31 @@ void kv_gateway_reply(kv_exchange_t *exchange, const char *route, unsigned code,
 
 /* ---- nodes ---- */
 
-static void on_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
+static void on_node_up(void *context, kv_node_t *up)
 {
     kv_gateway_t *gateway = context;
-    if (!kv_prefixes_message(gateway->prefixes, peer, message)) {
-        kv_request_message(gateway, peer, message);
-    }
-}
-
-static void on_peer_up(void *context, kv_peer_t *peer)
-{
-    kv_gateway_t *gateway = context;
-    if (kv_peer_role(peer) == KVIST__WIRE__ROLE__ROLE_STORE) {
-        kv_prefixes_peer_up(gateway->prefixes, peer); /* decode nodes are attached to it */
-        return;
-    }
-    if (kv_peer_role(peer) != KVIST__WIRE__ROLE__ROLE_DECODE) {
-        kv_log_warn("gateway", "peer %s at %s is no decode node: not used", kv_peer_name(peer),
-            kv_peer_address(peer));
-        return;
-    }
     if (gateway->node_count == KV_GATEWAY_NODES_MAX) {
-        kv_log_warn("gateway", "decode node %s at %s is one more than %d: not used",
-            kv_peer_name(peer), kv_peer_address(peer), KV_GATEWAY_NODES_MAX);
+        kv_log_warn("gateway", "node %s at %s is one more than %d: not used", up->name, up->address,
+            KV_GATEWAY_NODES_MAX);
         return;
     }
     kv_decode_node_t *node = kv_allocate(sizeof *node);
-    node->peer = peer;
-    kv_peer_set_context(peer, node);
-    kv_prefixes_peer_up(gateway->prefixes, peer);
+    node->node = up;
+    up->context = node;
     gateway->nodes[gateway->node_count++] = node;
     kv_metric_set(gateway->nodes_metric, (double)gateway->node_count);
-    kv_log_info(
-        "gateway", "decode node %s up address %s", kv_peer_name(peer), kv_peer_address(peer));
+    kv_log_info("gateway", "decode node %s up address %s", up->name, up->address);
 }
 
-static void on_peer_down(void *context, kv_peer_t *peer, kv_status_t status, const char *reason)
+static void on_node_down(void *context, kv_node_t *down, kv_status_t status, const char *reason)
 {
     kv_gateway_t *gateway = context;
-    kv_decode_node_t *node = kv_peer_context(peer);
-    kv_prefixes_peer_down(gateway->prefixes, peer);
+    kv_decode_node_t *node = down->context;
     if (node == NULL) {
         return;
     }
-    kv_log_warn("gateway", "decode node %s down requests %u: %s: %s", kv_peer_name(peer),
-        node->outstanding, kv_status_name(status), reason);
+    kv_log_warn("gateway", "decode node %s down requests %u: %s: %s", down->name, node->outstanding,
+        kv_status_name(status), reason);
     for (size_t i = 0; i < gateway->node_count; i++) {
         if (gateway->nodes[i] == node) {
             gateway->nodes[i] = gateway->nodes[--gateway->node_count];
@@ -123,7 +104,45 @@ static void on_peer_down(void *context, kv_peer_t *peer, kv_status_t status, con
     }
     kv_metric_set(gateway->nodes_metric, (double)gateway->node_count);
     kv_request_node_lost(gateway, node);
+    if (down->peer == NULL) {
+        kv_prefixes_forget(gateway->prefixes, down->id);
+    }
+    down->context = NULL;
     free(node);
+}
+
+static void on_tokens(void *context, kv_node_t *node, const Kvist__Wire__Tokens *tokens)
+{
+    kv_request_tokens(context, node, tokens);
+}
+
+static void on_finished(void *context, kv_node_t *node, const Kvist__Wire__Finished *finished)
+{
+    kv_request_finished(context, node, finished);
+}
+
+static void on_lost(void *context, kv_node_t *node, const char *wire_id, const char *reason)
+{
+    kv_log_warn("gateway", "%s lost at %s: %s", wire_id, node->name, reason);
+    kv_request_lost(context, node, wire_id);
+}
+
+static void on_peer_up(void *context, kv_peer_t *peer)
+{
+    kv_prefixes_peer_up(((kv_gateway_t *)context)->prefixes, peer);
+}
+
+static void on_peer_down(void *context, kv_peer_t *peer)
+{
+    kv_prefixes_peer_down(((kv_gateway_t *)context)->prefixes, peer);
+}
+
+static void on_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
+{
+    if (!kv_prefixes_message(((kv_gateway_t *)context)->prefixes, peer, message)) {
+        kv_log_debug(
+            "gateway", "message %d of %s ignored", (int)message->body_case, kv_peer_name(peer));
+    }
 }
 
 /* ---- exchanges come in ---- */
@@ -140,15 +159,17 @@ static void on_parsed(void *context)
 static void serve_health(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
 {
     (void)call;
-    char *body;
     bool good = gateway->node_count > 0 && !gateway->draining;
-    int bytes = asprintf(&body, "{\"status\":\"%s\",\"decode_nodes\":%zu}",
-        good                ? "ok"
-        : gateway->draining ? "draining"
-                            : "no decode node is up",
-        gateway->node_count);
-    KV_CHECK(bytes > 0);
-    kv_gateway_reply(exchange, "healthz", good ? 200 : 503, JSON_TYPE, body, (size_t)bytes);
+    const char *status = good ? "ok" : gateway->draining ? "draining" : "no decode node is up";
+    const char *why = kv_nodes_why_none(gateway->engine);
+    json_t *answer =
+        json_pack("{s:s,s:I}", "status", status, "decode_nodes", (json_int_t)gateway->node_count);
+    size_t bytes;
+    if (why[0] != '\0') {
+        json_object_set_new(answer, "unused", kv_json_text_or_null(why, strlen(why)));
+    }
+    char *body = kv_json_dump(answer, &bytes);
+    kv_gateway_reply(exchange, "healthz", good ? 200 : 503, JSON_TYPE, body, bytes);
 }
 
 static void serve_metrics(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
@@ -323,13 +344,13 @@ static void on_status(void *context, const Kvist__Admin__Request *request, kv_ad
     Kvist__Admin__Peer peers[KV_GATEWAY_NODES_MAX], *pointers[KV_GATEWAY_NODES_MAX];
     char address[320];
     for (size_t i = 0; i < gateway->node_count; i++) {
-        kv_peer_t *peer = gateway->nodes[i]->peer;
+        const kv_node_t *node = gateway->nodes[i]->node;
         kvist__admin__peer__init(&peers[i]);
-        peers[i].name = (char *)kv_peer_name(peer);
+        peers[i].name = (char *)node->name;
         peers[i].role = (char *)"decode";
-        peers[i].address = (char *)kv_peer_address(peer);
+        peers[i].address = (char *)node->address;
         peers[i].up = true;
-        peers[i].draining = kv_peer_draining(peer);
+        peers[i].draining = kv_node_look(node).draining;
         pointers[i] = &peers[i];
     }
     snprintf(address, sizeof address, "%s:%u", gateway->options->gateway.http_host,
@@ -392,30 +413,32 @@ static void register_metrics(kv_gateway_t *gateway)
     gateway->slow_metric = kv_metric_counter("kvist_gateway_cancelled_total", "why=\"slow\"", "");
 }
 
-static kv_status_t open_peers(kv_gateway_t *gateway, kv_error_t *error)
+static kv_status_t open_engine(kv_gateway_t *gateway, kv_error_t *error)
 {
-    const kv_options_t *options = gateway->options;
-    char key[KV_CLUSTER_KEY_BYTES_MAX];
-    kv_peers_params_t params = {.loop = kv_reactor_loop(gateway->reactor),
-        .name = options->node.name,
-        .role = KVIST__WIRE__ROLE__ROLE_GATEWAY,
-        .useful_roles = kv_discovery_useful_roles(KVIST__WIRE__ROLE__ROLE_GATEWAY),
-        .cluster_key = key,
-        .callbacks = {gateway, on_peer_up, on_peer_down, on_message}};
-    kv_status_t status = kv_options_cluster_key(options, key, &params.cluster_key_bytes, error);
-    if (status == KV_OK) {
-        status = kv_peers_create(&params, &gateway->peers, error);
+    const kv_nodes_params_t params = {.reactor = gateway->reactor,
+        .options = gateway->options,
+        .tokenizer = gateway->tokenizer,
+        .model = gateway->model_name,
+        .callbacks = {.context = gateway,
+            .up = on_node_up,
+            .down = on_node_down,
+            .tokens = on_tokens,
+            .finished = on_finished,
+            .lost = on_lost,
+            .peer_up = on_peer_up,
+            .peer_down = on_peer_down,
+            .message = on_message}};
+    kv_status_t status = kv_nodes_open(&params, &gateway->engine, error);
+    gateway->sent_naming = KV_NAMING_NONE;
+    if (status == KV_OK && gateway->engine->block_tokens > 0) {
+        const kv_naming_t naming = {.shape = {.layer_count = 1,
+                                        .kv_head_count = 1,
+                                        .head_dim = 64,
+                                        .element_bytes = 2,
+                                        .block_tokens = gateway->engine->block_tokens}};
+        gateway->sent_naming = kv_prefixes_add_naming(gateway->prefixes, &naming);
     }
-    explicit_bzero(key, sizeof key);
-    if (status != KV_OK) {
-        return status;
-    }
-    const kv_discovery_params_t discovery = {.loop = params.loop,
-        .peers = gateway->peers,
-        .options = options,
-        .role = params.role,
-        .list = &options->gateway.decode_nodes};
-    return kv_discovery_open(&discovery, &gateway->discovery, error);
+    return status;
 }
 
 /* What is expired goes also where nobody asks. */
@@ -504,18 +527,13 @@ static void set_up(kv_gateway_t *gateway)
 kv_status_t kv_gateway_open(kv_reactor_t *reactor, const kv_options_t *options,
     const kv_tokenizer_t *tokenizer, kv_gateway_t **gateway_out, kv_error_t *error)
 {
-    if (options->gateway.decode_nodes.count == 0 && !kv_discovery_is_configured(options)) {
-        return kv_fail(error, KV_INVALID,
-            "gateway.decode_nodes: is empty: name at least one, or set cluster.nodes or "
-            "cluster.etcd");
-    }
     kv_gateway_t *gateway = kv_allocate(sizeof *gateway);
     *gateway = (kv_gateway_t){.reactor = reactor, .options = options, .tokenizer = tokenizer};
     set_up(gateway);
     kv_status_t status = kv_admin_open(
         reactor, options->node.admin, &ADMIN_HANDLERS, gateway, &gateway->admin, error);
     if (status == KV_OK) {
-        status = open_peers(gateway, error);
+        status = open_engine(gateway, error);
     }
     if (status == KV_OK) {
         status = open_contents(gateway, error);
@@ -563,10 +581,7 @@ void kv_gateway_close(kv_gateway_t *gateway)
     }
     KV_CHECK(gateway->active_count == 0);
     kv_http_close(gateway->http);
-    kv_discovery_close(gateway->discovery);
-    if (gateway->peers != NULL) {
-        kv_peers_destroy(gateway->peers);
-    }
+    kv_nodes_close(gateway->engine);
     kv_admin_close(gateway->admin);
     kv_workers_destroy(gateway->workers);
     kv_watch_detach(gateway->incoming_watch);

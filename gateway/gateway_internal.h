@@ -6,15 +6,14 @@
 #include "base/metrics.h"
 #include "base/queue.h"
 #include "base/worker.h"
-#include "cluster/discovery.h"
 #include "gateway/branches.h"
 #include "gateway/decisions.h"
 #include "gateway/dialect.h"
+#include "gateway/engine.h"
 #include "gateway/gateway.h"
 #include "gateway/http.h"
 #include "gateway/prefixes.h"
 #include "node/admin.h"
-#include "transport/peers.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -25,7 +24,7 @@ typedef struct kv_request kv_request_t;
 typedef struct kv_generation kv_generation_t;
 
 typedef struct {
-    kv_peer_t *peer;
+    kv_node_t *node;
     uint32_t outstanding; /* choices of this gateway's requests there */
     /* Of those (route.h): tokens to compute before they begin; how many came for what it holds. */
     uint64_t waiting_tokens;
@@ -44,14 +43,14 @@ struct kv_gateway {
     kv_watch_t *incoming_watch, *parsed_watch;
     kv_workers_t *workers;
     kv_http_t *http;
-    kv_peers_t *peers;
-    kv_discovery_t *discovery;
+    kv_nodes_t *engine; /* behind the nodes */
     kv_admin_t *admin;
     kv_timer_t *timer, *sweep_timer;
 
     kv_decode_node_t *nodes[KV_GATEWAY_NODES_MAX];
     size_t node_count;
     kv_prefixes_t *prefixes;
+    int sent_naming; /* of prompts sent to nodes that do not tell what they hold */
     kv_branches_t *branches;
     kv_decisions_t *decisions;
     double answer_tokens; /* of an answer, lately */
@@ -91,8 +90,11 @@ void kv_request_start(
 void kv_request_parsed(kv_request_t *request);
 
 /* A node said something; what belongs to no choice here is dropped. */
-void kv_request_message(
-    kv_gateway_t *gateway, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
+void kv_request_tokens(
+    kv_gateway_t *gateway, const kv_node_t *node, const Kvist__Wire__Tokens *tokens);
+void kv_request_finished(
+    kv_gateway_t *gateway, const kv_node_t *node, const Kvist__Wire__Finished *finished);
+void kv_request_lost(kv_gateway_t *gateway, const kv_node_t *node, const char *wire_id);
 
 /* The node is gone from the gateway's list: what it had goes elsewhere or ends. */
 void kv_request_node_lost(kv_gateway_t *gateway, kv_decode_node_t *node);

@@ -232,7 +232,7 @@ static bool take_token(kv_generation_t *choice, uint32_t token, bool *stopped_ou
         kv_api_error_t error;
         kv_api_fail(&error, 502, "", "bad_node",
             "decode node %s sent token %u, the %uth of %u: the vocabulary has %u",
-            kv_peer_name(choice->node->peer), token, choice->token_count + 1, tokens_max,
+            choice->node->node->name, token, choice->token_count + 1, tokens_max,
             choice->request->gateway->limits.vocabulary_count);
         kv_request_fail(choice->request, &error);
         return false;
@@ -267,7 +267,7 @@ void kv_generation_take_tokens(kv_generation_t *choice, const Kvist__Wire__Token
         return;
     }
     if (stopped) {
-        kv_generation_cancel_at_node(choice);
+        kv_generation_cancel_at_node(choice, true);
         choice->state = GENERATION_STOPPING;
         choice->stopping_ns = choice->last_token_ns;
     }
@@ -276,7 +276,7 @@ void kv_generation_take_tokens(kv_generation_t *choice, const Kvist__Wire__Token
 static void fail_from_node(kv_generation_t *choice, const Kvist__Wire__Finished *finished)
 {
     kv_api_error_t error;
-    const char *name = kv_peer_name(choice->node->peer);
+    const char *name = choice->node->node->name;
     bool again = true, failed = false;
     switch (finished->reason == KVIST__WIRE__FINISH_REASON__FINISH_CANCELLED ? KV_CANCELLED
                                                                              : finished->status) {
@@ -326,7 +326,7 @@ void kv_generation_node_lost(kv_generation_t *choice)
 {
     kv_api_error_t error;
     kv_api_fail(&error, 502, "", "node_lost",
-        "decode node %s was lost while it worked on the request", kv_peer_name(choice->node->peer));
+        "decode node %s was lost while it worked on the request", choice->node->node->name);
     choice->displaced = true;
     retry_choice(choice, &error, true);
 }

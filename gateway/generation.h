@@ -34,7 +34,7 @@ struct kv_generation {
     kv_decode_node_t *node;
     uint64_t bring_tokens, waiting_tokens; /* at the node (route.h): at first, and still */
     bool warm;
-    uint64_t tried[KV_ATTEMPTS_MAX]; /* ids of peers, in this round */
+    uint64_t tried[KV_ATTEMPTS_MAX]; /* ids of nodes, in this round */
     unsigned tried_count, sent_count;
     unsigned failed_count;     /* attempts that ended with a lost or failing node */
     bool displaced;            /* a node had taken it, and did not finish it */
@@ -88,10 +88,10 @@ void kv_generation_route(kv_generation_t *choice);
  * where another node is up. */
 void kv_generation_seek(kv_generation_t *choice);
 
-void kv_generation_cancel_at_node(kv_generation_t *choice);
+void kv_generation_cancel_at_node(kv_generation_t *choice, bool wants_usage);
 
 /* The choice that a message is about, if it is still of this attempt. */
 kv_generation_t *kv_generation_find(
-    const kv_gateway_t *gateway, const kv_peer_t *peer, const char *wire_id);
+    const kv_gateway_t *gateway, const kv_node_t *node, const char *wire_id);
 
 #endif

@@ -48,7 +48,7 @@ static void release_request(kv_request_t *request)
         request->slot;
     free(request);
     kv_metric_set(gateway->running_metric, gateway->active_count);
-    kv_peers_set_load(gateway->peers, 0, gateway->active_count);
+    kv_nodes_set_load(gateway->engine, gateway->active_count);
     if (gateway->active_count > 0) {
         return;
     }
@@ -62,7 +62,7 @@ static void release_request(kv_request_t *request)
 static void cancel_choices(kv_request_t *request)
 {
     for (size_t i = 0; i < request->choice_count; i++) {
-        kv_generation_cancel_at_node(&request->choices[i]);
+        kv_generation_cancel_at_node(&request->choices[i], false);
     }
 }
 
@@ -432,26 +432,29 @@ void kv_request_choice_done(kv_generation_t *choice)
 
 /* ---- messages of nodes ---- */
 
-void kv_request_message(
-    kv_gateway_t *gateway, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
+void kv_request_tokens(
+    kv_gateway_t *gateway, const kv_node_t *node, const Kvist__Wire__Tokens *tokens)
 {
-    kv_generation_t *choice;
-    switch (message->body_case) {
-    case KVIST__WIRE__ENVELOPE__BODY_TOKENS:
-        choice = kv_generation_find(gateway, peer, message->tokens->request_id);
-        if (choice != NULL) {
-            kv_generation_take_tokens(choice, message->tokens);
-        }
-        break;
-    case KVIST__WIRE__ENVELOPE__BODY_FINISHED:
-        choice = kv_generation_find(gateway, peer, message->finished->request_id);
-        if (choice != NULL) {
-            kv_generation_take_finished(choice, message->finished);
-        }
-        break;
-    default:
-        kv_log_debug(
-            "gateway", "message %d of %s ignored", (int)message->body_case, kv_peer_name(peer));
+    kv_generation_t *choice = kv_generation_find(gateway, node, tokens->request_id);
+    if (choice != NULL) {
+        kv_generation_take_tokens(choice, tokens);
+    }
+}
+
+void kv_request_finished(
+    kv_gateway_t *gateway, const kv_node_t *node, const Kvist__Wire__Finished *finished)
+{
+    kv_generation_t *choice = kv_generation_find(gateway, node, finished->request_id);
+    if (choice != NULL) {
+        kv_generation_take_finished(choice, finished);
+    }
+}
+
+void kv_request_lost(kv_gateway_t *gateway, const kv_node_t *node, const char *wire_id)
+{
+    kv_generation_t *choice = kv_generation_find(gateway, node, wire_id);
+    if (choice != NULL) {
+        kv_generation_node_lost(choice);
     }
 }
 
@@ -577,7 +580,7 @@ void kv_request_start(
     snprintf(request->id, sizeof request->id, "%s%016" PRIx64 "%08" PRIx64, route->id_prefix,
         gateway->boot_id, gateway->request_count);
     kv_metric_set(gateway->running_metric, gateway->active_count);
-    kv_peers_set_load(gateway->peers, 0, gateway->active_count);
+    kv_nodes_set_load(gateway->engine, gateway->active_count);
     if (!gateway->ticking) {
         gateway->ticking = true;
         kv_timer_start(gateway->timer, TICK_MS, TICK_MS);

@@ -29,18 +29,25 @@ static const kv_prompt_keys_t *keys_of(const kv_generation_t *choice)
 
 /* ---- what is known of the nodes ---- */
 
+/* How the node names blocks, or how what was sent there is named here. */
+static int naming_of(const kv_gateway_t *gateway, const kv_node_t *node)
+{
+    return node->peer != NULL ? kv_prefixes_naming_of(gateway->prefixes, node->peer)
+                              : gateway->sent_naming;
+}
+
 static void look_at_node(const kv_generation_t *choice, const kv_decode_node_t *node,
     kv_router_node_t *state, longest_t *longest)
 {
     const kv_gateway_t *gateway = choice->request->gateway;
     const kv_prompt_keys_t *keys = keys_of(choice);
-    const kv_peer_t *peer = node->peer;
-    int naming = kv_prefixes_naming_of(gateway->prefixes, peer);
-    kv_holding_t run = kv_prefixes_run(
-        gateway->prefixes, kv_peer_id(peer), kv_peer_attached_to(peer), keys, naming);
-    state->name_hash = kv_router_hash(kv_peer_name(peer), strlen(kv_peer_name(peer)));
+    const kv_node_t *at = node->node;
+    const kv_node_state_t told = kv_node_look(at);
+    int naming = naming_of(gateway, at);
+    kv_holding_t run = kv_prefixes_run(gateway->prefixes, at->id, told.attached_to, keys, naming);
+    state->name_hash = kv_router_hash(at->name, strlen(at->name));
     state->outstanding = node->outstanding;
-    state->reported = kv_peer_queued_requests(peer) + kv_peer_running_requests(peer);
+    state->reported = told.queued_requests + told.running_requests;
     state->warm = node->warm;
     state->waiting_tokens =
         node->waiting_tokens + (uint64_t)(kv_router_load(state) * gateway->answer_tokens / 2);
@@ -69,7 +76,7 @@ static void look_at_work(const kv_generation_t *choice, const kv_generation_t *o
 {
     const kv_gateway_t *gateway = choice->request->gateway;
     const kv_prompt_keys_t *keys = keys_of(choice);
-    int naming = kv_prefixes_naming_of(gateway->prefixes, other->node->peer);
+    int naming = naming_of(gateway, other->node->node);
     uint32_t blocks = kv_prompt_keys_shared(keys, keys_of(other), naming);
     if (blocks == 0) {
         return;
@@ -121,7 +128,7 @@ static void keep_decision(const kv_generation_t *choice, const kv_router_request
     kv_gateway_t *gateway = choice->request->gateway;
     const char *names[KV_GATEWAY_NODES_MAX];
     for (size_t i = 0; i < gateway->node_count; i++) {
-        names[i] = kv_peer_name(gateway->nodes[i]->peer);
+        names[i] = gateway->nodes[i]->node->name;
     }
     const kv_decision_params_t params = {.request_id = choice->request->id,
         .choice_index = choice->index,
@@ -182,6 +189,12 @@ void kv_route_sent(kv_generation_t *choice, kv_decode_node_t *node)
     node->outstanding++;
     node->waiting_tokens += choice->waiting_tokens;
     node->warm += choice->warm;
+    const kv_request_t *request = choice->request;
+    if (node->node->peer == NULL &&
+        request->api.cache_mode != KVIST__WIRE__CACHE_MODE__CACHE_BYPASS) {
+        kv_prefixes_sent(request->gateway->prefixes, node->node->id, keys_of(choice),
+            request->gateway->sent_naming);
+    }
 }
 
 void kv_route_began(kv_generation_t *choice)

@@ -109,6 +109,8 @@ typedef struct {
         uint32_t http_port;            /* 0: any */
         char *model_name;              /* empty: the file\'s */
         kv_string_list_t decode_nodes; /* "host:port" */
+        kv_string_list_t vllm_nodes;   /* "host:port"; in place of decode nodes */
+        uint64_t vllm_limit_ns;        /* for such a node to say that it is there */
         uint64_t body_bytes_max;       /* of one HTTP request */
         uint32_t queue_max;            /* requests in the gateway at once */
         uint32_t connections_max;      /* HTTP connections at once */

@@ -225,6 +225,11 @@ const kv_option_t KV_OPTIONS[] = {
         "the model's name in requests; empty: the name of its file without .gguf"),
     LIST(GATEWAY, gateway, decode_nodes, KV_OPTION_ADDRESSES,
         "decode nodes as host:port (numeric, or localhost), beside those of the cluster section"),
+    LIST(GATEWAY, gateway, vllm_nodes, KV_OPTION_ADDRESSES,
+        "vLLM servers as host:port (numeric, or localhost; http), in place of decode nodes: all "
+        "serve the model of model.path by one name"),
+    DURATION(GATEWAY, gateway, vllm_limit, "10s", 100 * MS, HOUR,
+        "a vLLM server that does not answer /health for so long is lost"),
     SIZE(GATEWAY, gateway, body_bytes_max, "4MiB", 1024, 64 << 20,
         "largest HTTP body; a larger one is answered with 413"),
     NUMBER(GATEWAY, gateway, queue_max, "256", 1, 65536,
