@@ -161,13 +161,15 @@ static bool check_ignored(const json_t *document, kv_api_error_t *error)
     return true;
 }
 
-/* A version of the API; without one it is the one that there is. */
+/* What tells the API's versions apart is not done here (citations), or done in each (sampling). */
 static bool check_version(const kv_call_t *call, kv_api_error_t *error)
 {
     const char *version = kv_call_header(call, "anthropic-version");
     return version == NULL || strcmp(version, "2023-06-01") == 0 ||
+           strcmp(version, "2026-10-21") == 0 ||
            KV_API_REFUSE(error, "anthropic-version",
-               "anthropic-version: \"%.40s\" is not known here: 2023-06-01 is", version);
+               "anthropic-version: \"%.40s\" is not known here: 2023-06-01 and 2026-10-21 are",
+               version);
 }
 
 static bool take_document(const kv_call_t *call, kv_api_request_t *request, const json_t *document,
