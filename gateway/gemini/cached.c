@@ -277,6 +277,11 @@ bool kv_gemini_settle(const kv_answer_t *answer, kv_api_error_t *error)
     if (own->kind != KV_GEMINI_CREATE && own->kind != KV_GEMINI_PATCH) {
         return true;
     }
+    if (answer->request->cache_mode != KVIST__WIRE__CACHE_MODE__CACHE_READWRITE &&
+        answer->request->cache_mode != KVIST__WIRE__CACHE_MODE__CACHE_WRITE) {
+        return KV_API_REFUSE(error, "x-kvist-cache-mode",
+            "x-kvist-cache-mode: what stores nothing cannot make a cached content");
+    }
     const kv_grant_t *grant = &answer->usage.grants[0];
     if (grant->why_not != NULL) {
         return kv_api_fail(

@@ -1,6 +1,6 @@
 /* Answers in Gemini's JSON. A stream is server-sent events, or one JSON array that comes in pieces:
- * every piece but the last ends with its comma. The last piece has the finish of every candidate,
- * their calls and the whole usage. */
+ * every piece but the last ends with its comma. The last piece has the finish of every candidate and
+ * the whole usage. */
 #include "gateway/gemini/gemini_internal.h"
 
 #include "base/bytes.h"
@@ -128,22 +128,20 @@ static void add_calls(json_t *parts, const kv_choice_t *choice)
     }
 }
 
-/* with_calls: all of the choice's calls are in it. */
-static json_t *candidate_object(const kv_choice_t *choice, bool with_calls)
+static json_t *candidate_object(const kv_choice_t *choice)
 {
     json_t *parts = json_array();
-    if (choice->text_bytes > 0 || !with_calls || choice->tool_call_count == 0) {
+    if (choice->text_bytes > 0 || choice->tool_call_count == 0) {
         json_array_append_new(
             parts, json_pack("{s:o}", "text", make_text(choice->text, choice->text_bytes)));
     }
-    if (with_calls) {
-        add_calls(parts, choice);
-    }
+    add_calls(parts, choice);
     json_t *candidate = json_pack("{s:{s:o,s:s},s:I}", "content", "parts", parts, "role", "model",
         "index", (json_int_t)choice->index);
-    if (with_calls && choice->finish != KV_FINISH_NONE) {
+    if (choice->finish != KV_FINISH_NONE) {
         json_object_set_new(candidate, "finishReason", json_string(finish_name(choice->finish)));
     }
+    add_logprobs(candidate, choice);
     return candidate;
 }
 
@@ -196,9 +194,7 @@ char *kv_gemini_whole(const kv_answer_t *answer, size_t *bytes_out)
     }
     json_t *candidates = json_array();
     for (size_t i = 0; i < answer->choice_count; i++) {
-        json_t *candidate = candidate_object(&answer->choices[i], true);
-        add_logprobs(candidate, &answer->choices[i]);
-        json_array_append_new(candidates, candidate);
+        json_array_append_new(candidates, candidate_object(&answer->choices[i]));
     }
     return kv_json_dump(response_object(answer, candidates), bytes_out);
 }
@@ -231,26 +227,26 @@ char *kv_gemini_begin(const kv_answer_t *answer, size_t *bytes_out)
     return kv_duplicate_string(is_array(answer) ? "[" : "");
 }
 
+/* The finish waits for the end: a piece has text, calls, or both. */
 char *kv_gemini_event(const kv_answer_t *answer, const kv_choice_t *choice, size_t *bytes_out)
 {
-    if (choice->text_bytes == 0 && choice->logprob_count == 0) {
+    kv_choice_t piece = *choice;
+    piece.finish = KV_FINISH_NONE;
+    if (piece.text_bytes == 0 && piece.tool_call_count == 0 && piece.logprob_count == 0) {
         *bytes_out = 0;
         return kv_duplicate_string("");
     }
-    json_t *candidate = candidate_object(choice, false);
-    add_logprobs(candidate, choice);
-    return dump_piece(
-        answer, response_object(answer, json_pack("[o]", candidate)), ",\n", bytes_out);
+    json_t *candidates = json_pack("[o]", candidate_object(&piece));
+    return dump_piece(answer, response_object(answer, candidates), ",\n", bytes_out);
 }
 
 char *kv_gemini_end(const kv_answer_t *answer, size_t *bytes_out)
 {
     json_t *candidates = json_array();
     for (size_t i = 0; i < answer->choice_count; i++) {
-        kv_choice_t choice = answer->choices[i];
-        choice.text = "";
-        choice.text_bytes = 0; /* it was told */
-        json_array_append_new(candidates, candidate_object(&choice, true));
+        const kv_choice_t *all = &answer->choices[i];
+        const kv_choice_t last = {.index = all->index, .text = "", .finish = all->finish};
+        json_array_append_new(candidates, candidate_object(&last));
     }
     return dump_piece(answer, response_object(answer, candidates), "]\n", bytes_out);
 }

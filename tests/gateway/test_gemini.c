@@ -413,6 +413,10 @@ static void test_create(void **state)
     assert_false(kv_gemini_settle(&answer, &error));
     assert_int_equal(error.http_code, 503);
     assert_non_null(strstr(error.message, "no room"));
+    grant(&request, &answer, NULL);
+    request.cache_mode = KVIST__WIRE__CACHE_MODE__CACHE_BYPASS;
+    assert_false(kv_gemini_settle(&answer, &error));
+    assert_string_equal(error.param, "x-kvist-cache-mode");
     clear(&request);
     assert_int_equal(kv_contents_account(bench->limits.contents, "").content_count, 1);
     end_bench(bench);
@@ -643,11 +647,14 @@ static void test_whole(void **state)
 #define PIECE                                                                                      \
     "{\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"ab\"}],\"role\":\"model\"},"            \
     "\"index\":0}]," USAGE "}"
+#define CALL                                                                                       \
+    "{\"candidates\":[{\"content\":{\"parts\":[{\"functionCall\":{\"name\":\"f\",\"args\":{},"     \
+    "\"id\":\"c1\"}}],\"role\":\"model\"},\"index\":0}]," USAGE "}"
 #define LAST                                                                                       \
     "{\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"\"}],\"role\":\"model\"},\"index\":0,"  \
     "\"finishReason\":\"STOP\"}]," USAGE "}"
 
-static void check_stream(bench_t *bench, const char *const wanted[3])
+static void check_stream(bench_t *bench, const char *const wanted[4])
 {
     kv_api_request_t request =
         take(bench, KV_GEMINI_GENERATE, "tiny:streamGenerateContent", BODY(""));
@@ -658,14 +665,23 @@ static void check_stream(bench_t *bench, const char *const wanted[3])
     expect_text(text, bytes, wanted[0]);
     text = kv_gemini_event(&answer, &choice, &bytes);
     expect_text(text, bytes, wanted[1]);
-    /* The finish comes with the end. */
+    const kv_tool_call_t call = {.id = "c1", .name = "f", .arguments = "{}"};
+    choice = (kv_choice_t){.text = "", .tool_calls = &call, .tool_call_count = 1};
+    text = kv_gemini_event(&answer, &choice, &bytes);
+    expect_text(text, bytes, wanted[2]);
+    /* The finish comes with the end, and what was told does not come again. */
     choice = (kv_choice_t){.text = "", .finish = KV_FINISH_STOP};
     text = kv_gemini_event(&answer, &choice, &bytes);
     expect_text(text, bytes, "");
+    choice = (kv_choice_t){.text = "ab",
+        .text_bytes = 2,
+        .tool_calls = &call,
+        .tool_call_count = 1,
+        .finish = KV_FINISH_STOP};
     answer.choices = &choice;
     answer.choice_count = 1;
     text = kv_gemini_end(&answer, &bytes);
-    expect_text(text, bytes, wanted[2]);
+    expect_text(text, bytes, wanted[3]);
     clear(&request);
 }
 
@@ -673,9 +689,10 @@ static void test_streamed(void **state)
 {
     (void)state;
     bench_t *bench = make_bench();
-    check_stream(bench, (const char *const[]){"[", PIECE ",\n", LAST "]\n"});
+    check_stream(bench, (const char *const[]){"[", PIECE ",\n", CALL ",\n", LAST "]\n"});
     bench->query[0] = (kv_field_t){"alt", "sse"};
-    check_stream(bench, (const char *const[]){"", "data: " PIECE "\n\n", "data: " LAST "\n\n"});
+    check_stream(bench, (const char *const[]){
+                            "", "data: " PIECE "\n\n", "data: " CALL "\n\n", "data: " LAST "\n\n"});
     end_bench(bench);
 }
 
