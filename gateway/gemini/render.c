@@ -1,6 +1,6 @@
 /* Answers in Gemini's JSON. A stream is server-sent events, or one JSON array that comes in pieces:
- * every piece but the last ends with its comma. The last piece has the finish of every candidate and
- * the whole usage. */
+ * every piece but the last ends with its comma. The last piece has the finish of every candidate
+ * and the whole usage. */
 #include "gateway/gemini/gemini_internal.h"
 
 #include "base/bytes.h"
