@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "gateway/keeping.h"
 #include "gateway/request.h"
 #include "gateway/route.h"
 
@@ -85,6 +86,8 @@ static kv_status_t send_generate(kv_generation_t *choice, kv_node_t *node)
     generate.ignore_end = api->ignore_eos;
     generate.salt = (ProtobufCBinaryData){api->salt_bytes, (uint8_t *)api->salt};
     generate.cache_mode = (Kvist__Wire__CacheMode)api->cache_mode;
+    kv_keeping_t keeping;
+    kv_keeping_ask(choice, node->id, &keeping, &generate);
     kv_log_debug("gateway", "request %s choice %u goes to %s as %s after %u tokens", request->id,
         choice->index, node->name, wire_id, choice->token_count);
     return kv_node_generate(node, &work);

@@ -8,6 +8,7 @@
 #include "gateway/description.h"
 #include "gateway/gemini/gemini.h"
 #include "gateway/json.h"
+#include "gateway/keeping.h"
 #include "gateway/openai/openai.h"
 
 #include <inttypes.h>
@@ -103,6 +104,7 @@ static void on_node_down(void *context, kv_node_t *down, kv_status_t status, con
         }
     }
     kv_metric_set(gateway->nodes_metric, (double)gateway->node_count);
+    kv_promise_table_forget_node(gateway->promises, down->id);
     kv_request_node_lost(gateway, node);
     if (down->peer == NULL) {
         kv_prefixes_forget(gateway->prefixes, down->id);
@@ -513,6 +515,9 @@ static void set_up(kv_gateway_t *gateway)
     gateway->prefixes = kv_prefixes_create(options->gateway.prefix_bytes);
     gateway->branches = kv_branches_create();
     gateway->decisions = kv_decisions_create();
+    const kv_promise_table_params_t promises = {
+        .block_tokens = options->model.block_tokens, .entry_count_max = KV_PROMISE_ENTRIES_MAX};
+    gateway->promises = kv_promise_table_create(&promises);
     gateway->incoming =
         kv_queue_create(options->gateway.connections_max + 1, sizeof(kv_exchange_t *));
     gateway->parsed = kv_queue_create(queue_max, sizeof(kv_request_t *));
@@ -589,6 +594,7 @@ void kv_gateway_close(kv_gateway_t *gateway)
     kv_timer_destroy(gateway->timer);
     kv_timer_destroy(gateway->sweep_timer);
     kv_contents_close(gateway->limits.contents);
+    kv_promise_table_destroy(gateway->promises);
     kv_queue_destroy(gateway->incoming);
     kv_queue_destroy(gateway->parsed);
     for (size_t i = 0; i < gateway->node_count; i++) {

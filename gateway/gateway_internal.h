@@ -13,6 +13,7 @@
 #include "gateway/gateway.h"
 #include "gateway/http.h"
 #include "gateway/prefixes.h"
+#include "gateway/promises.h"
 #include "node/admin.h"
 
 #include <stdbool.h>
@@ -47,6 +48,7 @@ struct kv_gateway {
     kv_admin_t *admin;
     kv_timer_t *timer, *sweep_timer;
 
+    kv_promise_table_t *promises;
     kv_decode_node_t *nodes[KV_GATEWAY_NODES_MAX];
     size_t node_count;
     kv_prefixes_t *prefixes;

@@ -25,6 +25,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/memory.h"
+#include "gateway/keeping.h"
 #include "gateway/request.h"
 #include "gateway/route.h"
 
@@ -60,6 +61,7 @@ bool kv_generation_open(
 void kv_generation_clear(kv_generation_t *choice)
 {
     kv_route_left(choice);
+    kv_keeping_clear(choice);
     kv_detokenizer_destroy(choice->detokenizer);
     kv_tool_parser_destroy(choice->tools);
     if (choice->first_usage != NULL) {

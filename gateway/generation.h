@@ -10,6 +10,7 @@
 #include "engine/detokenizer.h"
 #include "gateway/gateway_internal.h"
 #include "gateway/tool_calls.h"
+#include "kvstore/kvist.h"
 
 enum { KV_ATTEMPTS_MAX = 4, KV_REQUEST_ID_BYTES = 64 };
 
@@ -51,6 +52,11 @@ struct kv_generation {
     kv_tool_parser_t *tools; /* NULL: the request has none */
     size_t told_calls;       /* a stream: so many were sent */
     uint32_t scratch[KV_DIALECT_SCRATCH];
+
+    uint64_t promise_node;     /* kv_peer_id: whom the promises were asked of (keeping.h) */
+    kvist_key_t *promise_keys; /* [promise_key_count] of the prompt; NULL: nothing was asked for */
+    size_t promise_key_count;
+    bool promises_noted;
 
     Kvist__Wire__Usage *first_usage; /* the first attempt's, as it was with its first token */
     Kvist__Wire__Usage *usage;       /* once it is done: what it cost */

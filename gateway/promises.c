@@ -19,7 +19,7 @@ typedef struct {
 struct kv_promise_table {
     kv_promise_table_params_t params;
     entry_t *entries; /* [room] */
-    uint32_t room, free_head;
+    uint32_t room, free_head, used_count;
     uint32_t *buckets; /* [entry_count_max] */
 };
 
@@ -48,6 +48,11 @@ void kv_promise_table_destroy(kv_promise_table_t *table)
         free(table->buckets);
         free(table);
     }
+}
+
+bool kv_promise_table_is_empty(const kv_promise_table_t *table)
+{
+    return table->used_count == 0;
 }
 
 kvist_key_t *kv_promise_keys(const kv_promise_table_t *table, const void *salt, size_t salt_bytes,
@@ -87,6 +92,7 @@ static void forget(kv_promise_table_t *table, entry_t *entry)
     *link = entry->next;
     *entry = (entry_t){.next = table->free_head};
     table->free_head = number;
+    table->used_count--;
 }
 
 /* All that have ended; where none has, the one that ends first. */
@@ -134,6 +140,7 @@ static entry_t *add(kv_promise_table_t *table, const kvist_key_t *key)
     table->free_head = entry->next;
     *entry = (entry_t){.key = *key, .next = *bucket, .used = true};
     *bucket = number;
+    table->used_count++;
     return entry;
 }
 

@@ -31,6 +31,8 @@ typedef struct {
 kv_promise_table_t *kv_promise_table_create(const kv_promise_table_params_t *params);
 void kv_promise_table_destroy(kv_promise_table_t *table);
 
+bool kv_promise_table_is_empty(const kv_promise_table_t *table);
+
 /* Keys of a prompt's whole blocks: [*count_out], free() by the caller. */
 kvist_key_t *kv_promise_keys(const kv_promise_table_t *table, const void *salt, size_t salt_bytes,
     const uint32_t *tokens, size_t token_count, size_t *count_out);

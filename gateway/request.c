@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "gateway/keeping.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -121,6 +122,7 @@ static kv_usage_t usage_of(const kv_request_t *request)
         }
         usage.node = i == 0 ? told : usage.node;
     }
+    kv_keeping_grants(request, usage.node, &usage);
     return usage;
 }
 
@@ -221,9 +223,7 @@ static void clear_all(all_t *all)
 static void add_answer_headers(const kv_request_t *request, kv_http_head_t *head)
 {
     kv_usage_t usage = usage_of(request);
-    char number[16];
-    snprintf(number, sizeof number, "%u", kv_usage_cached_tokens(&usage));
-    kv_gateway_add_header(head, "x-kvist-hit-tokens", number);
+    kv_keeping_headers(request, &usage, head);
     kv_gateway_add_header(head, request->route->dialect->request_id_header, request->id);
 }
 
@@ -408,6 +408,7 @@ static bool begin_held(const kv_generation_t *first)
 bool kv_request_text(kv_generation_t *choice)
 {
     kv_request_t *request = choice->request;
+    kv_keeping_note(choice);
     if (request->first_token_ns == 0) {
         request->first_token_ns = choice->first_token_ns;
         kv_metric_observe(request->gateway->ttft_metric,
@@ -422,6 +423,7 @@ bool kv_request_text(kv_generation_t *choice)
 void kv_request_choice_done(kv_generation_t *choice)
 {
     kv_request_t *request = choice->request;
+    kv_keeping_note(choice);
     if ((request->api.stream && !send_choice(choice)) || !begin_held(choice)) {
         return;
     }
