@@ -16,7 +16,7 @@ import time
 
 # Bytes of the largest input: what the thing under test takes, and a little more.
 LENGTHS = {"admin": 70000, "codec": 4200, "data": 8300, "events": 9000, "frame": 4096,
-           "handshake": 9000, "mover": 512, "peers": 9000}
+           "handshake": 9000, "http": 4096, "mover": 512, "peers": 9000}
 
 
 def options():

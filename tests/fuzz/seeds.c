@@ -475,6 +475,32 @@ static void write_codec(const char *folder)
     }
 }
 
+/* How it is answered, how many bytes are sent at once, and what a client says. */
+static void write_http(const char *folder)
+{
+    static const struct {
+        const char *name, *text;
+    } REQUESTS[] = {
+        {"get", "GET /v1/models?limit=3&after=x%20y HTTP/1.1\r\nHost: x\r\nx-api-key: k\r\n\r\n"},
+        {"post", "POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                 "Authorization: Bearer k\r\nContent-Length: 2\r\n\r\n{}"},
+        {"chunked", "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+                    "\r\n2\r\n{}\r\n0\r\n\r\n"},
+        {"two", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nHEAD /metrics HTTP/1.1\r\nHost: x\r\n"
+                "Connection: close\r\n\r\n"},
+        {"waits", "PATCH /v1beta/cachedContents/x HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+                  "Content-Length: 3\r\n\r\nabc"},
+        {"large", "POST / HTTP/1.0\r\nContent-Length: 4000\r\n\r\nx"},
+    };
+    for (size_t i = 0; i < sizeof REQUESTS / sizeof REQUESTS[0]; i++) {
+        seed_t seed = {.count = 0};
+        add_u8(&seed, (uint8_t)i);
+        add_u8(&seed, i % 2 == 0 ? 255 : 1);
+        add(&seed, REQUESTS[i].text, strlen(REQUESTS[i].text));
+        write_seed(folder, "http", REQUESTS[i].name, &seed);
+    }
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2 || (mkdir(argv[1], 0755) != 0 && errno != EEXIST)) {
@@ -490,5 +516,6 @@ int main(int argc, char **argv)
     write_events(argv[1]);
     write_etcd(argv[1]);
     write_codec(argv[1]);
+    write_http(argv[1]);
     return 0;
 }
