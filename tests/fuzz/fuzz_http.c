@@ -143,7 +143,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
     while (open && (sending || waits)) {
         struct pollfd wanted[2] = {{.fd = fd, .events = (short)(POLLIN | (sending ? POLLOUT : 0))},
             {.fd = kv_queue_fd(queue), .events = POLLIN}};
-        FUZZ_CHECK(poll(wanted, 2, -1) > 0);
+        FUZZ_CHECK(poll(wanted, 2, -1) > 0 || errno == EINTR); /* libFuzzer's alarm */
         answer_all(how);
         if ((wanted[0].revents & POLLOUT) != 0) {
             sending = send_some(fd, &input, step);

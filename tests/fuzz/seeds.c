@@ -501,6 +501,80 @@ static void write_http(const char *folder)
     }
 }
 
+/* Every body at every route: which is whose is the fuzzer's business. */
+static void write_dialects(const char *folder)
+{
+    enum { ROUTES = 12 };
+    static const char CHAT[] =
+        "{\"model\":\"tiny\",\"messages\":[{\"role\":\"system\",\"content\":\"Be brief.\"},"
+        "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"Hi\"}]},{\"role\":"
+        "\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"c1\",\"type\":\"function\","
+        "\"function\":{\"name\":\"look\",\"arguments\":\"{\\\"x\\\":1}\"}}]},{\"role\":\"tool\","
+        "\"tool_call_id\":\"c1\",\"content\":\"2\"}],\"tools\":[{\"type\":\"function\","
+        "\"function\":{\"name\":\"look\",\"description\":\"d\",\"parameters\":{\"type\":"
+        "\"object\"}}}],\"tool_choice\":\"auto\",\"n\":2,\"logprobs\":true,\"top_logprobs\":3,"
+        "\"stop\":[\"x\",\"yy\"],\"seed\":-5,\"temperature\":0.5,\"top_p\":0.9,\"stream\":true,"
+        "\"stream_options\":{\"include_usage\":true},\"prompt_cache_key\":\"k\","
+        "\"prompt_cache_retention\":\"24h\",\"kvist\":{\"cache_mode\":\"read\",\"salt\":\"s\"}}";
+    static const char COMPLETION[] =
+        "{\"prompt\":[\"once upon\",[1,2,3]],\"max_tokens\":5,\"logprobs\":2,\"echo\":false,"
+        "\"best_of\":1,\"top_k\":4,\"ignore_eos\":true}";
+    static const char MESSAGES[] =
+        "{\"model\":\"tiny\",\"max_tokens\":9,\"system\":[{\"type\":\"text\",\"text\":\"Be\","
+        "\"cache_control\":{\"type\":\"ephemeral\",\"ttl\":\"1h\"}}],\"messages\":[{\"role\":"
+        "\"user\",\"content\":[{\"type\":\"text\",\"text\":\"Hi\",\"cache_control\":{\"type\":"
+        "\"ephemeral\"}}]},{\"role\":\"assistant\",\"content\":[{\"type\":\"tool_use\",\"id\":"
+        "\"t1\",\"name\":\"look\",\"input\":{\"x\":1}}]},{\"role\":\"user\",\"content\":[{"
+        "\"type\":\"tool_result\",\"tool_use_id\":\"t1\",\"content\":\"2\"}]}],\"tools\":[{"
+        "\"name\":\"look\",\"input_schema\":{\"type\":\"object\"}}],\"stop_sequences\":[\"x\"],"
+        "\"metadata\":{\"user_id\":\"u\"},\"stream\":true}";
+    static const char GENERATE[] =
+        "{\"contents\":[{\"role\":\"user\",\"parts\":[{\"text\":\"Hi\"}]},{\"role\":\"model\","
+        "\"parts\":[{\"functionCall\":{\"name\":\"look\",\"args\":{\"x\":1}}}]},{\"role\":"
+        "\"user\",\"parts\":[{\"functionResponse\":{\"name\":\"look\",\"response\":{\"y\":2}}}]}"
+        "],\"systemInstruction\":{\"parts\":[{\"text\":\"Be\"}]},\"tools\":[{"
+        "\"functionDeclarations\":[{\"name\":\"look\",\"parameters\":{\"type\":\"OBJECT\"}}]}],"
+        "\"generationConfig\":{\"maxOutputTokens\":5,\"stopSequences\":[\"x\"],\"topK\":3,"
+        "\"candidateCount\":2},\"cachedContent\":\"cachedContents/x\"}";
+    static const char CONTENT[] =
+        "{\"model\":\"models/tiny\",\"displayName\":\"d\",\"ttl\":\"60.5s\",\"contents\":[{"
+        "\"parts\":[{\"text\":\"Hi\"}],\"role\":\"user\"}]}";
+    static const char *const BODIES[] = {CHAT, COMPLETION, MESSAGES, GENERATE, CONTENT};
+    for (size_t i = 0; i < ROUTES * sizeof BODIES / sizeof BODIES[0]; i++) {
+        char name[32];
+        seed_t seed = {.count = 0};
+        add_u8(&seed, (uint8_t)(i % ROUTES));
+        add(&seed,
+            "\x01\x05"
+            "agent\x06\x04"
+            "sess\x07\x05"
+            "batch\0",
+            20);
+        add(&seed, BODIES[i / ROUTES], strlen(BODIES[i / ROUTES]));
+        snprintf(name, sizeof name, "%zu-%zu", i / ROUTES, i % ROUTES);
+        write_seed(folder, "dialects", name, &seed);
+    }
+}
+
+/* How it is cut, and an answer that calls tools. */
+static void write_tool_calls(const char *folder)
+{
+    static const char LOOK[] =
+        "I look.\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"x\": [1, \"\\u00e5\"]}}\n"
+        "</tool_call>\n<tool_call>{\"name\":\"go\",\"arguments\":{}}</tool_call> done";
+    static const char *const ANSWERS[] = {LOOK,
+        "<tool_call>\n{\"name\": \"look\", \"arguments\": \"{}\"}",
+        "a <tool_ca ll> <tool_call> no </tool_call> <tool_call><tool_call>{}"};
+    for (size_t i = 0; i < sizeof ANSWERS / sizeof ANSWERS[0]; i++) {
+        char name[32];
+        seed_t seed = {.count = 0};
+        add_u8(&seed, (uint8_t)(i + 1));
+        add(&seed, ANSWERS[i], strlen(ANSWERS[i]));
+        snprintf(name, sizeof name, "%zu", i);
+        write_seed(folder, "tool_calls", name, &seed);
+    }
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2 || (mkdir(argv[1], 0755) != 0 && errno != EEXIST)) {
@@ -517,5 +591,7 @@ int main(int argc, char **argv)
     write_etcd(argv[1]);
     write_codec(argv[1]);
     write_http(argv[1]);
+    write_dialects(argv[1]);
+    write_tool_calls(argv[1]);
     return 0;
 }
