@@ -8,6 +8,7 @@
 #include "fuzz.h"
 
 #include "../engine/byte_model.h"
+#include "gateway/anthropic/anthropic.h"
 #include "gateway/dialect.h"
 #include "gateway/gemini/gemini.h"
 #include "gateway/openai/openai.h"
@@ -17,7 +18,8 @@
 
 enum { ROUTES_MAX = 32, FIELDS_MAX = 8, FIELD_BYTES_MAX = 96, TEXT_BYTES_MAX = 256 };
 
-static const kv_route_table_t *const TABLES[] = {&kv_openai_routes, &kv_gemini_routes};
+static const kv_route_table_t *const TABLES[] = {
+    &kv_openai_routes, &kv_anthropic_routes, &kv_gemini_routes};
 
 static const char *const HEADERS[] = {"x-kvist-agent", "x-kvist-template", "x-kvist-tool-mode",
     "x-kvist-step", "x-kvist-release", "x-kvist-session", "x-kvist-priority", "x-kvist-cache-mode",

@@ -504,7 +504,7 @@ static void write_http(const char *folder)
 /* Every body at every route: which is whose is the fuzzer's business. */
 static void write_dialects(const char *folder)
 {
-    enum { ROUTES = 12 };
+    enum { ROUTES = 16 };
     static const char CHAT[] =
         "{\"model\":\"tiny\",\"messages\":[{\"role\":\"system\",\"content\":\"Be brief.\"},"
         "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"Hi\"}]},{\"role\":"
