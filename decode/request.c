@@ -27,6 +27,7 @@ struct kv_decode_request {
     uint32_t prompt_count, token_count, max_tokens; /* max_tokens: to generate here */
     bool ignore_end;
     kv_sampling_t sampling;
+    uint32_t top_logprobs;
     uint8_t *salt;
     size_t salt_bytes;
     kvist_key_t name_space;
@@ -44,6 +45,7 @@ struct kv_decode_request {
     uint32_t kept_found, kept_computed; /* blocks kept of attempts that failed */
     uint32_t first_token; /* drawn by the prefill node; held back until all of its KV has landed */
     float first_logprob;
+    kv_sampler_tops_t first_tops;
 
     kv_pd_decode_t machine;
     kv_pd_decode_event_t events[EVENTS_MAX];
@@ -106,7 +108,9 @@ void kv_decode_refuse(
         gateway, message->request_id, KVIST__WIRE__FINISH_REASON__FINISH_ERROR, status, text, NULL);
 }
 
-static void send_token(kv_decode_request_t *request, uint32_t token, float logprob)
+/* tops: its alternatives, perhaps none. */
+static void send_token(
+    kv_decode_request_t *request, uint32_t token, float logprob, kv_sampler_tops_t *tops)
 {
     bool first = request->usage.generated_tokens++ == 0;
     if (first) { /* the prompt's KV is here */
@@ -126,6 +130,11 @@ static void send_token(kv_decode_request_t *request, uint32_t token, float logpr
     tokens.tokens = &token;
     tokens.n_logprobs = 1;
     tokens.logprobs = &logprob;
+    Kvist__Wire__TopLogprobs message = kv_message_tops(tops), *messages[] = {&message};
+    if (request->top_logprobs > 0) {
+        tokens.n_tops = 1;
+        tokens.tops = messages;
+    }
     bool reads_usage = kv_peer_version(request->gateway) >= 2;
     tokens.usage = first && reads_usage ? &request->usage : NULL;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_TOKENS;
@@ -250,6 +259,7 @@ static void submit(kv_decode_request_t *request, uint32_t computed_count)
         .generate_max = request->max_tokens - request->usage.generated_tokens,
         .generated_count = request->token_count - request->prompt_count,
         .ignore_end = request->ignore_end,
+        .top_logprobs = request->top_logprobs,
         .sampling = request->sampling,
     };
     kv_error_t error;
@@ -282,7 +292,7 @@ static void begin_generating(kv_decode_request_t *request)
         submit(request, request->prompt_count);
         return;
     }
-    send_token(request, request->first_token, request->first_logprob);
+    send_token(request, request->first_token, request->first_logprob, &request->first_tops);
     if (request->first_token == request->core->info->end_token && !request->ignore_end) {
         finish(request, KVIST__WIRE__FINISH_REASON__FINISH_STOP, KV_OK);
     } else if (request->max_tokens == 1) {
@@ -453,6 +463,7 @@ static void do_send_prefill(kv_decode_request_t *request)
     sampling.top_k = request->sampling.top_k;
     sampling.top_p = request->sampling.top_p;
     sampling.seed = request->sampling.seed;
+    sampling.top_logprobs = request->top_logprobs;
     prefill.request_id = request->request_id;
     prefill.client_id = request->client_id;
     prefill.transfer_id = request->machine.transfer_id;
@@ -587,6 +598,7 @@ kv_decode_request_t *kv_decode_request_create(
     memcpy(request->tokens, message->tokens, message->n_tokens * sizeof *request->tokens);
     request->ignore_end = message->ignore_end;
     request->sampling = kv_message_sampling(message->sampling);
+    request->top_logprobs = kv_message_top_logprobs(message->sampling);
     request->salt_bytes = message->salt.len;
     request->salt = kv_allocate(message->salt.len);
     if (message->salt.len > 0) {
@@ -719,6 +731,20 @@ static void expect_landing(kv_decode_request_t *request)
     }
 }
 
+/* What a peer says of the first token's alternatives, as far as it is what was asked for. */
+static void take_first_tops(kv_decode_request_t *request, const Kvist__Wire__TopLogprobs *told)
+{
+    kv_sampler_tops_t *tops = &request->first_tops;
+    tops->count = 0;
+    if (told == NULL || told->n_logprobs != told->n_tokens) {
+        return;
+    }
+    for (size_t i = 0; i < told->n_tokens && tops->count < request->top_logprobs; i++) {
+        tops->tokens[tops->count] = told->tokens[i];
+        tops->logprobs[tops->count++] = told->logprobs[i];
+    }
+}
+
 static void take_prefilled(kv_decode_request_t *request, const Kvist__Wire__Prefilled *prefilled)
 {
     kv_status_t status = (kv_status_t)prefilled->status;
@@ -754,6 +780,7 @@ static void take_prefilled(kv_decode_request_t *request, const Kvist__Wire__Pref
         take_usage(request, prefilled->usage);
         request->first_token = prefilled->first_token;
         request->first_logprob = prefilled->first_logprob;
+        take_first_tops(request, prefilled->first_tops);
     }
     post(request, (kv_pd_decode_event_t){.kind = KV_PD_DECODE_EV_PREFILLED,
                       .transfer_id = prefilled->transfer_id,
@@ -858,7 +885,8 @@ static bool computed(void *context, const kv_compute_event_t *event)
         /* The new token's own KV is not computed yet; everything before it is. */
         kv_core_seal(request->core, request->lease, request->tokens, request->token_count,
             info->decode_arithmetic);
-        send_token(request, event->token, event->logprob);
+        kv_sampler_tops_t tops = event->tops;
+        send_token(request, event->token, event->logprob, &tops);
         break;
     case KV_COMPUTE_ENDED:
         request->computing = false;

@@ -206,3 +206,33 @@ uint32_t kv_sampler_draw(kv_sampler_t *sampler, const kv_sampling_t *sampling, u
     }
     return token;
 }
+
+void kv_sampler_tops(
+    kv_sampler_t *sampler, const float *logits, uint32_t count, kv_sampler_tops_t *tops_out)
+{
+    uint32_t best, kept = 0;
+    uint32_t finite = gather(sampler, logits, &best);
+    candidate_t tops[KV_SAMPLER_TOPS_MAX + 1];
+    count = count < KV_SAMPLER_TOPS_MAX ? count : KV_SAMPLER_TOPS_MAX;
+    *tops_out = (kv_sampler_tops_t){0};
+    for (uint32_t i = 0; count > 0 && i < finite; i++) {
+        if (kept == count && !likelier(sampler->heap[i], tops[kept - 1])) {
+            continue;
+        }
+        uint32_t at = kept < count ? kept++ : kept - 1;
+        for (; at > 0 && likelier(sampler->heap[i], tops[at - 1]); at--) {
+            tops[at] = tops[at - 1];
+        }
+        tops[at] = sampler->heap[i];
+    }
+    if (kept == 0) {
+        return;
+    }
+    double best_logit = (double)tops[0].logit;
+    double log_total = log(weigh(sampler->heap, finite, tops[0].logit, 1));
+    for (uint32_t i = 0; i < kept; i++) {
+        tops_out->tokens[i] = tops[i].token;
+        tops_out->logprobs[i] = (float)((double)tops[i].logit - best_logit - log_total);
+    }
+    tops_out->count = kept;
+}

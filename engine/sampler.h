@@ -33,4 +33,17 @@ void kv_sampler_destroy(kv_sampler_t *sampler);
 uint32_t kv_sampler_draw(kv_sampler_t *sampler, const kv_sampling_t *sampling, uint64_t position,
     const float *logits, float *logprob_out);
 
+/* The likeliest tokens of a row, best first, of equals the lower id; at most count, fewer where
+ * fewer logits are finite. */
+enum { KV_SAMPLER_TOPS_MAX = 20 };
+
+typedef struct {
+    uint32_t count;
+    uint32_t tokens[KV_SAMPLER_TOPS_MAX];
+    float logprobs[KV_SAMPLER_TOPS_MAX]; /* in the unmodified distribution */
+} kv_sampler_tops_t;
+
+void kv_sampler_tops(
+    kv_sampler_t *sampler, const float *logits, uint32_t count, kv_sampler_tops_t *tops_out);
+
 #endif

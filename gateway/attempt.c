@@ -67,8 +67,10 @@ static kv_status_t send_generate(kv_generation_t *choice, kv_node_t *node)
     Kvist__Wire__Sampling sampling = KVIST__WIRE__SAMPLING__INIT;
     Kvist__Wire__Generate generate = KVIST__WIRE__GENERATE__INIT;
     const char *stops[KV_API_STOPS_MAX];
-    const kv_node_work_t work = {
-        .generate = &generate, .stops = stops, .stop_count = api->stop_count};
+    const kv_node_work_t work = {.generate = &generate,
+        .stops = stops,
+        .stop_count = api->stop_count,
+        .wants_logprobs = api->has_logprobs};
     for (size_t i = 0; i < api->stop_count; i++) {
         stops[i] = api->stops[i];
     }
@@ -76,6 +78,7 @@ static kv_status_t send_generate(kv_generation_t *choice, kv_node_t *node)
     sampling.top_k = api->top_k;
     sampling.top_p = api->top_p;
     sampling.seed = choice->seed;
+    sampling.top_logprobs = api->top_logprobs;
     generate.request_id = wire_id;
     generate.client_id = request->id;
     generate.tokens = choice->token_count > 0 ? choice->tokens : choice->prompt->tokens;
@@ -105,7 +108,8 @@ static bool was_tried(const kv_generation_t *choice, uint64_t node_id)
 
 static bool may_serve(const kv_generation_t *choice, const kv_node_state_t *state)
 {
-    return !state->draining && (choice->token_count == 0 || state->continues);
+    return !state->draining && (choice->token_count == 0 || state->continues) &&
+           (choice->request->api.top_logprobs == 0 || state->tells_tops);
 }
 
 /* The node that it should have next, or NULL. */

@@ -52,7 +52,7 @@ static inline uint32_t kv_usage_cached_tokens(const kv_usage_t *usage)
 }
 
 typedef struct {
-    const char *text; /* the token's own, not terminated; bytes of a character may be apart */
+    const char *text; /* the token's own, not terminated; it may be no UTF-8 */
     size_t bytes;
     uint32_t token;
     float logprob;
@@ -62,7 +62,7 @@ typedef struct {
     kv_token_chance_t chosen;
     const kv_token_chance_t *tops; /* best first */
     size_t top_count;
-    size_t text_at; /* where its text begins in the choice's text, in bytes */
+    size_t text_at; /* so many characters of the choice's text begin before it */
 } kv_token_logprob_t;
 
 /* A call of a tool; in events too it comes whole. */

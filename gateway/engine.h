@@ -36,6 +36,7 @@ typedef struct {
     const char *const *stops; /* the gateway ends the answer there; a node may end it earlier than
                                * it is told to, which saves it work */
     size_t stop_count;
+    bool wants_logprobs; /* tokens are to come with their logprobs; alternatives: the Sampling's */
 } kv_node_work_t;
 
 /* What a node says of itself, as it was last heard. */
@@ -43,6 +44,7 @@ typedef struct {
     uint32_t queued_requests, running_requests;
     bool draining;           /* it takes nothing new */
     bool continues;          /* it takes an answer that another node has begun */
+    bool tells_tops;         /* alternatives of tokens come with them where they are asked for */
     const char *attached_to; /* the kvist-store that has its host and disk tiers; "": none */
 } kv_node_state_t;
 

@@ -114,6 +114,7 @@ static void look(const kv_node_t *node, kv_node_state_t *state_out)
         .running_requests = kv_peer_running_requests(peer),
         .draining = kv_peer_draining(peer),
         .continues = kv_peer_version(peer) >= 2,
+        .tells_tops = kv_peer_version(peer) >= 3,
         .attached_to = kv_peer_attached_to(peer)};
 }
 

@@ -165,6 +165,50 @@ static void conclude(kv_vllm_call_t *call)
 
 /* ---- what comes ---- */
 
+/* Alternatives of an event's tokens, as the wire has them. */
+typedef struct {
+    Kvist__Wire__TopLogprobs *messages, **pointers;
+    uint32_t *tokens;
+    float *logprobs;
+} tops_t;
+
+static void free_tops(tops_t *tops)
+{
+    if (tops != NULL) {
+        free(tops->messages);
+        free(tops->pointers);
+        free(tops->tokens);
+        free(tops->logprobs);
+        free(tops);
+    }
+}
+
+/* NULL where there are none. */
+static tops_t *copy_tops(const kv_vllm_event_t *event)
+{
+    if (event->tops == NULL) {
+        return NULL;
+    }
+    tops_t *tops = kv_allocate(sizeof *tops);
+    size_t count = event->token_count, capacity = event->top_capacity;
+    tops->messages = kv_allocate_array(count, sizeof *tops->messages);
+    tops->pointers = kv_allocate_array(count, sizeof *tops->pointers);
+    tops->tokens = kv_allocate_array(count * capacity, sizeof *tops->tokens);
+    tops->logprobs = kv_allocate_array(count * capacity, sizeof *tops->logprobs);
+    for (size_t i = 0; i < count; i++) {
+        for (size_t k = 0; k < event->top_counts[i]; k++) {
+            tops->tokens[i * capacity + k] = event->tops[i * capacity + k].token;
+            tops->logprobs[i * capacity + k] = event->tops[i * capacity + k].logprob;
+        }
+        kvist__wire__top_logprobs__init(&tops->messages[i]);
+        tops->messages[i].tokens = &tops->tokens[i * capacity];
+        tops->messages[i].logprobs = &tops->logprobs[i * capacity];
+        tops->messages[i].n_tokens = tops->messages[i].n_logprobs = event->top_counts[i];
+        tops->pointers[i] = &tops->messages[i];
+    }
+    return tops;
+}
+
 /* The call may be gone afterwards. */
 static void pass_tokens(kv_vllm_call_t *call, const kv_vllm_event_t *event)
 {
@@ -180,7 +224,11 @@ static void pass_tokens(kv_vllm_call_t *call, const kv_vllm_event_t *event)
     tokens.n_tokens = event->token_count;
     tokens.logprobs = event->logprobs;
     tokens.n_logprobs = event->logprobs != NULL ? event->token_count : 0;
+    tops_t *tops = copy_tops(event);
+    tokens.tops = tops != NULL ? tops->pointers : NULL;
+    tokens.n_tops = tops != NULL ? event->token_count : 0;
     callbacks->tokens(callbacks->context, &call->node->base, &tokens);
+    free_tops(tops);
 }
 
 static void take_usage(kv_vllm_call_t *call, const kv_vllm_event_t *event)
@@ -309,7 +357,7 @@ static char *write_body(const kv_vllm_node_t *node, const kv_node_work_t *work)
         .seed = seed_after(sampling->seed, generate->generated_count),
         .has_seed = sampling->temperature > 0,
         .ignore_end = generate->ignore_end,
-        .logprob_count = -1,
+        .logprob_count = work->wants_logprobs ? (int32_t)sampling->top_logprobs : -1,
         .cache_salt = write_salt(generate, salt) ? salt : NULL,
         .stops = work->stops,
         .stop_count = work->stop_count};
@@ -388,6 +436,7 @@ static void look(const kv_node_t *base, kv_node_state_t *state_out)
     *state_out = (kv_node_state_t){.queued_requests = (uint32_t)node->waiting,
         .running_requests = (uint32_t)node->running,
         .continues = true,
+        .tells_tops = true,
         .attached_to = ""};
 }
 

@@ -52,6 +52,9 @@ bool kv_generation_open(
         /* A prompt's first answer is the one that it would have alone. */
         .seed = api->seed + of_prompt * UINT64_C(0x9e3779b97f4a7c15)};
     choice->tools = api->has_tools ? kv_tool_parser_create() : NULL;
+    choice->logprobs = api->has_logprobs
+                           ? kv_logprobs_create(request->gateway->tokenizer, api->top_logprobs)
+                           : NULL;
     kv_error_t cause;
     return kv_detokenizer_create(request->gateway->tokenizer, stops, api->stop_count,
                &choice->detokenizer, &cause) == KV_OK ||
@@ -64,6 +67,7 @@ void kv_generation_clear(kv_generation_t *choice)
     kv_keeping_clear(choice);
     kv_detokenizer_destroy(choice->detokenizer);
     kv_tool_parser_destroy(choice->tools);
+    kv_logprobs_destroy(choice->logprobs);
     if (choice->first_usage != NULL) {
         kvist__wire__usage__free_unpacked(choice->first_usage, NULL);
     }
@@ -78,6 +82,7 @@ void kv_generation_begin(kv_generation_t *choice)
 {
     KV_CHECK(choice->state == GENERATION_HELD);
     choice->begun_ns = kv_clock_now_ns();
+    choice->displaced = choice->index > 0; /* what the request has by now is not thrown away */
     kv_generation_route(choice);
 }
 
@@ -245,6 +250,19 @@ static bool take_token(kv_generation_t *choice, uint32_t token, bool *stopped_ou
     return true;
 }
 
+/* The end token is none of the answer's. */
+static void take_logprob(kv_generation_t *choice, const Kvist__Wire__Tokens *tokens, size_t index)
+{
+    const kv_request_t *request = choice->request;
+    uint32_t token = tokens->tokens[index];
+    bool is_end =
+        !request->api.ignore_eos && token == kv_tokenizer_end_token(request->gateway->tokenizer);
+    if (choice->logprobs != NULL && index < tokens->n_logprobs && !is_end) {
+        kv_logprobs_add(choice->logprobs, token, tokens->logprobs[index],
+            index < tokens->n_tops ? tokens->tops[index] : NULL);
+    }
+}
+
 void kv_generation_take_tokens(kv_generation_t *choice, const Kvist__Wire__Tokens *tokens)
 {
     if (choice->state == GENERATION_STOPPING || tokens->n_tokens == 0) {
@@ -264,6 +282,7 @@ void kv_generation_take_tokens(kv_generation_t *choice, const Kvist__Wire__Token
         if (!take_token(choice, tokens->tokens[i], &stopped)) {
             return;
         }
+        take_logprob(choice, tokens, i);
     }
     if (!kv_request_text(choice)) {
         return;

@@ -9,6 +9,7 @@
 
 #include "engine/detokenizer.h"
 #include "gateway/gateway_internal.h"
+#include "gateway/logprobs.h"
 #include "gateway/tool_calls.h"
 #include "kvstore/kvist.h"
 
@@ -38,7 +39,7 @@ struct kv_generation {
     uint64_t tried[KV_ATTEMPTS_MAX]; /* ids of nodes, in this round */
     unsigned tried_count, sent_count;
     unsigned failed_count;     /* attempts that ended with a lost or failing node */
-    bool displaced;            /* a node had taken it, and did not finish it */
+    bool displaced;            /* a node had taken it, or another choice, and did not finish it */
     bool continued;            /* sent again with a part of its answer */
     uint64_t seek_deadline_ns; /* 0: a node was up when it last looked */
     kv_api_error_t error;      /* of the last attempt */
@@ -51,6 +52,8 @@ struct kv_generation {
     bool told;               /* a stream: an event of it was sent */
     kv_tool_parser_t *tools; /* NULL: the request has none */
     size_t told_calls;       /* a stream: so many were sent */
+    kv_logprobs_t *logprobs; /* NULL: not asked for */
+    size_t told_logprobs;
     uint32_t scratch[KV_DIALECT_SCRATCH];
 
     uint64_t promise_node;     /* kv_peer_id: whom the promises were asked of (keeping.h) */

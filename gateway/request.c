@@ -141,6 +141,7 @@ typedef struct {
     kv_choice_t choice;
     kv_tool_call_t *calls;
     char (*call_ids)[KV_REQUEST_ID_BYTES];
+    kv_token_logprob_t *logprobs;
 } view_t;
 
 /* Its calls from the first one that was not told. */
@@ -181,6 +182,9 @@ static view_t view_of(kv_generation_t *choice)
                        .token_count = choice->token_count,
                        .scratch = choice->scratch}};
     view_calls(choice, &view);
+    view.choice.logprobs = view.logprobs =
+        kv_logprobs_view(choice->logprobs, choice->told_logprobs);
+    view.choice.logprob_count = kv_logprobs_count(choice->logprobs) - choice->told_logprobs;
     return view;
 }
 
@@ -188,6 +192,7 @@ static void clear_view(view_t *view)
 {
     free(view->calls);
     free(view->call_ids);
+    free(view->logprobs);
 }
 
 /* An answer with all of its choices. */
@@ -270,8 +275,10 @@ static bool send_choice(kv_generation_t *choice)
         return false;
     }
     size_t calls = kv_generation_call_count(choice);
-    if (choice->told && choice->text_bytes == 0 && calls == choice->told_calls &&
-        choice->finish == KV_FINISH_NONE) {
+    size_t logprobs = kv_logprobs_count(choice->logprobs);
+    bool is_new = choice->text_bytes > 0 || calls > choice->told_calls ||
+                  logprobs > choice->told_logprobs || choice->finish != KV_FINISH_NONE;
+    if (choice->told && !is_new) {
         return true;
     }
     size_t bytes;
@@ -282,6 +289,7 @@ static bool send_choice(kv_generation_t *choice)
     choice->told = true;
     choice->text_bytes = 0;
     choice->told_calls = calls;
+    choice->told_logprobs = logprobs;
     return write_event(request, event, bytes);
 }
 

@@ -24,6 +24,7 @@ struct kv_prefill_request {
     uint32_t *tokens;
     uint32_t token_count;
     kv_sampling_t sampling;
+    uint32_t top_logprobs;
     kvist_key_t name_space;
     kvist_mode_t mode;
     kv_promises_t promises; /* limits */
@@ -58,6 +59,7 @@ struct kv_prefill_request {
     char error[KV_ERROR_TEXT_BYTES];
     uint32_t first_token;
     float first_logprob;
+    kv_sampler_tops_t first_tops;
     Kvist__Wire__Usage usage;
     Kvist__Wire__CachedTokens cached;
     uint64_t arrived_ns, compute_started_ns;
@@ -103,11 +105,13 @@ static void send_prefilled(kv_prefill_request_t *request, kv_status_t status)
     prefilled.status = (uint32_t)status;
     prefilled.error = request->error[0] != '\0' ? request->error : (char *)kv_status_name(status);
     char **arithmetic = NULL;
+    Kvist__Wire__TopLogprobs first_tops = kv_message_tops(&request->first_tops);
     if (status == KV_OK) {
         uint32_t sealed = kvist_lease_sealed_count(request->lease);
         uint32_t held = request->machine.decode_held;
         prefilled.first_token = request->first_token;
         prefilled.first_logprob = request->first_logprob;
+        prefilled.first_tops = request->top_logprobs > 0 ? &first_tops : NULL;
         prefilled.usage = &request->usage;
         arithmetic = kv_allocate_array(sealed, sizeof *arithmetic);
         for (uint32_t block = held; block < sealed; block++) {
@@ -443,6 +447,7 @@ static void do_compute(kv_prefill_request_t *request, const kv_pd_prefill_action
         .slots = kvist_lease_slots(request->lease),
         .generate_max = 1,
         .report_layers = true,
+        .top_logprobs = request->top_logprobs,
         .sampling = request->sampling,
     };
     kv_error_t error;
@@ -570,6 +575,7 @@ kv_prefill_request_t *kv_prefill_request_create(
     request->tokens = kv_allocate_array(message->n_tokens, sizeof *request->tokens);
     memcpy(request->tokens, message->tokens, message->n_tokens * sizeof *request->tokens);
     request->sampling = kv_message_sampling(message->sampling);
+    request->top_logprobs = kv_message_top_logprobs(message->sampling);
     memcpy(request->name_space.bytes, message->name_space.data, KVIST_KEY_BYTES);
     request->mode = (kvist_mode_t)message->cache_mode;
     const kv_kept_fields_t kept = kv_prefill_kept_fields(message);
@@ -744,6 +750,7 @@ static bool computed(void *context, const kv_compute_event_t *event)
     case KV_COMPUTE_TOKEN:
         request->first_token = event->token;
         request->first_logprob = event->logprob;
+        request->first_tops = event->tops;
         break;
     case KV_COMPUTE_ENDED:
         request->usage.compute_ns = event->at_ns - request->compute_started_ns;

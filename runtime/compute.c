@@ -102,10 +102,12 @@ static void take_token(sequence_t *sequence, const float *logits)
         compute->sampler, &sequence->params.sampling, sequence->token_count, logits, &logprob);
     sequence->tokens[sequence->token_count++] = token;
     sequence->generated_count++;
-    emit(compute, (kv_compute_event_t){.type = KV_COMPUTE_TOKEN,
-                      .id = sequence->params.id,
-                      .token = token,
-                      .logprob = logprob});
+    kv_compute_event_t event = {
+        .type = KV_COMPUTE_TOKEN, .id = sequence->params.id, .token = token, .logprob = logprob};
+    if (sequence->params.top_logprobs > 0) {
+        kv_sampler_tops(compute->sampler, logits, sequence->params.top_logprobs, &event.tops);
+    }
+    emit(compute, event);
     bool end_token = token == compute->info->end_token && !sequence->params.ignore_end;
     if (end_token || sequence->generated_count == sequence->params.generate_max) {
         end(sequence, KV_OK, end_token);

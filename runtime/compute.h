@@ -42,11 +42,12 @@ typedef struct {
     const uint32_t *slots;   /* the block table, for token_count + generate_max - 1 tokens */
     uint32_t generate_max;   /* tokens to generate, at least 1 */
     uint32_t
-        generated_count; /* the last so many tokens were generated, elsewhere or earlier: decode
+        generated_count;   /* the last so many tokens were generated, elsewhere or earlier: decode
                                  kernels make their KV, as they do when they generate, so that what
                                  follows is what would have followed there */
-    bool ignore_end;     /* go on past the model's end token */
-    bool report_layers;  /* LAYER events for the prompt's chunks */
+    bool ignore_end;       /* go on past the model's end token */
+    bool report_layers;    /* LAYER events for the prompt's chunks */
+    uint32_t top_logprobs; /* TOKEN events have so many alternatives */
     kv_sampling_t sampling;
 } kv_compute_sequence_t;
 
@@ -60,10 +61,11 @@ typedef enum {
 typedef struct kv_compute_event {
     kv_compute_event_type_t type;
     uint64_t id;
-    uint32_t layer;        /* LAYER */
-    uint32_t first, count; /* LAYER, CHUNK: token positions */
-    uint32_t token;        /* TOKEN */
-    float logprob;         /* TOKEN */
+    uint32_t layer;         /* LAYER */
+    uint32_t first, count;  /* LAYER, CHUNK: token positions */
+    uint32_t token;         /* TOKEN */
+    float logprob;          /* TOKEN */
+    kv_sampler_tops_t tops; /* TOKEN */
     bool end_token;     /* ENDED: the model's end token was drawn (its TOKEN event came before) */
     kv_status_t status; /* ENDED: KV_OK, KV_CANCELLED or the engine's */
     uint64_t at_ns;     /* monotonic, on the compute thread */

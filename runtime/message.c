@@ -41,6 +41,21 @@ kv_sampling_t kv_message_sampling(const Kvist__Wire__Sampling *sampling)
     };
 }
 
+uint32_t kv_message_top_logprobs(const Kvist__Wire__Sampling *sampling)
+{
+    return sampling->top_logprobs < KV_SAMPLER_TOPS_MAX ? sampling->top_logprobs
+                                                        : KV_SAMPLER_TOPS_MAX;
+}
+
+Kvist__Wire__TopLogprobs kv_message_tops(kv_sampler_tops_t *tops)
+{
+    Kvist__Wire__TopLogprobs message = KVIST__WIRE__TOP_LOGPROBS__INIT;
+    message.n_tokens = message.n_logprobs = tops->count;
+    message.tokens = tops->tokens;
+    message.logprobs = tops->logprobs;
+    return message;
+}
+
 kv_status_t kv_message_check_prompt(
     const kv_core_t *core, const kv_message_prompt_t *prompt, kv_error_t *error)
 {

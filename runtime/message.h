@@ -34,4 +34,10 @@ const char *kv_message_client_id(const char *client_id, const char *request_id);
 
 kv_sampling_t kv_message_sampling(const Kvist__Wire__Sampling *sampling);
 
+/* Bounded: what is asked for beyond KV_SAMPLER_TOPS_MAX is not told. */
+uint32_t kv_message_top_logprobs(const Kvist__Wire__Sampling *sampling);
+
+/* A token's alternatives as the wire has them; they point into tops. */
+Kvist__Wire__TopLogprobs kv_message_tops(kv_sampler_tops_t *tops);
+
 #endif

@@ -12,21 +12,16 @@ enum { STOPS_MAX = 4, TOOLS_MAX = 128 }; /* as documented */
 /* ---- what is not supported ---- */
 
 /* Fields that would change the answer; asking for what happens anyway is no harm. */
-static bool refuse_unsupported(kv_api_kind_t kind, const json_t *document, kv_api_error_t *error)
+static bool refuse_unsupported(const json_t *document, kv_api_error_t *error)
 {
-    static const char *const FIELDS[] = {"logprobs", "top_logprobs", "logit_bias", "functions",
-        "function_call", "presence_penalty", "frequency_penalty", "audio", "prediction",
-        "web_search_options", "suffix", "echo", "min_p", "logit_processors", "guided_json",
-        "repetition_penalty"};
+    static const char *const FIELDS[] = {"logit_bias", "functions", "function_call",
+        "presence_penalty", "frequency_penalty", "audio", "prediction", "web_search_options",
+        "suffix", "echo", "min_p", "logit_processors", "guided_json", "repetition_penalty"};
     for (size_t i = 0; i < sizeof FIELDS / sizeof FIELDS[0]; i++) {
         const json_t *value = kv_json_field(document, FIELDS[i]);
         bool harmless = value == NULL || kv_json_is_nothing(value);
         if (!harmless && strcmp(FIELDS[i], "repetition_penalty") == 0) {
             harmless = json_is_number(value) && json_number_value(value) == 1;
-        }
-        /* In a completion logprobs is a number, and 0 asks for the chosen token's. */
-        if (kind == KV_API_COMPLETION && strcmp(FIELDS[i], "logprobs") == 0) {
-            harmless = value == NULL || json_is_false(value);
         }
         if (!harmless) {
             return kv_api_fail(error, 400, FIELDS[i], "unsupported_parameter",
@@ -404,6 +399,30 @@ static bool take_sampling(kv_api_request_t *request, const json_t *document, kv_
     return good;
 }
 
+/* A chat has a switch and a number of alternatives, a completion the number alone. */
+static bool take_logprobs(kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
+{
+    json_int_t count = 0;
+    if (request->kind == KV_API_COMPLETION) {
+        const json_t *value = kv_json_field(document, "logprobs");
+        request->has_logprobs = value != NULL && !json_is_false(value);
+        if (request->has_logprobs && !kv_json_take_integer(document, "logprobs", "logprobs", 0,
+                                         KV_API_TOP_LOGPROBS_MAX, &count, error)) {
+            return false;
+        }
+    } else if (!kv_json_take_bool(
+                   document, "logprobs", "logprobs", &request->has_logprobs, error) ||
+               !kv_json_take_integer(document, "top_logprobs", "top_logprobs", 0,
+                   KV_API_TOP_LOGPROBS_MAX, &count, error)) {
+        return false;
+    }
+    if (count > 0 && !request->has_logprobs) {
+        return KV_API_REFUSE(error, "top_logprobs", "top_logprobs: only with \"logprobs\": true");
+    }
+    request->top_logprobs = (uint32_t)count;
+    return true;
+}
+
 static bool take_max_tokens(kv_api_request_t *request, const json_t *document,
     const kv_api_limits_t *limits, kv_api_error_t *error)
 {
@@ -494,12 +513,12 @@ static bool check_model(
 static bool take_document(kv_api_request_t *request, const json_t *document,
     const kv_api_limits_t *limits, kv_api_error_t *error)
 {
-    return check_model(document, limits, error) &&
-           refuse_unsupported(request->kind, document, error) &&
+    return check_model(document, limits, error) && refuse_unsupported(document, error) &&
            (request->kind == KV_API_CHAT
                    ? take_messages(request, document, error) && take_tools(request, document, error)
                    : take_prompts(request, document, limits, error)) &&
            take_choices(request, document, error) && take_sampling(request, document, error) &&
+           take_logprobs(request, document, error) &&
            take_max_tokens(request, document, limits, error) &&
            take_stops(request, document, error) && take_stream(request, document, error) &&
            take_extension(request, document, error);

@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "gateway/json.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -55,6 +56,92 @@ static const char *finish_name(kv_finish_t finish)
     return NAMES[finish];
 }
 
+/* ---- logprobs ---- */
+
+/* A token's text; bytes that are no UTF-8 as "\\xNN". */
+static json_t *token_text(const kv_token_chance_t *chance, const char *prefix)
+{
+    json_t *text = json_stringn(chance->text, chance->bytes);
+    if (text != NULL) {
+        return text;
+    }
+    size_t at = strlen(prefix);
+    char *escaped = kv_allocate(at + 4 * chance->bytes + 1);
+    memcpy(escaped, prefix, at);
+    for (size_t i = 0; i < chance->bytes; i++) {
+        unsigned char byte = (unsigned char)chance->text[i];
+        at += (size_t)snprintf(escaped + at, 5, "\\x%02x", byte);
+    }
+    text = json_stringn(escaped, at);
+    free(escaped);
+    return text;
+}
+
+static json_t *chance_object(const kv_token_chance_t *chance)
+{
+    json_t *bytes = json_array();
+    for (size_t i = 0; i < chance->bytes; i++) {
+        json_array_append_new(bytes, json_integer((unsigned char)chance->text[i]));
+    }
+    return json_pack("{s:o,s:f,s:o}", "token", token_text(chance, ""), "logprob",
+        (double)chance->logprob, "bytes", bytes);
+}
+
+static json_t *chat_logprobs(const kv_choice_t *choice)
+{
+    json_t *content = json_array();
+    for (size_t i = 0; i < choice->logprob_count; i++) {
+        const kv_token_logprob_t *logprob = &choice->logprobs[i];
+        json_t *tops = json_array();
+        for (size_t k = 0; k < logprob->top_count; k++) {
+            json_array_append_new(tops, chance_object(&logprob->tops[k]));
+        }
+        json_t *object = chance_object(&logprob->chosen);
+        json_object_set_new(object, "top_logprobs", tops);
+        json_array_append_new(content, object);
+    }
+    return json_pack("{s:o,s:n}", "content", content, "refusal");
+}
+
+static json_t *completion_logprobs(const kv_answer_t *answer, const kv_choice_t *choice)
+{
+    static const char PREFIX[] = "bytes:";
+    json_t *tokens = json_array(), *logprobs = json_array();
+    json_t *tops = json_array(), *offsets = json_array();
+    for (size_t i = 0; i < choice->logprob_count; i++) {
+        const kv_token_logprob_t *logprob = &choice->logprobs[i];
+        json_array_append_new(tokens, token_text(&logprob->chosen, PREFIX));
+        json_array_append_new(logprobs, json_real((double)logprob->chosen.logprob));
+        json_array_append_new(offsets, json_integer((json_int_t)logprob->text_at));
+        json_t *object = json_object();
+        for (size_t k = logprob->top_count; k-- > 0;) { /* the likelier of equal texts stays */
+            json_t *text = token_text(&logprob->tops[k], PREFIX);
+            json_object_set_new(
+                object, json_string_value(text), json_real((double)logprob->tops[k].logprob));
+            json_decref(text);
+        }
+        json_array_append_new(tops, object);
+    }
+    if (answer->request->top_logprobs == 0) {
+        json_decref(tops);
+        tops = json_null();
+    }
+    return json_pack("{s:o,s:o,s:o,s:o}", "tokens", tokens, "token_logprobs", logprobs,
+        "top_logprobs", tops, "text_offset", offsets);
+}
+
+/* in_event: null where nothing is new. */
+static json_t *logprobs_object(const kv_answer_t *answer, const kv_choice_t *choice, bool in_event)
+{
+    if (!answer->request->has_logprobs || (in_event && choice->logprob_count == 0)) {
+        return json_null();
+    }
+    return answer->request->kind == KV_API_CHAT ? chat_logprobs(choice)
+                                                : completion_logprobs(answer, choice);
+}
+
+/* ---- choices ---- */
+
 /* in_event: with their places, as pieces of a stream have them. */
 static json_t *calls_array(const kv_choice_t *choice, bool in_event)
 {
@@ -85,11 +172,12 @@ static json_t *choice_object(const kv_answer_t *answer, const kv_choice_t *choic
         if (choice->tool_call_count > 0) {
             json_object_set_new(message, "tool_calls", calls_array(choice, false));
         }
-        return json_pack("{s:i,s:o,s:n,s:s}", "index", (int)choice->index, "message", message,
-            "logprobs", "finish_reason", finish_name(choice->finish));
+        return json_pack("{s:i,s:o,s:o,s:s}", "index", (int)choice->index, "message", message,
+            "logprobs", logprobs_object(answer, choice, false), "finish_reason",
+            finish_name(choice->finish));
     }
-    return json_pack("{s:i,s:o,s:n,s:s}", "index", (int)choice->index, "text", text, "logprobs",
-        "finish_reason", finish_name(choice->finish));
+    return json_pack("{s:i,s:o,s:o,s:s}", "index", (int)choice->index, "text", text, "logprobs",
+        logprobs_object(answer, choice, false), "finish_reason", finish_name(choice->finish));
 }
 
 char *kv_openai_whole(const kv_answer_t *answer, size_t *bytes_out)
@@ -125,11 +213,13 @@ char *kv_openai_event(const kv_answer_t *answer, const kv_choice_t *choice, size
             json_object_set_new(delta, "tool_calls", calls_array(choice, true));
         }
         json_decref(text);
-        object = json_pack("{s:i,s:o,s:n,s:s?}", "index", (int)choice->index, "delta", delta,
-            "logprobs", "finish_reason", finish_name(choice->finish));
+        object = json_pack("{s:i,s:o,s:o,s:s?}", "index", (int)choice->index, "delta", delta,
+            "logprobs", logprobs_object(answer, choice, true), "finish_reason",
+            finish_name(choice->finish));
     } else {
-        object = json_pack("{s:i,s:o,s:n,s:s?}", "index", (int)choice->index, "text", text,
-            "logprobs", "finish_reason", finish_name(choice->finish));
+        object = json_pack("{s:i,s:o,s:o,s:s?}", "index", (int)choice->index, "text", text,
+            "logprobs", logprobs_object(answer, choice, true), "finish_reason",
+            finish_name(choice->finish));
     }
     json_t *document = answer_object(answer, event_name(answer), json_pack("[o]", object));
     if (answer->request->include_usage) {

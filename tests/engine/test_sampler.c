@@ -167,6 +167,42 @@ static void logprobs_are_of_the_unmodified_distribution(void **state)
     kv_sampler_destroy(sampler);
 }
 
+static void tops_are_the_likeliest_with_their_logprobs(void **state)
+{
+    (void)state;
+    double total = 0;
+    for (int i = 0; i < COUNT; i++) {
+        total += exp((double)LOGITS[i]);
+    }
+    kv_sampler_t *sampler = kv_sampler_create(COUNT);
+    kv_sampler_tops_t tops;
+    for (uint32_t wanted = 0; wanted <= COUNT + 2; wanted++) {
+        kv_sampler_tops(sampler, LOGITS, wanted, &tops);
+        assert_int_equal(tops.count, wanted < COUNT ? wanted : COUNT);
+        for (uint32_t i = 0; i < tops.count; i++) {
+            uint32_t before = 0, token = tops.tokens[i];
+            for (uint32_t k = 0; k < COUNT; k++) {
+                before += LOGITS[k] > LOGITS[token] || (LOGITS[k] == LOGITS[token] && k < token);
+            }
+            assert_int_equal(before, i);
+            double logprob = (double)LOGITS[token] - log(total);
+            assert_true(fabs((double)tops.logprobs[i] - logprob) < 1e-5);
+        }
+    }
+    float broken[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        broken[i] = i == 3 ? 1 : NAN;
+    }
+    kv_sampler_tops(sampler, broken, 5, &tops);
+    assert_int_equal(tops.count, 1);
+    assert_int_equal(tops.tokens[0], 3);
+    assert_true(fabs((double)tops.logprobs[0]) < 1e-6);
+    broken[3] = NAN;
+    kv_sampler_tops(sampler, broken, 5, &tops);
+    assert_int_equal(tops.count, 0);
+    kv_sampler_destroy(sampler);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -177,6 +213,7 @@ int main(void)
         cmocka_unit_test(shares_are_the_probabilities),
         cmocka_unit_test(a_position_draws_the_same_whatever_came_before),
         cmocka_unit_test(logprobs_are_of_the_unmodified_distribution),
+        cmocka_unit_test(tops_are_the_likeliest_with_their_logprobs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

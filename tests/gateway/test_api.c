@@ -251,9 +251,14 @@ static void test_wrong_options(void **state)
     expect_error(KV_API_CHAT, CHAT(",\"n\":0"), 400, "n", "0 is out of bounds: must be 1 to 128");
     expect_error(KV_API_CHAT, CHAT(",\"n\":129"), 400, "n", "129 is out of bounds");
     expect_error(KV_API_CHAT, CHAT(",\"n\":\"1\""), 400, "n", "must be an integer");
-    expect_error(KV_API_CHAT, CHAT(",\"logprobs\":true"), 400, "logprobs", "not supported");
+    expect_error(KV_API_CHAT, CHAT(",\"logprobs\":1"), 400, "logprobs", "true or false");
+    expect_error(KV_API_CHAT, CHAT(",\"top_logprobs\":2"), 400, "top_logprobs", "only with");
+    expect_error(KV_API_CHAT, CHAT(",\"logprobs\":true,\"top_logprobs\":21"), 400, "top_logprobs",
+        "21 is out of bounds: must be 0 to 20");
     expect_error(
-        KV_API_COMPLETION, COMPLETION(",\"logprobs\":0"), 400, "logprobs", "not supported");
+        KV_API_COMPLETION, COMPLETION(",\"logprobs\":true"), 400, "logprobs", "an integer");
+    expect_error(
+        KV_API_COMPLETION, COMPLETION(",\"logprobs\":-1"), 400, "logprobs", "-1 is out of bounds");
     expect_error(KV_API_COMPLETION, COMPLETION(",\"echo\":true"), 400, "echo", "not supported");
     expect_error(KV_API_COMPLETION, COMPLETION(",\"best_of\":3"), 400, "best_of", "only 1");
     expect_error(KV_API_CHAT, CHAT(",\"tools\":{}"), 400, "tools", "must be an array");

@@ -12,6 +12,7 @@
 #include "transport/peers.h"
 
 #include <arpa/inet.h>
+#include <math.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
@@ -45,7 +46,7 @@ enum { NODES = 2, JOBS_MAX = 256, TOKENS_MAX = 512 };
 
 typedef struct {
     char id[80];
-    uint32_t sent, max_tokens, prompt_tokens, steps;
+    uint32_t sent, max_tokens, prompt_tokens, steps, top_logprobs;
     play_t play;
     bool used, cancelled, first;
 } job_t;
@@ -90,6 +91,17 @@ static void say_tokens(struct kv_peer *peer, job_t *job, uint32_t *tokens, size_
     usage.prompt_tokens = job->prompt_tokens;
     usage.cached = &cached;
     body.usage = job->first ? &usage : NULL;
+    /* Of one token: its logprob and so many alternatives, the first of which it is; one is none. */
+    float chosen = -0.5f, logprobs[4] = {-0.5f, -INFINITY, -1, -2};
+    uint32_t alternatives[4] = {tokens[0], 17, 4000000000u, 18};
+    Kvist__Wire__TopLogprobs tops = KVIST__WIRE__TOP_LOGPROBS__INIT, *all[] = {&tops};
+    tops.tokens = alternatives;
+    tops.logprobs = logprobs;
+    tops.n_tokens = tops.n_logprobs = job->top_logprobs < 4 ? job->top_logprobs : 4;
+    body.logprobs = &chosen;
+    body.n_logprobs = count == 1;
+    body.tops = all;
+    body.n_tops = count == 1 && job->top_logprobs > 0;
     job->first = false;
     envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_TOKENS;
     envelope.tokens = &body;
@@ -271,6 +283,7 @@ kv_status_t kv_peer_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
                 .sent = before,
                 .max_tokens = before + generate->max_tokens,
                 .prompt_tokens = (uint32_t)prompt_tokens,
+                .top_logprobs = generate->sampling->top_logprobs,
                 .play = atomic_load(&peer->play)};
             snprintf(peer->jobs[i].id, sizeof peer->jobs[i].id, "%s", generate->request_id);
             int before_this = atomic_fetch_add(&generates, 1);
@@ -766,6 +779,45 @@ static void test_tool_calls(void **state)
     tell(STORY);
 }
 
+static void test_logprobs(void **state)
+{
+    (void)state;
+    tell(" tree \xf0\x9f\x8c\xb1");
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    atomic_store(&nodes[0].version, 3);
+    static const char ASK[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],"
+                              "\"logprobs\":true%s}";
+    char body[256];
+    snprintf(body, sizeof body, ASK, ",\"top_logprobs\":4");
+    expect(&fixture, CHAT, body, 200,
+        "\"logprobs\":{\"content\":[{\"token\":\" "
+        "tree\",\"logprob\":-0.5,\"bytes\":[32,116,114,101,"
+        "101],\"top_logprobs\":[{\"token\":\" tree\",\"logprob\":-0.5,",
+        "\"logprob\":-9999");
+    expect(&fixture, CHAT, body, 200, "\"token\":\"\\\\x", "\"refusal\":null}");
+    snprintf(body, sizeof body, ASK, "");
+    expect(&fixture, CHAT, body, 200, "\"top_logprobs\":[]}", NULL);
+    snprintf(body, sizeof body, ASK, ",\"stream\":true,\"top_logprobs\":1");
+    unsigned code;
+    char *answer = ask(&fixture, "POST", CHAT, body, &code);
+    assert_int_equal(count_of(answer, "\"top_logprobs\":[{\"token\""), story_count);
+    assert_int_equal(count_of(answer, "\"logprobs\":null,\"finish_reason\":\"stop\""), 1);
+    free(answer);
+    expect(&fixture, "/v1/completions", "{\"prompt\":\"x\",\"logprobs\":1,\"max_tokens\":2}", 200,
+        "\"logprobs\":{\"tokens\":[\" tree\",", "\"top_logprobs\":[{\" tree\":-0.5},");
+    expect(&fixture, "/v1/completions", "{\"prompt\":\"x\",\"logprobs\":0,\"max_tokens\":1}", 200,
+        "\"token_logprobs\":[-0.5],\"top_logprobs\":null,\"text_offset\":[0]}", NULL);
+    expect(&fixture, "/v1/completions", "{\"prompt\":\"x\",\"logprobs\":1}", 200, "\"bytes:\\\\x",
+        "\"text_offset\":[0,5,");
+    /* Alternatives are told since version 3 of the wire. */
+    atomic_store(&nodes[0].version, 2);
+    snprintf(body, sizeof body, ASK, ",\"top_logprobs\":4");
+    expect(&fixture, CHAT, body, 503, "no decode node is up", NULL);
+    stop(&fixture);
+    tell(STORY);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -1237,6 +1289,7 @@ int main(void)
         cmocka_unit_test(test_several_choices),
         cmocka_unit_test(test_choices_go_on_at_another_node),
         cmocka_unit_test(test_tool_calls),
+        cmocka_unit_test(test_logprobs),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_broken_http),
         cmocka_unit_test(test_nodes_fail),
