@@ -39,6 +39,7 @@ typedef struct {
     uint32_t vocabulary_count;
     uint32_t context_tokens_max;
     uint32_t default_max_tokens;
+    uint32_t block_tokens;        /* what is stored is whole blocks */
     struct kv_contents *contents; /* Gemini's cachedContents */
 } kv_api_limits_t;
 

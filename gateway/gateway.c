@@ -501,7 +501,8 @@ static void set_up(kv_gateway_t *gateway)
     gateway->limits = (kv_api_limits_t){.model = gateway->model_name,
         .vocabulary_count = kv_tokenizer_vocabulary_count(gateway->tokenizer),
         .context_tokens_max = kv_tokenizer_context_tokens_max(gateway->tokenizer),
-        .default_max_tokens = options->gateway.default_max_tokens};
+        .default_max_tokens = options->gateway.default_max_tokens,
+        .block_tokens = options->model.block_tokens};
     KV_CHECK(getrandom(&gateway->boot_id, sizeof gateway->boot_id, 0) ==
              (ssize_t)sizeof gateway->boot_id);
     gateway->started_ns = kv_clock_now_ns();

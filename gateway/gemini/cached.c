@@ -283,12 +283,18 @@ bool kv_gemini_settle(const kv_answer_t *answer, kv_api_error_t *error)
             "x-kvist-cache-mode: what stores nothing cannot make a cached content");
     }
     const kv_grant_t *grant = &answer->usage.grants[0];
+    uint32_t token_count = answer->request->breakpoints[0].token_count;
+    if (token_count < own->tokens_min) {
+        return KV_API_REFUSE(error, "contents",
+            "the cached content is too small: total_token_count=%u, min_total_token_count=%u",
+            token_count, own->tokens_min);
+    }
     if (grant->why_not != NULL) {
         return kv_api_fail(
             error, 503, "", NULL, "the cached content could not be stored: %.200s", grant->why_not);
     }
     if (own->kind == KV_GEMINI_CREATE) {
-        return settle_create(own, answer->request->breakpoints[0].token_count, error);
+        return settle_create(own, token_count, error);
     }
     kv_status_t status = kv_contents_expire_at(
         own->contents, own->tenant, own->content.id, own->content.expires_unix_ns, &own->content);

@@ -26,6 +26,7 @@ typedef enum {
 typedef struct {
     kv_gemini_kind_t kind;
     kv_contents_t *contents;
+    uint32_t tokens_min; /* of a cached content */
     char tenant[KV_CONTENT_TENANT_BYTES_MAX + 1];
     kv_content_draft_t *draft; /* of CREATE, until it is settled */
     kv_content_t content;      /* of CREATE and PATCH: as it is answered. Of PATCH before that: id

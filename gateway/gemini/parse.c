@@ -158,6 +158,7 @@ static kv_gemini_own_t *make_own(const kv_call_t *call, const kv_api_limits_t *l
 {
     kv_gemini_own_t *own = kv_allocate(sizeof *own);
     own->contents = limits->contents;
+    own->tokens_min = limits->block_tokens;
     snprintf(own->tenant, sizeof own->tenant, "%s", kv_gemini_tenant(call));
     return own;
 }

@@ -28,7 +28,8 @@ static bench_t *make_bench(void)
     bench->limits = (kv_api_limits_t){.model = "tiny",
         .vocabulary_count = 1000,
         .context_tokens_max = 64,
-        .default_max_tokens = 16};
+        .default_max_tokens = 16,
+        .block_tokens = 4};
     const kv_contents_params_t params = {
         .clock = &bench->clock.clock, .count_max = 16, .bytes_max = 8192};
     kv_error_t error;
@@ -409,6 +410,12 @@ static void test_create(void **state)
     assert_int_equal(request.message_count, 1);
     assert_int_equal(request.breakpoints[0].message_count, 0);
     assert_true(request.breakpoints[0].ttl_ns == HOUR);
+    request.breakpoints[0].token_count = 3;
+    grant(&request, &answer, NULL);
+    assert_false(kv_gemini_settle(&answer, &error));
+    assert_int_equal(error.http_code, 400);
+    assert_non_null(strstr(error.message, "total_token_count=3, min_total_token_count=4"));
+    request.breakpoints[0].token_count = 4;
     grant(&request, &answer, "no room");
     assert_false(kv_gemini_settle(&answer, &error));
     assert_int_equal(error.http_code, 503);
@@ -479,6 +486,7 @@ static void test_patch(void **state)
     assert_int_equal(request.message_count, 2);
     assert_int_equal(request.breakpoints[0].message_count, 2);
     assert_true(request.breakpoints[0].limit && request.breakpoints[0].ttl_ns == 2 * HOUR);
+    request.breakpoints[0].token_count = 33;
     grant(&request, &answer, NULL);
     assert_true(kv_gemini_settle(&answer, &error));
     char *text = kv_gemini_whole(&answer, &bytes);
@@ -532,7 +540,7 @@ static void test_served(void **state)
     snprintf(wanted, sizeof wanted, "{\"cachedContents\":[%s]}", one);
     expect_served(bench, "GET", "", 200, wanted);
     kv_virtual_clock_advance(&bench->clock, 1000);
-    free(create(bench, "{" CACHED "}", 1));
+    free(create(bench, "{" CACHED "}", 4));
     bench->query[0] = (kv_field_t){"pageSize", "1"};
     snprintf(wanted, sizeof wanted, "{\"cachedContents\":[%s],\"nextPageToken\":\"%s%s\"}", one,
         "0080d35bfd1ee918", id);
