@@ -193,6 +193,10 @@ static kv_member_t *add_member(
         snprintf(path, sizeof path, "%s/store/%s", plan->folder, member->name);
         add(plan, member, count, "store.directory", path);
     }
+    if (kind == &GATEWAY) {
+        snprintf(path, sizeof path, "%s/contents/%s", plan->folder, member->name);
+        add(plan, member, count, "gateway.contents_directory", path);
+    }
     if (attaches || kind == &STORE) {
         add(plan, member, count, attaches ? "store.attach" : "store.socket", plan->clients);
     }
