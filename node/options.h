@@ -125,6 +125,13 @@ typedef struct {
         uint64_t contents_bytes;       /* of all of them, as JSON */
         int routing;                   /* kv_routing_t */
         uint64_t prefix_bytes;         /* for what nodes are known to hold */
+        char *tenants_file;            /* empty: anybody may ask */
+        uint32_t node_requests;        /* of this gateway at one decode node at once */
+        uint64_t queue_wait_ns;        /* for a place at a node */
+        uint32_t label_values_max;     /* of one label in metrics */
+        bool log_prompts;
+        char *tls_certificate; /* both empty: plain HTTP */
+        char *tls_key;
     } gateway;
 } kv_options_t;
 
@@ -179,6 +186,9 @@ typedef struct {
 } kv_option_tenant_t;
 
 kv_status_t kv_options_tenant(const char *item, kv_option_tenant_t *tenant_out);
+
+/* Letters, digits and inner '-', '_' and '.', of nodes and tenants. */
+bool kv_option_is_name(const char *text);
 
 /* Every option of the program's sections with default, bounds and meaning. */
 void kv_options_print_help(const kv_options_program_t *program, FILE *stream);

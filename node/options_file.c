@@ -1,5 +1,6 @@
-/* The YAML file, through libcyaml. Every scalar is read as a string (its meaning and bounds are the
- * table's), every list as a list of strings. libcyaml 1.3 tells places only in its log, as a
+/* The YAML files, through libcyaml: that of options, and those of records (node/records_file.h).
+ * Every scalar is read as a string (its meaning and bounds are the table's), every list as a list
+ * of strings. libcyaml 1.3 tells places only in its log, as a
  * backtrace of an error: "in mapping field 'port' (line: 3, column: 9)". The first line of the
  * backtrace is the innermost, and is exact where a value is wrong; for a key that it does not know
  * it names the value before. So a field's line is found by reading once more with a schema that
@@ -8,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/memory.h"
+#include "node/records_file.h"
 
 #include <cyaml/cyaml.h>
 #include <errno.h>
@@ -100,11 +102,11 @@ static cyaml_schema_field_t make_scalar(const char *name, size_t offset, size_t 
             .string = {.min = (uint32_t)length_min, .max = CYAML_UNLIMITED}}};
 }
 
-static cyaml_schema_field_t make_field(const kv_option_t *option, unsigned slot)
+/* A text or a list of texts, read into the slot at offset. */
+static cyaml_schema_field_t make_field(const char *name, bool is_list, size_t offset)
 {
-    size_t offset = offsetof(section_t, slots) + slot * sizeof(slot_t);
-    cyaml_schema_field_t field = make_scalar(option->name, offset, 0);
-    if (kv_option_is_list(option)) {
+    cyaml_schema_field_t field = make_scalar(name, offset, 0);
+    if (is_list) {
         field.count_offset = (uint32_t)(offset + offsetof(slot_t, count));
         field.count_size = sizeof(unsigned);
         field.value = (cyaml_schema_value_t){.type = CYAML_SEQUENCE,
@@ -122,7 +124,8 @@ static schema_t *make_schema(void)
         unsigned section = section_index(KV_OPTIONS[i].section);
         unsigned slot = schema->counts[section]++;
         KV_CHECK(slot + 1 < FIELDS_MAX);
-        schema->fields[section][slot] = make_field(&KV_OPTIONS[i], slot);
+        schema->fields[section][slot] = make_field(KV_OPTIONS[i].name,
+            kv_option_is_list(&KV_OPTIONS[i]), offsetof(section_t, slots) + slot * sizeof(slot_t));
     }
     for (unsigned i = 0; i < KV_SECTION_COUNT; i++) {
         schema->root_fields[i] = (cyaml_schema_field_t){.key = kv_section_name(i),
@@ -230,16 +233,15 @@ static kv_status_t check_file(const char *path, kv_error_t *error)
     return KV_OK;
 }
 
-static void take_slot(const kv_option_t *option, const slot_t *slot, kv_string_list_t *list)
+static void take_slot(bool is_list, const slot_t *slot, kv_string_list_t *list)
 {
     if (slot->text == NULL) {
         return;
     }
-    list->count = kv_option_is_list(option) ? slot->count : 1;
+    list->count = is_list ? slot->count : 1;
     list->items = kv_allocate_array(list->count + 1, sizeof *list->items);
     for (uint32_t i = 0; i < list->count; i++) {
-        list->items[i] =
-            kv_duplicate_string(kv_option_is_list(option) ? slot->items[i] : slot->text);
+        list->items[i] = kv_duplicate_string(is_list ? slot->items[i] : slot->text);
     }
 }
 
@@ -263,8 +265,8 @@ kv_status_t kv_options_file_read(const char *path, kv_options_file_t *file_out, 
             unsigned index = section_index(KV_OPTIONS[i].section);
             unsigned slot = counts[index]++;
             if (file != NULL && file->sections[index] != NULL) {
-                take_slot(
-                    &KV_OPTIONS[i], &file->sections[index]->slots[slot], &file_out->values[i]);
+                take_slot(kv_option_is_list(&KV_OPTIONS[i]), &file->sections[index]->slots[slot],
+                    &file_out->values[i]);
             }
         }
         cyaml_free(&config, &schema->root, file, 0);
@@ -283,4 +285,116 @@ void kv_options_file_clear(kv_options_file_t *file)
     }
     free(file->values);
     file->values = NULL;
+}
+
+/* ---- records ---- */
+
+typedef struct {
+    slot_t slots[KV_RECORD_FIELDS_MAX];
+} record_t;
+
+typedef struct {
+    record_t *records;
+    unsigned count;
+} list_t;
+
+typedef struct {
+    cyaml_schema_field_t fields[KV_RECORD_FIELDS_MAX + 1], root_fields[2];
+    cyaml_schema_value_t record, root;
+} record_schema_t;
+
+static record_schema_t *make_record_schema(const kv_record_shape_t *shape)
+{
+    record_schema_t *schema = kv_allocate(sizeof *schema);
+    KV_CHECK(shape->field_count <= KV_RECORD_FIELDS_MAX);
+    for (uint32_t i = 0; i < shape->field_count; i++) {
+        schema->fields[i] = make_field(shape->fields[i].name, shape->fields[i].is_list,
+            offsetof(record_t, slots) + i * sizeof(slot_t));
+    }
+    schema->record = (cyaml_schema_value_t){.type = CYAML_MAPPING,
+        .flags = CYAML_FLAG_DEFAULT,
+        .data_size = sizeof(record_t),
+        .mapping = {.fields = schema->fields}};
+    schema->root_fields[0] = (cyaml_schema_field_t){.key = shape->name,
+        .data_offset = offsetof(list_t, records),
+        .count_offset = offsetof(list_t, count),
+        .count_size = sizeof(unsigned),
+        .value = {.type = CYAML_SEQUENCE,
+            .flags = CYAML_FLAG_POINTER_NULL | CYAML_FLAG_OPTIONAL,
+            .data_size = sizeof(record_t),
+            .sequence = {.entry = &schema->record, .min = 0, .max = shape->record_count_max}}};
+    schema->root = (cyaml_schema_value_t){.type = CYAML_MAPPING,
+        .flags = CYAML_FLAG_POINTER,
+        .data_size = sizeof(list_t),
+        .mapping = {.fields = schema->root_fields}};
+    return schema;
+}
+
+static kv_status_t name_record_error(const char *path, const kv_record_shape_t *shape,
+    cyaml_err_t code, const log_t *log, kv_error_t *error)
+{
+    const char *name = strrchr(log->first, ' ') != NULL ? strrchr(log->first, ' ') + 1 : "";
+    switch (code) {
+    case CYAML_ERR_INVALID_KEY:
+        return kv_fail(
+            error, KV_INVALID, "%s: near line %u: %s: no such field", path, log->line, name);
+    case CYAML_ERR_UNEXPECTED_EVENT:
+        return kv_fail(
+            error, KV_INVALID, "%s: near line %u: %s is set twice", path, log->line, name);
+    case CYAML_ERR_SEQUENCE_ENTRIES_MAX:
+        return kv_fail(error, KV_INVALID,
+            "%s: near line %u: too long a list: at most %u of %s, and %d values of a field", path,
+            log->line, shape->record_count_max, shape->name, KV_OPTION_LIST_MAX);
+    case CYAML_ERR_INVALID_VALUE:
+        return kv_fail(error, KV_INVALID, "%s: near line %u: %s: wrong type", path, log->line,
+            log->field[0] != '\0' ? log->field : shape->name);
+    case CYAML_ERR_LIBYAML_PARSER: /* its texts name what was expected, never what stands there */
+        return kv_fail(error, KV_INVALID, "%s: not YAML: %s", path, log->first);
+    default:
+        return kv_fail(error, KV_INVALID, "%s: near line %u: not a list %s of records", path,
+            log->line, shape->name);
+    }
+}
+
+kv_status_t kv_records_read(
+    const char *path, const kv_record_shape_t *shape, kv_records_t *records_out, kv_error_t *error)
+{
+    kv_status_t status = check_file(path, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    record_schema_t *schema = make_record_schema(shape);
+    log_t log = {0};
+    cyaml_config_t config = make_config(&log);
+    list_t *list = NULL;
+    cyaml_err_t code = cyaml_load_file(path, &config, &schema->root, (cyaml_data_t **)&list, NULL);
+    if (code != CYAML_OK) {
+        status = name_record_error(path, shape, code, &log, error);
+    } else {
+        uint32_t count = list != NULL ? list->count : 0;
+        *records_out = (kv_records_t){.record_count = count, .field_count = shape->field_count};
+        records_out->values =
+            kv_allocate_array((size_t)count * shape->field_count + 1, sizeof *records_out->values);
+        for (uint32_t i = 0; i < count * shape->field_count; i++) {
+            take_slot(shape->fields[i % shape->field_count].is_list,
+                &list->records[i / shape->field_count].slots[i % shape->field_count],
+                &records_out->values[i]);
+        }
+        cyaml_free(&config, &schema->root, list, 0);
+    }
+    free(schema);
+    return status;
+}
+
+void kv_records_clear(kv_records_t *records)
+{
+    for (uint32_t i = 0; i < records->record_count * records->field_count; i++) {
+        for (uint32_t j = 0; j < records->values[i].count; j++) {
+            explicit_bzero(records->values[i].items[j], strlen(records->values[i].items[j]));
+            free(records->values[i].items[j]);
+        }
+        free(records->values[i].items);
+    }
+    free(records->values);
+    *records = (kv_records_t){0};
 }

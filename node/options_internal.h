@@ -37,9 +37,6 @@ static inline bool kv_option_is_list(const kv_option_t *option)
            option->type == KV_OPTION_TENANTS;
 }
 
-/* Letters, digits and inner '-', '_' and '.'. */
-bool kv_option_is_name(const char *text);
-
 extern const kv_option_t KV_OPTIONS[];
 extern const uint32_t KV_OPTION_COUNT;
 

@@ -233,7 +233,8 @@ const kv_option_t KV_OPTIONS[] = {
     SIZE(GATEWAY, gateway, body_bytes_max, "4MiB", 1024, 64 << 20,
         "largest HTTP body; a larger one is answered with 413"),
     NUMBER(GATEWAY, gateway, queue_max, "256", 1, 65536,
-        "requests in work at once; one more is answered with 429"),
+        "requests in the gateway at once, those that wait for a place included; one more is "
+        "answered with 429"),
     NUMBER(GATEWAY, gateway, connections_max, "1024", 1, 65536, "HTTP connections at once"),
     NUMBER(GATEWAY, gateway, default_max_tokens, "512", 1, 1 << 20,
         "tokens to generate where a request does not say"),
@@ -260,6 +261,27 @@ const kv_option_t KV_OPTIONS[] = {
     SIZE(GATEWAY, gateway, prefix_bytes, "64MiB", 64 << 10, GIB,
         "memory for what is known of the nodes' blocks: 22 bytes for each block that each node "
         "holds; what was heard of longest ago is forgotten first"),
+    TEXT(GATEWAY, gateway, tenants_file, KV_OPTION_PATH, "", 0, 4096,
+        "who may ask, by API key, and how much: a YAML file that its owner alone may read (kvist "
+        "tenant new makes records); read again on SIGHUP; empty: anybody may ask"),
+    NUMBER(GATEWAY, gateway, node_requests, "64", 1, 65536,
+        "requests of this gateway at one decode node at once; more wait in the gateway, by "
+        "priority and in turn by tenant"),
+    DURATION(GATEWAY, gateway, queue_wait, "60s", 0, 24 * HOUR,
+        "how long a request waits for a place at a node; then 429"),
+    NUMBER(GATEWAY, gateway, label_values_max, "32", 1, 1024,
+        "values of one label in metrics (agent, tenant, ...); later ones count as other"),
+    {.section = KV_SECTION_GATEWAY,
+        .name = "log_prompts",
+        .type = KV_OPTION_BOOL,
+        .offset = AT(gateway, log_prompts),
+        .initial = "false",
+        .help = "prompts are logged, as far as a line holds them; for finding a fault"},
+    TEXT(GATEWAY, gateway, tls_certificate, KV_OPTION_PATH, "", 0, 4096,
+        "serve HTTPS with this certificate (PEM, with its chain), read again on SIGHUP; empty: "
+        "plain HTTP"),
+    TEXT(GATEWAY, gateway, tls_key, KV_OPTION_PATH, "", 0, 4096,
+        "its private key (PEM), a file that its owner alone may read"),
 };
 
 const uint32_t KV_OPTION_COUNT = sizeof KV_OPTIONS / sizeof KV_OPTIONS[0];

@@ -19,10 +19,12 @@ struct kv_reactor {
     uv_signal_t signals[SIGNAL_COUNT];
     uv_timer_t drain_limit;
     uint64_t drain_limit_ns;
+    uv_signal_t hangup;
     bool draining, stopping;
     void (*stop)(void *context);
     void (*drain)(void *context);
-    void *context, *drain_context;
+    void (*reload)(void *context);
+    void *context, *drain_context, *reload_context;
 };
 
 struct kv_watch {
@@ -48,6 +50,14 @@ static void on_signal(uv_signal_t *handle, int signal_number)
     kv_reactor_begin_drain(reactor);
 }
 
+static void on_hangup(uv_signal_t *handle, int signal_number)
+{
+    (void)signal_number;
+    kv_reactor_t *reactor = handle->data;
+    kv_log_info("node", "signal 1: reads its files again");
+    reactor->reload(reactor->reload_context);
+}
+
 kv_status_t kv_reactor_create(kv_reactor_t **reactor_out, kv_error_t *error)
 {
     /* A peer that goes away is an error of one write, not the end of the process. */
@@ -62,6 +72,8 @@ kv_status_t kv_reactor_create(kv_reactor_t **reactor_out, kv_error_t *error)
         KV_CHECK(uv_signal_init(&reactor->loop, &reactor->signals[i]) == 0);
         reactor->signals[i].data = reactor;
     }
+    KV_CHECK(uv_signal_init(&reactor->loop, &reactor->hangup) == 0);
+    reactor->hangup.data = reactor;
     KV_CHECK(uv_timer_init(&reactor->loop, &reactor->drain_limit) == 0);
     reactor->drain_limit.data = reactor;
     *reactor_out = reactor;
@@ -76,6 +88,7 @@ void kv_reactor_destroy(kv_reactor_t *reactor)
     for (int i = 0; i < SIGNAL_COUNT; i++) {
         uv_close((uv_handle_t *)&reactor->signals[i], NULL);
     }
+    uv_close((uv_handle_t *)&reactor->hangup, NULL);
     uv_close((uv_handle_t *)&reactor->drain_limit, NULL);
     /* Handles in the middle of closing get their callbacks. A handle still open has an owner that
      * forgot it: its memory would be used after the loop is gone. */
@@ -98,6 +111,10 @@ void kv_reactor_run(kv_reactor_t *reactor)
         /* The loop lives by what the node attached, not by its signal handlers. */
         uv_unref((uv_handle_t *)&reactor->signals[i]);
     }
+    if (reactor->reload != NULL) {
+        KV_CHECK(uv_signal_start(&reactor->hangup, on_hangup, SIGHUP) == 0);
+        uv_unref((uv_handle_t *)&reactor->hangup);
+    }
     uv_run(&reactor->loop, UV_RUN_DEFAULT);
 }
 
@@ -110,6 +127,12 @@ void kv_reactor_on_stop(kv_reactor_t *reactor, void (*stop)(void *context), void
 {
     reactor->stop = stop;
     reactor->context = context;
+}
+
+void kv_reactor_on_reload(kv_reactor_t *reactor, void (*reload)(void *context), void *context)
+{
+    reactor->reload = reload;
+    reactor->reload_context = context;
 }
 
 void kv_reactor_begin_stop(kv_reactor_t *reactor)

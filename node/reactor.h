@@ -34,6 +34,10 @@ void kv_reactor_end(kv_reactor_t *reactor);
 void kv_reactor_on_stop(kv_reactor_t *reactor, void (*stop)(void *context), void *context);
 void kv_reactor_begin_stop(kv_reactor_t *reactor);
 
+/* SIGHUP calls back, each time: what stands in files is read again. Before kv_reactor_run; without
+ * a callback the signal ends the process, as it does any other program. */
+void kv_reactor_on_reload(kv_reactor_t *reactor, void (*reload)(void *context), void *context);
+
 /* Drain: before the stop the node takes nothing new and finishes what it has. SIGTERM, SIGINT, the
  * admin socket and kv_reactor_begin_drain call the callback once, unless the stop has begun; the
  * node calls kv_reactor_begin_stop when it has nothing left, and after limit_ns the reactor does.
