@@ -54,6 +54,7 @@ ONLY_HEADERS = {
 SEAM_ONE_FILE = [
     "liburing.h", "rocksdb/c.h", "lz4.h", "microhttpd.h", "dnnl.h", "xxhash.h", "pcre2.h",
     "cyaml/cyaml.h", "curl/curl.h", "zstd.h", "openssl/kdf.h",
+    "openssl/x509.h",
 ]
 SEAM_FOLDER = {"ucp/": "transport/ucx/", "ucs/": "transport/ucx/", "uct/": "transport/ucx/",
                "cuda": "kernels/cuda/", "cublas": "kernels/cuda/"}
