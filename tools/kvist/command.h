@@ -26,6 +26,7 @@ int kv_command_verify(int argc, char **argv);
 int kv_command_pin(int argc, char **argv);
 int kv_command_drop(int argc, char **argv);
 int kv_command_keys(int argc, char **argv);
+int kv_command_tenant(int argc, char **argv);
 int kv_command_quota(int argc, char **argv);
 int kv_command_why(int argc, char **argv);
 int kv_command_explain(int argc, char **argv);

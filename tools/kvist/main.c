@@ -20,6 +20,7 @@ static const kv_command_t commands[] = {
     {"drop", "forget a block and all that goes on from it, for good", kv_command_drop},
     {"keys", "the keys that stores encrypt with: make, replace, destroy a tenant's",
         kv_command_keys},
+    {"tenant", "API keys for the gateway: make a tenant, or another key", kv_command_tenant},
     {"quota", "how much the disk tiers may take, and do; set it", kv_command_quota},
     {"why", "why no more of a prompt was cached: by whom, when, what to do", kv_command_why},
     {"explain", "why the gateway sent a request to the node that it did", kv_command_explain},
