@@ -105,23 +105,26 @@ static bool take_labels(const kv_call_t *call, kv_api_request_t *request, kv_api
     return take_label(call, "x-kvist-session", KV_API_SESSION_BYTES_MAX, request->session, error);
 }
 
-static bool take_priority(const kv_call_t *call, kv_api_request_t *request, kv_api_error_t *error)
+bool kv_api_priority(const char *name, kv_api_priority_t *priority_out)
 {
     static const char *const NAMES[] = {[KV_API_INTERACTIVE] = "interactive",
         [KV_API_BATCH] = "batch",
         [KV_API_BACKGROUND] = "background"};
-    const char *value = kv_call_header(call, "x-kvist-priority");
-    if (value == NULL) {
-        return true;
-    }
     for (int i = 0; i < 3; i++) {
-        if (strcmp(value, NAMES[i]) == 0) {
-            request->priority = (kv_api_priority_t)i;
+        if (strcmp(name, NAMES[i]) == 0) {
+            *priority_out = (kv_api_priority_t)i;
             return true;
         }
     }
-    return KV_API_REFUSE(error, "x-kvist-priority",
-        "x-kvist-priority: must be one of interactive, batch, background");
+    return false;
+}
+
+static bool take_priority(const kv_call_t *call, kv_api_request_t *request, kv_api_error_t *error)
+{
+    const char *value = kv_call_header(call, "x-kvist-priority");
+    return value == NULL || kv_api_priority(value, &request->priority) ||
+           KV_API_REFUSE(error, "x-kvist-priority",
+               "x-kvist-priority: must be one of interactive, batch, background");
 }
 
 bool kv_api_take_headers(const kv_call_t *call, kv_api_request_t *request, kv_api_error_t *error)

@@ -140,6 +140,9 @@ void *kv_api_keep(kv_api_request_t *request, size_t bytes);
  * header goes before a field of the body. */
 bool kv_api_take_headers(const kv_call_t *call, kv_api_request_t *request, kv_api_error_t *error);
 
+/* The class of this name, or false. */
+bool kv_api_priority(const char *name, kv_api_priority_t *priority_out);
+
 /* The mode's number, or false. */
 bool kv_api_cache_mode(const char *name, uint32_t *mode_out);
 

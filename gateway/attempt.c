@@ -163,8 +163,10 @@ static void wait_for_node(kv_generation_t *choice)
     } else if (choice->seek_deadline_ns == 0) {
         choice->seek_deadline_ns = now_ns + gateway->options->gateway.node_wait_ns;
     }
-    /* Where nodes are up but busy, what a node had taken waits for its time limit at most. */
-    bool waits = serves ? choice->displaced : now_ns < choice->seek_deadline_ns;
+    /* Where nodes are up but busy, what a node had taken waits for its time limit at most, and what
+     * none has taken yet as long as for any place. */
+    bool queues = now_ns - choice->request->arrived_ns < gateway->options->gateway.queue_wait_ns;
+    bool waits = serves ? choice->displaced || queues : now_ns < choice->seek_deadline_ns;
     if (waits && !gateway->stopping) {
         choice->tried_count = 0;
         return;

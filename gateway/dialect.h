@@ -141,6 +141,7 @@ typedef struct {
     bool (*wants)(const kv_call_t *call);
     unsigned variant;
     const char *id_prefix; /* of requests */
+    bool is_open;          /* asks for no API key */
 } kv_route_t;
 
 typedef struct {

@@ -41,8 +41,8 @@ void kv_gateway_count_answer(const char *route, unsigned code)
         1);
 }
 
-void kv_gateway_reply_error(
-    kv_exchange_t *exchange, const kv_route_t *route, const char *id, const kv_api_error_t *error)
+void kv_gateway_refuse(kv_exchange_t *exchange, const kv_route_t *route, const char *id,
+    const kv_tenant_t *tenant, const kv_api_error_t *error)
 {
     kv_http_head_t head = {.code = error->http_code, .content_type = JSON_TYPE};
     if (error->http_code == 429 || error->http_code == 503) {
@@ -52,6 +52,11 @@ void kv_gateway_reply_error(
         kv_gateway_add_header(&head, "Retry-After", seconds);
     } else if (error->http_code == 405) {
         kv_gateway_add_header(&head, "Allow", route->methods);
+    } else if (error->http_code == 401) {
+        kv_gateway_add_header(&head, "WWW-Authenticate", "Bearer");
+    }
+    if (tenant != NULL) {
+        kv_access_add_headers(tenant, &head);
     }
     if (id != NULL) {
         kv_gateway_add_header(&head, route->dialect->request_id_header, id);
@@ -60,6 +65,12 @@ void kv_gateway_reply_error(
     char *body = route->dialect->error(error, id, false, &bytes);
     kv_exchange_reply(exchange, &head, body, bytes);
     kv_gateway_count_answer(route->name, error->http_code);
+}
+
+void kv_gateway_reply_error(
+    kv_exchange_t *exchange, const kv_route_t *route, const char *id, const kv_api_error_t *error)
+{
+    kv_gateway_refuse(exchange, route, id, NULL, error);
 }
 
 void kv_gateway_reply(kv_exchange_t *exchange, const char *route, unsigned code,
@@ -86,6 +97,7 @@ static void on_node_up(void *context, kv_node_t *up)
     gateway->nodes[gateway->node_count++] = node;
     kv_metric_set(gateway->nodes_metric, (double)gateway->node_count);
     kv_log_info("gateway", "decode node %s up address %s", up->name, up->address);
+    kv_access_admit(gateway);
 }
 
 static void on_node_down(void *context, kv_node_t *down, kv_status_t status, const char *reason)
@@ -177,11 +189,17 @@ static void serve_health(kv_gateway_t *gateway, kv_exchange_t *exchange, const k
 static void serve_metrics(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
 {
     (void)call;
-    size_t bytes;
+    size_t bytes, page_bytes;
     kv_contents_sweep(gateway->limits.contents);
-    char *body = kv_metrics_render(&bytes);
+    char *body = kv_metrics_render(&bytes), *text = NULL;
+    FILE *page = open_memstream(&text, &page_bytes);
+    KV_CHECK(page != NULL);
+    fwrite(body, 1, bytes, page);
+    free(body);
+    kv_figures_render(gateway->access.figures, page);
+    fclose(page);
     kv_gateway_reply(
-        exchange, "metrics", 200, "text/plain; version=0.0.4; charset=utf-8", body, bytes);
+        exchange, "metrics", 200, "text/plain; version=0.0.4; charset=utf-8", text, page_bytes);
 }
 
 static void serve_description(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
@@ -200,17 +218,20 @@ static const kv_route_t OWN_ROUTES[] = {
         .methods = "GET, HEAD",
         .name = "healthz",
         .dialect = &kv_openai,
-        .serve = serve_health},
+        .serve = serve_health,
+        .is_open = true},
     {.path = "/metrics",
         .methods = "GET, HEAD",
         .name = "metrics",
         .dialect = &kv_openai,
-        .serve = serve_metrics},
+        .serve = serve_metrics,
+        .is_open = true},
     {.path = "/openapi.json",
         .methods = "GET, HEAD",
         .name = "description",
         .dialect = &kv_openai,
-        .serve = serve_description},
+        .serve = serve_description,
+        .is_open = true},
 };
 static const kv_route_table_t OWN = {OWN_ROUTES, sizeof OWN_ROUTES / sizeof OWN_ROUTES[0]};
 
@@ -300,15 +321,21 @@ static void serve_exchange(kv_gateway_t *gateway, kv_exchange_t *exchange)
 {
     kv_call_t call = *kv_exchange_call(exchange);
     const kv_route_t *route = find_route(&call);
+    kv_tenant_t *tenant = NULL;
     kv_api_error_t error;
-    if (refuse_exchange(gateway, exchange, route, &call, &error)) {
+    if (refuse_exchange(gateway, exchange, route, &call, &error) ||
+        ((tenant = kv_access_find(gateway, route, &call, &error)) == NULL && !route->is_open)) {
         kv_gateway_reply_error(exchange, route, NULL, &error);
-    } else if (route->serve == NULL) {
-        kv_request_start(gateway, exchange, route, &call);
+        kv_exchange_release(exchange);
         return;
-    } else {
-        route->serve(gateway, exchange, &call);
     }
+    call.tenant = tenant != NULL ? tenant->name : NULL;
+    if (route->serve == NULL) {
+        kv_request_start(gateway, exchange, route, &call, tenant);
+        return;
+    }
+    route->serve(gateway, exchange, &call);
+    kv_tenant_release(tenant);
     kv_exchange_release(exchange);
 }
 
@@ -330,6 +357,7 @@ static void on_tick(void *context)
             kv_request_check(gateway->slots[i], now_ns);
         }
     }
+    kv_access_admit(gateway); /* a node may drain no longer */
     if (gateway->active_count == 0) {
         gateway->ticking = false;
         kv_timer_stop(gateway->timer);
@@ -468,14 +496,23 @@ static kv_status_t open_contents(kv_gateway_t *gateway, kv_error_t *error)
 static kv_status_t open_http(kv_gateway_t *gateway, kv_error_t *error)
 {
     const kv_options_t *options = gateway->options;
+    kv_tls_t tls;
+    kv_status_t status =
+        kv_tls_read(options->gateway.tls_certificate, options->gateway.tls_key, &tls, error);
+    if (status != KV_OK) {
+        return status;
+    }
     const kv_http_params_t params = {.host = options->gateway.http_host,
         .port = (uint16_t)options->gateway.http_port,
         .body_bytes_max = options->gateway.body_bytes_max,
         .stream_buffer_bytes = options->gateway.stream_buffer_bytes,
         .connections_max = options->gateway.connections_max,
         .connection_limit_ns = options->gateway.connection_limit_ns,
-        .queue = gateway->incoming};
-    return kv_http_open(&params, &gateway->http, error);
+        .queue = gateway->incoming,
+        .tls = &tls};
+    status = kv_http_open(&params, &gateway->http, error);
+    kv_tls_clear(&tls);
+    return status;
 }
 
 /* As configured, or the file's name without its folder and ".gguf". */
@@ -536,8 +573,11 @@ kv_status_t kv_gateway_open(kv_reactor_t *reactor, const kv_options_t *options,
     kv_gateway_t *gateway = kv_allocate(sizeof *gateway);
     *gateway = (kv_gateway_t){.reactor = reactor, .options = options, .tokenizer = tokenizer};
     set_up(gateway);
-    kv_status_t status = kv_admin_open(
-        reactor, options->node.admin, &ADMIN_HANDLERS, gateway, &gateway->admin, error);
+    kv_status_t status = kv_access_open(gateway, error);
+    if (status == KV_OK) {
+        status = kv_admin_open(
+            reactor, options->node.admin, &ADMIN_HANDLERS, gateway, &gateway->admin, error);
+    }
     if (status == KV_OK) {
         status = open_engine(gateway, error);
     }
@@ -551,10 +591,31 @@ kv_status_t kv_gateway_open(kv_reactor_t *reactor, const kv_options_t *options,
         kv_gateway_close(gateway);
         return status;
     }
-    kv_log_info("gateway", "listening http %s:%u model %s", options->gateway.http_host,
+    kv_log_info("gateway", "listening %s %s:%u model %s",
+        options->gateway.tls_certificate[0] != '\0' ? "https" : "http", options->gateway.http_host,
         kv_http_port(gateway->http), gateway->limits.model);
     *gateway_out = gateway;
     return KV_OK;
+}
+
+void kv_gateway_reload(kv_gateway_t *gateway)
+{
+    const kv_options_t *options = gateway->options;
+    kv_tls_t tls;
+    kv_error_t error;
+    kv_access_reload(&gateway->access);
+    kv_status_t status =
+        kv_tls_read(options->gateway.tls_certificate, options->gateway.tls_key, &tls, &error);
+    if (status == KV_OK && tls.certificate != NULL) {
+        status = kv_http_renew(gateway->http, &tls, &error);
+        if (status == KV_OK) {
+            kv_log_info("gateway", "certificate %s read again", options->gateway.tls_certificate);
+        }
+        kv_tls_clear(&tls);
+    }
+    if (status != KV_OK) {
+        kv_log_error("gateway", "%s; the certificate of before stays in force", error.text);
+    }
 }
 
 void kv_gateway_begin_drain(kv_gateway_t *gateway)
@@ -604,6 +665,7 @@ void kv_gateway_close(kv_gateway_t *gateway)
     kv_prefixes_destroy(gateway->prefixes);
     kv_branches_destroy(gateway->branches);
     kv_decisions_destroy(gateway->decisions);
+    kv_access_close(&gateway->access);
     free(gateway->slots);
     free(gateway->free_slots);
     free(gateway);

@@ -20,6 +20,10 @@ typedef struct kv_gateway kv_gateway_t;
 kv_status_t kv_gateway_open(kv_reactor_t *reactor, const kv_options_t *options,
     const kv_tokenizer_t *tokenizer, kv_gateway_t **gateway_out, kv_error_t *error);
 
+/* Reads the tenants' file and the certificate again. What is wrong is logged, and what was in force
+ * stays. */
+void kv_gateway_reload(kv_gateway_t *gateway);
+
 /* Refuses what comes with 503 and lets what runs finish; then, or when nothing does,
  * kv_reactor_begin_stop. /healthz says 503 too, so that load balancers send nothing more. */
 void kv_gateway_begin_drain(kv_gateway_t *gateway);

@@ -6,6 +6,7 @@
 #include "base/metrics.h"
 #include "base/queue.h"
 #include "base/worker.h"
+#include "gateway/access.h"
 #include "gateway/branches.h"
 #include "gateway/decisions.h"
 #include "gateway/dialect.h"
@@ -49,6 +50,7 @@ struct kv_gateway {
     kv_timer_t *timer, *sweep_timer;
 
     kv_promise_table_t *promises;
+    kv_access_t access;
     kv_decode_node_t *nodes[KV_GATEWAY_NODES_MAX];
     size_t node_count;
     kv_prefixes_t *prefixes;
@@ -82,11 +84,16 @@ void kv_gateway_reply(kv_exchange_t *exchange, const char *route, unsigned code,
 void kv_gateway_reply_error(
     kv_exchange_t *exchange, const kv_route_t *route, const char *id, const kv_api_error_t *error);
 
+/* The same with what the tenant has left of its rates. */
+void kv_gateway_refuse(kv_exchange_t *exchange, const kv_route_t *route, const char *id,
+    const kv_tenant_t *tenant, const kv_api_error_t *error);
+
 /* ---- request.c ---- */
 
-/* Takes the exchange: a request begins, or is refused where there are too many. */
-void kv_request_start(
-    kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_route_t *route, const kv_call_t *call);
+/* Takes the exchange and the hold on the tenant: a request begins, or is refused where there are
+ * too many. */
+void kv_request_start(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_route_t *route,
+    const kv_call_t *call, kv_tenant_t *tenant);
 
 /* The parse job handed it back. */
 void kv_request_parsed(kv_request_t *request);

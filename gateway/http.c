@@ -30,6 +30,7 @@ enum {
         256 << 20, /* of a body that is too large, read so that the client hears why */
     BACKLOG = 512,
     SEND_BUFFER_BYTES = 128 << 10,
+    FORMER_MAX = 8,
 };
 
 typedef enum {
@@ -67,6 +68,8 @@ struct kv_exchange {
 
 struct kv_http {
     struct MHD_Daemon *daemon;
+    struct MHD_Daemon *former[FORMER_MAX]; /* of earlier certificates, without the listener */
+    size_t former_count;
     kv_http_params_t params;
     uint16_t port;
     int listener;
@@ -500,6 +503,8 @@ void kv_exchange_release(kv_exchange_t *exchange)
 
 /* ---- the server ---- */
 
+static const char TLS_PRIORITIES[] = "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2";
+
 static int listen_on(const struct addrinfo *address, uint16_t *port_out)
 {
     int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -546,6 +551,26 @@ static kv_status_t open_listener(kv_http_t *http, kv_error_t *error)
     return KV_OK;
 }
 
+/* libmicrohttpd reads the texts while it starts, and never again. */
+static struct MHD_Daemon *start_server(kv_http_t *http, const kv_tls_t *tls)
+{
+    const kv_http_params_t *params = &http->params;
+    bool secure = tls->certificate != NULL;
+    struct MHD_OptionItem items[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, tls->certificate},
+        {MHD_OPTION_HTTPS_MEM_KEY, 0, tls->key},
+        {MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)(uintptr_t)TLS_PRIORITIES},
+        {MHD_OPTION_END, 0, NULL}};
+    unsigned flags =
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | MHD_USE_ITC;
+    return MHD_start_daemon(flags | (secure ? MHD_USE_TLS : 0), 0, NULL, NULL, on_request, http,
+        MHD_OPTION_EXTERNAL_LOGGER, on_server_log, NULL, MHD_OPTION_LISTEN_SOCKET, http->listener,
+        MHD_OPTION_NOTIFY_COMPLETED, on_completed, http, MHD_OPTION_CONNECTION_LIMIT,
+        params->connections_max, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_BYTES_MAX,
+        MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)((params->connection_limit_ns + KV_NS_PER_S - 1) / KV_NS_PER_S), MHD_OPTION_ARRAY,
+        secure ? items : &items[3], MHD_OPTION_END);
+}
+
 kv_status_t kv_http_open(const kv_http_params_t *params, kv_http_t **http_out, kv_error_t *error)
 {
     kv_http_t *http = kv_allocate(sizeof *http);
@@ -560,18 +585,15 @@ kv_status_t kv_http_open(const kv_http_params_t *params, kv_http_t **http_out, k
         return status;
     }
     pthread_mutex_init(&http->list_mutex, NULL);
-    http->daemon = MHD_start_daemon(
-        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | MHD_USE_ITC,
-        0, NULL, NULL, on_request, http, MHD_OPTION_EXTERNAL_LOGGER, on_server_log, NULL,
-        MHD_OPTION_LISTEN_SOCKET, http->listener, MHD_OPTION_NOTIFY_COMPLETED, on_completed, http,
-        MHD_OPTION_CONNECTION_LIMIT, params->connections_max, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        (size_t)HEADER_BYTES_MAX, MHD_OPTION_CONNECTION_TIMEOUT,
-        (unsigned)((params->connection_limit_ns + KV_NS_PER_S - 1) / KV_NS_PER_S), MHD_OPTION_END);
+    http->daemon = start_server(http, params->tls);
     if (http->daemon == NULL) {
         close(http->listener);
         pthread_mutex_destroy(&http->list_mutex);
         free(http);
-        return kv_fail(error, KV_NO_SPACE, "http server: libmicrohttpd does not start");
+        bool secure = params->tls->certificate != NULL;
+        return kv_fail(error, secure ? KV_INVALID : KV_NO_SPACE,
+            "http server: libmicrohttpd does not start%s",
+            secure ? " with gateway.tls_certificate" : "");
     }
     *http_out = http;
     return KV_OK;
@@ -580,6 +602,42 @@ kv_status_t kv_http_open(const kv_http_params_t *params, kv_http_t **http_out, k
 uint16_t kv_http_port(const kv_http_t *http)
 {
     return http->port;
+}
+
+/* Those of earlier certificates whose connections have all ended. */
+static void stop_former(kv_http_t *http)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < http->former_count; i++) {
+        const union MHD_DaemonInfo *info =
+            MHD_get_daemon_info(http->former[i], MHD_DAEMON_INFO_CURRENT_CONNECTIONS);
+        if (info != NULL && info->num_connections == 0) {
+            MHD_stop_daemon(http->former[i]);
+        } else {
+            http->former[kept++] = http->former[i];
+        }
+    }
+    http->former_count = kept;
+}
+
+kv_status_t kv_http_renew(kv_http_t *http, const kv_tls_t *tls, kv_error_t *error)
+{
+    stop_former(http);
+    if (http->former_count == FORMER_MAX) {
+        return kv_fail(error, KV_BUSY,
+            "http server: connections of %d earlier certificates are open: try again later",
+            FORMER_MAX);
+    }
+    /* Both listen for a moment: no connection is refused in between. */
+    struct MHD_Daemon *daemon = start_server(http, tls);
+    if (daemon == NULL) {
+        return kv_fail(
+            error, KV_INVALID, "http server: libmicrohttpd does not start with the certificate");
+    }
+    MHD_quiesce_daemon(http->daemon);
+    http->former[http->former_count++] = http->daemon;
+    http->daemon = daemon;
+    return KV_OK;
 }
 
 /* The last answers are on their way: gives them a moment to be read. */
@@ -619,6 +677,9 @@ void kv_http_close(kv_http_t *http)
     }
     pthread_mutex_unlock(&http->list_mutex);
     MHD_stop_daemon(http->daemon);
+    for (size_t i = 0; i < http->former_count; i++) {
+        MHD_stop_daemon(http->former[i]);
+    }
     pthread_mutex_destroy(&http->list_mutex);
     free(http);
 }

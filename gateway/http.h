@@ -20,6 +20,7 @@
 #include "base/queue.h"
 #include "base/status.h"
 #include "gateway/call.h"
+#include "gateway/tls.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -35,7 +36,8 @@ typedef struct {
     size_t stream_buffer_bytes;
     uint32_t connections_max;
     uint64_t connection_limit_ns;
-    kv_queue_t *queue; /* of kv_exchange_t * */
+    kv_queue_t *queue;   /* of kv_exchange_t * */
+    const kv_tls_t *tls; /* needed by open alone; one without texts: plain HTTP */
 } kv_http_params_t;
 
 kv_status_t kv_http_open(const kv_http_params_t *params, kv_http_t **http_out, kv_error_t *error);
@@ -44,6 +46,10 @@ kv_status_t kv_http_open(const kv_http_params_t *params, kv_http_t **http_out, k
  * still be in the queue (they are released here). */
 void kv_http_close(kv_http_t *http);
 uint16_t kv_http_port(const kv_http_t *http);
+
+/* Another certificate for connections that come from now on; those that are there go on as they
+ * began. KV_BUSY: connections of many earlier certificates are still open. */
+kv_status_t kv_http_renew(kv_http_t *http, const kv_tls_t *tls, kv_error_t *error);
 
 /* What was asked, as long as the exchange is held. */
 const kv_call_t *kv_exchange_call(const kv_exchange_t *exchange);

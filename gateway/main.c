@@ -29,6 +29,11 @@ static void on_drain(void *context)
     kv_gateway_begin_drain(((gateway_process_t *)context)->gateway);
 }
 
+static void on_reload(void *context)
+{
+    kv_gateway_reload(((gateway_process_t *)context)->gateway);
+}
+
 static kv_status_t run(const kv_options_t *options, kv_error_t *error)
 {
     gateway_process_t process = {0};
@@ -46,6 +51,7 @@ static kv_status_t run(const kv_options_t *options, kv_error_t *error)
     }
     status = kv_gateway_open(process.reactor, options, tokenizer, &process.gateway, error);
     if (status == KV_OK) {
+        kv_reactor_on_reload(process.reactor, on_reload, &process);
         kv_reactor_on_stop(process.reactor, on_stop, &process);
         kv_reactor_on_drain(process.reactor, on_drain, &process, options->node.drain_limit_ns);
         kv_notify_ready();

@@ -28,6 +28,7 @@ enum { TICK_MS = 100 };
 static void release_request(kv_request_t *request)
 {
     kv_gateway_t *gateway = request->gateway;
+    kv_access_leave(request);
     for (size_t i = 0; i < request->choice_count; i++) {
         kv_generation_clear(&request->choices[i]);
     }
@@ -51,6 +52,7 @@ static void release_request(kv_request_t *request)
     kv_metric_set(gateway->running_metric, gateway->active_count);
     kv_nodes_set_load(gateway->engine, gateway->active_count);
     if (gateway->active_count > 0) {
+        kv_access_admit(gateway);
         return;
     }
     if (gateway->stopping) {
@@ -73,7 +75,8 @@ void kv_request_fail(kv_request_t *request, const kv_api_error_t *error)
         "gateway", "request %s failed code %u: %s", request->id, error->http_code, error->message);
     cancel_choices(request);
     if (!request->began) {
-        kv_gateway_reply_error(request->exchange, request->route, request->id, error);
+        kv_gateway_refuse(
+            request->exchange, request->route, request->id, request->pass.tenant, error);
     } else {
         size_t bytes;
         char *event = request->route->dialect->error(error, request->id, true, &bytes);
@@ -230,6 +233,7 @@ static void add_answer_headers(const kv_request_t *request, kv_http_head_t *head
     kv_usage_t usage = usage_of(request);
     kv_keeping_headers(request, &usage, head);
     kv_gateway_add_header(head, request->route->dialect->request_id_header, request->id);
+    kv_access_add_headers(request->pass.tenant, head);
 }
 
 /* ---- a stream; false: the request has ended ---- */
@@ -377,6 +381,7 @@ static void complete_request(kv_request_t *request)
 {
     kv_usage_t usage = usage_of(request);
     count_usage(request, &usage);
+    kv_access_count(request, &usage);
     if (request->api.stream ? !end_stream(request) : !reply_whole(request)) {
         return;
     }
@@ -421,6 +426,7 @@ bool kv_request_text(kv_generation_t *choice)
         request->first_token_ns = choice->first_token_ns;
         kv_metric_observe(request->gateway->ttft_metric,
             (double)(request->first_token_ns - request->arrived_ns) / KV_NS_PER_S);
+        kv_access_started(request);
     }
     if (request->api.stream && !send_choice(choice)) {
         return false;
@@ -506,6 +512,7 @@ static void parse_request(void *argument)
     request->parsed = dialect->parse(&request->call, &gateway->limits, api, &request->error);
     if (request->parsed &&
         (!kv_api_take_headers(&request->call, api, &request->error) ||
+            !kv_access_take_salt(&request->pass, api, &request->error) ||
             !kv_api_tokenize(api, gateway->tokenizer, &gateway->limits, &request->error))) {
         if (dialect->release != NULL) {
             dialect->release(api->own);
@@ -539,13 +546,37 @@ static bool open_choices(kv_request_t *request)
     return true;
 }
 
-static void begin_choices(kv_request_t *request)
+void kv_request_admitted(kv_request_t *request)
 {
     const kv_gateway_t *gateway = request->gateway;
     uint32_t slot = request->slot;
     for (size_t i = 0; gateway->slots[slot] == request && i < request->choice_count;
          i += request->api.choice_count) {
         kv_generation_begin(&request->choices[i]);
+    }
+}
+
+/* Where the operator wants it: what a prompt says, as far as a line holds it. */
+static void log_prompts(const kv_request_t *request)
+{
+    const kv_gateway_t *gateway = request->gateway;
+    for (size_t i = 0; gateway->options->gateway.log_prompts && i < request->api.prompt_count;
+         i++) {
+        const kv_api_prompt_t *prompt = &request->api.prompts[i];
+        char text[KV_LOG_LINE_BYTES];
+        size_t bytes = 0, piece_bytes;
+        const char *piece;
+        for (size_t k = 0; k < prompt->token_count; k++) {
+            if (kv_tokenizer_piece(
+                    gateway->tokenizer, prompt->tokens[k], true, &piece, &piece_bytes) != KV_OK ||
+                bytes + piece_bytes >= sizeof text) {
+                break;
+            }
+            memcpy(text + bytes, piece, piece_bytes);
+            bytes += piece_bytes;
+        }
+        text[bytes] = '\0';
+        kv_log_info("gateway", "request %s prompt %zu: %s", request->id, i, text);
     }
 }
 
@@ -559,19 +590,23 @@ void kv_request_parsed(kv_request_t *request)
     } else if (request->api.count_only) {
         reply_count(request);
     } else if (open_choices(request)) {
-        begin_choices(request);
+        log_prompts(request);
+        if (kv_access_begin(request, &request->error)) {
+            kv_access_admit(request->gateway);
+        } else {
+            kv_request_fail(request, &request->error);
+        }
     }
 }
 
-void kv_request_start(
-    kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_route_t *route, const kv_call_t *call)
+void kv_request_start(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_route_t *route,
+    const kv_call_t *call, kv_tenant_t *tenant)
 {
     kv_api_error_t error;
     uint32_t queue_max = gateway->options->gateway.queue_max;
-    if (gateway->active_count == queue_max) {
-        kv_api_fail(
-            &error, 429, "", "overloaded", "%u requests are in work, the most at once", queue_max);
-        kv_gateway_reply_error(exchange, route, NULL, &error);
+    if (!kv_access_arrive(gateway, tenant, call, &error)) {
+        kv_gateway_refuse(exchange, route, NULL, tenant, &error);
+        kv_tenant_release(tenant);
         kv_exchange_release(exchange);
         return;
     }
@@ -581,6 +616,7 @@ void kv_request_start(
         .route = route,
         .call = *call,
         .namings = *kv_prefixes_namings(gateway->prefixes),
+        .pass = kv_access_pass(gateway, tenant),
         .slot = gateway->free_slots[queue_max - gateway->active_count - 1],
         .arrived_ns = kv_clock_now_ns()};
     request->created_unix_s = kv_clock_real()->unix_ns(kv_clock_real()) / KV_NS_PER_S;
@@ -612,10 +648,14 @@ void kv_request_check(kv_request_t *request, uint64_t now_ns)
         abandon_request(request, gateway->gone_metric);
         return;
     }
+    kv_api_error_t error;
     if (now_ns - request->arrived_ns > limit_ns) {
-        kv_api_error_t error;
         kv_api_fail(&error, 504, "", "timeout", "the request took longer than %" PRIu64 " ms",
             limit_ns / KV_NS_PER_MS);
+        kv_request_fail(request, &error);
+        return;
+    }
+    if (!kv_access_waits(request, now_ns, &error)) {
         kv_request_fail(request, &error);
         return;
     }

@@ -18,6 +18,7 @@ struct kv_request {
     char id[KV_REQUEST_ID_BYTES];
     uint64_t created_unix_s, arrived_ns, first_token_ns;
 
+    kv_pass_t pass;
     kv_api_request_t api;
     bool parsed;            /* api is valid; otherwise error is */
     kv_namings_t namings;   /* as they were when it came; */
@@ -28,6 +29,9 @@ struct kv_request {
     size_t choice_count, done_count;
     bool began; /* a stream's head was sent */
 };
+
+/* Its turn has come: its choices begin. May end the request. */
+void kv_request_admitted(kv_request_t *request);
 
 /* Ends the request with this error: as an HTTP answer, or inside a stream that has begun. */
 void kv_request_fail(kv_request_t *request, const kv_api_error_t *error);

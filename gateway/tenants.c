@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "gateway/api.h"
 #include "node/records_file.h"
 
 #include <errno.h>
@@ -42,34 +43,7 @@ static const kv_record_field_t FIELDS[FIELD_COUNT] = {{"name", false}, {"salt", 
 
 static const kv_record_shape_t SHAPE = {"tenants", FIELDS, FIELD_COUNT, KV_TENANTS_MAX};
 
-static const char *const PRIORITIES[KVIST_PRIORITY_COUNT] = {"interactive", "batch", "background"};
-static const char *const MODES[] = {"readwrite", "read", "write", "bypass"};
-
-enum { MODE_COUNT = sizeof MODES / sizeof MODES[0], ALL_MODES = (1 << MODE_COUNT) - 1 };
-
-static int index_of(const char *text, const char *const *names, int count)
-{
-    for (int i = 0; i < count; i++) {
-        if (strcmp(text, names[i]) == 0) {
-            return i;
-        }
-    }
-    return -1;
-}
-
-bool kv_priority_parse(const char *text, kvist_priority_t *priority_out)
-{
-    int index = index_of(text, PRIORITIES, KVIST_PRIORITY_COUNT);
-    if (index >= 0) {
-        *priority_out = (kvist_priority_t)index;
-    }
-    return index >= 0;
-}
-
-const char *kv_priority_name(kvist_priority_t priority)
-{
-    return PRIORITIES[priority];
-}
+enum { ALL_MODES = 15 };
 
 /* ---- one record of the file ---- */
 
@@ -168,15 +142,17 @@ static kv_status_t take_bounds(const record_t *record, kv_tenant_t *tenant)
 
 static kv_status_t take_rights(const record_t *record, kv_tenant_t *tenant)
 {
-    const char *priority = text_of(record, PRIORITY);
-    if (priority != NULL && !kv_priority_parse(priority, &tenant->priority_best)) {
+    const char *text = text_of(record, PRIORITY);
+    kv_api_priority_t priority = KV_API_INTERACTIVE;
+    if (text != NULL && !kv_api_priority(text, &priority)) {
         return refuse(record, PRIORITY, "must be one of interactive, batch, background");
     }
+    tenant->priority_best = (kvist_priority_t)priority;
     const kv_string_list_t *modes = &record->values[CACHE_MODES];
     tenant->cache_modes = modes->count == 0 ? ALL_MODES : 0;
     for (uint32_t i = 0; i < modes->count; i++) {
-        int mode = index_of(modes->items[i], MODES, MODE_COUNT);
-        if (mode < 0) {
+        uint32_t mode;
+        if (!kv_api_cache_mode(modes->items[i], &mode)) {
             return refuse(
                 record, CACHE_MODES, "must be a list of readwrite, read, write and bypass");
         }

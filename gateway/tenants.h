@@ -79,8 +79,4 @@ void kv_tenant_release(kv_tenant_t *tenant); /* NULL is fine */
 void kv_tenants_visit(const kv_tenants_t *tenants,
     void (*visit)(void *context, const kv_tenant_t *tenant), void *context);
 
-/* "interactive", "batch", "background"; false: it is none of them. */
-bool kv_priority_parse(const char *text, kvist_priority_t *priority_out);
-const char *kv_priority_name(kvist_priority_t priority);
-
 #endif

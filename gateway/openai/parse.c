@@ -484,9 +484,15 @@ static bool take_extension(kv_api_request_t *request, const json_t *document, kv
                     "kvist.cache_mode: must be one of readwrite, read, write, bypass");
             }
             request->has_cache_mode = true;
+        } else if (strcmp(name, "priority") == 0) {
+            if (!json_is_string(value) ||
+                !kv_api_priority(json_string_value(value), &request->priority)) {
+                return KV_API_REFUSE(error, "kvist.priority",
+                    "kvist.priority: must be one of interactive, batch, background");
+            }
         } else {
-            return KV_API_REFUSE(
-                error, "kvist", "kvist: \"%.64s\" is no field of it: cache_mode, salt", name);
+            return KV_API_REFUSE(error, "kvist",
+                "kvist: \"%.64s\" is no field of it: cache_mode, priority, salt", name);
         }
     }
     return true;

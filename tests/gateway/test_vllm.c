@@ -422,8 +422,8 @@ static void load_options(fixture_t *fixture, const char *more)
         servers[1].port);
     char *arguments[] = {(char *)"kvist-gateway", admin, list, (char *)"--gateway.http_port=0",
         (char *)"--gateway.model_name=tiny", (char *)"--gateway.node_wait=300ms",
-        (char *)"--node.log_level=error", (char *)more};
-    if (kv_options_load(&PROGRAM, more != NULL ? 8 : 7, arguments, &fixture->options, &action,
+        (char *)"--gateway.queue_wait=300ms", (char *)"--node.log_level=error", (char *)more};
+    if (kv_options_load(&PROGRAM, more != NULL ? 9 : 8, arguments, &fixture->options, &action,
             &error) != KV_OK) {
         fail_msg("%s", error.text);
     }

@@ -273,9 +273,11 @@ static void gateway_start(fixture_t *fixture, uint16_t decode_port)
     snprintf(nodes, sizeof nodes, "--gateway.decode_nodes=127.0.0.1:%u", decode_port);
     char *arguments[] = {(char *)"kvist-gateway", admin, nodes,
         (char *)"--cluster.key=0123456789abcdef", (char *)"--gateway.http_port=0",
-        (char *)"--gateway.queue_max=1024", (char *)"--gateway.body_bytes_max=1MiB"};
-    assert_int_equal(
-        kv_options_load(&PROGRAM, 7, arguments, &fixture->options, &action, &error), KV_OK);
+        (char *)"--gateway.queue_max=1024", (char *)"--gateway.node_requests=1024",
+        (char *)"--gateway.body_bytes_max=1MiB"};
+    assert_int_equal(kv_options_load(&PROGRAM, sizeof arguments / sizeof *arguments, arguments,
+                         &fixture->options, &action, &error),
+        KV_OK);
     loop_open(&fixture->loop, stop_gateway, fixture);
     if (kv_gateway_open(fixture->loop.reactor, &fixture->options, tokenizer, &fixture->gateway,
             &error) != KV_OK) {
