@@ -1,5 +1,5 @@
-"""Anthropic's own client, unchanged: messages whole and streamed, tools, breakpoints, counts, models
-and errors. It checks each answer against its types (_strict_response_validation)."""
+"""Anthropic's own client, unchanged: messages whole and streamed, tools, breakpoints, counts,
+models and errors. It checks each answer against its types (_strict_response_validation)."""
 import asyncio
 import unittest
 
@@ -37,6 +37,10 @@ def text_of(message):
 def prompt_tokens(usage):
     return (usage.input_tokens + usage.cache_creation_input_tokens
             + usage.cache_read_input_tokens)
+
+
+def marked(text, control):
+    return {"type": "text", "text": text, "cache_control": control}
 
 
 class Models(unittest.TestCase):
@@ -151,6 +155,36 @@ class Messages(unittest.TestCase):
 
 
 class Breakpoints(unittest.TestCase):
+    def ask_twice(self, **fields):
+        with client() as api:
+            usages = [api.messages.create(**fields).usage for _ in range(2)]
+            with api.messages.stream(**fields) as stream:
+                usages.append(stream.get_final_message().usage)
+        self.assertEqual(len({prompt_tokens(usage) for usage in usages}), 1, usages)
+        return usages
+
+    def test_a_breakpoint_is_created_then_read(self):
+        first, second, third = self.ask_twice(
+            **asked("What was it about?", system=[marked(service.prompt(120), SHORT)]))
+        self.assertGreaterEqual(first.cache_creation_input_tokens, 5 * service.BLOCK_TOKENS)
+        self.assertEqual(first.cache_creation.ephemeral_5m_input_tokens,
+                         first.cache_creation_input_tokens)
+        for again in (second, third):
+            self.assertGreaterEqual(again.cache_read_input_tokens,
+                                    first.cache_creation_input_tokens)
+            self.assertEqual(again.cache_creation_input_tokens, 0)
+
+    def test_an_hour_before_five_minutes(self):
+        first, second, _ = self.ask_twice(**asked(
+            [{"type": "text", "text": "Now: "}, marked(service.prompt(60), SHORT)],
+            system=[marked(service.prompt(60), LONG)]))
+        self.assertGreater(first.cache_creation.ephemeral_1h_input_tokens, 0)
+        self.assertGreater(first.cache_creation.ephemeral_5m_input_tokens, 0)
+        self.assertEqual(first.cache_creation.ephemeral_1h_input_tokens
+                         + first.cache_creation.ephemeral_5m_input_tokens,
+                         first.cache_creation_input_tokens)
+        self.assertGreater(second.cache_read_input_tokens, 0)
+
     def test_without_one_nothing_is_read_or_created(self):
         fields = asked(service.prompt(120))
         with client() as api:
