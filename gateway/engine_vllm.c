@@ -37,6 +37,7 @@ struct kv_vllm_call {
     char id[ID_BYTES];
     kv_error_t refusal;
     uint32_t prompt_tokens, continued_tokens, generated_tokens;
+    size_t promise_count;
     kv_vllm_finish_t finish;
     bool has_usage, has_cached;
     uint32_t cached_tokens;
@@ -99,6 +100,19 @@ static kv_vllm_call_t *find_call(const kv_vllm_node_t *node, const char *id)
     return NULL;
 }
 
+/* A server keeps what it likes for as long as it likes. The array is the caller's to release. */
+static void refuse_promises(const kv_vllm_call_t *call, Kvist__Wire__Usage *usage)
+{
+    static Kvist__Wire__Granted refused;
+    kvist__wire__granted__init(&refused);
+    refused.why_not = (char *)"vLLM promises nothing of what it caches";
+    usage->n_granted = call->promise_count;
+    usage->granted = kv_allocate_array(call->promise_count + 1, sizeof(Kvist__Wire__Granted *));
+    for (size_t i = 0; i < call->promise_count; i++) {
+        usage->granted[i] = &refused;
+    }
+}
+
 /* Ends the call with what it came to. Where its cached tokens are not known, none are told: for an
  * answer that goes on here they count what was generated elsewhere, too. */
 static void finish_call(
@@ -120,9 +134,11 @@ static void finish_call(
     finished.status = status;
     finished.error = (char *)text;
     finished.usage = call->has_usage ? &usage : NULL;
+    refuse_promises(call, &usage);
     snprintf(id, sizeof id, "%s", call->id);
     retire_call(call);
     callbacks->finished(callbacks->context, &node->base, &finished);
+    free(usage.granted);
 }
 
 static void lose_call(kv_vllm_call_t *call, const char *reason)
@@ -359,6 +375,7 @@ static char *write_body(const kv_vllm_node_t *node, const kv_node_work_t *work)
         .ignore_end = generate->ignore_end,
         .logprob_count = work->wants_logprobs ? (int32_t)sampling->top_logprobs : -1,
         .cache_salt = write_salt(generate, salt) ? salt : NULL,
+        .priority = (int32_t)generate->priority, /* theirs are ordered as ours: lower goes first */
         .stops = work->stops,
         .stop_count = work->stop_count};
     return kv_vllm_write_ask(&ask);
@@ -390,7 +407,8 @@ static kv_status_t generate(kv_node_t *base, const kv_node_work_t *work)
     *call = (kv_vllm_call_t){.next = engine->calls,
         .node = node,
         .prompt_tokens = (uint32_t)(generate->n_tokens - generate->generated_count),
-        .continued_tokens = generate->generated_count};
+        .continued_tokens = generate->generated_count,
+        .promise_count = generate->n_promises};
     snprintf(call->id, sizeof call->id, "%s", generate->request_id);
     engine->calls = call;
     if (check_work(generate, &call->refusal) != KV_OK) {
