@@ -2,7 +2,9 @@
 coroutines, cachedContents from create to delete, tools, counts, errors."""
 import asyncio
 import datetime
+import json
 import unittest
+import urllib.request
 
 import service
 from google import genai
@@ -20,6 +22,14 @@ def config(**fields):
 
 def asked(contents, **fields):
     return {"model": service.model, "contents": contents, "config": config(**fields)}
+
+
+def post(path, body):
+    """Without the client: the whole answer as JSON, and its type."""
+    request = urllib.request.Request(service.endpoint + path, json.dumps(body).encode(),
+                                     {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=service.ANSWER_LIMIT_S) as answer:
+        return json.load(answer), answer.headers["Content-Type"]
 
 
 class Generate(unittest.TestCase):
@@ -103,6 +113,42 @@ class Generate(unittest.TestCase):
         counts = [answer.usage_metadata.prompt_token_count for answer in (without, first, after)]
         self.assertEqual(counts, sorted(set(counts)))
 
+    def test_a_stream_as_an_array(self):
+        """Without ?alt=sse it is one JSON text; names may be in snake_case."""
+        pieces, kind = post(f"/v1/models/{service.model}:streamGenerateContent", {
+            "contents": [{"parts": [{"text": "Name a colour."}]}],
+            "generation_config": {"temperature": 0, "max_output_tokens": 12}})
+        with client() as api:
+            whole = api.models.generate_content(**asked("Name a colour."))
+        self.assertEqual(kind, "application/json")
+        self.assertEqual("".join(piece["candidates"][0]["content"]["parts"][0]["text"]
+                                 for piece in pieces), whole.text)
+
+    def test_it_is_the_prompt_that_openais_messages_make(self):
+        with client() as api:
+            answer = api.models.generate_content(**asked(
+                [types.UserContent("Say hello."), types.ModelContent("Hello."),
+                 types.UserContent("Again.")], system_instruction="Answer briefly."))
+        other, _ = post("/v1/chat/completions", {
+            "model": service.model, "temperature": 0, "max_tokens": 12, "messages": [
+                {"role": "system", "content": "Answer briefly."},
+                {"role": "user", "content": "Say hello."},
+                {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Again."}]})
+        self.assertEqual(answer.usage_metadata.prompt_token_count, other["usage"]["prompt_tokens"])
+        self.assertEqual(answer.text, other["choices"][0]["message"]["content"])
+
+    def test_logprobs(self):
+        with client() as api:
+            answer = api.models.generate_content(
+                **asked("Name a colour.", response_logprobs=True, logprobs=3))
+        result = answer.candidates[0].logprobs_result
+        self.assertTrue(result.chosen_candidates)
+        self.assertEqual(len(result.chosen_candidates), len(result.top_candidates))
+        for chosen, tops in zip(result.chosen_candidates, result.top_candidates):
+            self.assertEqual(len(tops.candidates), 3)
+            self.assertEqual(tops.candidates[0].token_id, chosen.token_id)  # greedy
+            self.assertLessEqual(chosen.log_probability, 0)
+
     def test_models(self):
         with client() as api:
             names = [model.name for model in api.models.list()]
@@ -141,6 +187,23 @@ class CachedContents(unittest.TestCase):
             self.assertEqual(caught.exception.code, 403)
             with self.assertRaises(errors.ClientError):
                 api.models.generate_content(**asked("And?", cached_content=made.name))
+
+    def test_pages_and_what_it_keeps_to_itself(self):
+        with client() as api:
+            made = [api.caches.create(model=service.model, config=types.CreateCachedContentConfig(
+                contents=[types.UserContent(service.prompt(40))])) for _ in range(3)]
+            kept_s = (made[0].expire_time - made[0].create_time).total_seconds()
+            self.assertTrue(3600 - service.ANSWER_LIMIT_S <= kept_s <= 3600, kept_s)
+            listed = [content.name for content in api.caches.list(config={"page_size": 1})]
+            self.assertEqual([name for name in listed if name in {one.name for one in made}],
+                             [one.name for one in made])
+            with self.assertRaises(errors.ClientError) as caught:
+                api.models.generate_content(**asked(
+                    "And?", cached_content=made[0].name, system_instruction="Another."))
+            for one in made:
+                api.caches.delete(name=one.name)
+        self.assertEqual(caught.exception.code, 400)
+        self.assertIn("systemInstruction", caught.exception.message)
 
     def test_what_it_says_is_what_the_whole_prompt_says(self):
         """A content and a question are the prompt that both make."""
