@@ -7,7 +7,7 @@
 
 enum {
     PLACES = 1 << 13,
-    GROWTH = 4, /* what a branch comes to, in terms of what it begins with */
+    GROWTH = 1, /* what a branch comes to, in terms of what it begins with */
 };
 
 typedef struct {

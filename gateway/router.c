@@ -21,8 +21,8 @@ typedef struct {
     kv_router_score_t *scores;
     size_t count;
     uint32_t fit_count, longest_tokens;
-    uint64_t load, waiting_tokens; /* of all fit ones */
-    uint64_t least_tokens;         /* cost */
+    uint64_t load, waiting_tokens, taken_tokens; /* of all fit ones */
+    uint64_t least_tokens;                       /* cost */
     uint32_t bound;
     int holder, cheapest;
 } field_t;
@@ -118,6 +118,7 @@ static void survey(field_t *field)
         field->fit_count++;
         field->load += kv_router_load(node);
         field->waiting_tokens += node->waiting_tokens;
+        field->taken_tokens += node->taken_tokens;
         if (run_tokens > field->longest_tokens) {
             field->longest_tokens = run_tokens;
             field->holder = (int)i;
@@ -159,13 +160,21 @@ static bool is_cold(const field_t *field)
             least = field->scores[i].bring_tokens;
         }
     }
-    return field->request->prompt_tokens - least < alike_tokens(field);
+    return field->request->prompt_tokens - least < ALIKE_TOKENS;
 }
 
+/* A copy of what it goes on from pays by now. */
 static bool is_branch(const field_t *field)
 {
     return field->holder >= 0 && field->request->branched_tokens > 0 &&
            field->request->branched_tokens >= field->longest_tokens;
+}
+
+/* It has taken in no more than its share lately. */
+static bool has_room(const field_t *field, const kv_router_node_t *node)
+{
+    return node->taken_tokens * PERCENT * field->fit_count <=
+           field->taken_tokens * KV_ROUTER_BOUND_PERCENT;
 }
 
 /* Nodes where nobody came for what is held, and which have room: where there is one, and nodes are
@@ -188,13 +197,31 @@ static bool is_alike(const field_t *field, size_t number)
            at->cost_tokens - field->least_tokens < alike_tokens(field);
 }
 
-static size_t mark_equals(const field_t *field, bool cold, bool branch, bool *equals_out)
+/* Of a branch the equals that have room; where none has, whoever has. */
+static bool mark_branch(const field_t *field, bool *equals)
+{
+    bool any = false, room[KV_ROUTER_NODES_MAX];
+    for (size_t i = 0; i < field->count; i++) {
+        room[i] = field->scores[i].fit && has_room(field, &field->nodes[i]);
+        any |= room[i] && equals[i];
+    }
+    for (size_t i = 0; i < field->count; i++) {
+        equals[i] = room[i] && (equals[i] || !any);
+    }
+    return !any;
+}
+
+/* cold: any node, but for those that would be disturbed. spread_out: a branch, to be copied. */
+static size_t mark_equals(const field_t *field, bool cold, bool *equals_out, bool *spread_out)
 {
     bool spared = cold && any_undisturbed(field);
     size_t count = 0;
     for (size_t i = 0; i < field->count; i++) {
-        equals_out[i] = field->scores[i].fit && (cold || branch || is_alike(field, i)) &&
+        equals_out[i] = field->scores[i].fit && (cold || is_alike(field, i)) &&
                         !(spared && field->nodes[i].warm > 0);
+    }
+    *spread_out = !cold && is_branch(field) && mark_branch(field, equals_out);
+    for (size_t i = 0; i < field->count; i++) {
         count += equals_out[i];
     }
     return count;
@@ -234,17 +261,16 @@ static kv_choice_reason_t reason_of_cheapest(const field_t *field, bool cold)
 
 static void choose_by_prefix(const field_t *field, kv_router_choice_t *choice)
 {
-    bool cold = is_cold(field), branch = !cold && is_branch(field);
-    bool equals[KV_ROUTER_NODES_MAX];
-    size_t equal_count = mark_equals(field, cold, branch, equals);
+    bool cold = is_cold(field), spread, equals[KV_ROUTER_NODES_MAX];
+    size_t equal_count = mark_equals(field, cold, equals, &spread);
     int first, place;
     find_places(field, equals, &first, &place);
     choice->equal_count = (uint32_t)equal_count;
     choice->node = place;
-    if (place < 0 || (equal_count == 1 && !cold && !branch)) {
+    if (place < 0 || (equals[field->cheapest] && equal_count == 1 && !cold)) {
         choice->node = field->cheapest;
         choice->reason = equal_count == 1 ? reason_of_cheapest(field, cold) : KV_CHOICE_LEAST;
-    } else if (branch) {
+    } else if (spread) {
         choice->reason = KV_CHOICE_SPREAD;
     } else if (place != first) {
         choice->reason = KV_CHOICE_BOUND;

@@ -17,10 +17,12 @@
  *
  *   1. Nodes that hold as much as the one that costs least, and cost about as little (within an
  *      eighth of the prompt), are equals.
- *   2. A *cold* prompt, of which no node spares an eighth, may go to any node but those that have
+ *   2. A *cold* prompt, of which no node spares 64 tokens, may go to any node but those that have
  *      requests in work which came for what they hold, where others are left (three nodes or more).
  *   3. A *branch*: it goes on from where earlier prompts parted, and so much was added there by now
- *      that a copy of what they share pays (branched_tokens >= the run). It may go to any node.
+ *      that a copy of what they share pays (branched_tokens >= the run). Of the equals those may
+ *      have it that took in no more than 1.25 times the average of all lately; where none of them
+ *      is so, any other node that is.
  *   4. Among those: consistent hashing with bounded load (rendezvous order of the affinity and the
  *      nodes' names; a node that would have more than ceil(1.25 (m + 1) / n) of the m requests in
  *      work at n nodes, and than 2, is passed over, so is one where more waits than 1.25 times the
@@ -43,6 +45,9 @@ enum {
     KV_ROUTER_ENOUGH_NODES = 3,
 };
 
+/* Of what nodes took in, with each request: what was 512 requests ago counts for little. */
+#define KV_ROUTER_TAKEN_KEPT (1 - 1.0 / 512)
+
 typedef enum {
     KV_ROUTING_PREFIX,
     KV_ROUTING_ROUND_ROBIN,
@@ -55,6 +60,7 @@ typedef struct {
     uint32_t run_tokens[KV_ROUTER_TIERS]; /* of the prompt, by the fastest tier that has them */
     uint32_t coming_tokens;  /* as far as a request in work there goes along with the prompt */
     uint64_t waiting_tokens; /* see above */
+    uint64_t taken_tokens;   /* that it had to take in lately: its memory's share of the load */
     uint32_t outstanding;    /* requests that this gateway has there */
     uint32_t reported;       /* queued and running, as it said last */
     uint32_t warm;           /* requests in work there that came for what it holds */

@@ -170,14 +170,26 @@ static void branches_of_a_hot_prefix_spread(void **state_unused)
         request.affinity = (uint64_t)draw(1u << 30) << 20;
         request.branched_tokens = 1023; /* a copy does not pay yet */
         assert_int_equal(choose(&request, nodes, NODES).node, 2);
-        request.branched_tokens = 1024;
+        request.branched_tokens = 1024; /* and it has taken in no more than others */
+        nodes[2].taken_tokens = nodes[3].taken_tokens = 5000;
+        nodes[0].taken_tokens = nodes[1].taken_tokens = 4000;
+        assert_int_equal(choose(&request, nodes, NODES).node, 2);
+        nodes[2].taken_tokens = 9000;
         kv_router_choice_t choice = choose(&request, nodes, NODES);
         assert_int_equal(choice.reason, KV_CHOICE_SPREAD);
         counts[choice.node]++;
     }
-    for (int i = 0; i < NODES; i++) {
-        assert_in_range(counts[i], 50, 150);
-    }
+    assert_int_equal(counts[2], 0);
+    assert_in_range(counts[0], 90, 180);
+    assert_in_range(counts[1], 90, 180);
+    assert_in_range(counts[3], 90, 180);
+    /* Where others hold it too, they are enough. */
+    nodes[1].run_tokens[0] = 1024;
+    kv_router_request_t request = prompt_of(1200);
+    request.branched_tokens = 5000;
+    kv_router_choice_t choice = choose(&request, nodes, NODES);
+    assert_int_equal(choice.node, 1);
+    assert_int_not_equal(choice.reason, KV_CHOICE_SPREAD);
 }
 
 static void nobody_and_only_one(void **state_unused)
@@ -247,6 +259,7 @@ static void draw_nodes(kv_router_node_t *nodes, size_t count, uint32_t prompt_to
         nodes[i].reported = draw(6);
         nodes[i].warm = draw(nodes[i].outstanding + 1);
         nodes[i].waiting_tokens = draw(4) == 0 ? 0 : draw(4000);
+        nodes[i].taken_tokens = draw(20000);
         nodes[i].unfit = draw(8) == 0;
         nodes[i].tried = draw(8) == 0;
     }

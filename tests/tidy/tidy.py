@@ -37,7 +37,8 @@ MAY_INCLUDE = {
     "prefill": ENGINE_SIDE,
     "decode": ENGINE_SIDE,
     "gateway": ["base", "proto", "transport", "cluster", "engine", "kvstore", "node"],
-    "tools": ["base", "proto", "kernels", "node", "engine", "kvstore", "transport"],
+    "tools": ["base", "proto", "kernels", "node", "engine", "kvstore", "transport", "cluster",
+              "gateway"],
     "docs": ["kvstore"],
 }
 # Where only some headers of a folder are public enough for the including folder.
@@ -45,6 +46,8 @@ ONLY_HEADERS = {
     ("gateway", "kvstore"): ["kvstore/kvist.h"],
     ("docs", "kvstore"): ["kvstore/kvist.h"],
     ("tools", "kernels"): ["kernels/device.h"],
+    ("tools", "cluster"): ["cluster/holdings.h"],
+    ("tools", "gateway"): ["gateway/branches.h", "gateway/router.h"],
     ("tools", "kvstore"): ["kvstore/kvist.h", "kvstore/codec/codec.h", "kvstore/simulated.h",
                            "kvstore/unverified.h"],
     ("tools", "transport"): ["transport/mover.h", "transport/ucx/ucx_bare.h"],

@@ -19,6 +19,7 @@ static const part_t parts[] = {
     {"attach", "a host's store that many processes use, beside one of their own", kv_bench_attach},
     {"wire", "KV between two processes, against UCX alone", kv_bench_wire},
     {"pd", "prefill and decode nodes end to end, beside one node that does both", kv_bench_pd},
+    {"route", "what hits when nodes share a load, by how it is routed (a replay)", kv_bench_route},
 };
 
 enum { PART_COUNT = sizeof parts / sizeof parts[0] };

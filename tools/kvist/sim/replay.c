@@ -15,15 +15,17 @@ enum {
 #define START_UNIX_NS (UINT64_C(1700000000) * KV_NS_PER_S)
 #define PATIENCE_NS (UINT64_C(3600) * KV_NS_PER_S)
 
-typedef struct {
+struct kv_replayer {
     const kv_trace_t *trace;
     const kv_replay_t *replay;
     kv_virtual_clock_t clock;
+    uint64_t now_ms; /* of the trace */
     kv_simulated_t simulated;
     kvist_key_t name_space;
     char *bytes; /* [longest request] what is stored and loaded: nobody looks at it */
     kv_error_t *error;
-} run_t;
+};
+typedef kv_replayer_t run_t;
 
 typedef struct {
     bool ended;
@@ -191,56 +193,87 @@ static void subtract(kv_replay_totals_t *totals, const kv_replay_totals_t *befor
     totals->disk_moved_blocks -= before->disk_moved_blocks;
 }
 
-static kv_status_t replay_all(
-    run_t *run, uint32_t counted_from, uint32_t *hits_out, kv_replay_totals_t *totals_out)
+kv_status_t kv_replayer_open(const kv_trace_t *trace, const kv_replay_t *replay,
+    kv_replayer_t **replayer_out, kv_error_t *error)
 {
-    const kv_trace_t *trace = run->trace;
-    kv_replay_totals_t before = {0};
-    kv_status_t status = KV_OK;
-    uint64_t now_ms = trace->requests[0].at_ms;
-    for (uint32_t i = 0; status == KV_OK && i < trace->request_count; i++) {
-        if (i == counted_from) {
-            before = totals_of(&run->simulated);
-        }
-        kv_virtual_clock_advance(&run->clock, (trace->requests[i].at_ms - now_ms) * KV_NS_PER_MS);
-        now_ms = trace->requests[i].at_ms;
-        if (i % PROGRESS_REQUESTS == 0 && run->replay->progress != NULL) {
-            run->replay->progress(run->replay->context, i);
-        }
-        status = serve(run, i, &hits_out[i]);
+    kv_status_t status = check(trace, replay, error);
+    if (status != KV_OK) {
+        return status;
     }
-    *totals_out = totals_of(&run->simulated);
-    subtract(totals_out, &before);
-    return status;
+    run_t *run = kv_allocate(sizeof *run);
+    *run = (run_t){.trace = trace, .replay = replay, .now_ms = trace->requests[0].at_ms};
+    kv_virtual_clock_init(&run->clock, START_UNIX_NS);
+    const kv_simulated_params_t params = {
+        .device_blocks = replay->device_blocks,
+        .host_blocks = replay->host_blocks,
+        .disk_blocks = replay->disk_blocks,
+        .segment_blocks = replay->segment_blocks,
+        .persist = replay->persist,
+        .policy = replay->policy,
+        .clock = &run->clock.clock,
+    };
+    status = kv_simulated_open(&params, &run->simulated, error);
+    if (status != KV_OK) {
+        free(run);
+        return status;
+    }
+    const kvist_namespace_params_t identity = {
+        .layout = &run->simulated.layout, .salt = "", .adapter = ""};
+    run->name_space = kvist_namespace(&identity);
+    run->bytes = kv_allocate_array(trace->longest_blocks + 1, run->simulated.object_bytes);
+    *replayer_out = run;
+    return KV_OK;
+}
+
+void kv_replayer_close(kv_replayer_t *replayer)
+{
+    if (replayer != NULL) {
+        kv_simulated_close(&replayer->simulated);
+        free(replayer->bytes);
+        free(replayer);
+    }
+}
+
+kv_status_t kv_replayer_serve(
+    kv_replayer_t *replayer, uint32_t number, uint32_t *hits_out, kv_error_t *error)
+{
+    uint64_t at_ms = replayer->trace->requests[number].at_ms;
+    kv_virtual_clock_advance(&replayer->clock, (at_ms - replayer->now_ms) * KV_NS_PER_MS);
+    replayer->now_ms = at_ms;
+    replayer->error = error;
+    return serve(replayer, number, hits_out);
+}
+
+kvist_store_t *kv_replayer_store(const kv_replayer_t *replayer)
+{
+    return replayer->simulated.store;
+}
+
+kvist_key_t kv_replayer_name_space(const kv_replayer_t *replayer)
+{
+    return replayer->name_space;
 }
 
 kv_status_t kv_replay_run(const kv_trace_t *trace, const kv_replay_t *replay, uint32_t counted_from,
     uint32_t *hits_out, kv_replay_totals_t *totals_out, kv_error_t *error)
 {
-    run_t run = {.trace = trace, .replay = replay, .error = error};
-    kv_virtual_clock_init(&run.clock, START_UNIX_NS);
-    kv_status_t status = check(trace, replay, error);
-    if (status == KV_OK) {
-        const kv_simulated_params_t params = {
-            .device_blocks = replay->device_blocks,
-            .host_blocks = replay->host_blocks,
-            .disk_blocks = replay->disk_blocks,
-            .segment_blocks = replay->segment_blocks,
-            .persist = replay->persist,
-            .policy = replay->policy,
-            .clock = &run.clock.clock,
-        };
-        status = kv_simulated_open(&params, &run.simulated, error);
-    }
+    kv_replayer_t *replayer;
+    kv_status_t status = kv_replayer_open(trace, replay, &replayer, error);
     if (status != KV_OK) {
         return status;
     }
-    const kvist_namespace_params_t identity = {
-        .layout = &run.simulated.layout, .salt = "", .adapter = ""};
-    run.name_space = kvist_namespace(&identity);
-    run.bytes = kv_allocate_array(trace->longest_blocks + 1, run.simulated.object_bytes);
-    status = replay_all(&run, counted_from, hits_out, totals_out);
-    free(run.bytes);
-    kv_simulated_close(&run.simulated);
+    kv_replay_totals_t before = {0};
+    for (uint32_t i = 0; status == KV_OK && i < trace->request_count; i++) {
+        if (i == counted_from) {
+            before = totals_of(&replayer->simulated);
+        }
+        if (i % PROGRESS_REQUESTS == 0 && replay->progress != NULL) {
+            replay->progress(replay->context, i);
+        }
+        status = kv_replayer_serve(replayer, i, &hits_out[i], error);
+    }
+    *totals_out = totals_of(&replayer->simulated);
+    subtract(totals_out, &before);
+    kv_replayer_close(replayer);
     return status;
 }

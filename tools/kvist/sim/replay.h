@@ -35,4 +35,20 @@ typedef struct {
 kv_status_t kv_replay_run(const kv_trace_t *trace, const kv_replay_t *replay, uint32_t counted_from,
     uint32_t *hits_out, kv_replay_totals_t *totals_out, kv_error_t *error);
 
+/* ---- the same, request by request: of several stores each gets some ---- */
+
+typedef struct kv_replayer kv_replayer_t;
+
+/* Borrows trace and replay until it is closed. */
+kv_status_t kv_replayer_open(const kv_trace_t *trace, const kv_replay_t *replay,
+    kv_replayer_t **replayer_out, kv_error_t *error);
+void kv_replayer_close(kv_replayer_t *replayer); /* NULL: nothing */
+
+/* Numbers must not go down: the clock follows them. */
+kv_status_t kv_replayer_serve(
+    kv_replayer_t *replayer, uint32_t number, uint32_t *hits_out, kv_error_t *error);
+
+kvist_store_t *kv_replayer_store(const kv_replayer_t *replayer);
+kvist_key_t kv_replayer_name_space(const kv_replayer_t *replayer);
+
 #endif
