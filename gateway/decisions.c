@@ -157,6 +157,7 @@ static void tell_candidate(const candidate_t *candidate, Kvist__Admin__Candidate
     body->disk_tokens = node->run_tokens[2];
     body->coming_tokens = node->coming_tokens;
     body->waiting_tokens = node->waiting_tokens;
+    body->taken_tokens = node->taken_tokens;
     body->requests = kv_router_load(node);
     body->warm_requests = node->warm;
     body->bring_tokens = candidate->score.bring_tokens;

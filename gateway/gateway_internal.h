@@ -30,6 +30,7 @@ typedef struct {
     uint32_t outstanding; /* choices of this gateway's requests there */
     /* Of those (route.h): tokens to compute before they begin; how many came for what it holds. */
     uint64_t waiting_tokens;
+    double taken_tokens; /* that it had to take in, lately */
     uint32_t warm;
 } kv_decode_node_t;
 

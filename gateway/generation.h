@@ -35,6 +35,7 @@ struct kv_generation {
 
     kv_decode_node_t *node;
     uint64_t bring_tokens, waiting_tokens; /* at the node (route.h): at first, and still */
+    uint32_t taken_tokens;                 /* that it had to take in */
     bool warm;
     uint64_t tried[KV_ATTEMPTS_MAX]; /* ids of nodes, in this round */
     unsigned tried_count, sent_count;

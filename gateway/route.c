@@ -10,10 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
-enum {
-    ANSWERS_OBSERVED = 8
-}; /* the moving average of an answer's tokens: a new one counts an
-                                * eighth */
+/* The moving average of an answer's tokens: a new one counts an eighth. */
+enum { ANSWERS_OBSERVED = 8 };
 
 /* The longest run that any node has of a prompt. */
 typedef struct {
@@ -29,6 +27,21 @@ static const kv_prompt_keys_t *keys_of(const kv_generation_t *choice)
 
 /* ---- what is known of the nodes ---- */
 
+/* What is stored is of use to it; what it computes will be to others. */
+static bool reads(const kv_generation_t *choice)
+{
+    uint32_t mode = choice->request->api.cache_mode;
+    return mode == KVIST__WIRE__CACHE_MODE__CACHE_READWRITE ||
+           mode == KVIST__WIRE__CACHE_MODE__CACHE_READ;
+}
+
+static bool writes(const kv_generation_t *choice)
+{
+    uint32_t mode = choice->request->api.cache_mode;
+    return mode == KVIST__WIRE__CACHE_MODE__CACHE_READWRITE ||
+           mode == KVIST__WIRE__CACHE_MODE__CACHE_WRITE;
+}
+
 /* How the node names blocks, or how what was sent there is named here. */
 static int naming_of(const kv_gateway_t *gateway, const kv_node_t *node)
 {
@@ -43,12 +56,13 @@ static void look_at_node(const kv_generation_t *choice, const kv_decode_node_t *
     const kv_prompt_keys_t *keys = keys_of(choice);
     const kv_node_t *at = node->node;
     const kv_node_state_t told = kv_node_look(at);
-    int naming = naming_of(gateway, at);
+    int naming = reads(choice) ? naming_of(gateway, at) : KV_NAMING_NONE;
     kv_holding_t run = kv_prefixes_run(gateway->prefixes, at->id, told.attached_to, keys, naming);
     state->name_hash = kv_router_hash(at->name, strlen(at->name));
     state->outstanding = node->outstanding;
     state->reported = told.queued_requests + told.running_requests;
     state->warm = node->warm;
+    state->taken_tokens = (uint64_t)node->taken_tokens;
     state->waiting_tokens =
         node->waiting_tokens + (uint64_t)(kv_router_load(state) * gateway->answer_tokens / 2);
     for (int tier = 0; tier < KV_ROUTER_TIERS && run.block_count > 0; tier++) {
@@ -96,11 +110,11 @@ static longest_t look(const kv_generation_t *choice, kv_router_node_t *states)
     for (size_t i = 0; i < gateway->node_count; i++) {
         look_at_node(choice, gateway->nodes[i], &states[i], &longest);
     }
-    for (uint32_t i = 0; i < gateway->options->gateway.queue_max; i++) {
+    for (uint32_t i = 0; reads(choice) && i < gateway->options->gateway.queue_max; i++) {
         const kv_request_t *request = gateway->slots[i];
         for (size_t k = 0; request != NULL && request->choices != NULL && k < request->choice_count;
              k++) {
-            if (request->choices[k].node != NULL) {
+            if (request->choices[k].node != NULL && writes(&request->choices[k])) {
                 look_at_work(choice, &request->choices[k], states, &longest);
             }
         }
@@ -171,8 +185,9 @@ kv_decode_node_t *kv_route_choose(
     }
     keep_decision(choice, &asked, states, scores, chosen);
     choice->bring_tokens = scores[chosen.node].bring_tokens;
+    choice->taken_tokens = asked.prompt_tokens - scores[chosen.node].run_tokens;
     choice->warm = chosen.reason == KV_CHOICE_PREFIX && scores[chosen.node].run_tokens > 0;
-    if (longest.blocks > 0 && choice->sent_count == 0) {
+    if (longest.blocks > 0 && choice->sent_count == 0 && writes(choice)) {
         uint32_t new_blocks = keys->of[longest.naming].block_count - longest.blocks;
         kv_branches_add(gateway->branches, keys->of[longest.naming].keys, longest.blocks,
             new_blocks * keys->of[longest.naming].block_tokens);
@@ -190,6 +205,10 @@ void kv_route_sent(kv_generation_t *choice, kv_decode_node_t *node)
     node->waiting_tokens += choice->waiting_tokens;
     node->warm += choice->warm;
     const kv_request_t *request = choice->request;
+    for (size_t i = 0; writes(choice) && i < request->gateway->node_count; i++) {
+        request->gateway->nodes[i]->taken_tokens *= KV_ROUTER_TAKEN_KEPT;
+    }
+    node->taken_tokens += writes(choice) ? choice->taken_tokens : 0;
     if (node->node->peer == NULL &&
         request->api.cache_mode != KVIST__WIRE__CACHE_MODE__CACHE_BYPASS) {
         kv_prefixes_sent(request->gateway->prefixes, node->node->id, keys_of(choice),

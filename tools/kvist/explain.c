@@ -58,15 +58,15 @@ static void print_decision(const char *gateway, const Kvist__Admin__Decision *de
 
 static json_t *pack_candidate(const Kvist__Admin__Candidate *candidate)
 {
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:b, s:b}", "name",
-        candidate->name, "device_tokens", (json_int_t)candidate->device_tokens, "host_tokens",
-        (json_int_t)candidate->host_tokens, "disk_tokens", (json_int_t)candidate->disk_tokens,
-        "coming_tokens", (json_int_t)candidate->coming_tokens, "bring_tokens",
-        (json_int_t)candidate->bring_tokens, "waiting_tokens",
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:b, s:b}",
+        "name", candidate->name, "device_tokens", (json_int_t)candidate->device_tokens,
+        "host_tokens", (json_int_t)candidate->host_tokens, "disk_tokens",
+        (json_int_t)candidate->disk_tokens, "coming_tokens", (json_int_t)candidate->coming_tokens,
+        "bring_tokens", (json_int_t)candidate->bring_tokens, "waiting_tokens",
         (json_int_t)candidate->waiting_tokens, "cost_tokens", (json_int_t)candidate->cost_tokens,
         "requests", (json_int_t)candidate->requests, "warm_requests",
-        (json_int_t)candidate->warm_requests, "full", candidate->full, "unfit", candidate->unfit,
-        "tried", candidate->tried);
+        (json_int_t)candidate->warm_requests, "taken_tokens", (json_int_t)candidate->taken_tokens,
+        "full", candidate->full, "unfit", candidate->unfit, "tried", candidate->tried);
 }
 
 static json_t *pack_decision(const char *gateway, const Kvist__Admin__Decision *decision)
