@@ -60,15 +60,15 @@ bool kv_api_cache_mode(const char *name, uint32_t *mode_out)
     return false;
 }
 
-/* Labels end up in metrics and logs: printable ASCII without quotes and backslashes. */
-static bool is_label(const char *value)
+bool kv_api_is_label(const char *value, size_t bytes_max)
 {
-    for (; *value != '\0'; value++) {
-        if (*value < ' ' || *value > '~' || *value == '"' || *value == '\\') {
+    size_t bytes = strlen(value);
+    for (size_t i = 0; i < bytes; i++) {
+        if (value[i] < ' ' || value[i] > '~' || value[i] == '"' || value[i] == '\\') {
             return false;
         }
     }
-    return true;
+    return bytes <= bytes_max;
 }
 
 static bool take_label(const kv_call_t *call, const char *name, size_t bytes_max, char *value_out,
@@ -78,7 +78,7 @@ static bool take_label(const kv_call_t *call, const char *name, size_t bytes_max
     if (value == NULL) {
         return true;
     }
-    if (strlen(value) > bytes_max || !is_label(value)) {
+    if (!kv_api_is_label(value, bytes_max)) {
         return KV_API_REFUSE(error, name,
             "%s: %zu bytes: must be at most %zu printable ASCII characters, without quotes and "
             "backslashes",

@@ -143,6 +143,9 @@ bool kv_api_take_headers(const kv_call_t *call, kv_api_request_t *request, kv_ap
 /* The class of this name, or false. */
 bool kv_api_priority(const char *name, kv_api_priority_t *priority_out);
 
+/* Labels end up in metrics and logs: printable ASCII without quotes and backslashes. */
+bool kv_api_is_label(const char *value, size_t bytes_max);
+
 /* The mode's number, or false. */
 bool kv_api_cache_mode(const char *name, uint32_t *mode_out);
 

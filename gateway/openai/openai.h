@@ -22,6 +22,8 @@ char *kv_openai_event(const kv_answer_t *answer, const kv_choice_t *choice, size
 char *kv_openai_end(const kv_answer_t *answer, size_t *bytes_out);
 char *kv_openai_error(
     const kv_api_error_t *error, const char *id, bool in_stream, size_t *bytes_out);
+char *kv_openai_model(
+    const char *model, uint64_t created_unix_s, uint32_t context_tokens_max, size_t *bytes_out);
 char *kv_openai_models(
     const char *model, uint64_t created_unix_s, uint32_t context_tokens_max, size_t *bytes_out);
 

@@ -1,13 +1,20 @@
 #include "gateway/openai/openai.h"
 
+#include "base/clock.h"
 #include "base/memory.h"
 #include "gateway/json.h"
+#include "gateway/router.h"
 #include "gateway/tool_calls.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { STOPS_MAX = 4, TOOLS_MAX = 128 }; /* as documented */
+enum {
+    STOPS_MAX = 4, /* as documented */
+    TOOLS_MAX = 128,
+    CACHE_KEY_BYTES_MAX = 4096,
+};
 
 /* ---- what is not supported ---- */
 
@@ -32,6 +39,13 @@ static bool refuse_unsupported(const json_t *document, kv_api_error_t *error)
     if (best_of != NULL && !(json_is_integer(best_of) && json_integer_value(best_of) == 1)) {
         return kv_api_fail(error, 400, "best_of", "unsupported_parameter",
             "best_of: only 1 is supported; n asks for several answers");
+    }
+    const json_t *modalities = kv_json_field(document, "modalities");
+    const char *modality = json_string_value(json_array_get(modalities, 0));
+    if (modalities != NULL &&
+        (json_array_size(modalities) != 1 || modality == NULL || strcmp(modality, "text") != 0)) {
+        return kv_api_fail(error, 400, "modalities", "unsupported_parameter",
+            "modalities: only [\"text\"] is supported");
     }
     const json_t *format = kv_json_field(document, "response_format");
     const char *type = json_string_value(json_object_get(format, "type"));
@@ -456,6 +470,64 @@ static bool take_stream(kv_api_request_t *request, const json_t *document, kv_ap
         options, "include_usage", "include_usage", &request->include_usage, error);
 }
 
+/* What belongs together goes where the rest went. Any text may be a key; one that is no label is
+ * known by its hash. */
+static bool take_cache_key(kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
+{
+    const char *key = NULL;
+    if (!kv_json_take_string(
+            document, "prompt_cache_key", "prompt_cache_key", CACHE_KEY_BYTES_MAX, &key, error)) {
+        return false;
+    }
+    if (key == NULL || key[0] == '\0') {
+        return true;
+    }
+    if (kv_api_is_label(key, KV_API_SESSION_BYTES_MAX - strlen("key:"))) {
+        snprintf(request->session, sizeof request->session, "key:%s", key);
+    } else {
+        snprintf(request->session, sizeof request->session, "key:%016" PRIx64,
+            kv_router_hash(key, strlen(key)));
+    }
+    return true;
+}
+
+/* How long the prompt is to be kept after it was used last. */
+static bool take_cache_retention(
+    kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
+{
+    static const struct {
+        const char *name;
+        uint64_t ttl_ns;
+    } RETENTIONS[] = {{"in_memory", UINT64_C(5) * 60 * KV_NS_PER_S},
+        {"in-memory", UINT64_C(5) * 60 * KV_NS_PER_S}, {"24h", UINT64_C(24) * 3600 * KV_NS_PER_S}};
+    const json_t *value = kv_json_field(document, "prompt_cache_retention");
+    for (size_t i = 0; value != NULL && i < sizeof RETENTIONS / sizeof RETENTIONS[0]; i++) {
+        const char *name = json_string_value(value);
+        if (name != NULL && strcmp(name, RETENTIONS[i].name) == 0) {
+            request->breakpoints[request->breakpoint_count++] =
+                (kv_api_breakpoint_t){.whole_prompt = true, .ttl_ns = RETENTIONS[i].ttl_ns};
+            return true;
+        }
+    }
+    return value == NULL ||
+           KV_API_REFUSE(error, "prompt_cache_retention",
+               "prompt_cache_retention: must be \"in_memory\" (5 minutes) or \"24h\"");
+}
+
+/* "flex" is slower and cheaper: others go first. The rest asks for what there is. */
+static bool take_service_tier(
+    kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
+{
+    const char *tier = NULL;
+    if (!kv_json_take_string(document, "service_tier", "service_tier", 64, &tier, error)) {
+        return false;
+    }
+    if (tier != NULL && strcmp(tier, "flex") == 0) {
+        request->priority = KV_API_BATCH;
+    }
+    return true;
+}
+
 /* Kvist's own: here a field that is not known is an error, since a mistyped salt would not part
  * what should be apart. */
 static bool take_extension(kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
@@ -527,7 +599,9 @@ static bool take_document(kv_api_request_t *request, const json_t *document,
            take_logprobs(request, document, error) &&
            take_max_tokens(request, document, limits, error) &&
            take_stops(request, document, error) && take_stream(request, document, error) &&
-           take_extension(request, document, error);
+           take_cache_key(request, document, error) &&
+           take_cache_retention(request, document, error) &&
+           take_service_tier(request, document, error) && take_extension(request, document, error);
 }
 
 bool kv_openai_parse(const kv_call_t *call, const kv_api_limits_t *limits,

@@ -244,11 +244,23 @@ char *kv_openai_end(const kv_answer_t *answer, size_t *bytes_out)
     return event;
 }
 
+static json_t *model_object(const char *model, uint64_t created_unix_s, uint32_t context_tokens_max)
+{
+    return json_pack("{s:s,s:s,s:I,s:s,s:I}", "id", model, "object", "model", "created",
+        (json_int_t)created_unix_s, "owned_by", "kvist", "max_model_len",
+        (json_int_t)context_tokens_max);
+}
+
+char *kv_openai_model(
+    const char *model, uint64_t created_unix_s, uint32_t context_tokens_max, size_t *bytes_out)
+{
+    return kv_json_dump(model_object(model, created_unix_s, context_tokens_max), bytes_out);
+}
+
 char *kv_openai_models(
     const char *model, uint64_t created_unix_s, uint32_t context_tokens_max, size_t *bytes_out)
 {
-    return kv_json_dump(json_pack("{s:s,s:[{s:s,s:s,s:I,s:s,s:I}]}", "object", "list", "data", "id",
-                            model, "object", "model", "created", (json_int_t)created_unix_s,
-                            "owned_by", "kvist", "max_model_len", (json_int_t)context_tokens_max),
+    return kv_json_dump(json_pack("{s:s,s:[o]}", "object", "list", "data",
+                            model_object(model, created_unix_s, context_tokens_max)),
         bytes_out);
 }

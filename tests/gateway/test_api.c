@@ -117,6 +117,44 @@ static void test_tools(void **state)
     kv_api_request_clear(&request);
 }
 
+static void test_cache_fields(void **state)
+{
+    (void)state;
+    kv_api_request_t request;
+    kv_api_error_t error;
+    assert_true(parse(KV_API_CHAT,
+        CHAT(",\"prompt_cache_key\":\"team-7\",\"prompt_cache_retention\":\"24h\",\"service_tier\":"
+             "\"flex\",\"store\":true,\"metadata\":{\"a\":\"b\"},\"modalities\":[\"text\"]"),
+        &request, &error));
+    assert_string_equal(request.session, "key:team-7");
+    assert_int_equal(request.breakpoint_count, 1);
+    assert_true(request.breakpoints[0].whole_prompt && !request.breakpoints[0].limit);
+    assert_true(request.breakpoints[0].ttl_ns == UINT64_C(86400000000000));
+    assert_int_equal(request.priority, KV_API_BATCH);
+    kv_api_request_clear(&request);
+    /* A key that is no label is known by its hash: the same for the same, and plain. */
+    char sessions[2][KV_API_SESSION_BYTES_MAX + 1];
+    for (int i = 0; i < 2; i++) {
+        assert_true(parse(KV_API_COMPLETION,
+            i == 0 ? COMPLETION(
+                         ",\"prompt_cache_key\":\"a\\n\",\"prompt_cache_retention\":\"in_memory\"")
+                   : COMPLETION(
+                         ",\"prompt_cache_key\":\"b\\n\",\"prompt_cache_retention\":\"in-memory\""),
+            &request, &error));
+        assert_int_equal(strlen(request.session), 20);
+        assert_true(request.breakpoints[0].ttl_ns == UINT64_C(300000000000));
+        memcpy(sessions[i], request.session, sizeof sessions[i]);
+        kv_api_request_clear(&request);
+    }
+    assert_string_not_equal(sessions[0], sessions[1]);
+    expect_error(KV_API_CHAT, CHAT(",\"prompt_cache_key\":5"), 400, "prompt_cache_key", "a string");
+    expect_error(KV_API_CHAT, CHAT(",\"prompt_cache_retention\":\"1h\""), 400,
+        "prompt_cache_retention", "\"24h\"");
+    expect_error(
+        KV_API_CHAT, CHAT(",\"modalities\":[\"text\",\"audio\"]"), 400, "modalities", "only");
+    expect_error(KV_API_CHAT, CHAT(",\"service_tier\":1"), 400, "service_tier", "a string");
+}
+
 static void test_completion(void **state)
 {
     (void)state;
@@ -514,6 +552,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chat),
         cmocka_unit_test(test_tools),
+        cmocka_unit_test(test_cache_fields),
         cmocka_unit_test(test_completion),
         cmocka_unit_test(test_wrong_json),
         cmocka_unit_test(test_wrong_messages),

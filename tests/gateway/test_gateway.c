@@ -715,6 +715,8 @@ static void test_answers(void **state)
         200, "\"prompt_tokens\":3", "\"prefilled_by\":\"prefill-0\"");
     assert_int_equal(atomic_load(&last_cache_mode), KVIST__WIRE__CACHE_MODE__CACHE_READ);
     expect(&fixture, "/v1/models", NULL, 200, "\"id\":\"tiny\"", NULL);
+    expect(&fixture, "/v1/models/tiny", NULL, 200, "\"id\":\"tiny\"", "\"object\":\"model\"");
+    expect(&fixture, "/v1/models/huge", NULL, 404, "\"huge\\\" is not served", "model_not_found");
     expect(&fixture, "/healthz", NULL, 200, "\"ok\"", NULL);
     expect(&fixture, "/metrics", NULL, 200,
         "kvist_gateway_requests_total{route=\"chat\",code=\"200\"}",
