@@ -26,8 +26,8 @@
  *   4. Among those: consistent hashing with bounded load (rendezvous order of the affinity and the
  *      nodes' names; a node that would have more than ceil(1.25 (m + 1) / n) of the m requests in
  *      work at n nodes, and than 2, is passed over, so is one where more waits than 1.25 times the
- *      average and this prompt). So equal nodes share the load, a session keeps its node as long as that has
- *      room, and nodes that come and go move few.
+ *      average and this prompt). So equal nodes share the load, a session keeps its node as long as
+ *      that has room, and nodes that come and go move few.
  *
  * Owns: nothing. Threads: any. Errors: none. Limits: KV_ROUTER_NODES_MAX nodes. */
 #ifndef KV_GATEWAY_ROUTER_H

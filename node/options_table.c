@@ -71,8 +71,8 @@ const kv_option_t KV_OPTIONS[] = {
         "the key itself instead of a file; on a command line every user of the machine can see it"),
     LIST(CLUSTER, cluster, nodes, KV_OPTION_ADDRESSES,
         "all prefill, decode and store nodes as host:port, the same list for every node: engine "
-        "nodes "
-        "connect to each other and to stores, gateways to decode nodes; a node leaves itself out"),
+        "nodes connect to each other and to stores, gateways to decode nodes and stores; a node "
+        "leaves itself out"),
     LIST(CLUSTER, cluster, etcd, KV_OPTION_URLS,
         "etcd's endpoints, tried in turn: nodes register there and find each other; none: not "
         "used"),
