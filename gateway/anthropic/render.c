@@ -85,18 +85,23 @@ static uint32_t output_tokens(const kv_answer_t *answer)
     return kv_anthropic_is_warm_up(answer->request) ? 0 : answer->usage.generated_tokens;
 }
 
-static json_t *usage_object(const kv_answer_t *answer)
+/* known: what became of the breakpoints. Clients keep a stream's first cache_creation, so it has
+ * none before. */
+static json_t *usage_object(const kv_answer_t *answer, bool known)
 {
     split_t split = split_usage(answer);
-    json_t *extension = kv_json_usage(&answer->usage);
+    json_t *extension = kv_json_usage(&answer->usage), *creation = json_null();
     json_object_set_new(extension, "breakpoints", breakpoints_array(answer));
-    return json_pack("{s:I,s:I,s:I,s:{s:I,s:I},s:I,s:s,s:o}", "input_tokens",
-        (json_int_t)split.input, "cache_creation_input_tokens",
-        (json_int_t)split.created_short + split.created_long, "cache_read_input_tokens",
-        (json_int_t)split.read, "cache_creation", "ephemeral_5m_input_tokens",
-        (json_int_t)split.created_short, "ephemeral_1h_input_tokens",
-        (json_int_t)split.created_long, "output_tokens", (json_int_t)output_tokens(answer),
-        "service_tier", "standard", "kvist", extension);
+    if (known || answer->request->breakpoint_count == 0) {
+        creation =
+            json_pack("{s:I,s:I}", "ephemeral_5m_input_tokens", (json_int_t)split.created_short,
+                "ephemeral_1h_input_tokens", (json_int_t)split.created_long);
+    }
+    return json_pack("{s:I,s:I,s:I,s:o,s:I,s:s,s:o}", "input_tokens", (json_int_t)split.input,
+        "cache_creation_input_tokens", (json_int_t)split.created_short + split.created_long,
+        "cache_read_input_tokens", (json_int_t)split.read, "cache_creation", creation,
+        "output_tokens", (json_int_t)output_tokens(answer), "service_tier", "standard", "kvist",
+        extension);
 }
 
 /* ---- whole answers ---- */
@@ -151,12 +156,12 @@ static json_t *content_array(const kv_answer_t *answer, const kv_choice_t *choic
     return content;
 }
 
-static json_t *message_object(
-    const kv_answer_t *answer, json_t *content, const char *reason, const char *sequence)
+static json_t *message_object(const kv_answer_t *answer, json_t *content, const char *reason,
+    const char *sequence, json_t *usage)
 {
     return json_pack("{s:s,s:s,s:s,s:s,s:o,s:s?,s:s?,s:o}", "id", answer->id, "type", "message",
         "role", "assistant", "model", answer->model, "content", content, "stop_reason", reason,
-        "stop_sequence", sequence, "usage", usage_object(answer));
+        "stop_sequence", sequence, "usage", usage);
 }
 
 char *kv_anthropic_whole(const kv_answer_t *answer, size_t *bytes_out)
@@ -166,9 +171,10 @@ char *kv_anthropic_whole(const kv_answer_t *answer, size_t *bytes_out)
             json_pack("{s:I}", "input_tokens", (json_int_t)answer->usage.prompt_tokens), bytes_out);
     }
     const kv_choice_t *choice = &answer->choices[0];
-    json_t *document = message_object(
-        answer, content_array(answer, choice), stop_reason(answer, choice), stop_sequence(choice));
-    char *text = json_dumps(document, JSON_COMPACT | JSON_REAL_PRECISION(kv_json_digits(document)));
+    json_t *document = message_object(answer, content_array(answer, choice),
+        stop_reason(answer, choice), stop_sequence(choice), usage_object(answer, true));
+    unsigned digits = kv_json_digits(json_object_get(document, "content"));
+    char *text = json_dumps(document, JSON_COMPACT | JSON_REAL_PRECISION(digits));
     KV_CHECK(text != NULL);
     json_decref(document);
     *bytes_out = strlen(text);
@@ -234,8 +240,9 @@ static void add_call(events_t *events, uint32_t *scratch, const kv_tool_call_t *
 char *kv_anthropic_begin(const kv_answer_t *answer, size_t *bytes_out)
 {
     events_t events = {0};
-    add_event(&events, json_pack("{s:s,s:o}", "type", "message_start", "message",
-                           message_object(answer, json_array(), NULL, NULL)));
+    add_event(&events,
+        json_pack("{s:s,s:o}", "type", "message_start", "message",
+            message_object(answer, json_array(), NULL, NULL, usage_object(answer, false))));
     *bytes_out = events.bytes;
     return events.text;
 }
@@ -268,7 +275,7 @@ char *kv_anthropic_end(const kv_answer_t *answer, size_t *bytes_out)
     events_t events = {0};
     add_event(&events, json_pack("{s:s,s:{s:s?,s:s?},s:o}", "type", "message_delta", "delta",
                            "stop_reason", stop_reason(answer, choice), "stop_sequence",
-                           stop_sequence(choice), "usage", usage_object(answer)));
+                           stop_sequence(choice), "usage", usage_object(answer, true)));
     add_event(&events, json_pack("{s:s}", "type", "message_stop"));
     *bytes_out = events.bytes;
     return events.text;

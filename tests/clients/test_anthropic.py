@@ -4,6 +4,7 @@ import asyncio
 import unittest
 
 import anthropic
+import openai
 
 import service
 
@@ -184,6 +185,47 @@ class Breakpoints(unittest.TestCase):
                          + first.cache_creation.ephemeral_5m_input_tokens,
                          first.cache_creation_input_tokens)
         self.assertGreater(second.cache_read_input_tokens, 0)
+
+    def test_a_stream_tells_at_its_end_what_it_created(self):
+        fields = asked([{"type": "text", "text": service.prompt(120), "cache_control": SHORT}])
+        with client() as api, api.messages.stream(**fields) as stream:
+            usage = stream.get_final_message().usage
+        self.assertGreater(usage.cache_creation_input_tokens, 0)
+        self.assertIsNone(usage.cache_creation)
+
+    def test_the_bodys_own(self):
+        """It marks the last block, so that the next turn finds the whole conversation."""
+        question = service.prompt(120)
+        with client() as api:
+            first = api.messages.create(**asked(question, cache_control=SHORT))
+            second = api.messages.create(
+                model=service.model, max_tokens=8, cache_control=SHORT,
+                extra_body={"temperature": 0},
+                messages=[{"role": "user", "content": question},
+                          {"role": "assistant", "content": text_of(first) or "Yes."},
+                          {"role": "user", "content": service.prompt(60)}])
+        created = first.usage.cache_creation_input_tokens
+        self.assertGreater(created, 0)
+        self.assertGreaterEqual(second.usage.cache_read_input_tokens, created)
+        self.assertGreater(second.usage.cache_creation_input_tokens, 0)
+
+    def test_one_conversation_is_one_prompt_in_every_api(self):
+        """What came through OpenAI's door is read through this one: the tokens are the same."""
+        system, text = service.prompt(40), service.prompt(120)
+        with openai.OpenAI(base_url=service.endpoint + "/v1", api_key="none", max_retries=0,
+                           timeout=service.ANSWER_LIMIT_S) as api:
+            first = api.chat.completions.create(
+                model=service.model, max_tokens=8, temperature=0,
+                messages=[{"role": "system", "content": system},
+                          {"role": "user", "content": text}])
+        with client() as api:
+            second = api.messages.create(**asked(
+                [{"type": "text", "text": text, "cache_control": SHORT}], max_tokens=8,
+                system=system))
+        self.assertEqual(prompt_tokens(second.usage), first.usage.prompt_tokens)
+        self.assertEqual(text_of(second), first.choices[0].message.content)
+        self.assertGreaterEqual(second.usage.cache_read_input_tokens,
+                                first.usage.prompt_tokens - 3 * service.BLOCK_TOKENS)
 
     def test_without_one_nothing_is_read_or_created(self):
         fields = asked(service.prompt(120))

@@ -921,6 +921,31 @@ static void a_stream_has_its_order(void **state)
                                                              "{\"type\":\"message_stop\"}\n");
 }
 
+/* What was created is known at the end: a client must not keep what the first event says of it. */
+static void a_marked_stream_begins_without_what_was_created(void **state)
+{
+    (void)state;
+    char lines[2048] = "";
+    size_t bytes;
+    kv_api_request_t request = PLAIN;
+    request.breakpoint_count = 1;
+    request.breakpoints[0] = (kv_api_breakpoint_t){
+        .token_count = 90, .ttl_ns = KV_ANTHROPIC_SHORT_TTL_S * 1000000000ull};
+    kv_choice_t last = {.finish = KV_FINISH_STOP};
+    kv_answer_t answer = answer_of(&request, &last);
+    answer.usage.grants[0].why_not = "the node has not said";
+    char *text = kv_anthropic_begin(&answer, &bytes);
+    collect_events(text, bytes, lines, sizeof lines);
+    assert_non_null(strstr(lines, "\"cache_creation\":null"));
+    lines[0] = '\0';
+    answer.usage.grants[0] =
+        (kv_grant_t){.token_count = 80, .created_tokens = 80, .until_unix_ms = 5};
+    text = kv_anthropic_end(&answer, &bytes);
+    collect_events(text, bytes, lines, sizeof lines);
+    assert_non_null(strstr(lines, "\"cache_creation\":{\"ephemeral_5m_input_tokens\":80,"));
+    assert_non_null(strstr(lines, "\"input_tokens\":20,"));
+}
+
 static void calls_are_streamed_as_blocks(void **state)
 {
     (void)state;
@@ -1003,6 +1028,7 @@ int main(void)
         cmocka_unit_test(other_answers_have_their_shapes),
         cmocka_unit_test(usage_adds_up),
         cmocka_unit_test(a_stream_has_its_order),
+        cmocka_unit_test(a_marked_stream_begins_without_what_was_created),
         cmocka_unit_test(calls_are_streamed_as_blocks),
         cmocka_unit_test(errors_have_their_shapes),
     };
