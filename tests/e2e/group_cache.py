@@ -102,9 +102,23 @@ def test_parallel_requests_do_not_mix(cluster):
         assert answer.text == one, f"{question[:30]}: alone {one!r}, with others {answer.text!r}"
 
 
+def ask_gemini(cluster, model, question, **fields):
+    answer = cluster.request(f"/v1beta/{model}:generateContent", {
+        "contents": [{"parts": [{"text": question}]}],
+        "generationConfig": {"temperature": 0, "maxOutputTokens": 8}, **fields})
+    assert answer.code == 200, answer.error()
+    return answer.json["candidates"], answer.json["usageMetadata"]
+
+
 def test_restart_finds_it_on_disk(cluster):
     question = CONTEXT + " What was it about?"
     before = cluster.chat(question)
+    model = cluster.request("/v1beta/models").json["models"][0]["name"]
+    content = cluster.request("/v1beta/cachedContents", {
+        "model": model, "contents": [{"parts": [{"text": prose(77, 200)}]}]})
+    assert content.code == 200, content.error()
+    name = content.json["name"]
+    named, _ = ask_gemini(cluster, model, "Go on.", cachedContent=name)
     cluster.down()
     assert not cluster.alive(), cluster.alive()
     cluster.up()
@@ -113,6 +127,15 @@ def test_restart_finds_it_on_disk(cluster):
     assert after.text == before.text, f"before {before.text!r}, after {after.text!r}"
     again = cluster.chat(question)
     assert again.tiers["disk"] == 0 and again.cached > 0, again.usage
+    # A cached content outlives it too: its name, and what was computed for it.
+    assert cluster.request(f"/v1beta/{name}").json == content.json
+    after, usage = ask_gemini(cluster, model, "Go on.", cachedContent=name)
+    assert after == named, (after, named)
+    tokens = content.json["usageMetadata"]["totalTokenCount"]
+    assert usage["cachedContentTokenCount"] >= tokens - 2 * BLOCK, usage
+    assert cluster.request(f"/v1beta/{name}", method="DELETE").json == {}
+    contents = os.path.join(cluster.folder, "contents", "gateway-0")
+    assert os.listdir(contents) == ["lock"], os.listdir(contents)
 
 
 def test_metrics_and_health(cluster):
