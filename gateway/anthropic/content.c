@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "gateway/anthropic/anthropic.h"
+#include "gateway/tool_calls.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -329,17 +330,15 @@ static bool need_string(const body_t *body, const json_t *object, const char *na
     return true;
 }
 
+/* Names stand in the prompt as they are, and come back as the model wrote them. */
 static bool check_name(const body_t *body, const char *name, const char *place)
 {
     char field[PLACE_BYTES];
     place_of(place, "name", field);
-    for (const char *c = name; *c != '\0'; c++) {
-        if (!((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') ||
-                *c == '_' || *c == '-')) {
-            return REFUSE(body, field, "%s: must be of letters, digits, \"_\" and \"-\"", field);
-        }
-    }
-    return true;
+    return kv_tool_name_is_valid(name) ||
+           REFUSE(body, field,
+               "%s: must be of letters, digits, \"_\", \"-\", \".\" and \":\", at most %d", field,
+               KV_TOOL_NAME_BYTES_MAX);
 }
 
 static bool take_tool_use(body_t *body, const json_t *block, const char *place)

@@ -351,6 +351,13 @@ static void a_breakpoint_lies_behind_its_block(void **state)
     assert_message(&request, 0, "user", "hi\nthere");
     kv_api_request_clear(&request);
 
+    /* A name as a model may write it. */
+    take(TALK(USER("\"x\"") "," ASSISTANT("[{\"type\":\"tool_use\",\"id\":\"t\",\"name\":\"a.b:c\","
+                                          "\"input\":{}}]") "," USER("[" RESULT("t") "]")),
+        &request);
+    assert_string_equal(request.messages[1].calls[0].name, "a.b:c");
+    kv_api_request_clear(&request);
+
     /* Behind a result without text. */
     take(
         TALK(USER("\"x\"") "," ASSISTANT("[" CALL("t") "]") "," USER(
@@ -581,6 +588,9 @@ static void wrong_calls_are_refused(void **state)
     refuse(ASK(",\"tools\":[{\"input_schema\":{}}]"), 400, "tools.0.name", "is missing");
     refuse(ASK(",\"tools\":[{\"name\":\"f g\",\"input_schema\":{}}]"), 400, "tools.0.name",
         "must be of letters");
+    refuse(TALK(USER("\"a\"") "," ASSISTANT(
+               "[{\"type\":\"tool_use\",\"id\":\"t\",\"name\":\"f\\\"\",\"input\":{}}]")),
+        400, "messages.1.content.0.name", "must be of letters");
     refuse(ASK(",\"tools\":{}"), 400, "tools", "must be an array");
     refuse(ASK(",\"tool_choice\":{\"type\":\"any\"}"), 400, "tool_choice.type", "\"auto\" or");
     refuse(ASK(",\"tool_choice\":{\"type\":\"tool\",\"name\":\"f\"}"), 400, "tool_choice.type", "");
