@@ -25,8 +25,10 @@ static uint32_t load_of(const kv_core_t *core, const kv_peer_t *peer)
 {
     uint32_t told = kv_peer_queued_requests(peer) + kv_peer_running_requests(peer);
     uint32_t sent = 0;
-    for (uint32_t i = 0; i < core->holder.requests.count; i++) {
-        sent += kv_decode_request_waits_for(core->holder.requests.items[i], peer);
+    const kv_requests_t *requests = &core->holder.requests;
+    for (uint32_t i = 0; i < requests->count; i++) {
+        sent += requests->item_ops[i] == &KV_DECODE_REQUEST_OPS &&
+                kv_decode_request_waits_for(requests->items[i], peer);
     }
     return (told > sent ? told : sent) + (kv_holder_link_up(peer) ? 0 : LOAD_WITHOUT_LINK);
 }

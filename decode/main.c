@@ -1,5 +1,6 @@
 /* kvist-decode: generates. This file checks what a gateway sent and makes a request of it
- * (request.c). */
+ * (request.c); what it asks about stored contexts is context.c's. */
+#include "decode/context.h"
 #include "decode/request.h"
 #include "node/process.h"
 #include "runtime/message.h"
@@ -42,9 +43,13 @@ static kv_status_t validate(
     return KV_OK;
 }
 
-static void *accept_generate(
+static void *accept_message(
     kv_core_t *core, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_CONTEXT) {
+        kv_decode_context_accept(core, peer, message->context);
+        return NULL;
+    }
     if (message->body_case != KVIST__WIRE__ENVELOPE__BODY_GENERATE) {
         return NULL;
     }
@@ -77,7 +82,7 @@ int main(int argc, char **argv)
         .role = KVIST__WIRE__ROLE__ROLE_DECODE,
         .compute_rows_max = options.decode.batch_rows,
         .connect = &options.decode.prefill_nodes,
-        .accept = accept_generate,
+        .accept = accept_message,
         .ops = &KV_DECODE_REQUEST_OPS,
     };
     kv_error_t error;

@@ -10,6 +10,7 @@
 #include "gateway/json.h"
 #include "gateway/keeping.h"
 #include "gateway/openai/openai.h"
+#include "gateway/session_doors.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -117,6 +118,7 @@ static void on_node_down(void *context, kv_node_t *down, kv_status_t status, con
     }
     kv_metric_set(gateway->nodes_metric, (double)gateway->node_count);
     kv_promise_table_forget_node(gateway->promises, down->id);
+    kv_sessions_forget_node(gateway->sessions, down->id);
     kv_request_node_lost(gateway, node);
     if (down->peer == NULL) {
         kv_prefixes_forget(gateway->prefixes, down->id);
@@ -153,6 +155,10 @@ static void on_peer_down(void *context, kv_peer_t *peer)
 
 static void on_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_CONTEXT_DONE) {
+        kv_session_done(context, message->context_done);
+        return;
+    }
     if (!kv_prefixes_message(((kv_gateway_t *)context)->prefixes, peer, message)) {
         kv_log_debug(
             "gateway", "message %d of %s ignored", (int)message->body_case, kv_peer_name(peer));
@@ -237,7 +243,7 @@ static const kv_route_table_t OWN = {OWN_ROUTES, sizeof OWN_ROUTES / sizeof OWN_
 
 /* Every API that is spoken here; the first route that a call fits has it. */
 static const kv_route_table_t *const TABLES[] = {
-    &OWN, &kv_anthropic_routes, &kv_gemini_routes, &kv_openai_routes};
+    &OWN, &kv_session_routes, &kv_anthropic_routes, &kv_gemini_routes, &kv_openai_routes};
 
 /* What no route wants. */
 static const kv_route_t NOWHERE = {.name = "other", .dialect = &kv_openai, .methods = ""};
@@ -413,6 +419,11 @@ static const kv_admin_handlers_t ADMIN_HANDLERS = {.status = on_status, .explain
 
 /* ---- open and close ---- */
 
+static void on_session_time(void *context)
+{
+    kv_session_tick(context);
+}
+
 static void register_metrics(kv_gateway_t *gateway)
 {
     static const char *const TIERS[4] = {
@@ -476,6 +487,7 @@ static void on_sweep(void *context)
 {
     kv_gateway_t *gateway = context;
     kv_contents_sweep(gateway->limits.contents);
+    kv_session_tick(gateway);
 }
 
 static kv_status_t open_contents(kv_gateway_t *gateway, kv_error_t *error)
@@ -556,6 +568,10 @@ static void set_up(kv_gateway_t *gateway)
     const kv_promise_table_params_t promises = {
         .block_tokens = options->model.block_tokens, .entry_count_max = KV_PROMISE_ENTRIES_MAX};
     gateway->promises = kv_promise_table_create(&promises);
+    const kv_sessions_params_t sessions = {
+        .count_max = KV_SESSIONS_MAX, .token_count_max = KV_SESSION_TOKENS_MAX};
+    gateway->sessions = kv_sessions_create(&sessions);
+    gateway->session_timer = kv_timer_create(gateway->reactor, on_session_time, gateway);
     gateway->incoming =
         kv_queue_create(options->gateway.connections_max + 1, sizeof(kv_exchange_t *));
     gateway->parsed = kv_queue_create(queue_max, sizeof(kv_request_t *));
@@ -657,6 +673,8 @@ void kv_gateway_close(kv_gateway_t *gateway)
     kv_timer_destroy(gateway->sweep_timer);
     kv_contents_close(gateway->limits.contents);
     kv_promise_table_destroy(gateway->promises);
+    kv_timer_destroy(gateway->session_timer);
+    kv_sessions_destroy(gateway->sessions);
     kv_queue_destroy(gateway->incoming);
     kv_queue_destroy(gateway->parsed);
     for (size_t i = 0; i < gateway->node_count; i++) {

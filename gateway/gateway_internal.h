@@ -15,6 +15,7 @@
 #include "gateway/http.h"
 #include "gateway/prefixes.h"
 #include "gateway/promises.h"
+#include "gateway/sessions.h"
 #include "node/admin.h"
 
 #include <stdbool.h>
@@ -52,6 +53,8 @@ struct kv_gateway {
 
     kv_promise_table_t *promises;
     kv_access_t access;
+    kv_sessions_t *sessions;
+    kv_timer_t *session_timer; /* runs while a suspended one waits for its time */
     kv_decode_node_t *nodes[KV_GATEWAY_NODES_MAX];
     size_t node_count;
     kv_prefixes_t *prefixes;

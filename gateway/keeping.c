@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "gateway/request.h"
+#include "gateway/session_doors.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -20,17 +21,25 @@ typedef struct {
     uint32_t token_count;
     uint64_t ttl_ns;
     bool limit;
+    uint64_t owner; /* a session's number; 0: nobody's in particular */
 } ask_t;
 
-static size_t own_asks(const kv_generation_t *choice, ask_t asks_out[KV_API_BREAKPOINTS_MAX])
+enum { ASKS_MAX = KV_API_BREAKPOINTS_MAX + 1 };
+
+static size_t own_asks(const kv_generation_t *choice, ask_t asks_out[ASKS_MAX])
 {
     const kv_api_request_t *api = &choice->request->api;
     size_t count = 0;
     for (size_t i = 0; choice->index == 0 && i < api->breakpoint_count; i++) {
         const kv_api_breakpoint_t *at = &api->breakpoints[i];
         if (at->token_count > 0) {
-            asks_out[count++] = (ask_t){at->token_count, at->ttl_ns, at->limit};
+            asks_out[count++] = (ask_t){at->token_count, at->ttl_ns, at->limit, 0};
         }
+    }
+    const kv_session_t *session = kv_session_of_request(choice->request);
+    if (choice->index == 0 && session != NULL && session->ttl_ns > 0) {
+        asks_out[count++] =
+            (ask_t){(uint32_t)choice->prompt->token_count, session->ttl_ns, false, session->number};
     }
     return count;
 }
@@ -56,7 +65,7 @@ static void add_renewals(kv_generation_t *choice, uint64_t node, kv_keeping_t *k
     size_t count = kv_promise_table_read(choice->request->gateway->promises, node,
         choice->promise_keys, choice->promise_key_count, entries, KV_KEEPING_MAX);
     for (size_t i = 0; i < count; i++) {
-        const ask_t renewal = {entries[i].token_count, entries[i].ttl_ns, false};
+        const ask_t renewal = {entries[i].token_count, entries[i].ttl_ns, false, 0};
         bool covered = false;
         for (size_t k = 0; k < ask_count; k++) {
             covered |= !asks[k].limit && asks[k].token_count >= renewal.token_count &&
@@ -82,10 +91,15 @@ void kv_keeping_ask(
     kv_generation_t *choice, uint64_t node, kv_keeping_t *keeping, Kvist__Wire__Generate *generate)
 {
     const kv_request_t *request = choice->request;
-    ask_t asks[KV_API_BREAKPOINTS_MAX];
+    ask_t asks[ASKS_MAX];
     size_t ask_count = own_asks(choice, asks);
     bool first_of_prompt = choice->index % request->api.choice_count == 0;
-    generate->priority = (Kvist__Wire__Priority)request->api.priority;
+    const kv_session_t *session = kv_session_of_request(request);
+    uint32_t priority = request->api.priority;
+    if (session != NULL && session->priority > priority) {
+        priority = session->priority;
+    }
+    generate->priority = (Kvist__Wire__Priority)priority;
     generate->tenant = (char *)(request->call.tenant != NULL ? request->call.tenant : "");
     generate->promises = keeping->list;
     choice->promise_node = node;
@@ -117,7 +131,7 @@ static void count_outcome(bool granted)
 void kv_keeping_note(kv_generation_t *choice)
 {
     const Kvist__Wire__Usage *told = told_by_node(choice);
-    ask_t asks[KV_API_BREAKPOINTS_MAX];
+    ask_t asks[ASKS_MAX];
     if (choice->promises_noted || told == NULL || told->n_granted == 0 ||
         choice->promise_keys == NULL) {
         return;
@@ -135,6 +149,7 @@ void kv_keeping_note(kv_generation_t *choice)
             .token_count = granted->token_count,
             .ttl_ns = i < ask_count && !asks[i].limit ? asks[i].ttl_ns : 0,
             .until_unix_ms = granted->pin_until_unix_ms,
+            .owner = i < ask_count ? asks[i].owner : KV_PROMISE_OWNER_AS_IT_IS,
         };
         kv_promise_table_note(choice->request->gateway->promises, choice->promise_keys,
             choice->promise_key_count, &entry);

@@ -156,7 +156,9 @@ void kv_promise_table_note(kv_promise_table_t *table, const kvist_key_t *keys, s
     entry_t *entry = find(table, said->node, &keys[blocks - 1]);
     if (entry != NULL && entry->said.until_unix_ms > now_ms(table)) {
         kv_promise_entry_t *had = &entry->said;
-        had->owner = had->owner == said->owner ? had->owner : 0;
+        if (said->owner != KV_PROMISE_OWNER_AS_IT_IS && had->owner != said->owner) {
+            had->owner = 0;
+        }
         had->ttl_ns = had->ttl_ns > said->ttl_ns ? had->ttl_ns : said->ttl_ns;
         if (said->until_unix_ms > had->until_unix_ms) {
             had->until_unix_ms = said->until_unix_ms;
@@ -167,6 +169,9 @@ void kv_promise_table_note(kv_promise_table_t *table, const kvist_key_t *keys, s
         entry = add(table, &keys[blocks - 1]);
     }
     entry->said = *said;
+    if (said->owner == KV_PROMISE_OWNER_AS_IT_IS) {
+        entry->said.owner = 0;
+    }
 }
 
 size_t kv_promise_table_read(kv_promise_table_t *table, uint64_t node, const kvist_key_t *keys,

@@ -20,6 +20,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Of a renewal by whoever reads it. */
+#define KV_PROMISE_OWNER_AS_IT_IS UINT64_MAX
+
 typedef struct kv_promise_table kv_promise_table_t;
 
 typedef struct {

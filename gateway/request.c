@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "gateway/keeping.h"
+#include "gateway/session_doors.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -438,6 +439,7 @@ void kv_request_choice_done(kv_generation_t *choice)
 {
     kv_request_t *request = choice->request;
     kv_keeping_note(choice);
+    kv_session_served(choice);
     if ((request->api.stream && !send_choice(choice)) || !begin_held(choice)) {
         return;
     }

@@ -5,27 +5,34 @@
 static void destroy_done(kv_requests_t *requests)
 {
     for (uint32_t i = 0; i < requests->count;) {
-        if (requests->ops->is_done(requests->items[i])) {
-            requests->ops->destroy(requests->items[i]);
+        if (requests->item_ops[i]->is_done(requests->items[i])) {
+            requests->item_ops[i]->destroy(requests->items[i]);
             requests->items[i] = requests->items[--requests->count];
+            requests->item_ops[i] = requests->item_ops[requests->count];
         } else {
             i++;
         }
     }
 }
 
-void kv_requests_add(kv_requests_t *requests, void *request)
+void kv_requests_add_as(kv_requests_t *requests, const kv_request_ops_t *ops, void *request)
 {
     KV_CHECK(requests->count < KV_REQUESTS_MAX);
+    requests->item_ops[requests->count] = ops;
     requests->items[requests->count++] = request;
     destroy_done(requests);
+}
+
+void kv_requests_add(kv_requests_t *requests, void *request)
+{
+    kv_requests_add_as(requests, requests->ops, request);
 }
 
 void kv_requests_message(
     kv_requests_t *requests, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     for (uint32_t i = 0; i < requests->count; i++) {
-        if (requests->ops->message(requests->items[i], peer, message)) {
+        if (requests->item_ops[i]->message(requests->items[i], peer, message)) {
             break;
         }
     }
@@ -36,7 +43,7 @@ bool kv_requests_moved(kv_requests_t *requests, const kv_mover_event_t *event)
 {
     bool taken = false;
     for (uint32_t i = 0; i < requests->count && !taken; i++) {
-        taken = requests->ops->moved(requests->items[i], event);
+        taken = requests->item_ops[i]->moved(requests->items[i], event);
     }
     destroy_done(requests);
     return taken;
@@ -45,8 +52,10 @@ bool kv_requests_moved(kv_requests_t *requests, const kv_mover_event_t *event)
 bool kv_requests_context(const kv_requests_t *requests, const kv_peer_t *peer,
     const char *request_id, kv_request_context_t *context_out)
 {
-    for (uint32_t i = 0; i < requests->count && requests->ops->context != NULL; i++) {
-        if (requests->ops->context(requests->items[i], peer, request_id, context_out)) {
+    for (uint32_t i = 0; i < requests->count; i++) {
+        const kv_request_ops_t *ops = requests->item_ops[i];
+        if (ops->context != NULL &&
+            ops->context(requests->items[i], peer, request_id, context_out)) {
             return true;
         }
     }
@@ -56,7 +65,7 @@ bool kv_requests_context(const kv_requests_t *requests, const kv_peer_t *peer,
 void kv_requests_computed(kv_requests_t *requests, const struct kv_compute_event *event)
 {
     for (uint32_t i = 0; i < requests->count; i++) {
-        if (requests->ops->computed(requests->items[i], event)) {
+        if (requests->item_ops[i]->computed(requests->items[i], event)) {
             break;
         }
     }
@@ -66,7 +75,7 @@ void kv_requests_computed(kv_requests_t *requests, const struct kv_compute_event
 void kv_requests_peer_down(kv_requests_t *requests, kv_peer_t *peer)
 {
     for (uint32_t i = 0; i < requests->count; i++) {
-        requests->ops->peer_down(requests->items[i], peer);
+        requests->item_ops[i]->peer_down(requests->items[i], peer);
     }
     destroy_done(requests);
 }
@@ -74,7 +83,7 @@ void kv_requests_peer_down(kv_requests_t *requests, kv_peer_t *peer)
 void kv_requests_tick(kv_requests_t *requests, uint64_t now_ns)
 {
     for (uint32_t i = 0; i < requests->count; i++) {
-        requests->ops->tick(requests->items[i], now_ns);
+        requests->item_ops[i]->tick(requests->items[i], now_ns);
     }
     destroy_done(requests);
 }
@@ -82,7 +91,7 @@ void kv_requests_tick(kv_requests_t *requests, uint64_t now_ns)
 void kv_requests_stop(kv_requests_t *requests)
 {
     for (uint32_t i = 0; i < requests->count; i++) {
-        requests->ops->stop(requests->items[i]);
+        requests->item_ops[i]->stop(requests->items[i]);
     }
     destroy_done(requests);
 }
@@ -91,7 +100,7 @@ uint32_t kv_requests_from(const kv_requests_t *requests, const kv_peer_t *peer)
 {
     uint32_t count = 0;
     for (uint32_t i = 0; i < requests->count; i++) {
-        count += requests->ops->is_from(requests->items[i], peer);
+        count += requests->item_ops[i]->is_from(requests->items[i], peer);
     }
     return count;
 }
@@ -100,7 +109,7 @@ uint32_t kv_requests_running(const kv_requests_t *requests)
 {
     uint32_t running = 0;
     for (uint32_t i = 0; i < requests->count; i++) {
-        running += requests->ops->is_running(requests->items[i]);
+        running += requests->item_ops[i]->is_running(requests->items[i]);
     }
     return running;
 }

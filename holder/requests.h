@@ -50,11 +50,13 @@ typedef struct {
 typedef struct {
     const kv_request_ops_t *ops;
     void *items[KV_REQUESTS_MAX];
+    const kv_request_ops_t *item_ops[KV_REQUESTS_MAX];
     uint32_t count;
 } kv_requests_t;
 
-/* The list has room: the role asked kv_requests_t.count before. */
+/* The list has room: the role asked kv_requests_t.count before. add_as: one of another kind. */
 void kv_requests_add(kv_requests_t *requests, void *request);
+void kv_requests_add_as(kv_requests_t *requests, const kv_request_ops_t *ops, void *request);
 void kv_requests_message(
     kv_requests_t *requests, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
 /* false: it was for none of them. */
