@@ -29,8 +29,8 @@ void kv_keeping_clear(kv_generation_t *choice);
 void kv_keeping_grants(
     const kv_request_t *request, const Kvist__Wire__Usage *told, kv_usage_t *usage);
 
-/* Seconds that the least of the granted breakpoints is promised for, or allowed, from now on; 0: one
- * was not granted. */
+/* Seconds that the least of the granted breakpoints is promised for, or allowed, from now on; 0:
+ * one was not granted. */
 uint64_t kv_keeping_least_ttl_s(const kv_usage_t *usage, size_t count, uint64_t now_unix_ms);
 
 /* The slowest tier that anything was read from, "none" where nothing was. */

@@ -55,10 +55,26 @@ bool kv_promise_table_is_empty(const kv_promise_table_t *table)
     return table->used_count == 0;
 }
 
+/* Of a salt, as if it were one block of tokens. */
+static kvist_key_t root_of(const void *salt, size_t salt_bytes)
+{
+    static const kvist_key_t NONE;
+    size_t count = 1 + (salt_bytes + 3) / 4;
+    uint32_t *words = kv_allocate_array(count, sizeof *words);
+    kvist_key_t root;
+    words[0] = (uint32_t)salt_bytes;
+    if (salt_bytes > 0) {
+        memcpy(words + 1, salt, salt_bytes);
+    }
+    kvist_keys(&NONE, words, NULL, count, (uint32_t)count, &root);
+    free(words);
+    return root;
+}
+
 kvist_key_t *kv_promise_keys(const kv_promise_table_t *table, const void *salt, size_t salt_bytes,
     const uint32_t *tokens, size_t token_count, size_t *count_out)
 {
-    kvist_key_t root = kv_identity_digest(salt, salt_bytes);
+    kvist_key_t root = root_of(salt, salt_bytes);
     *count_out = token_count / table->params.block_tokens;
     kvist_key_t *keys = kv_allocate_array(*count_out + 1, sizeof *keys);
     kvist_keys(&root, tokens, NULL, token_count, table->params.block_tokens, keys);
@@ -66,6 +82,11 @@ kvist_key_t *kv_promise_keys(const kv_promise_table_t *table, const void *salt, 
 }
 
 /* ---- entries ---- */
+
+static bool same_key(const kvist_key_t *left, const kvist_key_t *right)
+{
+    return memcmp(left->bytes, right->bytes, KVIST_KEY_BYTES) == 0;
+}
 
 static uint32_t *bucket_of(const kv_promise_table_t *table, const kvist_key_t *key)
 {
@@ -76,7 +97,7 @@ static entry_t *find(const kv_promise_table_t *table, uint64_t node, const kvist
 {
     for (uint32_t at = *bucket_of(table, key); at != NOWHERE; at = table->entries[at].next) {
         entry_t *entry = &table->entries[at];
-        if (entry->said.node == node && kv_key_equal(&entry->key, key)) {
+        if (entry->said.node == node && same_key(&entry->key, key)) {
             return entry;
         }
     }
@@ -196,7 +217,7 @@ uint64_t kv_promise_table_node(kv_promise_table_t *table, const kvist_key_t *key
         uint32_t at = *bucket_of(table, &keys[block]);
         for (; at != NOWHERE; at = table->entries[at].next) {
             const entry_t *entry = &table->entries[at];
-            if (entry->said.until_unix_ms > now && kv_key_equal(&entry->key, &keys[block])) {
+            if (entry->said.until_unix_ms > now && same_key(&entry->key, &keys[block])) {
                 return entry->said.node;
             }
         }

@@ -14,7 +14,7 @@
 #define KV_GATEWAY_PROMISES_H
 
 #include "base/clock.h"
-#include "kvstore/identity.h"
+#include "kvstore/kvist.h"
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -13,8 +13,8 @@
  * Owns: copies of everything. Borrows: the clock.
  * Threads: one.
  * Errors: NULL where there is no such session, or no room.
- * Limits: count_max sessions, token_count_max tokens in all of them; one that was idle for its ttl (an
- * hour without one) is forgotten. They are memory: a gateway that starts has none. */
+ * Limits: count_max sessions, token_count_max tokens in all of them; one that was idle for its ttl
+ * (an hour without one) is forgotten. They are memory: a gateway that starts has none. */
 #ifndef KV_GATEWAY_SESSIONS_H
 #define KV_GATEWAY_SESSIONS_H
 
@@ -93,8 +93,8 @@ bool kv_sessions_note(kv_sessions_t *sessions, kv_session_t *session, uint64_t n
 /* The node is gone: its sessions are nowhere, what it was asked for is not answered. */
 void kv_sessions_forget_node(kv_sessions_t *sessions, uint64_t node);
 
-/* A suspended session whose time to be brought back has come, or NULL. It has when half a second, and
- * four times what loading takes, are left. */
+/* A suspended session whose time to be brought back has come, or NULL. It has when half a second,
+ * and four times what loading takes, are left. */
 kv_session_t *kv_sessions_due(kv_sessions_t *sessions);
 
 /* Whether any is suspended until a time. */
