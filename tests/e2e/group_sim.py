@@ -87,3 +87,22 @@ def test_errors_say_what_to_change(program):
             ((), 2, "a trace is missing")):
         told = program.run(*options)
         assert told.returncode == code and says in told.stderr, (options, told)
+
+
+def test_a_load_shared_by_nodes(program):
+    """kvist bench route: the same digits every time, from agents and from a trace."""
+    def route(*options):
+        return subprocess.run([program.binary, "bench", "route", *options], capture_output=True,
+                              text=True, timeout=120, check=False)
+    options = ("--agents", "8", "--requests", "300", "--device", "8000", "--json")
+    first, second = route(*options), route(*options)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout
+    rows = {row["routing"]: row for row in json.loads(first.stdout)}
+    assert list(rows) == ["one node", "prefix", "round-robin", "random"], list(rows)
+    assert rows["prefix"]["points"] > rows["round-robin"]["points"], rows
+    text = route("--trace", program.trace, "--device", "400", "--nodes", "2")
+    assert text.returncode == 0 and "round-robin" in text.stdout, text.stdout + text.stderr
+    small = route("--trace", program.trace, "--device", "4")
+    assert small.returncode == 1 and "longest request" in small.stderr, small.stderr
+    assert route("--nodes", "1").returncode == 2
