@@ -5,28 +5,18 @@
 
 #include <string.h>
 
-const kv_dialect_t kv_gemini = {.name = "gemini",
-    .request_id_header = "x-request-id",
-    .parse = kv_gemini_parse,
-    .release = kv_gemini_release,
-    .settle = kv_gemini_settle,
-    .whole = kv_gemini_whole,
-    .begin = kv_gemini_begin,
-    .event = kv_gemini_event,
-    .end = kv_gemini_end,
-    .error = kv_gemini_error};
+#define DIALECT(its_error)                                                                         \
+    {                                                                                              \
+        .name = "gemini", .request_id_header = "x-request-id", .parse = kv_gemini_parse,           \
+        .release = kv_gemini_release, .settle = kv_gemini_settle, .whole = kv_gemini_whole,        \
+        .begin = kv_gemini_begin, .event = kv_gemini_event, .end = kv_gemini_end,                  \
+        .error = its_error                                                                         \
+    }
+
+const kv_dialect_t kv_gemini = DIALECT(kv_gemini_error);
 
 /* Its errors are an array's elements. */
-static const kv_dialect_t GEMINI_ARRAY = {.name = "gemini",
-    .request_id_header = "x-request-id",
-    .parse = kv_gemini_parse,
-    .release = kv_gemini_release,
-    .settle = kv_gemini_settle,
-    .whole = kv_gemini_whole,
-    .begin = kv_gemini_begin,
-    .event = kv_gemini_event,
-    .end = kv_gemini_end,
-    .error = kv_gemini_array_error};
+static const kv_dialect_t GEMINI_ARRAY = DIALECT(kv_gemini_array_error);
 
 /* ---- what is answered at once ---- */
 

@@ -8,6 +8,8 @@
 #include "gateway/gemini/times.h"
 
 #include <dirent.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -369,6 +371,49 @@ static void test_token_hours(void **state)
     end_bench(bench);
 }
 
+enum { THREADS = 4, ROUNDS = 40 };
+
+/* What a parse thread and the reactor do, all at once; each has a tenant of its own. */
+static void *work(void *argument)
+{
+    bench_t *bench = argument;
+    static atomic_int next;
+    char tenant[8], token[KV_CONTENTS_TOKEN_BYTES];
+    kv_content_t page[4], moved;
+    size_t count, wrong = 0;
+    snprintf(tenant, sizeof tenant, "t%d", atomic_fetch_add(&next, 1));
+    for (int i = 0; i < ROUNDS; i++) {
+        kv_content_draft_t *made;
+        kv_error_t error;
+        wrong += draft(bench, tenant, HOUR, &made) != KV_OK;
+        kv_contents_list(bench->contents, tenant, "", 4, page, &count, token);
+        wrong += count != 0 || kv_content_commit(made, 1, &page[0], &error) != KV_OK;
+        wrong += get(bench, tenant, &page[0]) != KV_OK;
+        wrong += kv_contents_expire_at(
+                     bench->contents, tenant, page[0].id, START + 2 * HOUR, &moved) != KV_OK;
+        kv_contents_sweep(bench->contents);
+        wrong += kv_contents_remove(bench->contents, tenant, page[0].id) != KV_OK;
+    }
+    return (void *)wrong;
+}
+
+static void test_threads(void **state)
+{
+    (void)state;
+    bench_t *bench = make_bench("threads");
+    pthread_t threads[THREADS];
+    for (int i = 0; i < THREADS; i++) {
+        assert_int_equal(pthread_create(&threads[i], NULL, work, bench), 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        void *wrong;
+        assert_int_equal(pthread_join(threads[i], &wrong), 0);
+        assert_null(wrong);
+    }
+    assert_int_equal(count_files(bench->folder), 0);
+    end_bench(bench);
+}
+
 static void test_times(void **state)
 {
     (void)state;
@@ -421,6 +466,7 @@ int main(void)
         cmocka_unit_test(test_tenants_apart), cmocka_unit_test(test_pages),
         cmocka_unit_test(test_restart), cmocka_unit_test(test_damaged_head),
         cmocka_unit_test(test_draft), cmocka_unit_test(test_room),
-        cmocka_unit_test(test_token_hours), cmocka_unit_test(test_times)};
+        cmocka_unit_test(test_token_hours), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_times)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
