@@ -88,13 +88,21 @@ static bool send_event(int fd, const char *data)
            send_text(fd, "\n\n\r\n");
 }
 
-static bool send_token(int fd, uint32_t token, const char *finish, const char *stop_reason)
+/* With logprobs: the chosen token's, and one alternative more than was asked for. */
+static bool send_token(
+    int fd, uint32_t token, const char *finish, const char *stop_reason, bool logprobs)
 {
-    char event[256];
+    char event[512], tops[256] = "null";
+    if (logprobs) {
+        snprintf(tops, sizeof tops,
+            "{\"tokens\":[\"token_id:%u\"],\"token_logprobs\":[-0.5],\"top_logprobs\":["
+            "{\"token_id:%u\":-0.5,\"token_id:51\":-3.5,\"token_id:52\":-1.25}]}",
+            token, token);
+    }
     snprintf(event, sizeof event,
         "{\"id\":\"cmpl-1\",\"choices\":[{\"index\":0,\"text\":\"?\",\"token_ids\":[%u],"
-        "\"finish_reason\":%s,\"stop_reason\":%s}]}",
-        token, finish, stop_reason);
+        "\"finish_reason\":%s,\"stop_reason\":%s,\"logprobs\":%s}]}",
+        token, finish, stop_reason, tops);
     return send_event(fd, event);
 }
 
@@ -190,6 +198,7 @@ static bool complete(server_t *server, int fd, const char *body)
     uint32_t prompt[4096];
     size_t prompt_count = read_prompt(body, prompt, 4096), told = told_by(prompt, prompt_count);
     size_t most = strtoul(strstr(body, "\"max_tokens\":") + 13, NULL, 10), sent = 0;
+    bool logprobs = strstr(body, "\"logprobs\":2") != NULL;
     fault_t how = FAULT_NONE;
     atomic_fetch_add(&completions, 1);
     if (atomic_fetch_sub(&faults_left, 1) > 0) {
@@ -219,7 +228,7 @@ static bool complete(server_t *server, int fd, const char *body)
             finish = "\"stop\"";
         }
         usleep((useconds_t)atomic_load(&token_pause_ms) * 1000);
-        if (!send_token(fd, story[told + sent++], finish, stop_reason)) {
+        if (!send_token(fd, story[told + sent++], finish, stop_reason, logprobs)) {
             return false;
         }
         if (strcmp(finish, "null") != 0) {
@@ -740,6 +749,24 @@ static void test_another_tokenizer(void **state)
     stop(&fixture);
 }
 
+static void test_logprobs(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    unsigned code;
+    start(&fixture, NULL);
+    char *answer =
+        ask(&fixture, COMPLETION, "{\"prompt\":[5,6,7,8],\"max_tokens\":2,\"logprobs\":2}", &code);
+    assert_int_equal(code, 200);
+    if (strstr(answer, "\"token_logprobs\":[-0.5,-0.5]") == NULL ||
+        strstr(answer, "-1.25") == NULL || strstr(answer, "-3.5") != NULL) {
+        fail_msg("%s", answer);
+    }
+    free(answer);
+    expect_in_last_body("\"return_tokens_as_token_ids\":true", true);
+    stop(&fixture);
+}
+
 static void test_without_details(void **state)
 {
     (void)state;
@@ -819,6 +846,7 @@ int main(void)
         cmocka_unit_test(test_silent_server),
         cmocka_unit_test(test_down_and_back),
         cmocka_unit_test(test_another_tokenizer),
+        cmocka_unit_test(test_logprobs),
         cmocka_unit_test(test_without_details),
         cmocka_unit_test(test_ends_in_the_middle),
         cmocka_unit_test(test_two_engines),
