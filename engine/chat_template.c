@@ -240,6 +240,10 @@ static kv_status_t append_message(chat_t *chat, size_t index, kv_error_t *error)
         add_string(chat, "\n");
     }
     add_content(chat, index);
+    if (told->continue_last && index + 1 == told->message_count) {
+        set_marks(chat, index + 1, 0, chat->text_bytes);
+        return flush(chat, error);
+    }
     add_calls(chat, message);
     return close_turn(chat, index + 1, error);
 }

@@ -49,6 +49,7 @@ typedef struct {
     const char *const *tools; /* each a signature: one line of JSON, terminated */
     size_t tool_count;
     bool add_generation_prompt; /* end where the assistant's answer begins */
+    bool continue_last;         /* instead: inside the last message, an assistant's without calls */
     kv_chat_mark_t *marks;
     size_t mark_count;
 } kv_chat_conversation_t;

@@ -170,7 +170,8 @@ static bool encode_chat(
         .message_count = request->message_count,
         .tools = request->tools,
         .tool_count = request->tool_count,
-        .add_generation_prompt = true,
+        .add_generation_prompt = !request->continue_last,
+        .continue_last = request->continue_last,
         .marks = marks,
         .mark_count = request->breakpoint_count};
     if (kv_chat_encode(tokenizer, &told, &prompt.tokens, &prompt.token_count, &cause) != KV_OK) {

@@ -95,6 +95,7 @@ typedef struct {
     uint32_t top_logprobs; /* with it: so many alternatives at each place */
     bool stream, include_usage, ignore_eos;
     bool count_only;     /* answered once it is tokenized: the usage has the prompts' tokens */
+    bool continue_last;  /* a chat's last message is an answer that was begun, and goes on */
     bool cut_max_tokens; /* beyond the context: less, instead of an error */
     bool max_tokens_cut; /* it was; filled in by kv_api_tokenize */
     const char *stream_content_type; /* a literal; NULL: text/event-stream */

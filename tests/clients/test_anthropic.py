@@ -146,6 +146,17 @@ class Messages(unittest.TestCase):
         self.assertGreater(prompt_tokens(answer.usage), 100)
         self.assertTrue(answer.content)
 
+    def test_an_answer_that_was_begun_goes_on(self):
+        fields = asked(service.prompt())
+        begun = [*fields["messages"], {"role": "assistant", "content": "It is about (a)"}]
+        with client() as api:
+            whole = api.messages.create(**fields)
+            again = api.messages.create(**{**fields, "messages": begun})
+            with self.assertRaisesRegex(anthropic.BadRequestError, "white space"):
+                begun[-1]["content"] += " "
+                api.messages.create(**{**fields, "messages": begun})
+        self.assertTrue(1 <= prompt_tokens(again.usage) - prompt_tokens(whole.usage) <= 12)
+
     def test_a_client_that_leaves_its_stream(self):
         with client() as api:
             stream = api.messages.create(**asked("Tell me a long story.", max_tokens=400),

@@ -485,6 +485,26 @@ static void breakpoints_are_places_in_the_prompt(void **state)
     kv_tokenizer_close(tokenizer);
 }
 
+static void an_answer_that_was_begun_goes_on(void **state)
+{
+    (void)state;
+    kv_tokenizer_t *tokenizer;
+    kv_error_t cause;
+    kv_api_request_t request;
+    kv_api_error_t error;
+    assert_int_equal(kv_tokenizer_open(kv_test_model(), &tokenizer, &cause), KV_OK);
+    take(HEAD "\"system\":\"Be brief.\",\"messages\":[" USER("\"One?\"") "," ASSISTANT(
+             "[" MARKED("It is (", "5m") "]") "]}",
+        &request);
+    assert_true(request.continue_last);
+    assert_true(kv_api_tokenize(&request, tokenizer, &WIDE, &error));
+    assert_int_equal(request.breakpoints[0].token_count, request.prompts[0].token_count);
+    assert_before(tokenizer, &request, 0,
+        SYSTEM "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\nIt is (");
+    kv_api_request_clear(&request);
+    kv_tokenizer_close(tokenizer);
+}
+
 static void what_the_context_does_not_hold_is_cut_and_counted(void **state)
 {
     (void)state;
@@ -539,7 +559,10 @@ static void wrong_messages_are_refused(void **state)
     refuse(TALK(USER("[{\"type\":\"text\"}]")), 400, "messages.0.content.0.text", "is missing");
     refuse(TALK(USER("[{\"type\":\"text\",\"text\":1}]")), 400, "messages.0.content.0.text",
         "must be a string");
-    refuse(TALK(USER("\"a\"") "," ASSISTANT("\"b\"")), 400, "messages", "end with a user's turn");
+    refuse(TALK(USER("\"a\"") "," ASSISTANT("\"b \"")), 400, "messages",
+        "does not end with white space");
+    refuse(
+        TALK(USER("\"a\"") "," ASSISTANT("[" TEXT("") "]")), 400, "messages", "must have a text");
     refuse(
         HEAD "\"system\":7,\"messages\":[" USER("\"x\"") "]}", 400, "system", "must be a string");
     refuse(HEAD "\"system\":[{\"type\":\"image\"}],\"messages\":[" USER("\"x\"") "]}", 400,
@@ -1029,6 +1052,7 @@ int main(void)
         cmocka_unit_test(the_bodys_own_mark_is_on_its_last_block),
         cmocka_unit_test(wrong_breakpoints_are_refused),
         cmocka_unit_test(breakpoints_are_places_in_the_prompt),
+        cmocka_unit_test(an_answer_that_was_begun_goes_on),
         cmocka_unit_test(what_the_context_does_not_hold_is_cut_and_counted),
         cmocka_unit_test(wrong_messages_are_refused),
         cmocka_unit_test(wrong_calls_are_refused),
