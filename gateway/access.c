@@ -39,11 +39,38 @@ void kv_access_close(kv_access_t *access)
     kv_figures_destroy(access->figures);
 }
 
-void kv_access_reload(kv_access_t *access)
+static void tell_quota(void *context, const kv_tenant_t *tenant)
+{
+    kv_peer_t *peer = context;
+    Kvist__Wire__Quota quota = KVIST__WIRE__QUOTA__INIT;
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    quota.tenant = (char *)tenant->name;
+    quota.host_bytes = tenant->host_bytes;
+    quota.disk_bytes = tenant->disk_bytes;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_QUOTA;
+    envelope.quota = &quota;
+    if (tenant->has_quota && kv_peer_send(peer, &envelope) != KV_OK) {
+        kv_log_warn("gateway", "decode node %s was not told the quota of %s", kv_peer_name(peer),
+            tenant->name);
+    }
+}
+
+void kv_access_tell_quotas(kv_gateway_t *gateway, const kv_node_t *node)
+{
+    if (node->peer != NULL && kv_peer_version(node->peer) >= 3) {
+        kv_tenants_visit(gateway->access.tenants, tell_quota, node->peer);
+    }
+}
+
+void kv_access_reload(kv_gateway_t *gateway)
 {
     kv_error_t error;
-    if (kv_tenants_reload(access->tenants, &error) != KV_OK) {
+    if (kv_tenants_reload(gateway->access.tenants, &error) != KV_OK) {
         kv_log_error("gateway", "%s; the tenants of before stay in force", error.text);
+        return;
+    }
+    for (size_t i = 0; i < gateway->node_count; i++) {
+        kv_access_tell_quotas(gateway, gateway->nodes[i]->node);
     }
 }
 

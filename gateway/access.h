@@ -12,6 +12,7 @@
 
 #include "base/metrics.h"
 #include "gateway/dialect.h"
+#include "gateway/engine.h"
 #include "gateway/figures.h"
 #include "gateway/http.h"
 #include "gateway/tenants.h"
@@ -40,7 +41,10 @@ kv_status_t kv_access_open(kv_gateway_t *gateway, kv_error_t *error);
 void kv_access_close(kv_access_t *access);
 
 /* Reads the tenants' file again; what is wrong is logged, and all stays as it was. */
-void kv_access_reload(kv_access_t *access);
+void kv_access_reload(kv_gateway_t *gateway);
+
+/* Tells a node the tenants' quotas. */
+void kv_access_tell_quotas(kv_gateway_t *gateway, const kv_node_t *node);
 
 /* Whose key the call came with, held for the caller; NULL: *error says why not, and it is counted.
  * A route that is open asks for none. */

@@ -98,6 +98,7 @@ static void on_node_up(void *context, kv_node_t *up)
     gateway->nodes[gateway->node_count++] = node;
     kv_metric_set(gateway->nodes_metric, (double)gateway->node_count);
     kv_log_info("gateway", "decode node %s up address %s", up->name, up->address);
+    kv_access_tell_quotas(gateway, up);
     kv_access_admit(gateway);
 }
 
@@ -619,7 +620,7 @@ void kv_gateway_reload(kv_gateway_t *gateway)
     const kv_options_t *options = gateway->options;
     kv_tls_t tls;
     kv_error_t error;
-    kv_access_reload(&gateway->access);
+    kv_access_reload(gateway);
     kv_status_t status =
         kv_tls_read(options->gateway.tls_certificate, options->gateway.tls_key, &tls, &error);
     if (status == KV_OK && tls.certificate != NULL) {

@@ -137,6 +137,7 @@ static kv_status_t take_bounds(const record_t *record, kv_tenant_t *tenant)
             return refuse(record, field, "must be a size such as 4GiB");
         }
     }
+    tenant->has_quota = tenant->host_bytes > 0 || tenant->disk_bytes > 0;
     return KV_OK;
 }
 
@@ -259,6 +260,7 @@ static void amend(kv_tenant_t *tenant, const kv_tenant_t *fresh)
     tenant->hash_count = fresh->hash_count;
     tenant->priority_best = fresh->priority_best;
     tenant->cache_modes = fresh->cache_modes;
+    tenant->has_quota |= fresh->has_quota;
     tenant->host_bytes = fresh->host_bytes;
     tenant->disk_bytes = fresh->disk_bytes;
     tenant->share.places_max = fresh->share.places_max;

@@ -54,6 +54,7 @@ typedef struct {
     kvist_priority_t priority_best;
     unsigned cache_modes;            /* bits of 1 << kvist_mode_t */
     uint64_t host_bytes, disk_bytes; /* 0: no bound */
+    bool has_quota;                  /* one of them is there, or was */
     kv_bucket_t requests, tokens;
     kv_share_t share;
     uint32_t holder_count; /* the table, and requests */

@@ -32,7 +32,8 @@ class TenantCluster(Cluster):
         self.file = os.path.join(self.parent, "tenants.yaml")
         self.keys, self.salts, records = {}, [], []
         for name, fields in (("alpha", ""), ("beta", ""),
-                             ("small", "    requests_per_minute: 2\n    priority: batch\n")):
+                             ("small", "    requests_per_minute: 2\n    priority: batch\n"
+                               "    host_bytes: 64MiB\n")):
             run = self.kvist("tenant", "new", name)
             assert run.returncode == 0, run.stderr
             self.keys[name] = run.stderr.split()[-1]
@@ -41,8 +42,8 @@ class TenantCluster(Cluster):
             records.append(run.stdout + fields)
         self.write(records)
         self.records = records
-        self.options = ("--model", os.environ["KVIST_MODEL"], "--node.log_level=debug",
-                        f"--gateway.tenants_file={self.file}")
+        self.options = ("--embedded", "--model", os.environ["KVIST_MODEL"],
+                        "--node.log_level=debug", f"--gateway.tenants_file={self.file}")
 
     def write(self, records):
         with open(self.file, "w", encoding="utf-8") as file:
@@ -147,6 +148,13 @@ def test_a_rate_is_kept_and_said(cluster):
     assert 1 <= int(answer.headers["Retry-After"]) <= 30, dict(answer.headers)
     assert answer.headers["x-ratelimit-remaining-requests"] == "0", dict(answer.headers)
     assert cluster.chat_as("beta", 3).code == 200
+
+
+def test_a_quota_reaches_the_decode_node(cluster):
+    run = cluster.kvist("quota", "--tenants", "--node", "decode-0", "--json", "--dir",
+                        cluster.folder)
+    assert run.returncode == 0, run.stderr
+    assert str(64 << 20) in run.stdout and "small" in run.stdout, run.stdout
 
 
 def test_figures_add_up(cluster):

@@ -75,6 +75,7 @@ static struct kv_peer nodes[NODES] = {{.name = "decode-0"}, {.name = "decode-1"}
 static uint32_t story[TOKENS_MAX];
 static uint32_t story_count;
 static atomic_int generates, cancels, last_cache_mode, last_generated_count, last_priority;
+static atomic_ullong last_quota_bytes;      /* of host memory, told for alpha */
 static atomic_ullong seeds[JOBS_MAX];       /* of the Generates since the start */
 static char last_tenant[64], last_salt[64]; /* of the Generate that was counted last */
 static atomic_bool story_went_wrong;        /* a Generate's generated tokens were not the story's */
@@ -270,6 +271,11 @@ kv_status_t kv_peer_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
         return KV_OK;
     }
     if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_SUBSCRIBE) {
+        return KV_OK;
+    }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_QUOTA) {
+        bool alpha = strcmp(message->quota->tenant, "alpha") == 0;
+        atomic_store(&last_quota_bytes, alpha ? message->quota->host_bytes : UINT64_MAX);
         return KV_OK;
     }
     for (int i = 0; i < JOBS_MAX; i++) {
@@ -488,7 +494,7 @@ static void start_with(fixture_t *fixture, int node_count, const char *const *mo
         atomic_store(&wanted_up[i], i < node_count);
         play(i, PLAY_ANSWER);
         atomic_store(&nodes[i].draining, false);
-        atomic_store(&nodes[i].version, 2);
+        atomic_store(&nodes[i].version, 3);
     }
     atomic_store(&generates, 0);
     atomic_store(&cancels, 0);
@@ -1419,8 +1425,10 @@ static void test_classes_and_modes(void **state)
 {
     (void)state;
     fixture_t fixture;
-    write_tenants("    priority: batch\n    cache_modes: [read, bypass]\n");
+    write_tenants("    priority: batch\n    cache_modes: [read, bypass]\n    host_bytes: 1GiB\n");
+    atomic_store(&last_quota_bytes, 0);
     start_with(&fixture, 1, (const char *[]){tenants_option, NULL});
+    assert_true(atomic_load(&last_quota_bytes) == (uint64_t)1 << 30);
     expect_with(&fixture, CHAT, ALPHA, PLAIN, 200, STORY);
     assert_int_equal(atomic_load(&last_priority), KVIST__WIRE__PRIORITY__PRIORITY_BATCH);
     assert_int_equal(atomic_load(&last_cache_mode), KVIST__WIRE__CACHE_MODE__CACHE_READ);
