@@ -59,6 +59,10 @@ static bool ask_node(kv_gateway_t *gateway, kv_session_t *session,
     if (session->token_count == 0) {
         return kv_api_fail(error, 409, "", NULL, "%s has no context yet", session->id);
     }
+    if (gateway->engine->block_tokens > 0) {
+        return kv_api_fail(error, 409, "", NULL,
+            "%s: the nodes are vLLM servers, which move no contexts on request", session->id);
+    }
     if (peer == NULL) {
         return kv_api_fail(error, 503, "", NULL,
             "the node that served %s is gone: its next request goes to another", session->id);
