@@ -16,7 +16,7 @@ import service
 
 DESCRIPTION = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../docs/openapi.json")
 SEED = int(os.environ.get("KVIST_SEED", "1"), 0)
-EXAMPLES = 200 if os.environ.get("KVIST_TEST_LONG") else 30  # of each operation and kind
+EXAMPLES = 200 if os.environ.get("KVIST_TEST_LONG") else 20  # of each operation and kind
 # The answers are as many as the requests, and the model computes each token of them.
 TOKENS_MAX = 2
 
@@ -28,25 +28,32 @@ with open(DESCRIPTION, encoding="utf-8") as file:
     described = json.load(file)
 
 
-def shorten(body):
-    """Fewer tokens where the request is one that will be answered."""
+def settle(body):
+    """The model that is served, and few tokens: each is one that the model computes."""
     if isinstance(body, dict):
-        for name in ("max_tokens", "max_completion_tokens"):
+        if isinstance(body.get("model"), str):
+            body["model"] = service.model
+        for name in ("max_tokens", "max_completion_tokens", "n"):
             if isinstance(body.get(name), int) and body[name] > TOKENS_MAX:
                 body[name] = TOKENS_MAX
+        config = body.get("generationConfig")
+        for name in ("maxOutputTokens", "candidateCount"):
+            if isinstance(config, dict) and isinstance(config.get(name), int):
+                config[name] = min(config[name], TOKENS_MAX)
 
 
 def judge(operation, mode, more):
     """The codes of the answers, each of which was as described."""
     codes = set()
+    path = {"model": service.model} if "{model}" in operation.path else None
     with requests.Session() as session:
         @hypothesis.seed(SEED)
         @hypothesis.settings(database=None, deadline=None, max_examples=EXAMPLES,
                              phases=[hypothesis.Phase.generate],
                              suppress_health_check=list(hypothesis.HealthCheck))
-        @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+        @hypothesis.given(case=operation.as_strategy(generation_mode=mode, path_parameters=path))
         def ask(case):
-            shorten(case.body)
+            settle(case.body)
             answer = case.call_and_validate(base_url=service.endpoint, session=session,
                                             checks=[*CHECKS, *more],
                                             timeout=service.ANSWER_LIMIT_S)
@@ -69,7 +76,9 @@ def add_cases():
         name = operation.definition.raw["operationId"]
 
         def allowed(case, operation=operation):
-            case.assertIn(200, judge(operation, GenerationMode.POSITIVE, []))
+            codes = judge(operation, GenerationMode.POSITIVE, [])
+            if "{id}" not in operation.path:  # which nobody made
+                case.assertIn(200, codes)
 
         def not_allowed(case, operation=operation):
             judge(operation, GenerationMode.NEGATIVE, [checks.negative_data_rejection])
