@@ -113,6 +113,7 @@ def test_a_lost_node_is_left(cluster):
     answer = ask(cluster, messages)
     first = choice(cluster, answer)["node"]
     known(cluster, first, messages)
+    cluster.flush()  # what it holds is on its disk
     cluster.kill(first)
     messages = turn(messages, answer, "And then?")
     answer = ask(cluster, messages)
