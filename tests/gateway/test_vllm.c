@@ -419,19 +419,24 @@ static void *run(void *context)
     return NULL;
 }
 
+/* While no server is up a request waits: long where it should, not where it is to fail. */
+static const char *wait_limit = "60s";
+
 static void load_options(fixture_t *fixture, const char *more)
 {
     static const kv_options_program_t PROGRAM = {"kvist-gateway", "gateway", "",
         KV_SECTION_CLUSTER | KV_SECTION_NODE | KV_SECTION_MODEL | KV_SECTION_GATEWAY};
-    char admin[256], list[128];
+    char admin[256], list[128], node_wait[64], queue_wait[64];
     kv_error_t error;
     kv_options_action_t action;
     snprintf(admin, sizeof admin, "--node.admin=%s/gateway.sock", kv_test_folder());
     snprintf(list, sizeof list, "--gateway.vllm_nodes=127.0.0.1:%u,127.0.0.1:%u", servers[0].port,
         servers[1].port);
-    char *arguments[] = {(char *)"kvist-gateway", admin, list, (char *)"--gateway.http_port=0",
-        (char *)"--gateway.model_name=tiny", (char *)"--gateway.node_wait=300ms",
-        (char *)"--gateway.queue_wait=300ms", (char *)"--node.log_level=error", (char *)more};
+    snprintf(node_wait, sizeof node_wait, "--gateway.node_wait=%s", wait_limit);
+    snprintf(queue_wait, sizeof queue_wait, "--gateway.queue_wait=%s", wait_limit);
+    char *arguments[] = {(char *)"kvist-gateway", admin, list, node_wait, queue_wait,
+        (char *)"--gateway.http_port=0", (char *)"--gateway.model_name=tiny",
+        (char *)"--node.log_level=error", (char *)more};
     if (kv_options_load(&PROGRAM, more != NULL ? 9 : 8, arguments, &fixture->options, &action,
             &error) != KV_OK) {
         fail_msg("%s", error.text);
@@ -671,7 +676,9 @@ static void test_gives_up(void **state)
 {
     (void)state;
     fixture_t fixture;
+    wait_limit = "300ms";
     start(&fixture, NULL);
+    wait_limit = "60s";
     static const struct {
         fault_t fault;
         unsigned code;
@@ -700,7 +707,7 @@ static void test_silent_server(void **state)
     (void)state;
     fixture_t fixture;
     char text[512];
-    start(&fixture, "--gateway.vllm_limit=500ms");
+    start(&fixture, "--gateway.vllm_limit=1s");
     atomic_store(&fault, FAULT_SILENT);
     atomic_store(&faults_left, 1);
     stream_text(&fixture, text, sizeof text);
@@ -717,7 +724,9 @@ static void test_down_and_back(void **state)
 {
     (void)state;
     fixture_t fixture;
+    wait_limit = "300ms";
     start(&fixture, NULL);
+    wait_limit = "60s";
     atomic_store(&servers[0].down, true);
     wait_for_health(&fixture, "\"decode_nodes\":1");
     expect(&fixture, COMPLETION, PLAIN, 200, STORY, NULL);
@@ -734,7 +743,9 @@ static void test_another_tokenizer(void **state)
 {
     (void)state;
     fixture_t fixture;
+    wait_limit = "300ms";
     start(&fixture, NULL);
+    wait_limit = "60s";
     for (int i = 0; i < SERVERS; i++) {
         atomic_store(&servers[i].down, true);
         atomic_store(&servers[i].other_tokenizer, true);
