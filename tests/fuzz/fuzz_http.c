@@ -40,12 +40,14 @@ static void open_server(void)
 {
     kv_log_setup("fuzz", KV_LOG_ERROR);
     queue = kv_queue_create(QUEUE_LENGTH, sizeof(kv_exchange_t *));
+    const kv_tls_t tls = {0}; /* plain HTTP */
     const kv_http_params_t params = {.host = "127.0.0.1",
         .body_bytes_max = BODY_BYTES_MAX,
         .stream_buffer_bytes = STREAM_BUFFER_BYTES,
         .connections_max = QUEUE_LENGTH - 1,
         .connection_limit_ns = 1000000000,
-        .queue = queue};
+        .queue = queue,
+        .tls = &tls};
     kv_error_t error;
     FUZZ_CHECK(kv_http_open(&params, &http, &error) == KV_OK);
     address.sin_port = htons(kv_http_port(http));
