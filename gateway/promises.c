@@ -210,21 +210,6 @@ size_t kv_promise_table_read(kv_promise_table_t *table, uint64_t node, const kvi
     return count;
 }
 
-uint64_t kv_promise_table_node(kv_promise_table_t *table, const kvist_key_t *keys, size_t key_count)
-{
-    uint64_t now = now_ms(table);
-    for (size_t block = key_count; block-- > 0;) {
-        uint32_t at = *bucket_of(table, &keys[block]);
-        for (; at != NOWHERE; at = table->entries[at].next) {
-            const entry_t *entry = &table->entries[at];
-            if (entry->said.until_unix_ms > now && same_key(&entry->key, &keys[block])) {
-                return entry->said.node;
-            }
-        }
-    }
-    return 0;
-}
-
 void kv_promise_table_let_go(kv_promise_table_t *table, uint64_t owner)
 {
     for (uint32_t i = 0; i < table->room; i++) {
@@ -241,18 +226,4 @@ void kv_promise_table_forget_node(kv_promise_table_t *table, uint64_t node)
             forget(table, &table->entries[i]);
         }
     }
-}
-
-kv_promise_counts_t kv_promise_table_counts(const kv_promise_table_t *table)
-{
-    kv_promise_counts_t counts = {0};
-    uint64_t now = now_ms(table);
-    for (uint32_t i = 0; i < table->room; i++) {
-        const entry_t *entry = &table->entries[i];
-        if (entry->used && entry->said.until_unix_ms > now) {
-            counts.entries++;
-            counts.tokens += entry->said.token_count;
-        }
-    }
-    return counts;
 }

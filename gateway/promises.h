@@ -59,21 +59,10 @@ void kv_promise_table_note(kv_promise_table_t *table, const kvist_key_t *keys, s
 size_t kv_promise_table_read(kv_promise_table_t *table, uint64_t node, const kvist_key_t *keys,
     size_t key_count, kv_promise_entry_t *entries_out, size_t count_max);
 
-/* The node that has promised most of such a prompt; 0: none has. */
-uint64_t kv_promise_table_node(
-    kv_promise_table_t *table, const kvist_key_t *keys, size_t key_count);
-
 /* The owner lets go; what others asked for too stays. */
 void kv_promise_table_let_go(kv_promise_table_t *table, uint64_t owner);
 
 /* The node is gone, and what it had promised with it. */
 void kv_promise_table_forget_node(kv_promise_table_t *table, uint64_t node);
-
-/* Promises that hold now, and their tokens: what several share counts for each of them. */
-typedef struct {
-    uint64_t entries, tokens;
-} kv_promise_counts_t;
-
-kv_promise_counts_t kv_promise_table_counts(const kv_promise_table_t *table);
 
 #endif
