@@ -1,4 +1,4 @@
-/* The gateway: OpenAI's HTTP API in front of decode nodes.
+/* The gateway: HTTP APIs in front of decode nodes or vLLM servers.
  *
  * Owns: the HTTP server, the connections to decode nodes, every request in work, parse threads.
  * Borrows: options, tokenizer and reactor, for its life.
