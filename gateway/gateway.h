@@ -3,7 +3,7 @@
  * Owns: the HTTP server, the connections to decode nodes, every request in work, parse threads.
  * Borrows: options, tokenizer and reactor, for its life.
  * Threads: the reactor's.
- * Errors: open names the option that is wrong; a request's failures are answers in OpenAI's shape.
+ * Errors: open names the option that is wrong; a request's failures are answers in its API's shape.
  * Limits: gateway.queue_max requests at once, then 429. */
 #ifndef KV_GATEWAY_GATEWAY_H
 #define KV_GATEWAY_GATEWAY_H
