@@ -113,6 +113,12 @@ kv_tenant_t *kv_access_find(
     return tenant;
 }
 
+bool kv_access_may_see(const kv_access_t *access, const kv_call_t *call, const char *tenant)
+{
+    return !kv_tenants_named(access->tenants) || call->is_operator ||
+           (call->tenant != NULL && strcmp(call->tenant, tenant) == 0);
+}
+
 /* ---- it arrives ---- */
 
 static bool too_fast(kv_gateway_t *gateway, const kv_tenant_t *tenant, const char *what,

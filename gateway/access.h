@@ -51,6 +51,11 @@ void kv_access_tell_quotas(kv_gateway_t *gateway, const kv_node_t *node);
 kv_tenant_t *kv_access_find(
     kv_gateway_t *gateway, const kv_route_t *route, const kv_call_t *call, kv_api_error_t *error);
 
+/* Whether the caller may be shown what the tenant ("": the nameless one) asked for and has stored.
+ * Without tenants everybody may, as with /metrics; with tenants each sees its own, and an operator
+ * all. Of what several tenants have made together only an operator is shown anything: "*". */
+bool kv_access_may_see(const kv_access_t *access, const kv_call_t *call, const char *tenant);
+
 /* A request arrives: its tenant's rate of requests, and room for it, for which another request may
  * be ended that waits and comes later. */
 bool kv_access_arrive(

@@ -5,6 +5,7 @@
 #ifndef KV_GATEWAY_CALL_H
 #define KV_GATEWAY_CALL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 typedef struct {
@@ -21,6 +22,7 @@ typedef struct {
     const char *rest;          /* of a route that ends in "*": what the path has in its place */
     unsigned variant;          /* of the route */
     const char *tenant;        /* whose key it came with; NULL or "": nobody's */
+    bool is_operator;          /* a tenant that sees what others do */
     kv_fields_t headers, query;
     const char *body;
     size_t body_bytes;

@@ -337,6 +337,7 @@ static void serve_exchange(kv_gateway_t *gateway, kv_exchange_t *exchange)
         return;
     }
     call.tenant = tenant != NULL ? tenant->name : NULL;
+    call.is_operator = tenant != NULL && tenant->is_operator;
     if (route->serve == NULL) {
         kv_request_start(gateway, exchange, route, &call, tenant);
         return;

@@ -33,13 +33,14 @@ enum {
     CONCURRENT,
     HOST_BYTES,
     DISK_BYTES,
+    OPERATOR,
     FIELD_COUNT
 };
 
 static const kv_record_field_t FIELDS[FIELD_COUNT] = {{"name", false}, {"salt", false},
     {"key_sha256", true}, {"priority", false}, {"cache_modes", true},
     {"requests_per_minute", false}, {"tokens_per_minute", false}, {"concurrent", false},
-    {"host_bytes", false}, {"disk_bytes", false}};
+    {"host_bytes", false}, {"disk_bytes", false}, {"operator", false}};
 
 static const kv_record_shape_t SHAPE = {"tenants", FIELDS, FIELD_COUNT, KV_TENANTS_MAX};
 
@@ -159,7 +160,12 @@ static kv_status_t take_rights(const record_t *record, kv_tenant_t *tenant)
         }
         tenant->cache_modes |= 1u << mode;
     }
-    return KV_OK;
+    text = text_of(record, OPERATOR);
+    text = text != NULL ? text : "no";
+    tenant->is_operator = strcmp(text, "yes") == 0 || strcmp(text, "true") == 0;
+    return tenant->is_operator || strcmp(text, "no") == 0 || strcmp(text, "false") == 0
+               ? KV_OK
+               : refuse(record, OPERATOR, "must be yes or no");
 }
 
 static kv_status_t take_record(const record_t *record, kv_tenant_t *tenant)
@@ -261,6 +267,7 @@ static void amend(kv_tenant_t *tenant, const kv_tenant_t *fresh)
     tenant->priority_best = fresh->priority_best;
     tenant->cache_modes = fresh->cache_modes;
     tenant->has_quota |= fresh->has_quota;
+    tenant->is_operator = fresh->is_operator;
     tenant->host_bytes = fresh->host_bytes;
     tenant->disk_bytes = fresh->disk_bytes;
     tenant->share.places_max = fresh->share.places_max;

@@ -14,6 +14,7 @@
  *       concurrent: 32                     # places at nodes at once
  *       host_bytes: 4GiB                   # quotas, told to nodes
  *       disk_bytes: 100GiB
+ *       operator: yes                      # sees every tenant's requests and contexts
  *
  * Without a file there is one tenant without a name: no key is asked for, nothing is bounded.
  * A tenant lives as long as a request of it, also when the file no longer names it; its rates and
@@ -55,6 +56,7 @@ typedef struct {
     unsigned cache_modes;            /* bits of 1 << kvist_mode_t */
     uint64_t host_bytes, disk_bytes; /* 0: no bound */
     bool has_quota;                  /* one of them is there, or was */
+    bool is_operator;
     kv_bucket_t requests, tokens;
     kv_share_t share;
     uint32_t holder_count; /* the table, and requests */

@@ -3,7 +3,7 @@
 
 #include "base/bytes.h"
 #include "base/memory.h"
-#include "gateway/tenants.h"
+#include "gateway/access.h"
 
 #include <openssl/evp.h>
 #include <stdio.h>
@@ -46,7 +46,7 @@ static void write_both(void)
         "    cache_modes: [read, bypass]\n    requests_per_minute: 600\n"
         "    tokens_per_minute: 100000\n    concurrent: 3\n    host_bytes: 4GiB\n"
         "    disk_bytes: 1TiB\n"
-        "  - name: beta\n    salt: %s\n    key_sha256: [%s]\n",
+        "  - name: beta\n    salt: %s\n    key_sha256: [%s]\n    operator: yes\n",
         SALT_A, one, two, SALT_B, three);
     write_file(text);
 }
@@ -81,6 +81,7 @@ static void test_what_the_file_says(void **state)
     assert_ptr_equal(same, alpha);
     kv_tenant_t *beta = kv_tenants_find(tenants, "key-three");
     assert_string_equal(beta->name, "beta");
+    assert_true(beta->is_operator && !alpha->is_operator);
     assert_int_equal(beta->priority_best, KVIST_PRIORITY_INTERACTIVE);
     assert_int_equal(beta->cache_modes, 15);
     assert_int_equal(beta->requests.per_minute + beta->tokens.per_minute + beta->host_bytes, 0);
@@ -159,6 +160,7 @@ static void test_wrong_files(void **state)
     refuse(RECORD("    concurrent: many\n"), "concurrent");
     refuse(RECORD("    host_bytes: 4 apples\n"), "host_bytes");
     refuse(RECORD("    disk_bytes: 0\n"), "disk_bytes");
+    refuse(RECORD("    operator: perhaps\n"), "operator");
     refuse(RECORD("    quota: 1\n"), "quota");
     refuse(RECORD("    concurrent: 1\n    concurrent: 2\n"), "twice");
     refuse(RECORD("") "  - name: alpha\n    salt: " TEXT_A "\n", "another record");
@@ -239,6 +241,28 @@ static void test_read_again(void **state)
     kv_tenant_release(beta); /* after all */
 }
 
+/* Each sees its own, an operator all, who has no key nothing; without tenants everybody all. */
+static void test_who_may_see_what(void **state)
+{
+    (void)state;
+    static const char *const WHOSE[] = {"alpha", "beta", "", "*"};
+    kv_access_t access = {0}, open = {0};
+    kv_error_t error;
+    write_both();
+    access.tenants = open_file();
+    assert_int_equal(kv_tenants_open("", &open.tenants, &error), KV_OK);
+    const kv_call_t alpha = {.tenant = "alpha"}, nobody = {0};
+    const kv_call_t operator= {.tenant = "beta", .is_operator = true};
+    for (size_t i = 0; i < sizeof WHOSE / sizeof WHOSE[0]; i++) {
+        assert_int_equal(kv_access_may_see(&access, &alpha, WHOSE[i]), i == 0);
+        assert_true(kv_access_may_see(&access, &operator, WHOSE[i]));
+        assert_false(kv_access_may_see(&access, &nobody, WHOSE[i]));
+        assert_true(kv_access_may_see(&open, &nobody, WHOSE[i]));
+    }
+    kv_tenants_close(access.tenants);
+    kv_tenants_close(open.tenants);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -249,6 +273,7 @@ int main(void)
         cmocka_unit_test(test_others_may_not_read_it),
         cmocka_unit_test(test_empty_files_let_nobody_in),
         cmocka_unit_test(test_read_again),
+        cmocka_unit_test(test_who_may_see_what),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
