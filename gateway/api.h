@@ -11,7 +11,7 @@
 #include "engine/chat_template.h"
 #include "engine/detokenizer.h"
 #include "engine/tokenizer.h"
-#include "gateway/call.h"
+#include "gateway/http/call.h"
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -8,9 +8,9 @@
 #include "gateway/description.h"
 #include "gateway/gemini/gemini.h"
 #include "gateway/json.h"
-#include "gateway/keeping.h"
+#include "gateway/keeping/keeping.h"
+#include "gateway/keeping/session_doors.h"
 #include "gateway/openai/openai.h"
-#include "gateway/session_doors.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -25,9 +25,9 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/memory.h"
-#include "gateway/keeping.h"
+#include "gateway/keeping/keeping.h"
 #include "gateway/request.h"
-#include "gateway/route.h"
+#include "gateway/routing/route.h"
 
 #include <inttypes.h>
 #include <stdlib.h>

@@ -13,8 +13,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "gateway/keeping.h"
-#include "gateway/session_doors.h"
+#include "gateway/keeping/keeping.h"
+#include "gateway/keeping/session_doors.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -3,7 +3,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "gateway/json.h"
-#include "gateway/router.h"
+#include "gateway/routing/router.h"
 #include "gateway/tool_calls.h"
 
 #include <inttypes.h>

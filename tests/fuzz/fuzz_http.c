@@ -6,7 +6,7 @@
 #include "fuzz.h"
 
 #include "base/log.h"
-#include "gateway/http.h"
+#include "gateway/http/http.h"
 
 #include <arpa/inet.h>
 #include <errno.h>

@@ -2,7 +2,7 @@
 #include "testing/testing.h"
 
 #include "base/clock.h"
-#include "gateway/admission.h"
+#include "gateway/access/admission.h"
 
 #include <string.h>
 

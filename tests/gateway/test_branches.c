@@ -1,7 +1,7 @@
 /* Branch points: what is added up, and what pushes what out. */
 #include "testing/testing.h"
 
-#include "gateway/branches.h"
+#include "gateway/routing/branches.h"
 
 static void what_is_added_adds_up(void **state)
 {

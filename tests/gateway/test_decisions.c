@@ -3,7 +3,7 @@
  * This program defines the admin socket's answers itself, and reads them. */
 #include "testing/testing.h"
 
-#include "gateway/decisions.h"
+#include "gateway/routing/decisions.h"
 
 #include <stdio.h>
 #include <string.h>

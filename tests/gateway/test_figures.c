@@ -1,7 +1,7 @@
 /* The figures' page: what adds up, what is bounded. */
 #include "testing/testing.h"
 
-#include "gateway/figures.h"
+#include "gateway/figures/figures.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* What a client is told of what was promised: from a node's answer, as pure functions. */
-#include "gateway/keeping.h"
+#include "gateway/keeping/keeping.h"
 #include "gateway/request.h"
 #include "testing/testing.h"
 

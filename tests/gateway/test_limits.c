@@ -2,7 +2,7 @@
 #include "testing/testing.h"
 
 #include "base/clock.h"
-#include "gateway/limits.h"
+#include "gateway/access/limits.h"
 
 #define SECOND ((uint64_t)KV_NS_PER_S)
 

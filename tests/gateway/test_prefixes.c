@@ -4,7 +4,7 @@
 #include "testing/testing.h"
 
 #include "cluster/events_log.h"
-#include "gateway/prefixes.h"
+#include "gateway/routing/prefixes.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
 /* The table of promises, with a virtual clock. */
-#include "gateway/promises.h"
+#include "gateway/keeping/promises.h"
 #include "testing/testing.h"
 
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* The router's scores: what each input does to the choice, and what must hold whatever comes. */
 #include "testing/testing.h"
 
-#include "gateway/router.h"
+#include "gateway/routing/router.h"
 
 #include <stdio.h>
 #include <string.h>

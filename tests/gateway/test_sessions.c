@@ -1,5 +1,5 @@
 /* The table of sessions, with a virtual clock. */
-#include "gateway/sessions.h"
+#include "gateway/keeping/sessions.h"
 #include "testing/testing.h"
 
 #include <stdlib.h>

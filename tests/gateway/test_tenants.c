@@ -3,7 +3,8 @@
 
 #include "base/bytes.h"
 #include "base/memory.h"
-#include "gateway/access.h"
+#include "gateway/access/access.h"
+#include "gateway/access/tenants.h"
 
 #include <openssl/evp.h>
 #include <stdio.h>

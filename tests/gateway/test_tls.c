@@ -1,7 +1,7 @@
 /* Certificates and keys that are taken, and those that are refused by name. */
 #include "testing/testing.h"
 
-#include "gateway/tls.h"
+#include "gateway/http/tls.h"
 
 #include <openssl/evp.h>
 #include <openssl/pem.h>

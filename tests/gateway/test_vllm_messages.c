@@ -1,7 +1,7 @@
 /* What goes to a vLLM server and what comes from it, as texts. */
 #include "testing/testing.h"
 
-#include "gateway/vllm_messages.h"
+#include "gateway/engines/vllm_messages.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -47,7 +47,7 @@ ONLY_HEADERS = {
     ("docs", "kvstore"): ["kvstore/kvist.h"],
     ("tools", "kernels"): ["kernels/device.h"],
     ("tools", "cluster"): ["cluster/holdings.h"],
-    ("tools", "gateway"): ["gateway/branches.h", "gateway/router.h"],
+    ("tools", "gateway"): ["gateway/routing/branches.h", "gateway/routing/router.h"],
     ("tools", "kvstore"): ["kvstore/kvist.h", "kvstore/codec/codec.h", "kvstore/simulated.h",
                            "kvstore/unverified.h"],
     ("tools", "transport"): ["transport/mover.h", "transport/ucx/ucx_bare.h"],

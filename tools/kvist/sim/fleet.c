@@ -2,7 +2,7 @@
 
 #include "base/memory.h"
 #include "cluster/holdings.h"
-#include "gateway/branches.h"
+#include "gateway/routing/branches.h"
 
 #include <stdio.h>
 #include <stdlib.h>

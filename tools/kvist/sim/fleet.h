@@ -1,6 +1,6 @@
 /* A fleet: a trace through several stores (replay.h), each request to the one that the gateway's
- * router (gateway/router.h) chooses for it, with what it would know: what each store tells of its
- * blocks as it changes, and what waits at each node.
+ * router (gateway/routing/router.h) chooses for it, with what it would know: what each store tells
+ * of its blocks as it changes, and what waits at each node.
  *
  * The time that requests take is a model: a node computes one prompt after the other, so many
  * tokens a second (those that were not found), and draws its answers beside that, each at its own
@@ -11,7 +11,7 @@
 #ifndef KV_TOOLS_SIM_FLEET_H
 #define KV_TOOLS_SIM_FLEET_H
 
-#include "gateway/router.h"
+#include "gateway/routing/router.h"
 #include "tools/kvist/sim/replay.h"
 
 enum { KV_FLEET_NODES_MAX = 64 };

@@ -1,0 +1,42 @@
+/* What of a request is to be kept, between the request and the node that has it: which promises a
+ * Generate asks for (breakpoints of the client, its session, what the prompt reads of earlier
+ * promises), what the node granted, and what the client is told of that.
+ *
+ * Threads: the reactor's. Errors: none; what is not granted says why. */
+#ifndef KV_GATEWAY_KEEPING_H
+#define KV_GATEWAY_KEEPING_H
+
+#include "gateway/generation.h"
+#include "gateway/keeping/promises.h"
+
+enum { KV_KEEPING_MAX = 16, KV_PROMISE_ENTRIES_MAX = 1 << 16 };
+
+/* Room for the promises of one Generate. */
+typedef struct {
+    Kvist__Wire__Promise items[KV_KEEPING_MAX];
+    Kvist__Wire__Promise *list[KV_KEEPING_MAX];
+} kv_keeping_t;
+
+/* Class, tenant and promises, into a message to that node (kv_peer_id). */
+void kv_keeping_ask(
+    kv_generation_t *choice, uint64_t node, kv_keeping_t *keeping, Kvist__Wire__Generate *generate);
+
+/* The node may have said what it granted: noted once. */
+void kv_keeping_note(kv_generation_t *choice);
+void kv_keeping_clear(kv_generation_t *choice);
+
+/* What became of the request's breakpoints, as its node told; told may be NULL. */
+void kv_keeping_grants(
+    const kv_request_t *request, const Kvist__Wire__Usage *told, kv_usage_t *usage);
+
+/* Seconds that the least of the granted breakpoints is promised for, or allowed, from now on; 0:
+ * one was not granted. */
+uint64_t kv_keeping_least_ttl_s(const kv_usage_t *usage, size_t count, uint64_t now_unix_ms);
+
+/* The slowest tier that anything was read from, "none" where nothing was. */
+const char *kv_keeping_slowest_tier(const kv_usage_t *usage);
+
+/* x-kvist-hit-tokens, x-kvist-tier, x-kvist-cache-ttl. */
+void kv_keeping_headers(const kv_request_t *request, const kv_usage_t *usage, kv_http_head_t *head);
+
+#endif
