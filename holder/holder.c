@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "cluster/discovery.h"
+#include "holder/asked.h"
 #include "holder/bounce.h"
 #include "holder/remote.h"
 #include "holder/source.h"
@@ -25,6 +26,7 @@ struct peer_link {
 
 struct kv_holder_state {
     kv_admin_t *admin;
+    kv_asked_t asked;
     kv_discovery_t *discovery;
     kv_watch_t *store_watch, *mover_watch;
     kv_timer_t *tick;
@@ -112,6 +114,7 @@ static void peer_down(void *context, kv_peer_t *peer, kv_status_t status, const 
     kv_holder_t *holder = context;
     (void)status;
     (void)reason; /* logged by peers */
+    kv_asked_peer_down(&holder->state->asked, peer);
     kv_requests_peer_down(&holder->requests, peer);
     kv_remote_peer_down(holder->remote, peer);
     kv_requests_peer_down(&holder->state->sources, peer);
@@ -147,7 +150,9 @@ static void serve_fetch(kv_holder_t *holder, kv_peer_t *peer, const Kvist__Wire_
 static void peer_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     kv_holder_t *holder = context;
-    if (kv_remote_message(holder->remote, peer, message)) {
+    kv_holder_state_t *state = holder->state;
+    if (kv_remote_message(holder->remote, peer, message) ||
+        kv_asked_message(&state->asked, state->admin, holder->peers, peer, message)) {
         return;
     }
     if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_FETCH) {
@@ -155,7 +160,7 @@ static void peer_message(void *context, kv_peer_t *peer, const Kvist__Wire__Enve
         return;
     }
     if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_UNFETCH) {
-        kv_requests_message(&holder->state->sources, peer, message);
+        kv_requests_message(&state->sources, peer, message);
         return;
     }
     const kv_holder_owner_t *owner = &holder->owner;

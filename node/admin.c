@@ -39,7 +39,9 @@ struct connection {
 };
 
 struct kv_admin_call {
-    connection_t *connection; /* NULL: gone */
+    connection_t *connection; /* NULL: gone, or the request came from elsewhere */
+    void (*told)(void *context, const Kvist__Admin__Reply *reply);
+    void *context;
 };
 
 typedef struct {
@@ -143,6 +145,9 @@ static void on_written(uv_write_t *request, int status)
 void kv_admin_reply(kv_admin_call_t *call, const Kvist__Admin__Reply *reply)
 {
     connection_t *connection = call->connection;
+    if (call->told != NULL) {
+        call->told(call->context, reply);
+    }
     free(call);
     if (connection == NULL) {
         return;
@@ -254,6 +259,14 @@ static void dispatch(kv_admin_t *admin, const Kvist__Admin__Request *request, kv
     } else {
         kv_admin_fail(call, KV_INVALID, "request: not served by this node");
     }
+}
+
+void kv_admin_answer(kv_admin_t *admin, const Kvist__Admin__Request *request,
+    void (*told)(void *context, const Kvist__Admin__Reply *reply), void *context)
+{
+    kv_admin_call_t *call = kv_allocate(sizeof *call);
+    *call = (kv_admin_call_t){.told = told, .context = context};
+    dispatch(admin, request, call);
 }
 
 /* Takes the next whole request, if there is one. */

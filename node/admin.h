@@ -38,6 +38,11 @@ typedef struct {
 kv_status_t kv_admin_open(kv_reactor_t *reactor, const char *path,
     const kv_admin_handlers_t *handlers, void *context, kv_admin_t **admin_out, kv_error_t *error);
 
+/* The same request from elsewhere than the socket: told is called once, now or later, with the
+ * reply, which is valid during the call. */
+void kv_admin_answer(kv_admin_t *admin, const Kvist__Admin__Request *request,
+    void (*told)(void *context, const Kvist__Admin__Reply *reply), void *context);
+
 /* Removes the socket. Calls without an answer may still be answered later; nobody hears it. */
 void kv_admin_close(kv_admin_t *admin);
 

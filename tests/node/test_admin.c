@@ -190,6 +190,29 @@ static void test_questions(void **state)
     kvist__admin__reply__free_unpacked(reply, NULL);
 }
 
+static void on_told(void *context, const Kvist__Admin__Reply *reply)
+{
+    char *text = context;
+    bool has_status = reply->body_case == KVIST__ADMIN__REPLY__BODY_STATUS;
+    snprintf(text, 64, "%s", has_status ? reply->status->name : reply->error);
+}
+
+/* The handlers without the socket; those that were called here need no reactor. */
+static void test_asked_from_elsewhere(void **state)
+{
+    node_t *node = *state;
+    char text[64];
+    Kvist__Admin__Request request = KVIST__ADMIN__REQUEST__INIT;
+    Kvist__Admin__StatusRequest status = KVIST__ADMIN__STATUS_REQUEST__INIT;
+    request.body_case = KVIST__ADMIN__REQUEST__BODY_STATUS;
+    request.status = &status;
+    kv_admin_answer(node->admin, &request, on_told, text);
+    assert_string_equal(text, "node-under-test");
+    request.body_case = KVIST__ADMIN__REQUEST__BODY_LIST;
+    kv_admin_answer(node->admin, &request, on_told, text);
+    assert_non_null(strstr(text, "not served"));
+}
+
 static void test_client_gone_before_the_answer(void **state)
 {
     node_t *node = *state;
@@ -470,6 +493,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_questions, start, stop),
+        cmocka_unit_test_setup_teardown(test_asked_from_elsewhere, start, stop),
         cmocka_unit_test_setup_teardown(test_client_gone_before_the_answer, start, stop),
         cmocka_unit_test_setup_teardown(test_broken_frames, start, stop),
         cmocka_unit_test_setup_teardown(test_two_requests_in_one_write, start, stop),
