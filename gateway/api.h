@@ -41,6 +41,7 @@ typedef struct {
     uint32_t default_max_tokens;
     uint32_t block_tokens;        /* what is stored is whole blocks */
     struct kv_contents *contents; /* Gemini's cachedContents */
+    const char *promises_nothing; /* why its nodes keep nothing on request; NULL: they do */
 } kv_api_limits_t;
 
 typedef struct {

@@ -480,6 +480,8 @@ static kv_status_t open_engine(kv_gateway_t *gateway, kv_error_t *error)
                                         .element_bytes = 2,
                                         .block_tokens = gateway->engine->block_tokens}};
         gateway->sent_naming = kv_prefixes_add_naming(gateway->prefixes, &naming);
+        gateway->limits.promises_nothing =
+            "the nodes are vLLM servers, which keep no KV on request";
     }
     return status;
 }

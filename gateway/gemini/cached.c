@@ -175,6 +175,13 @@ static char *keep_document(const json_t *document)
     return text;
 }
 
+static bool check_nodes(const kv_api_limits_t *limits, kv_api_error_t *error)
+{
+    return limits->promises_nothing == NULL ||
+           kv_api_fail(error, 503, "", "unavailable", "there are no cached contents here: %s",
+               limits->promises_nothing);
+}
+
 static bool make_draft(const json_t *document, kv_gemini_own_t *own, kv_api_error_t *error)
 {
     kv_error_t cause;
@@ -193,6 +200,7 @@ bool kv_gemini_parse_create(json_t *document, kv_gemini_own_t *own, const kv_api
     uint64_t now = kv_contents_now_unix_ns(own->contents);
     own->content.expires_unix_ns = now / KV_NS_PER_US * KV_NS_PER_US + TTL_DEFAULT_NS;
     if (!KV_GEMINI_CHECK_FIELDS(document, CREATE_FIELDS, "", error) ||
+        !check_nodes(limits, error) ||
         !kv_json_take_string(
             document, "model", "model", KV_CONTENT_MODEL_BYTES_MAX, &model, error)) {
         return false;
@@ -242,7 +250,7 @@ bool kv_gemini_parse_patch(const kv_call_t *call, json_t *document, kv_gemini_ow
 {
     uint64_t now = kv_contents_now_unix_ns(own->contents), expires_unix_ns = 0;
     if (!check_mask(call, error) || !KV_GEMINI_CHECK_FIELDS(document, PATCH_FIELDS, "", error) ||
-        !take_expiry(document, now, &expires_unix_ns, error)) {
+        !check_nodes(limits, error) || !take_expiry(document, now, &expires_unix_ns, error)) {
         return false;
     }
     if (expires_unix_ns == 0) {

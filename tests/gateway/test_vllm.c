@@ -632,6 +632,20 @@ static void test_what_servers_are_told(void **state)
     stop(&fixture);
 }
 
+/* What no server keeps on request is refused before anything is computed. */
+static void test_no_cached_contents(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start(&fixture, NULL);
+    int before = atomic_load(&completions);
+    expect(&fixture, "/v1beta/cachedContents",
+        "{\"model\":\"models/tiny\",\"contents\":[{\"parts\":[{\"text\":\"hi\"}]}]}", 503,
+        "there are no cached contents here: the nodes are vLLM servers", "\"UNAVAILABLE\"");
+    assert_int_equal(atomic_load(&completions), before);
+    stop(&fixture);
+}
+
 /* The text ends where the gateway says; the usage comes all the same. */
 static void test_stop_strings(void **state)
 {
@@ -851,6 +865,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers),
         cmocka_unit_test(test_what_servers_are_told),
+        cmocka_unit_test(test_no_cached_contents),
         cmocka_unit_test(test_stop_strings),
         cmocka_unit_test(test_goes_on),
         cmocka_unit_test(test_gives_up),
