@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "gateway/keeping/session_doors.h"
 #include "gateway/request.h"
 
 #include <inttypes.h>
@@ -195,9 +196,11 @@ static bool may_use(const kv_tenant_t *tenant, uint32_t mode)
     return (tenant->cache_modes >> mode & 1) != 0;
 }
 
-/* As asked for. Where nothing was: background work leaves the cache alone, and who may not use what
- * is usual uses the first that it may. */
-static bool settle_mode(const kv_tenant_t *tenant, kv_api_request_t *api, kv_api_error_t *error)
+/* As asked for. Where nothing was: background work leaves the cache alone, but for that of an open
+ * session, whose context is to be there again; and who may not use what is usual uses the first
+ * that it may. */
+static bool settle_mode(
+    const kv_tenant_t *tenant, kv_api_request_t *api, bool in_session, kv_api_error_t *error)
 {
     static const char *const NAMES[] = {"readwrite", "read", "write", "bypass"};
     if (api->has_cache_mode && !may_use(tenant, api->cache_mode)) {
@@ -207,7 +210,7 @@ static bool settle_mode(const kv_tenant_t *tenant, kv_api_request_t *api, kv_api
     if (api->has_cache_mode) {
         return true;
     }
-    if (api->priority == KV_API_BACKGROUND && may_use(tenant, KVIST_MODE_BYPASS)) {
+    if (api->priority == KV_API_BACKGROUND && !in_session && may_use(tenant, KVIST_MODE_BYPASS)) {
         api->cache_mode = KVIST_MODE_BYPASS;
     }
     for (uint32_t mode = 0; !may_use(tenant, api->cache_mode); mode++) {
@@ -265,6 +268,24 @@ static bool take_tokens(kv_request_t *request, uint64_t cost, kv_api_error_t *er
     return too_fast(request->gateway, tenant, "tokens", limit, wait_ns, error);
 }
 
+/* A request of an open session is of the less important class of the two, and its agent's where it
+ * names none. Whether there is one. */
+static bool take_session(kv_request_t *request)
+{
+    const kv_session_t *session = kv_session_of_request(request);
+    kv_api_request_t *api = &request->api;
+    if (session == NULL) {
+        return false;
+    }
+    if (session->priority > (uint32_t)api->priority) {
+        api->priority = (kv_api_priority_t)session->priority;
+    }
+    if (api->labels.agent[0] == '\0') {
+        snprintf(api->labels.agent, sizeof api->labels.agent, "%s", session->agent);
+    }
+    return true;
+}
+
 bool kv_access_begin(kv_request_t *request, kv_api_error_t *error)
 {
     kv_gateway_t *gateway = request->gateway;
@@ -273,8 +294,9 @@ bool kv_access_begin(kv_request_t *request, kv_api_error_t *error)
     if ((int)api->priority < (int)tenant->priority_best) {
         api->priority = (kv_api_priority_t)tenant->priority_best;
     }
+    bool in_session = take_session(request);
     uint64_t cost = cost_of(api);
-    if (!settle_mode(tenant, api, error) || !take_tokens(request, cost, error)) {
+    if (!settle_mode(tenant, api, in_session, error) || !take_tokens(request, cost, error)) {
         return false;
     }
     kv_admission_enter(&gateway->access.admission, &request->pass.ticket, &tenant->share,

@@ -68,8 +68,8 @@ kv_pass_t kv_access_pass(const kv_gateway_t *gateway, kv_tenant_t *tenant);
  * parse thread. */
 bool kv_access_take_salt(const kv_pass_t *pass, kv_api_request_t *api, kv_api_error_t *error);
 
-/* It was parsed: its class and cache mode become those that its tenant may have; its rate of
- * tokens; then it waits for a place. kv_access_admit follows. */
+/* It was parsed: its class and cache mode become those that its tenant may have, and its session
+ * says; its rate of tokens; then it waits for a place. kv_access_admit follows. */
 bool kv_access_begin(kv_request_t *request, kv_api_error_t *error);
 
 /* Requests that wait begin, while there are places at nodes. */

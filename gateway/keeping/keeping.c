@@ -94,12 +94,7 @@ void kv_keeping_ask(
     ask_t asks[ASKS_MAX];
     size_t ask_count = own_asks(choice, asks);
     bool first_of_prompt = choice->index % request->api.choice_count == 0;
-    const kv_session_t *session = kv_session_of_request(request);
-    uint32_t priority = request->api.priority;
-    if (session != NULL && session->priority > priority) {
-        priority = session->priority;
-    }
-    generate->priority = (Kvist__Wire__Priority)priority;
+    generate->priority = (Kvist__Wire__Priority)request->api.priority;
     generate->tenant = (char *)(request->call.tenant != NULL ? request->call.tenant : "");
     generate->promises = keeping->list;
     choice->promise_node = node;

@@ -528,8 +528,60 @@ static bool take_service_tier(
     return true;
 }
 
+static bool take_salt(const json_t *value, kv_api_request_t *request, kv_api_error_t *error)
+{
+    if (!json_is_string(value)) {
+        return kv_json_wrong_type("kvist.salt", "a string", value, error);
+    }
+    size_t bytes = json_string_length(value);
+    if (bytes > KV_API_SALT_BYTES_MAX) {
+        return KV_API_REFUSE(
+            error, "kvist.salt", "kvist.salt: %zu bytes: at most %d", bytes, KV_API_SALT_BYTES_MAX);
+    }
+    request->salt_bytes = bytes;
+    memcpy(request->salt, json_string_value(value), bytes);
+    return true;
+}
+
+static bool take_session(const char *value, kv_api_request_t *request, kv_api_error_t *error)
+{
+    if (value == NULL || !kv_api_is_label(value, KV_API_SESSION_BYTES_MAX)) {
+        return KV_API_REFUSE(error, "kvist.session",
+            "kvist.session: must be at most %d printable ASCII characters, without quotes and "
+            "backslashes",
+            KV_API_SESSION_BYTES_MAX);
+    }
+    snprintf(request->session, sizeof request->session, "%s", value);
+    return true;
+}
+
 /* Kvist's own: here a field that is not known is an error, since a mistyped salt would not part
  * what should be apart. */
+static bool take_own_field(
+    const char *name, const json_t *value, kv_api_request_t *request, kv_api_error_t *error)
+{
+    const char *text = json_string_value(value);
+    if (strcmp(name, "salt") == 0) {
+        return take_salt(value, request, error);
+    }
+    if (strcmp(name, "session") == 0) {
+        return take_session(text, request, error);
+    }
+    if (strcmp(name, "cache_mode") == 0) {
+        request->has_cache_mode = true;
+        return (text != NULL && kv_api_cache_mode(text, &request->cache_mode)) ||
+               KV_API_REFUSE(error, "kvist.cache_mode",
+                   "kvist.cache_mode: must be one of readwrite, read, write, bypass");
+    }
+    if (strcmp(name, "priority") == 0) {
+        return (text != NULL && kv_api_priority(text, &request->priority)) ||
+               KV_API_REFUSE(error, "kvist.priority",
+                   "kvist.priority: must be one of interactive, batch, background");
+    }
+    return KV_API_REFUSE(error, "kvist",
+        "kvist: \"%.64s\" is no field of it: cache_mode, priority, salt, session", name);
+}
+
 static bool take_extension(kv_api_request_t *request, const json_t *document, kv_api_error_t *error)
 {
     json_t *extension = kv_json_field(document, "kvist"), *value;
@@ -539,32 +591,8 @@ static bool take_extension(kv_api_request_t *request, const json_t *document, kv
     }
     json_object_foreach(extension, name, value)
     {
-        if (strcmp(name, "salt") == 0) {
-            if (!json_is_string(value)) {
-                return kv_json_wrong_type("kvist.salt", "a string", value, error);
-            }
-            if (json_string_length(value) > KV_API_SALT_BYTES_MAX) {
-                return KV_API_REFUSE(error, "kvist.salt", "kvist.salt: %zu bytes: at most %d",
-                    json_string_length(value), KV_API_SALT_BYTES_MAX);
-            }
-            request->salt_bytes = json_string_length(value);
-            memcpy(request->salt, json_string_value(value), request->salt_bytes);
-        } else if (strcmp(name, "cache_mode") == 0) {
-            if (!json_is_string(value) ||
-                !kv_api_cache_mode(json_string_value(value), &request->cache_mode)) {
-                return KV_API_REFUSE(error, "kvist.cache_mode",
-                    "kvist.cache_mode: must be one of readwrite, read, write, bypass");
-            }
-            request->has_cache_mode = true;
-        } else if (strcmp(name, "priority") == 0) {
-            if (!json_is_string(value) ||
-                !kv_api_priority(json_string_value(value), &request->priority)) {
-                return KV_API_REFUSE(error, "kvist.priority",
-                    "kvist.priority: must be one of interactive, batch, background");
-            }
-        } else {
-            return KV_API_REFUSE(error, "kvist",
-                "kvist: \"%.64s\" is no field of it: cache_mode, priority, salt", name);
+        if (!take_own_field(name, value, request, error)) {
+            return false;
         }
     }
     return true;

@@ -55,7 +55,8 @@ static void test_chat(void **state)
         "\"stop\":[\"x\",\"yy\"],\"stream\":true,\"stream_options\":{\"include_usage\":true},"
         "\"ignore_eos\":true,\"n\":1,\"logprobs\":false,\"user\":\"u\",\"whatever\":{\"a\":[1]},"
         "\"presence_penalty\":0,\"tools\":[],\"response_format\":{\"type\":\"text\"},"
-        "\"kvist\":{\"cache_mode\":\"bypass\",\"salt\":\"s1\"}}";
+        "\"prompt_cache_key\":\"k\","
+        "\"kvist\":{\"cache_mode\":\"bypass\",\"salt\":\"s1\",\"session\":\"s-2\"}}";
     if (!parse(KV_API_CHAT, body, &request, &error)) {
         fail_msg("%s", error.message);
     }
@@ -73,6 +74,7 @@ static void test_chat(void **state)
     assert_true(request.stream && request.include_usage && request.ignore_eos);
     assert_int_equal(request.cache_mode, KVIST__WIRE__CACHE_MODE__CACHE_BYPASS);
     assert_int_equal(request.salt_bytes, 2);
+    assert_string_equal(request.session, "s-2");
     kv_api_request_clear(&request);
 
     assert_true(parse(
@@ -322,6 +324,10 @@ static void test_wrong_options(void **state)
     expect_error(
         KV_API_CHAT, CHAT(",\"kvist\":{\"slat\":\"x\"}"), 400, "kvist", "\"slat\" is no field");
     expect_error(KV_API_CHAT, CHAT(",\"kvist\":{\"salt\":5}"), 400, "kvist.salt", "a string");
+    expect_error(KV_API_CHAT, CHAT(",\"kvist\":{\"session\":\"a\\\"b\"}"), 400, "kvist.session",
+        "without quotes");
+    expect_error(
+        KV_API_CHAT, CHAT(",\"kvist\":{\"session\":5}"), 400, "kvist.session", "at most 128");
     expect_error(
         KV_API_CHAT, CHAT(",\"kvist\":{\"cache_mode\":\"rw\"}"), 400, "kvist.cache_mode", "one of");
     char body[1024], stop[600];

@@ -93,6 +93,8 @@ typedef struct {
     uint32_t token;       /* each answer is this one, max_tokens times */
     atomic_uint wait_for; /* says nothing before it has so many requests */
     atomic_uint job_count, cancel_count;
+    /* NULL, or told of every message, on the node's thread. */
+    void (*heard)(kv_peer_t *peer, const Kvist__Wire__Envelope *message);
 } decode_t;
 
 static job_t *find_job(decode_t *decode, const char *id)
@@ -173,6 +175,9 @@ static void take_job(decode_t *decode, kv_peer_t *peer, const Kvist__Wire__Gener
 static void on_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     decode_t *decode = context;
+    if (decode->heard != NULL) {
+        decode->heard(peer, message);
+    }
     if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_GENERATE) {
         take_job(decode, peer, message->generate);
     } else if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_CANCEL) {
