@@ -4,6 +4,7 @@
 #include "base/memory.h"
 
 #include <curl/curl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <uv.h>
@@ -50,13 +51,30 @@ static struct curl_slist *prepare_body(CURL *curl, const char *body)
     /* "Expect:" off: waiting for "100 Continue" would be measured as part of the answer. */
     struct curl_slist *headers = curl_slist_append(NULL, "Content-Type: application/json");
     headers = curl_slist_append(headers, "Expect:");
-    curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
     curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body);
     return headers;
 }
 
-kv_status_t kv_http_request(const char *url, const char *body, uint64_t limit_ms,
-    kv_http_sink_t sink, void *context, long *code_out, kv_error_t *error)
+/* The headers with the key's. */
+static struct curl_slist *prepare_credentials(
+    CURL *curl, const kv_http_credentials_t *credentials, struct curl_slist *headers)
+{
+    char *line;
+    if (credentials->ca_file != NULL) {
+        curl_easy_setopt(curl, CURLOPT_CAINFO, credentials->ca_file);
+    }
+    if (credentials->key == NULL) {
+        return headers;
+    }
+    KV_CHECK(asprintf(&line, "Authorization: Bearer %s", credentials->key) > 0);
+    headers = curl_slist_append(headers, line);
+    free(line);
+    return headers;
+}
+
+kv_status_t kv_http_request(const char *url, const kv_http_credentials_t *credentials,
+    const char *body, uint64_t limit_ms, kv_http_sink_t sink, void *context, long *code_out,
+    kv_error_t *error)
 {
     CURL *curl = curl_easy_init();
     if (curl == NULL) {
@@ -68,6 +86,10 @@ kv_status_t kv_http_request(const char *url, const char *body, uint64_t limit_ms
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, arrive);
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, &flow);
     struct curl_slist *headers = body != NULL ? prepare_body(curl, body) : NULL;
+    if (credentials != NULL) {
+        headers = prepare_credentials(curl, credentials, headers);
+    }
+    curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
     CURLcode code = curl_easy_perform(curl);
     kv_status_t status = KV_OK;
     if (code == CURLE_OK) {
@@ -101,11 +123,12 @@ static bool collect(void *context, const char *bytes, size_t count)
     return true;
 }
 
-kv_status_t kv_http_fetch(const char *url, const char *body, uint64_t limit_ms, char **text_out,
-    long *code_out, kv_error_t *error)
+kv_status_t kv_http_fetch(const char *url, const kv_http_credentials_t *credentials,
+    const char *body, uint64_t limit_ms, char **text_out, long *code_out, kv_error_t *error)
 {
     whole_t whole = {.text = kv_duplicate_string("")};
-    kv_status_t status = kv_http_request(url, body, limit_ms, collect, &whole, code_out, error);
+    kv_status_t status =
+        kv_http_request(url, credentials, body, limit_ms, collect, &whole, code_out, error);
     if (status == KV_OK) {
         *text_out = whole.text;
     } else {
@@ -404,6 +427,7 @@ kv_status_t kv_http_start(kv_http_client_t *client, const kv_http_call_params_t 
     if (params->body != NULL) {
         call->body = kv_duplicate_string(params->body);
         call->headers = prepare_body(easy, call->body);
+        curl_easy_setopt(easy, CURLOPT_HTTPHEADER, call->headers);
     }
     curl_easy_setopt(easy, CURLOPT_PRIVATE, call);
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, gather);

@@ -28,13 +28,20 @@ void kv_http_setup(void);
 /* Gets the answer's bytes as they arrive, on the caller's thread; false ends the request. */
 typedef bool (*kv_http_sink_t)(void *context, const char *bytes, size_t count);
 
-/* body: JSON to POST, or NULL for GET. */
-kv_status_t kv_http_request(const char *url, const char *body, uint64_t limit_ms,
-    kv_http_sink_t sink, void *context, long *code_out, kv_error_t *error);
+/* Who asks, and whose certificates it trusts. */
+typedef struct {
+    const char *key;     /* sent as "Authorization: Bearer"; NULL: none. Without line breaks */
+    const char *ca_file; /* NULL: the system's */
+} kv_http_credentials_t;
+
+/* body: JSON to POST, or NULL for GET. credentials: NULL: none. */
+kv_status_t kv_http_request(const char *url, const kv_http_credentials_t *credentials,
+    const char *body, uint64_t limit_ms, kv_http_sink_t sink, void *context, long *code_out,
+    kv_error_t *error);
 
 /* The same with the whole answer as a terminated text (at most 1 MiB); release with free(). */
-kv_status_t kv_http_fetch(const char *url, const char *body, uint64_t limit_ms, char **text_out,
-    long *code_out, kv_error_t *error);
+kv_status_t kv_http_fetch(const char *url, const kv_http_credentials_t *credentials,
+    const char *body, uint64_t limit_ms, char **text_out, long *code_out, kv_error_t *error);
 
 /* ---- on a loop ---- */
 

@@ -241,6 +241,19 @@ class SecureGateway:
             raise
 
 
+def chat_by_command(cluster, endpoint, certificate):
+    """kvist chat: with key and certificate it talks, without either it says which is missing."""
+    where = ["chat", "--endpoint", endpoint + "/", "--max-tokens", "2"]
+    run = cluster.kvist(*where, "--ca", certificate, "--key", cluster.keys["alpha"], text="Hi\n")
+    assert run.returncode == 0 and "prompt tokens" in run.stdout, run.stdout + run.stderr
+    run = cluster.kvist(*where, "--ca", certificate, text="Hi\n")
+    assert run.returncode == 1 and "HTTP 401" in run.stderr, run.stdout + run.stderr
+    run = cluster.kvist(*where, "--key", cluster.keys["alpha"], text="Hi\n")
+    assert run.returncode == 1 and "certificate" in run.stderr, run.stdout + run.stderr
+    run = cluster.kvist(*where, "--key", "two words")
+    assert run.returncode == 2 and "API key" in run.stderr, run.stderr
+
+
 def test_https(cluster):
     certificate, key = make_certificate(cluster.parent, "first")
     gateway = SecureGateway(cluster, certificate, key)
@@ -253,6 +266,7 @@ def test_https(cluster):
         answer = cluster.ask(CHAT, {**body, "stream": True}, "alpha", endpoint=gateway.endpoint,
                              context=trusting(certificate))
         assert answer.body.endswith(b"data: [DONE]\n\n"), answer.body
+        chat_by_command(cluster, gateway.endpoint, certificate)
         # Another certificate in its place: new connections see that one.
         second, second_key = make_certificate(cluster.parent, "second")
         os.replace(second, certificate)

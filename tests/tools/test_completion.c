@@ -69,12 +69,14 @@ static kv_status_t ask(
     getsockname(server.listener, (struct sockaddr *)&address, &address_bytes);
     assert_int_equal(pthread_create(&thread, NULL, serve, &server), 0);
     snprintf(endpoint, sizeof endpoint, "http://127.0.0.1:%u", ntohs(address.sin_port));
+    const kv_endpoint_t asked = {.url = endpoint, .credentials.key = "a-key"};
     json_t *request = json_object();
     kv_status_t status = kv_complete(
-        endpoint, "/v1/chat/completions", request, LIMIT_MS, until_stop, NULL, answer_out, error);
+        &asked, "/v1/chat/completions", request, LIMIT_MS, until_stop, NULL, answer_out, error);
     json_decref(request);
     pthread_join(thread, NULL);
     close(server.listener);
+    assert_non_null(strstr(server.request, "\r\nAuthorization: Bearer a-key\r\n"));
     return status;
 }
 

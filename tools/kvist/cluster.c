@@ -174,7 +174,7 @@ static bool endpoint_answers(const kv_cluster_t *cluster)
     char url[KV_PATH_BYTES], *answer;
     long code;
     snprintf(url, sizeof url, "%s/healthz", cluster->endpoint);
-    if (kv_http_fetch(url, NULL, KV_ADMIN_LIMIT_MS, &answer, &code, NULL) != KV_OK) {
+    if (kv_http_fetch(url, NULL, NULL, KV_ADMIN_LIMIT_MS, &answer, &code, NULL) != KV_OK) {
         return false;
     }
     free(answer);

@@ -2,7 +2,6 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
-#include "node/http_client.h"
 #include "tools/kvist/text.h"
 
 #include <stdio.h>
@@ -159,13 +158,25 @@ static bool arrive(void *context, const char *bytes, size_t count)
     return !stream->ended;
 }
 
-kv_status_t kv_complete(const char *endpoint, const char *path, json_t *request, uint64_t limit_ms,
-    kv_listener_t listener, void *context, kv_answer_t *answer_out, kv_error_t *error)
+static kv_status_t fail_with_answer(long code, const char *body, kv_error_t *error)
+{
+    char text[KV_ERROR_TEXT_BYTES - 32];
+    describe_error(body, text, sizeof text);
+    return kv_fail(error,
+        code == 429  ? KV_BUSY
+        : code < 500 ? KV_INVALID
+                     : KV_FATAL,
+        "HTTP %ld: %s", code, text);
+}
+
+kv_status_t kv_complete(const kv_endpoint_t *endpoint, const char *path, json_t *request,
+    uint64_t limit_ms, kv_listener_t listener, void *context, kv_answer_t *answer_out,
+    kv_error_t *error)
 {
     json_object_set_new(request, "stream", json_true());
     json_object_set_new(request, "stream_options", json_pack("{s:b}", "include_usage", 1));
     char url[512], *body = json_dumps(request, JSON_COMPACT);
-    snprintf(url, sizeof url, "%s%s", endpoint, path);
+    snprintf(url, sizeof url, "%s%s", endpoint->url, path);
     *answer_out = (kv_answer_t){.text = kv_duplicate_string(""), .begun_ns = kv_clock_now_ns()};
     stream_t stream = {.bytes = kv_duplicate_string(""),
         .capacity = 1,
@@ -173,16 +184,11 @@ kv_status_t kv_complete(const char *endpoint, const char *path, json_t *request,
         .context = context,
         .answer = answer_out};
     long code = 0;
-    kv_status_t status = kv_http_request(url, body, limit_ms, arrive, &stream, &code, error);
+    kv_status_t status =
+        kv_http_request(url, &endpoint->credentials, body, limit_ms, arrive, &stream, &code, error);
     answer_out->total_ns = kv_clock_now_ns() - answer_out->begun_ns;
     if (status == KV_OK && code != 200) {
-        char text[KV_ERROR_TEXT_BYTES - 32];
-        describe_error(stream.bytes, text, sizeof text);
-        status = kv_fail(error,
-            code == 429  ? KV_BUSY
-            : code < 500 ? KV_INVALID
-                         : KV_FATAL,
-            "HTTP %ld: %s", code, text);
+        status = fail_with_answer(code, stream.bytes, error);
     } else if (stream.failure[0] != '\0') {
         status = kv_fail(error, KV_FATAL, "%s", stream.failure);
     } else if (status == KV_OK && !stream.done) {
@@ -200,20 +206,23 @@ void kv_answer_clear(kv_answer_t *answer)
     *answer = (kv_answer_t){0};
 }
 
-kv_status_t kv_first_model(const char *endpoint, char **model_out, kv_error_t *error)
+kv_status_t kv_first_model(const kv_endpoint_t *endpoint, char **model_out, kv_error_t *error)
 {
     char url[512], *text;
     long code;
-    snprintf(url, sizeof url, "%s/v1/models", endpoint);
-    kv_status_t status = kv_http_fetch(url, NULL, 10000, &text, &code, error);
+    snprintf(url, sizeof url, "%s/v1/models", endpoint->url);
+    kv_status_t status =
+        kv_http_fetch(url, &endpoint->credentials, NULL, 10000, &text, &code, error);
     if (status != KV_OK) {
         return status;
     }
     json_t *answer = json_loads(text, 0, NULL);
     const char *model = json_string_value(
         json_object_get(json_array_get(json_object_get(answer, "data"), 0), "id"));
-    if (code != 200 || model == NULL) {
-        status = kv_fail(error, KV_INVALID, "%s names no model (HTTP %ld)", url, code);
+    if (code != 200) {
+        status = fail_with_answer(code, text, error);
+    } else if (model == NULL) {
+        status = kv_fail(error, KV_INVALID, "%s names no model", url);
     } else {
         *model_out = kv_duplicate_string(model);
     }

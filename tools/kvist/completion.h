@@ -8,6 +8,7 @@
 #define KV_TOOLS_COMPLETION_H
 
 #include "base/status.h"
+#include "node/http_client.h"
 
 #include <jansson.h>
 #include <stdbool.h>
@@ -24,6 +25,12 @@ typedef enum {
 } kv_seen_tier_t;
 
 extern const char *const KV_SEEN_NAMES[KV_SEEN_COUNT];
+
+/* Whom to ask, and as whom. */
+typedef struct {
+    const char *url; /* "http://127.0.0.1:8080", without a path */
+    kv_http_credentials_t credentials;
+} kv_endpoint_t;
 
 typedef struct {
     char *text;
@@ -48,12 +55,13 @@ typedef bool (*kv_listener_t)(void *context, const char *text);
 /* path: "/v1/chat/completions" or "/v1/completions"; request: without "stream", which is added
  * (borrowed, changed). answer_out: also set, as far as it came, with KV_CANCELLED and KV_PEER_LOST;
  * clear it in any case. */
-kv_status_t kv_complete(const char *endpoint, const char *path, json_t *request, uint64_t limit_ms,
-    kv_listener_t listener, void *context, kv_answer_t *answer_out, kv_error_t *error);
+kv_status_t kv_complete(const kv_endpoint_t *endpoint, const char *path, json_t *request,
+    uint64_t limit_ms, kv_listener_t listener, void *context, kv_answer_t *answer_out,
+    kv_error_t *error);
 void kv_answer_clear(kv_answer_t *answer);
 
 /* The endpoint's first model id; release with free(). */
-kv_status_t kv_first_model(const char *endpoint, char **model_out, kv_error_t *error);
+kv_status_t kv_first_model(const kv_endpoint_t *endpoint, char **model_out, kv_error_t *error);
 
 /* "5,984 of 6,012 cached (device 5,984)" of an answer. */
 char *kv_describe_cache(const kv_answer_t *answer, char *text_out, size_t text_bytes);

@@ -41,8 +41,9 @@ static void *run(void *argument)
             "The numbers in order: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18,",
             "max_tokens", KV_RUNNING_TOKENS_MAX, "temperature", 0, "ignore_eos", 1, "kvist",
             "cache_mode", "bypass");
-    running->status = kv_complete(running->endpoint, "/v1/completions", request, LIMIT_MS,
-        count_token, running, &running->answer, &running->error);
+    const kv_endpoint_t endpoint = {.url = running->endpoint};
+    running->status = kv_complete(&endpoint, "/v1/completions", request, LIMIT_MS, count_token,
+        running, &running->answer, &running->error);
     json_decref(request);
     atomic_store(&running->ended, true);
     return NULL;

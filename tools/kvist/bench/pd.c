@@ -119,8 +119,9 @@ kv_status_t kv_bench_pd_ask(const kv_bench_pd_t *bench, const kv_bench_pd_layout
     json_t *request = json_pack("{s:s, s:o, s:i, s:i, s:b, s:{s:s}}", "model", bench->model_id,
         "prompt", prompt, "max_tokens", (int)answer_tokens, "temperature", 0, "ignore_eos", 1,
         "kvist", "cache_mode", "bypass");
-    kv_status_t status = kv_complete(layout->endpoint, "/v1/completions", request,
-        KV_BENCH_PD_LIMIT_MS, NULL, NULL, answer_out, error);
+    const kv_endpoint_t endpoint = {.url = layout->endpoint};
+    kv_status_t status = kv_complete(
+        &endpoint, "/v1/completions", request, KV_BENCH_PD_LIMIT_MS, NULL, NULL, answer_out, error);
     json_decref(request);
     if (status == KV_OK && answer_out->arrival_count == 0) {
         status = kv_fail(error, KV_FATAL, "an answer came without text: nothing can be timed");
@@ -272,7 +273,8 @@ static kv_status_t run_parts(run_t *run, kv_error_t *error)
         start_cluster(run, "apart", false, run->options->threads, &run->apart, error);
     run->apart_up = status == KV_OK;
     if (status == KV_OK) {
-        status = kv_first_model(run->apart.endpoint, &run->model_id, error);
+        const kv_endpoint_t endpoint = {.url = run->apart.endpoint};
+        status = kv_first_model(&endpoint, &run->model_id, error);
         run->bench.model_id = run->model_id;
     }
     if (status == KV_OK && wants(run, "idle")) {

@@ -31,9 +31,10 @@ static kv_status_t send_long_prompt(
     json_t *request = json_pack("{s:s, s:o, s:i, s:i, s:{s:s}}", "model", model, "messages",
         kv_tour_messages(session, "What happened?"), "max_tokens", 1, "temperature", 0, "kvist",
         "cache_mode", "bypass");
+    const kv_endpoint_t asked = {.url = endpoint};
     kv_answer_t answer;
-    kv_status_t status = kv_complete(
-        endpoint, "/v1/chat/completions", request, LIMIT_MS, NULL, NULL, &answer, error);
+    kv_status_t status =
+        kv_complete(&asked, "/v1/chat/completions", request, LIMIT_MS, NULL, NULL, &answer, error);
     kv_answer_clear(&answer);
     json_decref(request);
     return status;

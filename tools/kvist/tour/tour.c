@@ -58,8 +58,9 @@ static kv_status_t ask(
     json_t *request = json_pack("{s:s, s:O, s:i, s:i, s:{s:s}}", "model", tour->report.model,
         "messages", messages, "max_tokens", ANSWER_TOKENS, "temperature", 0, "kvist", "cache_mode",
         bypass ? "bypass" : "readwrite");
-    kv_status_t status = kv_complete(tour->cluster->endpoint, "/v1/chat/completions", request,
-        LIMIT_MS, NULL, NULL, answer_out, error);
+    const kv_endpoint_t endpoint = {.url = tour->cluster->endpoint};
+    kv_status_t status = kv_complete(
+        &endpoint, "/v1/chat/completions", request, LIMIT_MS, NULL, NULL, answer_out, error);
     json_decref(request);
     if (status == KV_OK && !answer_out->has_usage) {
         status = kv_fail(error, KV_FATAL, "the endpoint told no usage");
@@ -291,7 +292,8 @@ static int play(kv_cluster_t *cluster, const char *json_path, bool skip_protecti
     kv_error_t error;
     tour_t tour = {.cluster = cluster, .begun_ns = kv_clock_now_ns()};
     kv_status_t status = make_session(session, &error);
-    status = status == KV_OK ? kv_first_model(cluster->endpoint, &model, &error) : status;
+    const kv_endpoint_t endpoint = {.url = cluster->endpoint};
+    status = status == KV_OK ? kv_first_model(&endpoint, &model, &error) : status;
     if (status == KV_OK) {
         tour.report.session = session;
         tour.report.model = model;
