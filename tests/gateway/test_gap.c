@@ -1,7 +1,7 @@
 /* The gap: every prompt token is exactly one thing, and the reasons are the right ones. */
 #include "testing/testing.h"
 
-#include "gateway/gap.h"
+#include "gateway/figures/gap.h"
 
 #include <string.h>
 

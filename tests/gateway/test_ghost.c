@@ -1,7 +1,7 @@
 /* The ghost: what was seen, what of it was to be kept, and what leaves first. */
 #include "testing/testing.h"
 
-#include "gateway/ghost.h"
+#include "gateway/figures/ghost.h"
 
 #include <string.h>
 

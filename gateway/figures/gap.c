@@ -1,4 +1,4 @@
-#include "gateway/gap.h"
+#include "gateway/figures/gap.h"
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,7 +1,7 @@
 /* The map of who holds what (cluster/holdings.h) is what this needs: a table of keys with a bound,
  * of which the oldest leave. The ghost is the one holder in a map of its own, and what was to be
  * kept is in a faster tier than what was only seen. */
-#include "gateway/ghost.h"
+#include "gateway/figures/ghost.h"
 
 #include "base/memory.h"
 #include "cluster/holdings.h"
