@@ -1,6 +1,6 @@
 /* The gateway as its tests over real HTTP have it: on a thread of its own, in front of decode nodes
- * that are played (played_peers.c defines transport/peers.h itself, so that nodes can be slow, busy,
- * wrong or lost at the moment that a test wants), and a client.
+ * that are played (played_peers.c defines transport/peers.h itself, so that nodes can be slow,
+ * busy, wrong or lost at the moment that a test wants), and a client.
  *
  * Owns: the nodes and what is known of what they were asked for: one gateway runs at a time.
  * Borrows: nothing.
@@ -30,7 +30,7 @@ typedef enum {
     PLAY_INVALID,
     PLAY_FLOOD, /* as fast as it goes, then silence */
     PLAY_TOO_MANY,
-    PLAY_SLOW,        /* as PLAY_ANSWER, two tokens and then one each 20 steps */
+    PLAY_SLOW,        /* two tokens; once slow_goes_on, one each 20 steps */
     PLAY_FAILS_LATER, /* an error of the engine after two tokens */
     PLAY_GIVES_UP,    /* stops after two tokens: Finished says so */
     PLAY_END_LOST,    /* lost between its last token and Finished */
@@ -61,12 +61,14 @@ extern struct kv_peer nodes[NODES];
 extern uint32_t story[TOKENS_MAX]; /* what they answer */
 extern uint32_t story_count;
 extern atomic_int generates, cancels, last_cache_mode, last_generated_count, last_priority;
+extern atomic_int tokens_said;              /* since the start */
 extern atomic_ullong last_quota_bytes;      /* of host memory, told for alpha */
 extern atomic_ullong seeds[JOBS_MAX];       /* of the Generates since the start */
 extern char last_tenant[64], last_salt[64]; /* of the Generate that was counted last */
 extern atomic_bool story_went_wrong;        /* a Generate's generated tokens were not the story's */
 extern atomic_bool wanted_up[NODES];
-extern atomic_bool returning; /* nodes that were lost come back by themselves */
+extern atomic_bool returning;    /* nodes that were lost come back by themselves */
+extern atomic_bool slow_goes_on; /* not when a gateway is started */
 
 void play(int node, play_t how);
 
@@ -133,6 +135,7 @@ void wait_for_health(const fixture_t *fixture, const char *expected);
 void wait_for_nodes(const fixture_t *fixture, int count);
 void wait_for_generates(int count);
 void wait_for_cancel(int count);
+void wait_for_tokens(int count); /* at least so many were said */
 /* Until the page of metrics has the line. */
 void wait_for_line(const fixture_t *fixture, const char *line);
 

@@ -112,9 +112,7 @@ static void test_several_choices(void **state)
     int fd = connect_client(&fixture);
     static const char THREE[] = "{\"prompt\":\"hi\",\"n\":3}";
     send_request(fd, "POST", "/v1/completions", THREE, strlen(THREE));
-    while (atomic_load(&generates) < 1) {
-        usleep(1000);
-    }
+    wait_for_generates(1);
     play(0, PLAY_ANSWER);
     expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);
     assert_int_equal(atomic_load(&generates), 2);
@@ -290,9 +288,7 @@ static void test_too_many(void **state)
         fds[i] = connect_client(&fixture);
         send_request(fds[i], "POST", CHAT, PLAIN, strlen(PLAIN));
     }
-    while (atomic_load(&generates) < 2) {
-        usleep(1000);
-    }
+    wait_for_generates(2);
     expect(&fixture, CHAT, PLAIN, 429, "Retry-After: 1", "2 requests are in work");
     /* A client that goes away gives its place back. */
     close(fds[0]);
@@ -317,9 +313,7 @@ static void test_client_leaves_a_stream(void **state)
     play(0, PLAY_SILENT);
     int fd = connect_client(&fixture);
     send_request(fd, "POST", CHAT, STREAM, strlen(STREAM));
-    while (atomic_load(&generates) < 1) {
-        usleep(1000);
-    }
+    wait_for_generates(1);
     close(fd);
     wait_for_cancel(1);
     stop(&fixture);
@@ -336,10 +330,7 @@ static void test_slow_reader(void **state)
     setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
     static const char LONG[] = "{\"prompt\":[1],\"stream\":true,\"max_tokens\":8000}";
     send_request(fd, "POST", "/v1/completions", LONG, strlen(LONG));
-    for (int i = 0; i < 2000 && atomic_load(&cancels) == 0; i++) {
-        usleep(5000);
-    }
-    assert_int_equal(atomic_load(&cancels), 1);
+    wait_for_cancel(1);
     close(fd);
     play(0, PLAY_ANSWER);
     expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);

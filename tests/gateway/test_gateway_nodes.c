@@ -1,4 +1,4 @@
-/* What becomes of requests whose nodes are busy, lost, wrong, older or draining: each comes whole from
+/* What becomes of requests whose nodes are busy, lost, older or draining: each comes whole from
  * another one, or ends with a clear word. */
 #include "played.h"
 
@@ -134,11 +134,10 @@ static void test_begun_text_stays_from_an_older_node(void **state)
     play(0, PLAY_SLOW);
     int fd = connect_client(&fixture);
     send_request(fd, "POST", CHAT, STREAM, strlen(STREAM));
-    while (atomic_load(&generates) < 1) {
-        usleep(1000);
-    }
-    usleep(20000);
+    wait_for_generates(1);
+    wait_for_tokens(2);
     atomic_store(&nodes[0].draining, true);
+    atomic_store(&slow_goes_on, true);
     answer = receive_all(fd, &code);
     assert_non_null(strstr(answer, "data: [DONE]\n\n"));
     assert_int_equal(atomic_load(&generates), 1);
@@ -232,12 +231,11 @@ static void test_leaves_a_draining_node(void **state)
     play(1, PLAY_SLOW);
     int fd = connect_client(&fixture);
     send_request(fd, "POST", CHAT, STREAM, strlen(STREAM));
-    while (atomic_load(&generates) < 1) {
-        usleep(1000);
-    }
-    usleep(20000);
+    wait_for_generates(1);
+    wait_for_tokens(2);
     atomic_store(&nodes[0].draining, true);
     wait_for_cancel(1);
+    atomic_store(&slow_goes_on, true);
     unsigned code;
     char *answer = receive_all(fd, &code);
     assert_non_null(strstr(answer, "data: [DONE]\n\n"));
@@ -261,13 +259,12 @@ static void test_gateway_drains(void **state)
     play(0, PLAY_SLOW);
     int fd = connect_client(&fixture);
     send_request(fd, "POST", CHAT, STREAM, strlen(STREAM));
-    while (atomic_load(&generates) < 1) {
-        usleep(1000);
-    }
+    wait_for_generates(1);
     ask_to(&fixture, DRAIN);
     wait_for_health(&fixture, "\"status\":\"draining\"");
     expect(&fixture, "/healthz", NULL, 503, "draining", NULL);
     expect(&fixture, CHAT, PLAIN, 503, "Retry-After: 1", "draining");
+    atomic_store(&slow_goes_on, true);
     unsigned code;
     char *answer = receive_all(fd, &code);
     assert_int_equal(code, 200);

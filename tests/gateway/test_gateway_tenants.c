@@ -163,24 +163,48 @@ static void test_the_queue_has_an_end(void **state)
 {
     (void)state;
     fixture_t fixture;
-    start_with(
-        &fixture, 1, (const char *[]){"--gateway.node_requests=1", "--gateway.queue_max=2", NULL});
+    start_with(&fixture, 1, (const char *[]){"--gateway.node_requests=1", NULL});
     play(0, PLAY_SILENT);
-    int first = connect_client(&fixture), second = connect_client(&fixture);
+    int first = connect_client(&fixture);
     send_request(first, "POST", CHAT, PLAIN, strlen(PLAIN));
     wait_for_generates(1);
     expect(&fixture, CHAT, PLAIN, 429, "Retry-After: ", "waited 300 ms");
-    /* Full: a background request that waits makes room for an interactive one. */
+    close(first);
+    wait_for_cancel(1);
+    stop(&fixture);
+}
+
+static void test_the_queue_is_full(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    start_with(&fixture, 1,
+        (const char *[]){"--gateway.node_requests=1", "--gateway.queue_max=2",
+            "--gateway.queue_wait=100s", NULL});
+    play(0, PLAY_SILENT);
+    int first = connect_client(&fixture), second = connect_client(&fixture);
+    int third = connect_client(&fixture);
+    send_request(first, "POST", CHAT, PLAIN, strlen(PLAIN));
+    wait_for_generates(1);
+    /* A background request that waits makes room for an interactive one; that waits, and for the
+     * next one there is none. */
     static const char BACKGROUND[] = "{\"prompt\":\"x\",\"kvist\":{\"priority\":\"background\"}}";
     send_request(second, "POST", "/v1/completions", BACKGROUND, strlen(BACKGROUND));
     wait_for_line(&fixture, "kvist_gateway_requests_waiting{priority=\"background\"} 1\n");
-    expect(&fixture, CHAT, PLAIN, 429, "Retry-After: ", NULL);
+    send_request(third, "POST", CHAT, PLAIN, strlen(PLAIN));
     unsigned code;
     char *answer = receive_all(second, &code);
     assert_int_equal(code, 429);
     free(answer);
+    wait_for_line(&fixture, "kvist_gateway_requests_waiting{priority=\"interactive\"} 1\n");
+    expect(&fixture, CHAT, PLAIN, 429, "Retry-After: ", "2 requests are in work");
+    play(0, PLAY_ANSWER);
     close(first);
+    answer = receive_all(third, &code);
+    assert_int_equal(code, 200);
+    free(answer);
     close(second);
+    close(third);
     stop(&fixture);
 }
 
@@ -193,6 +217,7 @@ int main(void)
         cmocka_unit_test(test_rates),
         cmocka_unit_test(test_the_queue),
         cmocka_unit_test(test_the_queue_has_an_end),
+        cmocka_unit_test(test_the_queue_is_full),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
