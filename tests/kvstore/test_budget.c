@@ -1,29 +1,16 @@
 /* The write budget: what is spent, who is let in, what comes back, what a restart knows. The clock
  * is virtual. */
-#include "harness.h"
+#include "timed.h"
 
 enum { BLOCKS = 6, RECORD_BYTES = 8 << 10, A_DAY_S = 24 * 3600 };
-#define NOW_S 1800000000ull
-
-typedef struct {
-    bench_t bench;
-    kv_virtual_clock_t clock;
-} timed_t;
 
 /* A budget of so many records; 256 blocks fit in host memory unless said otherwise. */
-static void timed_init(timed_t *timed, const char *name, uint32_t records)
+static void budget_init(timed_t *timed, const char *name, uint32_t records)
 {
-    bench_init(&timed->bench, name, 16);
-    kv_virtual_clock_init(&timed->clock, NOW_S * KV_NS_PER_S);
-    timed->bench.params.clock = &timed->clock.clock;
+    timed_init(timed, name, 16);
     timed->bench.params.write_bytes_per_day = (uint64_t)records * RECORD_BYTES;
     bench_with_host(&timed->bench, 256);
     bench_with_disk(&timed->bench, 16);
-}
-
-static void pass_s(timed_t *timed, uint64_t seconds)
-{
-    kv_virtual_clock_advance(&timed->clock, seconds * KV_NS_PER_S);
 }
 
 static void store_contexts(bench_t *bench, uint32_t first, uint32_t count)
@@ -62,7 +49,7 @@ static void new_chains_stop_at_a_quarter(void **state)
     (void)state;
     timed_t timed;
     bench_t *bench = &timed.bench;
-    timed_init(&timed, "quarter", 40);
+    budget_init(&timed, "quarter", 40);
     bench_open(bench);
     assert_int_equal(bench_stats(bench).write_left_bytes, 40 * RECORD_BYTES);
     store_contexts(bench, 0, 8);
@@ -86,7 +73,7 @@ static void what_is_asked_for_again_goes_first(void **state)
     (void)state;
     timed_t timed;
     bench_t *bench = &timed.bench;
-    timed_init(&timed, "again", 40);
+    budget_init(&timed, "again", 40);
     bench_open(bench);
     store_contexts(bench, 0, 7);
     assert_int_equal(whole_on_disk(bench, 5, 2), 0);
@@ -114,7 +101,7 @@ static void it_comes_back_evenly(void **state)
     (void)state;
     timed_t timed;
     bench_t *bench = &timed.bench;
-    timed_init(&timed, "evenly", 40);
+    budget_init(&timed, "evenly", 40);
     bench_open(bench);
     store_contexts(bench, 0, 8);
     uint64_t left = bench_stats(bench).write_left_bytes;
@@ -137,7 +124,7 @@ static void a_restart_keeps_it(void **state)
     (void)state;
     timed_t timed;
     bench_t *bench = &timed.bench;
-    timed_init(&timed, "restart", 40);
+    budget_init(&timed, "restart", 40);
     bench_open(bench);
     store_contexts(bench, 0, 8);
     uint64_t left = bench_stats(bench).write_left_bytes;
@@ -169,7 +156,7 @@ static void what_is_pinned_is_always_admitted(void **state)
     (void)state;
     timed_t timed;
     bench_t *bench = &timed.bench;
-    timed_init(&timed, "pinned", 8);
+    budget_init(&timed, "pinned", 8);
     bench_open(bench);
     store_contexts(bench, 0, 4);
     assert_int_equal(on_disk(bench, 3), 0);
@@ -211,7 +198,7 @@ static void what_is_gone_says_why(void **state)
     for (int persist = KVIST_PERSIST_EAGER; persist <= KVIST_PERSIST_SPILL; persist++) {
         timed_t timed;
         bench_t *bench = &timed.bench;
-        timed_init(&timed, "gone", 48);
+        budget_init(&timed, "gone", 48);
         bench_with_host(bench, 12);
         bench->params.persist = (kvist_persist_t)persist;
         bench_open(bench);
@@ -249,7 +236,7 @@ static void a_small_budget_holds_nobody_up(void **state)
     for (int persist = KVIST_PERSIST_EAGER; persist <= KVIST_PERSIST_SPILL; persist++) {
         timed_t timed;
         bench_t *bench = &timed.bench;
-        timed_init(&timed, "small", 64);
+        budget_init(&timed, "small", 64);
         bench_with_host(bench, 24);
         bench_with_disk(bench, 3);
         bench->params.persist = (kvist_persist_t)persist;
@@ -287,7 +274,7 @@ static void bounds_are_named(void **state)
 {
     (void)state;
     timed_t timed;
-    timed_init(&timed, "bounds", 7);
+    budget_init(&timed, "bounds", 7);
     kvist_store_t *store;
     kv_error_t error;
     assert_int_equal(kvist_store_open(&timed.bench.params, &store, &error), KV_INVALID);

@@ -1,31 +1,8 @@
 /* What a gateway promises, against a real store with a virtual clock: a pin that each read renews,
  * a limit that nothing moves, what is refused; and contexts that are spilled on request. */
-#include "harness.h"
+#include "timed.h"
 
 enum { BLOCKS = 6, TTL_S = 300 };
-#define NOW_S 1800000000ull
-
-typedef struct {
-    bench_t bench;
-    kv_virtual_clock_t clock;
-} timed_t;
-
-static void timed_init(timed_t *timed, const char *name, uint32_t device_slots)
-{
-    bench_init(&timed->bench, name, device_slots);
-    kv_virtual_clock_init(&timed->clock, NOW_S * KV_NS_PER_S);
-    timed->bench.params.clock = &timed->clock.clock;
-}
-
-static void pass_s(timed_t *timed, uint64_t seconds)
-{
-    kv_virtual_clock_advance(&timed->clock, seconds * KV_NS_PER_S);
-}
-
-static uint64_t from_now_ns(const timed_t *timed, uint64_t seconds)
-{
-    return timed->clock.unix_ns + seconds * KV_NS_PER_S;
-}
 
 static kvist_promise_t promise(
     timed_t *timed, uint32_t context, uint32_t block, uint64_t expires_ns, uint64_t pin_ns)

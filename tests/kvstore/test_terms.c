@@ -1,31 +1,8 @@
 /* Until when blocks are kept: limits to the second, promises that hold, both across restarts. The
  * clock is virtual. */
-#include "harness.h"
+#include "timed.h"
 
 enum { BLOCKS = 6 };
-#define NOW_S 1800000000ull
-
-typedef struct {
-    bench_t bench;
-    kv_virtual_clock_t clock;
-} timed_t;
-
-static void timed_init(timed_t *timed, const char *name, uint32_t device_slots)
-{
-    bench_init(&timed->bench, name, device_slots);
-    kv_virtual_clock_init(&timed->clock, NOW_S * KV_NS_PER_S);
-    timed->bench.params.clock = &timed->clock.clock;
-}
-
-static void pass_s(timed_t *timed, uint64_t seconds)
-{
-    kv_virtual_clock_advance(&timed->clock, seconds * KV_NS_PER_S);
-}
-
-static uint64_t from_now_ns(const timed_t *timed, uint64_t seconds)
-{
-    return timed->clock.unix_ns + seconds * KV_NS_PER_S;
-}
 
 static kv_status_t keep(
     timed_t *timed, uint32_t context, uint32_t block, uint64_t expires_ns, uint64_t pin_ns)

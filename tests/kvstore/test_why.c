@@ -1,29 +1,10 @@
 /* Why something is not found: each reason by a run that makes it so, with by whom and when; and the
  * history's bounds. The clock is virtual. */
-#include "harness.h"
+#include "timed.h"
 
 #include "kvstore/history.h"
 
 enum { BLOCKS = 6 };
-#define NOW_S 1800000000ull
-
-typedef struct {
-    bench_t bench;
-    kv_virtual_clock_t clock;
-} timed_t;
-
-static void timed_init(timed_t *timed, const char *name, uint32_t device_slots)
-{
-    bench_init(&timed->bench, name, device_slots);
-    kv_virtual_clock_init(&timed->clock, NOW_S * KV_NS_PER_S);
-    timed->bench.params.clock = &timed->clock.clock;
-}
-
-static uint64_t pass_s(timed_t *timed, uint64_t seconds)
-{
-    kv_virtual_clock_advance(&timed->clock, seconds * KV_NS_PER_S);
-    return timed->clock.unix_ns;
-}
 
 /* Tokens of context 1 up to `shared`, then of their own. */
 static void fork_tokens(uint32_t context, uint32_t shared, uint32_t *tokens)
