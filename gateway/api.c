@@ -256,6 +256,18 @@ bool kv_api_tokenize(kv_api_request_t *request, const kv_tokenizer_t *tokenizer,
     return settle_lengths(request, chat ? "messages" : "prompt", limits, error);
 }
 
+bool kv_api_reads(const kv_api_request_t *request)
+{
+    return request->cache_mode == KVIST__WIRE__CACHE_MODE__CACHE_READWRITE ||
+           request->cache_mode == KVIST__WIRE__CACHE_MODE__CACHE_READ;
+}
+
+bool kv_api_writes(const kv_api_request_t *request)
+{
+    return request->cache_mode == KVIST__WIRE__CACHE_MODE__CACHE_READWRITE ||
+           request->cache_mode == KVIST__WIRE__CACHE_MODE__CACHE_WRITE;
+}
+
 void kv_api_request_clear(kv_api_request_t *request)
 {
     release_texts(request);

@@ -156,6 +156,10 @@ bool kv_api_cache_mode(const char *name, uint32_t *mode_out);
 bool kv_api_tokenize(kv_api_request_t *request, const kv_tokenizer_t *tokenizer,
     const kv_api_limits_t *limits, kv_api_error_t *error);
 
+/* Whether what is stored is of use to it; whether what it computes is kept, for others. */
+bool kv_api_reads(const kv_api_request_t *request);
+bool kv_api_writes(const kv_api_request_t *request);
+
 /* All but own. */
 void kv_api_request_clear(kv_api_request_t *request);
 

@@ -401,9 +401,10 @@ static void on_status(void *context, const Kvist__Admin__Request *request, kv_ad
     status.model = (char *)gateway->limits.model;
     status.peers = pointers;
     status.n_peers = gateway->node_count;
-    status.prompt_tokens = gateway->prompt_tokens;
-    status.cached_tokens = gateway->cached_tokens;
-    status.generated_tokens = gateway->generated_tokens;
+    const kv_totals_t *totals = kv_figures_totals(gateway->access.figures);
+    status.prompt_tokens = totals->parts.prompt;
+    status.cached_tokens = kv_partition_hit(&totals->parts);
+    status.generated_tokens = totals->generated_tokens;
     status.requests = gateway->request_count;
     status.running_requests = gateway->active_count;
     status.http_address = address;
@@ -428,22 +429,12 @@ static void on_session_time(void *context)
 
 static void register_metrics(kv_gateway_t *gateway)
 {
-    static const char *const TIERS[4] = {
-        "tier=\"device\"", "tier=\"host\"", "tier=\"disk\"", "tier=\"remote\""};
-    for (int i = 0; i < 4; i++) {
-        gateway->cached_metrics[i] = kv_metric_counter("kvist_gateway_cached_tokens_total",
-            TIERS[i], "prompt tokens that were not recomputed, by the tier they came from");
-    }
-    gateway->prompt_metric =
-        kv_metric_counter("kvist_gateway_prompt_tokens_total", "", "prompt tokens of answers");
-    gateway->completion_metric = kv_metric_counter(
-        "kvist_gateway_completion_tokens_total", "", "tokens that were generated for answers");
-    gateway->hit_rate_metric = kv_metric_gauge("kvist_gateway_hit_rate", "",
-        "prompt tokens not recomputed / prompt tokens, since the start");
     gateway->ttft_metric = kv_metric_histogram(
         "kvist_gateway_ttft_seconds", "", "arrival of a request to its first token");
     gateway->tpot_metric = kv_metric_histogram(
         "kvist_gateway_tpot_seconds", "", "time per token after the first, mean of each answer");
+    gateway->queue_metric = kv_metric_histogram("kvist_gateway_queue_seconds", "",
+        "arrival of a request to when its turn came to go to a node");
     gateway->running_metric =
         kv_metric_gauge("kvist_gateway_requests_running", "", "requests in work");
     gateway->nodes_metric = kv_metric_gauge("kvist_gateway_decode_nodes", "", "decode nodes up");
@@ -568,6 +559,7 @@ static void set_up(kv_gateway_t *gateway)
     register_metrics(gateway);
     gateway->prefixes = kv_prefixes_create(options->gateway.prefix_bytes);
     gateway->branches = kv_branches_create();
+    gateway->ghost = kv_ghost_create(options->gateway.ghost_bytes);
     gateway->decisions = kv_decisions_create();
     const kv_promise_table_params_t promises = {
         .block_tokens = options->model.block_tokens, .entry_count_max = KV_PROMISE_ENTRIES_MAX};
@@ -686,6 +678,7 @@ void kv_gateway_close(kv_gateway_t *gateway)
     }
     kv_prefixes_destroy(gateway->prefixes);
     kv_branches_destroy(gateway->branches);
+    kv_ghost_destroy(gateway->ghost);
     kv_decisions_destroy(gateway->decisions);
     kv_access_close(&gateway->access);
     free(gateway->slots);

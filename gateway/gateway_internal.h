@@ -9,6 +9,7 @@
 #include "gateway/access/access.h"
 #include "gateway/dialect.h"
 #include "gateway/engines/engine.h"
+#include "gateway/figures/ghost.h"
 #include "gateway/gateway.h"
 #include "gateway/http/http.h"
 #include "gateway/keeping/promises.h"
@@ -60,6 +61,7 @@ struct kv_gateway {
     kv_prefixes_t *prefixes;
     int sent_naming; /* of prompts sent to nodes that do not tell what they hold */
     kv_branches_t *branches;
+    kv_ghost_t *ghost;
     kv_decisions_t *decisions;
     double answer_tokens; /* of an answer, lately */
     kv_request_t **slots;
@@ -69,10 +71,9 @@ struct kv_gateway {
     void (*stopped)(void *context);
     void *stopped_context;
 
-    uint64_t prompt_tokens, cached_tokens, generated_tokens, request_count;
-    kv_metric_t *running_metric, *nodes_metric, *hit_rate_metric, *ttft_metric, *tpot_metric;
-    kv_metric_t *prompt_metric, *completion_metric, *cached_metrics[4], *retries_metric;
-    kv_metric_t *continued_metric, *gone_metric, *slow_metric;
+    uint64_t request_count;
+    kv_metric_t *running_metric, *nodes_metric, *ttft_metric, *tpot_metric, *queue_metric;
+    kv_metric_t *retries_metric, *continued_metric, *gone_metric, *slow_metric;
 };
 
 /* ---- gateway.c: answers that any exchange may get, each counted by route and code ---- */

@@ -25,6 +25,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/memory.h"
+#include "gateway/figures/seen.h"
 #include "gateway/keeping/keeping.h"
 #include "gateway/request.h"
 #include "gateway/routing/route.h"
@@ -49,6 +50,7 @@ bool kv_generation_open(
     *choice = (kv_generation_t){.request = request,
         .index = index,
         .prompt = &api->prompts[index / api->choice_count],
+        .naming = KV_NAMING_NONE,
         /* A prompt's first answer is the one that it would have alone. */
         .seed = api->seed + of_prompt * UINT64_C(0x9e3779b97f4a7c15)};
     choice->tools = api->has_tools ? kv_tool_parser_create() : NULL;
@@ -64,6 +66,7 @@ bool kv_generation_open(
 void kv_generation_clear(kv_generation_t *choice)
 {
     kv_route_left(choice);
+    kv_seen_note_answer(choice);
     kv_keeping_clear(choice);
     kv_detokenizer_destroy(choice->detokenizer);
     kv_tool_parser_destroy(choice->tools);
@@ -131,6 +134,13 @@ size_t kv_generation_call_count(const kv_generation_t *choice)
         kv_tool_parser_calls(choice->tools, &count);
     }
     return count;
+}
+
+uint64_t kv_generation_tpot_ns(const kv_generation_t *choice)
+{
+    return choice->token_count < 2
+               ? 0
+               : (choice->last_token_ns - choice->first_token_ns) / (choice->token_count - 1);
 }
 
 static Kvist__Wire__Usage *copy_usage(const Kvist__Wire__Usage *usage)
@@ -274,6 +284,7 @@ void kv_generation_take_tokens(kv_generation_t *choice, const Kvist__Wire__Token
     choice->last_token_ns = kv_clock_now_ns();
     if (choice->first_token_ns == 0) {
         choice->first_token_ns = choice->last_token_ns;
+        kv_seen_note_prompt(choice);
     }
     choice->state = GENERATION_RUNNING;
     kv_route_began(choice);

@@ -8,6 +8,7 @@
 #define KV_GATEWAY_GENERATION_H
 
 #include "engine/detokenizer.h"
+#include "gateway/figures/gap.h"
 #include "gateway/gateway_internal.h"
 #include "gateway/logprobs.h"
 #include "gateway/tool_calls.h"
@@ -36,6 +37,8 @@ struct kv_generation {
     kv_decode_node_t *node;
     uint64_t bring_tokens, waiting_tokens; /* at the node (route.h): at first, and still */
     uint32_t taken_tokens;                 /* that it had to take in */
+    int naming;                            /* of the blocks there, KV_NAMING_NONE: not known */
+    kv_seen_t seen; /* of the prompt, when it was first sent; of its first choice */
     bool warm;
     uint64_t tried[KV_ATTEMPTS_MAX]; /* ids of nodes, in this round */
     unsigned tried_count, sent_count;
@@ -81,6 +84,9 @@ void kv_generation_begin(kv_generation_t *choice);
 void kv_generation_take_tokens(kv_generation_t *choice, const Kvist__Wire__Tokens *tokens);
 void kv_generation_take_finished(kv_generation_t *choice, const Kvist__Wire__Finished *finished);
 void kv_generation_node_lost(kv_generation_t *choice);
+
+/* Time per token after the first, the mean so far; 0 of fewer than two. */
+uint64_t kv_generation_tpot_ns(const kv_generation_t *choice);
 
 /* Calls of tools in it so far. */
 size_t kv_generation_call_count(const kv_generation_t *choice);

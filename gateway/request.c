@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "gateway/figures/seen.h"
 #include "gateway/keeping/keeping.h"
 #include "gateway/keeping/session_doors.h"
 
@@ -353,27 +354,12 @@ static void reply_count(kv_request_t *request)
     release_request(request);
 }
 
-static void count_usage(const kv_request_t *request, const kv_usage_t *usage)
+static void observe_tpot(const kv_request_t *request)
 {
-    kv_gateway_t *gateway = request->gateway;
-    gateway->prompt_tokens += usage->prompt_tokens;
-    gateway->cached_tokens += kv_usage_cached_tokens(usage);
-    gateway->generated_tokens += usage->generated_tokens;
-    kv_metric_add(gateway->prompt_metric, usage->prompt_tokens);
-    kv_metric_add(gateway->completion_metric, usage->generated_tokens);
-    for (int i = 0; i < KV_TIERS; i++) {
-        kv_metric_add(gateway->cached_metrics[i], usage->cached_tokens[i]);
-    }
-    if (gateway->prompt_tokens > 0) {
-        kv_metric_set(gateway->hit_rate_metric,
-            (double)gateway->cached_tokens / (double)gateway->prompt_tokens);
-    }
     for (size_t i = 0; i < request->choice_count; i++) {
-        const kv_generation_t *choice = &request->choices[i];
-        if (choice->token_count > 1) {
-            kv_metric_observe(
-                gateway->tpot_metric, (double)(choice->last_token_ns - choice->first_token_ns) /
-                                          KV_NS_PER_S / (choice->token_count - 1));
+        if (request->choices[i].token_count > 1) {
+            kv_metric_observe(request->gateway->tpot_metric,
+                (double)kv_generation_tpot_ns(&request->choices[i]) / KV_NS_PER_S);
         }
     }
 }
@@ -381,7 +367,8 @@ static void count_usage(const kv_request_t *request, const kv_usage_t *usage)
 static void complete_request(kv_request_t *request)
 {
     kv_usage_t usage = usage_of(request);
-    count_usage(request, &usage);
+    kv_seen_settle(request, &request->parts);
+    observe_tpot(request);
     kv_access_count(request, &usage);
     if (request->api.stream ? !end_stream(request) : !reply_whole(request)) {
         return;
@@ -552,6 +539,9 @@ void kv_request_admitted(kv_request_t *request)
 {
     const kv_gateway_t *gateway = request->gateway;
     uint32_t slot = request->slot;
+    request->admitted_ns = kv_clock_now_ns();
+    kv_metric_observe(
+        gateway->queue_metric, (double)(request->admitted_ns - request->arrived_ns) / KV_NS_PER_S);
     for (size_t i = 0; gateway->slots[slot] == request && i < request->choice_count;
          i += request->api.choice_count) {
         kv_generation_begin(&request->choices[i]);

@@ -16,7 +16,7 @@ struct kv_request {
     kv_call_t call;
     uint32_t slot;
     char id[KV_REQUEST_ID_BYTES];
-    uint64_t created_unix_s, arrived_ns, first_token_ns;
+    uint64_t created_unix_s, arrived_ns, admitted_ns, first_token_ns;
 
     kv_pass_t pass;
     kv_api_request_t api;
@@ -27,7 +27,8 @@ struct kv_request {
 
     kv_generation_t *choices; /* choice k of prompt p at p * api.choice_count + k; NULL: parsing */
     size_t choice_count, done_count;
-    bool began; /* a stream's head was sent */
+    kv_partition_t parts; /* of its prompts, once it is complete */
+    bool began;           /* a stream's head was sent */
 };
 
 /* Its turn has come: its choices begin. May end the request. */

@@ -125,6 +125,9 @@ typedef struct {
         uint64_t contents_bytes;       /* of all of them, as JSON */
         int routing;                   /* kv_routing_t */
         uint64_t prefix_bytes;         /* for what nodes are known to hold */
+        uint64_t ghost_bytes;          /* for which blocks were ever seen */
+        uint64_t slo_ttft_ns;          /* targets of goodput; 0: none */
+        uint64_t slo_tpot_ns;          /* per token */
         char *tenants_file;            /* empty: anybody may ask */
         uint32_t node_requests;        /* of this gateway at one decode node at once */
         uint64_t queue_wait_ns;        /* for a place at a node */

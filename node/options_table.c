@@ -261,6 +261,14 @@ const kv_option_t KV_OPTIONS[] = {
     SIZE(GATEWAY, gateway, prefix_bytes, "64MiB", 64 << 10, GIB,
         "memory for what is known of the nodes' blocks: 22 bytes for each block that each node "
         "holds; what was heard of longest ago is forgotten first"),
+    SIZE(GATEWAY, gateway, ghost_bytes, "64MiB", 64 << 10, GIB,
+        "memory for which blocks were ever seen, whoever holds them now, so that the hit rate of "
+        "an "
+        "ideal cache is known: 22 bytes a block; what was seen longest ago is forgotten first"),
+    DURATION(GATEWAY, gateway, slo_ttft, "2s", 0, HOUR,
+        "target for goodput: arrival of a request to its first token; 0: none"),
+    DURATION(GATEWAY, gateway, slo_tpot, "80ms", 0, HOUR,
+        "target for goodput: time per token after the first, mean of an answer; 0: none"),
     TEXT(GATEWAY, gateway, tenants_file, KV_OPTION_PATH, "", 0, 4096,
         "who may ask, by API key, and how much: a YAML file that its owner alone may read (kvist "
         "tenant new makes records); read again on SIGHUP; empty: anybody may ask"),

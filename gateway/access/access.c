@@ -26,7 +26,11 @@ kv_status_t kv_access_open(kv_gateway_t *gateway, kv_error_t *error)
     static const char *const LABELS[KVIST_PRIORITY_COUNT] = {
         "priority=\"interactive\"", "priority=\"batch\"", "priority=\"background\""};
     kv_access_t *access = &gateway->access;
-    access->figures = kv_figures_create(gateway->options->gateway.label_values_max);
+    const kv_figures_params_t figures = {
+        .label_values_max = gateway->options->gateway.label_values_max,
+        .slo_ttft_ns = gateway->options->gateway.slo_ttft_ns,
+        .slo_tpot_ns = gateway->options->gateway.slo_tpot_ns};
+    access->figures = kv_figures_create(&figures);
     for (int i = 0; i < KVIST_PRIORITY_COUNT; i++) {
         access->waiting_metrics[i] = kv_metric_gauge("kvist_gateway_requests_waiting", LABELS[i],
             "requests that wait for a place at a node");
@@ -371,21 +375,23 @@ void kv_access_count(kv_request_t *request, const kv_usage_t *usage)
         [KV_BY_STEP] = said->step,
         [KV_BY_RELEASE] = said->release};
     char labels[KV_BY_COUNT][KV_LABEL_BYTES_MAX + 1];
-    kv_figure_t answer = {
-        .prompt_tokens = usage->prompt_tokens, .generated_tokens = usage->generated_tokens};
+    kv_figure_t answer = {.parts = request->parts,
+        .generated_tokens = usage->generated_tokens,
+        .ttft_ns = (request->first_token_ns != 0 ? request->first_token_ns : kv_clock_now_ns()) -
+                   request->arrived_ns};
     for (int i = 0; i < KV_BY_COUNT; i++) {
         kv_label_clean(texts[i], labels[i]);
         answer.labels[i] = labels[i];
-    }
-    for (int i = 0; i < KV_TIERS; i++) {
-        answer.cached[i] = usage->cached_tokens[i];
     }
     if (usage->node != NULL) {
         answer.miss = usage->node->miss;
         answer.compute_ns = usage->node->compute_ns;
     }
     for (size_t i = 0; i < request->choice_count; i++) {
-        answer.decode_ns += request->choices[i].last_token_ns - request->choices[i].first_token_ns;
+        const kv_generation_t *choice = &request->choices[i];
+        uint64_t tpot_ns = kv_generation_tpot_ns(choice);
+        answer.decode_ns += choice->last_token_ns - choice->first_token_ns;
+        answer.tpot_ns = tpot_ns > answer.tpot_ns ? tpot_ns : answer.tpot_ns;
     }
     kv_figures_count(request->gateway->access.figures, &answer);
 }

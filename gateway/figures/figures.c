@@ -15,8 +15,7 @@ enum { REASONS_MAX = 32 };
 
 typedef struct {
     char label[KV_LABEL_BYTES_MAX + 1];
-    uint64_t requests, prompt_tokens, generated_tokens;
-    uint64_t cached[KV_FIGURE_TIERS];
+    kv_totals_t totals;
 } row_t;
 
 typedef struct {
@@ -31,8 +30,14 @@ typedef struct {
     uint64_t count;
 } reason_t;
 
+/* Which of the targets an answer met. */
+enum { MET_NONE, MET_TTFT, MET_TPOT, MET_BOTH, MET_COUNT };
+
 struct kv_figures {
     uint32_t label_values_max;
+    uint64_t slo_ttft_ns, slo_tpot_ns;
+    kv_totals_t totals;
+    uint64_t met[MET_COUNT]; /* answers */
     table_t tables[KV_BY_COUNT];
     reason_t missed[REASONS_MAX + 1];
     uint32_t missed_count;
@@ -46,7 +51,7 @@ struct kv_figures {
     uint64_t learnt_tokens;
 };
 
-static const char *const TIERS[KV_FIGURE_TIERS] = {"device", "host", "disk", "remote"};
+static const char *const TIERS[KV_PARTITION_TIERS] = {"device", "host", "disk", "remote"};
 static const char *const NAMES[KV_BY_COUNT] = {
     "route", "model", "tenant", "agent", "template", "tool_mode", "step", "release"};
 static const char OTHER[] = "other", NONE[] = "none";
@@ -84,10 +89,12 @@ static row_t *row_of(table_t *table, const char *label, uint32_t rows_max)
     return row;
 }
 
-kv_figures_t *kv_figures_create(uint32_t label_values_max)
+kv_figures_t *kv_figures_create(const kv_figures_params_t *params)
 {
     kv_figures_t *figures = kv_allocate(sizeof *figures);
-    figures->label_values_max = label_values_max;
+    figures->label_values_max = params->label_values_max;
+    figures->slo_ttft_ns = params->slo_ttft_ns;
+    figures->slo_tpot_ns = params->slo_tpot_ns;
     return figures;
 }
 
@@ -126,10 +133,11 @@ static void count_missed(kv_figures_t *figures, const char *miss, uint64_t token
 
 /* What was not computed, at the price of what was: learnt from prompts of which enough was computed
  * to tell. */
-static void count_seconds(kv_figures_t *figures, const kv_figure_t *answer, uint64_t cached_tokens)
+static void count_seconds(kv_figures_t *figures, const kv_figure_t *answer)
 {
     double seconds = (double)answer->compute_ns / KV_NS_PER_S;
-    uint64_t computed_tokens = answer->prompt_tokens - cached_tokens;
+    uint64_t cached_tokens = kv_partition_hit(&answer->parts);
+    uint64_t computed_tokens = answer->parts.prompt - cached_tokens;
     figures->compute_seconds += seconds;
     figures->decode_seconds += (double)answer->decode_ns / KV_NS_PER_S;
     if (answer->compute_ns > 0 && computed_tokens >= LEARNT_TOKENS_MIN) {
@@ -142,28 +150,39 @@ static void count_seconds(kv_figures_t *figures, const kv_figure_t *answer, uint
     }
 }
 
+static bool within(uint64_t value_ns, uint64_t target_ns)
+{
+    return target_ns == 0 || value_ns <= target_ns;
+}
+
+static void add_answer(kv_totals_t *totals, const kv_figure_t *answer, bool good)
+{
+    kv_partition_add(&totals->parts, &answer->parts);
+    totals->answers++;
+    totals->generated_tokens += answer->generated_tokens;
+    totals->good_answers += good;
+}
+
 void kv_figures_count(kv_figures_t *figures, const kv_figure_t *answer)
 {
-    uint64_t cached_tokens = 0;
-    for (int tier = 0; tier < KV_FIGURE_TIERS; tier++) {
-        cached_tokens += answer->cached[tier];
-    }
-    if (cached_tokens > answer->prompt_tokens) {
-        return; /* a node that says so says nothing */
-    }
+    int met = within(answer->ttft_ns, figures->slo_ttft_ns) ? MET_TTFT : MET_NONE;
+    met |= within(answer->tpot_ns, figures->slo_tpot_ns) ? MET_TPOT : MET_NONE;
+    figures->met[met]++;
+    add_answer(&figures->totals, answer, met == MET_BOTH);
     for (int by = 0; by < KV_BY_COUNT; by++) {
         row_t *row = row_of(&figures->tables[by], answer->labels[by], figures->label_values_max);
-        row->requests++;
-        row->prompt_tokens += answer->prompt_tokens;
-        row->generated_tokens += answer->generated_tokens;
-        for (int tier = 0; tier < KV_FIGURE_TIERS; tier++) {
-            row->cached[tier] += answer->cached[tier];
-        }
+        add_answer(&row->totals, answer, met == MET_BOTH);
     }
-    if (cached_tokens < answer->prompt_tokens) {
-        count_missed(figures, answer->miss, answer->prompt_tokens - cached_tokens);
+    uint64_t cached_tokens = kv_partition_hit(&answer->parts);
+    if (cached_tokens < answer->parts.prompt) {
+        count_missed(figures, answer->miss, answer->parts.prompt - cached_tokens);
     }
-    count_seconds(figures, answer, cached_tokens);
+    count_seconds(figures, answer);
+}
+
+const kv_totals_t *kv_figures_totals(const kv_figures_t *figures)
+{
+    return &figures->totals;
 }
 
 void kv_figures_refused(kv_figures_t *figures, const char *tenant, const char *why)
@@ -177,7 +196,7 @@ void kv_figures_refused(kv_figures_t *figures, const char *tenant, const char *w
     }
     figures->refused_count += at == figures->refused_count;
     figures->refused[at].why = why;
-    row_of(&figures->refused[at].tenants, tenant, figures->label_values_max)->requests++;
+    row_of(&figures->refused[at].tenants, tenant, figures->label_values_max)->totals.answers++;
 }
 
 /* ---- the page ---- */
@@ -192,75 +211,181 @@ static const row_t *row_at(const kv_figures_t *figures, const table_t *table, ui
                                                      : NULL;
 }
 
-static void head(FILE *page, const char *by, const char *what, const char *help)
+static void head(FILE *page, const char *name, const char *type, const char *help)
 {
-    fprintf(page, "# HELP kvist_gateway_%s_%s %s\n# TYPE kvist_gateway_%s_%s counter\n", by, what,
-        help, by, what);
+    fprintf(
+        page, "# HELP kvist_gateway_%s %s\n# TYPE kvist_gateway_%s %s\n", name, help, name, type);
 }
 
-static void render_counter(const kv_figures_t *figures, FILE *page, int by, const char *what,
-    const char *help, size_t offset)
+/* A split's: NAME_what. */
+static void head_of(FILE *page, int by, const char *what, const char *help)
 {
-    const row_t *row;
-    head(page, NAMES[by], what, help);
-    for (uint32_t i = 0; (row = row_at(figures, &figures->tables[by], i)) != NULL; i++) {
-        uint64_t value;
-        memcpy(&value, (const char *)row + offset, sizeof value);
-        fprintf(page, "kvist_gateway_%s_%s{%s=\"%s\"} %" PRIu64 "\n", NAMES[by], what, NAMES[by],
-            row->label, value);
-    }
+    char name[64];
+    snprintf(name, sizeof name, "%s_%s", NAMES[by], what);
+    head(page, name, "counter", help);
 }
+
+static uint64_t answers_of(const kv_totals_t *totals)
+{
+    return totals->answers;
+}
+
+static uint64_t good_answers_of(const kv_totals_t *totals)
+{
+    return totals->good_answers;
+}
+
+static uint64_t prompt_tokens_of(const kv_totals_t *totals)
+{
+    return totals->parts.prompt;
+}
+
+static uint64_t gap_tokens_of(const kv_totals_t *totals)
+{
+    return kv_partition_gap(&totals->parts);
+}
+
+static uint64_t generated_tokens_of(const kv_totals_t *totals)
+{
+    return totals->generated_tokens;
+}
+
+/* What every split has, one value a row. */
+static const struct {
+    const char *what, *help;
+    uint64_t (*of)(const kv_totals_t *totals);
+} COUNTERS[] = {
+    {"answers_total", "answers", answers_of},
+    {"good_answers_total", "answers that met the targets of gateway.slo_ttft and gateway.slo_tpot",
+        good_answers_of},
+    {"prompt_tokens_total", "prompt tokens of answers", prompt_tokens_of},
+    {"completion_tokens_total", "tokens that were generated for answers", generated_tokens_of},
+    {"gap_tokens_total", "prompt tokens that were recomputed though they had been seen before",
+        gap_tokens_of},
+};
+static const char CACHED_HELP[] =
+    "prompt tokens that were not recomputed, by the tier they came from";
 
 static void render_table(const kv_figures_t *figures, FILE *page, int by)
 {
     const row_t *row;
-    render_counter(figures, page, by, "answers_total", "answers", offsetof(row_t, requests));
-    render_counter(figures, page, by, "prompt_tokens_total", "prompt tokens of answers",
-        offsetof(row_t, prompt_tokens));
-    render_counter(figures, page, by, "completion_tokens_total", "tokens that were generated",
-        offsetof(row_t, generated_tokens));
-    head(page, NAMES[by], "cached_tokens_total",
-        "prompt tokens that were not recomputed, by the tier they came from");
+    for (size_t what = 0; what < sizeof COUNTERS / sizeof COUNTERS[0]; what++) {
+        head_of(page, by, COUNTERS[what].what, COUNTERS[what].help);
+        for (uint32_t i = 0; (row = row_at(figures, &figures->tables[by], i)) != NULL; i++) {
+            fprintf(page, "kvist_gateway_%s_%s{%s=\"%s\"} %" PRIu64 "\n", NAMES[by],
+                COUNTERS[what].what, NAMES[by], row->label, COUNTERS[what].of(&row->totals));
+        }
+    }
+    head_of(page, by, "cached_tokens_total", CACHED_HELP);
     for (uint32_t i = 0; (row = row_at(figures, &figures->tables[by], i)) != NULL; i++) {
-        for (int tier = 0; tier < KV_FIGURE_TIERS; tier++) {
+        for (int tier = 0; tier < KV_PARTITION_TIERS; tier++) {
             fprintf(page,
                 "kvist_gateway_%s_cached_tokens_total{%s=\"%s\",tier=\"%s\"} %" PRIu64 "\n",
-                NAMES[by], NAMES[by], row->label, TIERS[tier], row->cached[tier]);
+                NAMES[by], NAMES[by], row->label, TIERS[tier], row->totals.parts.hit[tier]);
         }
     }
 }
 
+/* The prompts of all answers: cached, gap and unseen add up to prompt tokens. */
+static void render_parts(const kv_totals_t *totals, FILE *page)
+{
+    const kv_partition_t *parts = &totals->parts;
+    head(page, "prompt_tokens_total", "counter", "prompt tokens of answers");
+    fprintf(page, "kvist_gateway_prompt_tokens_total %" PRIu64 "\n", parts->prompt);
+    head(page, "cached_tokens_total", "counter", CACHED_HELP);
+    for (int tier = 0; tier < KV_PARTITION_TIERS; tier++) {
+        fprintf(page, "kvist_gateway_cached_tokens_total{tier=\"%s\"} %" PRIu64 "\n", TIERS[tier],
+            parts->hit[tier]);
+    }
+    head(page, "gap_tokens_total", "counter",
+        "prompt tokens that were recomputed though they had been seen before, and why");
+    for (int reason = 0; reason < KV_GAP_COUNT; reason++) {
+        fprintf(page, "kvist_gateway_gap_tokens_total{reason=\"%s\"} %" PRIu64 "\n",
+            kv_gap_name((kv_gap_t)reason), parts->gap[reason]);
+    }
+    head(page, "unseen_tokens_total", "counter",
+        "prompt tokens that no cache could have had: new, short (less than a block), diverged (the "
+        "prompt parted early from its predecessor)");
+    fprintf(page,
+        "kvist_gateway_unseen_tokens_total{kind=\"new\"} %" PRIu64 "\n"
+        "kvist_gateway_unseen_tokens_total{kind=\"short\"} %" PRIu64 "\n"
+        "kvist_gateway_unseen_tokens_total{kind=\"diverged\"} %" PRIu64 "\n",
+        parts->fresh, parts->tail, parts->diverged);
+    head(page, "completion_tokens_total", "counter", "tokens that were generated for answers");
+    fprintf(page, "kvist_gateway_completion_tokens_total %" PRIu64 "\n", totals->generated_tokens);
+}
+
+static void render_rates(const kv_totals_t *totals, FILE *page)
+{
+    head(
+        page, "hit_rate", "gauge", "prompt tokens not recomputed / prompt tokens, since the start");
+    fprintf(page, "kvist_gateway_hit_rate %.17g\n", kv_partition_rate(&totals->parts));
+    head(page, "ideal_hit_rate", "gauge",
+        "the same, had a cache without bounds been there: tokens seen before / prompt tokens");
+    fprintf(page, "kvist_gateway_ideal_hit_rate %.17g\n", kv_partition_ideal(&totals->parts));
+    head(page, "input_output_ratio", "gauge", "prompt tokens / tokens generated, since the start");
+    fprintf(page, "kvist_gateway_input_output_ratio %.17g\n",
+        totals->generated_tokens == 0
+            ? 0
+            : (double)totals->parts.prompt / (double)totals->generated_tokens);
+}
+
+static void render_goodput(const kv_figures_t *figures, FILE *page)
+{
+    static const char *const MET[MET_COUNT] = {"none", "ttft", "tpot", "both"};
+    head(page, "slo_answers_total", "counter",
+        "answers, by which of the targets they met; goodput is the rate of both");
+    for (int met = 0; met < MET_COUNT; met++) {
+        fprintf(page, "kvist_gateway_slo_answers_total{met=\"%s\"} %" PRIu64 "\n", MET[met],
+            figures->met[met]);
+    }
+    head(page, "slo_seconds", "gauge", "the targets; 0: none");
+    fprintf(page,
+        "kvist_gateway_slo_seconds{target=\"ttft\"} %.17g\n"
+        "kvist_gateway_slo_seconds{target=\"tpot\"} %.17g\n",
+        (double)figures->slo_ttft_ns / KV_NS_PER_S, (double)figures->slo_tpot_ns / KV_NS_PER_S);
+}
+
 static void render_seconds(const kv_figures_t *figures, FILE *page)
 {
-    head(page, "compute", "seconds_total",
+    head(page, "compute_seconds_total", "counter",
         "prefill: computing prompts, as nodes say; decode: first token to the last");
     fprintf(page,
         "kvist_gateway_compute_seconds_total{phase=\"prefill\"} %.17g\n"
         "kvist_gateway_compute_seconds_total{phase=\"decode\"} %.17g\n",
         figures->compute_seconds, figures->decode_seconds);
-    head(page, "prefill", "avoided_seconds_total",
+    head(page, "prefill_avoided_seconds_total", "counter",
         "prompt tokens that were not recomputed, at the mean price of those that were");
     fprintf(page, "kvist_gateway_prefill_avoided_seconds_total %.17g\n", figures->avoided_seconds);
 }
 
-void kv_figures_render(const kv_figures_t *figures, FILE *page)
+static void render_refused(const kv_figures_t *figures, FILE *page)
 {
-    for (int by = 0; by < KV_BY_COUNT; by++) {
-        render_table(figures, page, by);
-    }
-    head(page, "missed", "tokens_total", "prompt tokens that were recomputed, and why");
-    for (uint32_t i = 0; i <= REASONS_MAX && figures->missed[i].label[0] != '\0'; i++) {
-        fprintf(page, "kvist_gateway_missed_tokens_total{reason=\"%s\"} %" PRIu64 "\n",
-            figures->missed[i].label, figures->missed[i].count);
-    }
-    head(page, "refused", "total", "requests that were refused before they began, and why");
+    head(page, "refused_total", "counter", "requests that were refused before they began, and why");
     for (uint32_t i = 0; i < figures->refused_count; i++) {
         const table_t *tenants = &figures->refused[i].tenants;
         const row_t *row;
         for (uint32_t j = 0; (row = row_at(figures, tenants, j)) != NULL; j++) {
             fprintf(page, "kvist_gateway_refused_total{why=\"%s\",tenant=\"%s\"} %" PRIu64 "\n",
-                figures->refused[i].why, row->label, row->requests);
+                figures->refused[i].why, row->label, row->totals.answers);
         }
     }
+}
+
+void kv_figures_render(const kv_figures_t *figures, FILE *page)
+{
+    render_parts(&figures->totals, page);
+    render_rates(&figures->totals, page);
+    render_goodput(figures, page);
+    for (int by = 0; by < KV_BY_COUNT; by++) {
+        render_table(figures, page, by);
+    }
+    head(page, "missed_tokens_total", "counter",
+        "prompt tokens that were recomputed, by what their node says of it");
+    for (uint32_t i = 0; i <= REASONS_MAX && figures->missed[i].label[0] != '\0'; i++) {
+        fprintf(page, "kvist_gateway_missed_tokens_total{reason=\"%s\"} %" PRIu64 "\n",
+            figures->missed[i].label, figures->missed[i].count);
+    }
+    render_refused(figures, page);
     render_seconds(figures, page);
 }

@@ -1,6 +1,7 @@
 /* The gateway's figures under the one definition of hit rate: prompt tokens not recomputed / prompt
- * tokens. In all, and split by route, model, tenant, agent, template, tool mode, step and release;
- * by tier where they came from; by reason where they did not come.
+ * tokens; with the rate of an ideal cache beside it (gap.h). In all, and split by route, model,
+ * tenant, agent, template, tool mode, step and release; by tier where they came from; by reason
+ * where they did not come. Goodput: answers that met the targets.
  *
  * Each split stands alone (no products of two): its size is bounded by label_values_max values,
  * whatever clients send; later ones count as "other". What a request does not say is "none".
@@ -10,11 +11,13 @@
 #ifndef KV_GATEWAY_FIGURES_H
 #define KV_GATEWAY_FIGURES_H
 
+#include "gateway/figures/gap.h"
+
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 
-enum { KV_LABEL_BYTES_MAX = 63, KV_FIGURE_TIERS = 4 };
+enum { KV_LABEL_BYTES_MAX = 63 };
 
 /* What answers are split by. */
 typedef enum {
@@ -32,19 +35,34 @@ typedef enum {
 /* One answer. */
 typedef struct {
     const char *labels[KV_BY_COUNT]; /* NULL or "": not said */
-    uint32_t prompt_tokens, generated_tokens;
-    uint32_t cached[KV_FIGURE_TIERS]; /* of the prompt: device, host, disk, remote */
-    const char *miss;                 /* why no more was cached, as the node says it; NULL */
-    uint64_t compute_ns;              /* of what was computed of the prompt; 0: not known */
-    uint64_t decode_ns;               /* first token to the last */
+    kv_partition_t parts;            /* of its prompts */
+    uint32_t generated_tokens;
+    const char *miss;    /* why no more was cached, as the node says it; NULL */
+    uint64_t compute_ns; /* of what was computed of the prompt; 0: not known */
+    uint64_t decode_ns;  /* first token to the last, of all choices */
+    uint64_t ttft_ns;    /* arrival to the first token */
+    uint64_t tpot_ns;    /* per token after the first: of the slowest choice */
 } kv_figure_t;
+
+/* Since the start. */
+typedef struct {
+    kv_partition_t parts;
+    uint64_t answers, generated_tokens;
+    uint64_t good_answers; /* met every target that is set */
+} kv_totals_t;
+
+typedef struct {
+    uint32_t label_values_max;
+    uint64_t slo_ttft_ns, slo_tpot_ns; /* targets; 0: none */
+} kv_figures_params_t;
 
 typedef struct kv_figures kv_figures_t;
 
-kv_figures_t *kv_figures_create(uint32_t label_values_max);
+kv_figures_t *kv_figures_create(const kv_figures_params_t *params);
 void kv_figures_destroy(kv_figures_t *figures); /* NULL is fine */
 
 void kv_figures_count(kv_figures_t *figures, const kv_figure_t *answer);
+const kv_totals_t *kv_figures_totals(const kv_figures_t *figures);
 
 /* A request that was refused before it began: by whom it was asked and why ("key", "requests",
  * "tokens", "queue", ...: literals). */

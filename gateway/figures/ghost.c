@@ -4,6 +4,7 @@
 #include "gateway/figures/ghost.h"
 
 #include "base/memory.h"
+#include "base/metrics.h"
 #include "cluster/holdings.h"
 
 #include <stdlib.h>
@@ -19,6 +20,7 @@ static const Kvist__Events__Tier SEEN = KVIST__EVENTS__TIER__TIER_HOST;
 struct kv_ghost {
     kv_holdings_t *holdings;
     size_t capacity;
+    kv_metric_t *blocks;
 };
 
 kv_ghost_t *kv_ghost_create(uint64_t bytes)
@@ -28,6 +30,12 @@ kv_ghost_t *kv_ghost_create(uint64_t bytes)
     ghost->capacity =
         capacity < KV_HOLDINGS_CAPACITY_MAX ? (size_t)capacity : KV_HOLDINGS_CAPACITY_MAX;
     ghost->holdings = kv_holdings_create(ghost->capacity);
+    ghost->blocks = kv_metric_gauge("kvist_gateway_ghost_blocks", "",
+        "blocks that are known to have been seen, for the ideal hit rate");
+    kv_metric_set(ghost->blocks, 0);
+    kv_metric_set(kv_metric_gauge("kvist_gateway_ghost_blocks_max", "",
+                      "blocks that gateway.ghost_bytes has room for"),
+        (double)ghost->capacity);
     return ghost;
 }
 
@@ -46,6 +54,7 @@ void kv_ghost_note(kv_ghost_t *ghost, const kvist_key_t *keys, uint32_t count, b
     for (uint32_t i = count; i > 0; i--) {
         kv_holdings_stored(ghost->holdings, SELF, keys[i - 1].bytes, 1, kept ? KEPT : SEEN);
     }
+    kv_metric_set(ghost->blocks, (double)kv_holdings_count(ghost->holdings));
 }
 
 kv_ghost_run_t kv_ghost_look(const kv_ghost_t *ghost, const kvist_key_t *keys, uint32_t count)

@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "gateway/figures/seen.h"
 #include "gateway/request.h"
 #include "gateway/routing/branches.h"
 #include "gateway/routing/decisions.h"
@@ -27,21 +28,6 @@ static const kv_prompt_keys_t *keys_of(const kv_generation_t *choice)
 
 /* ---- what is known of the nodes ---- */
 
-/* What is stored is of use to it; what it computes will be to others. */
-static bool reads(const kv_generation_t *choice)
-{
-    uint32_t mode = choice->request->api.cache_mode;
-    return mode == KVIST__WIRE__CACHE_MODE__CACHE_READWRITE ||
-           mode == KVIST__WIRE__CACHE_MODE__CACHE_READ;
-}
-
-static bool writes(const kv_generation_t *choice)
-{
-    uint32_t mode = choice->request->api.cache_mode;
-    return mode == KVIST__WIRE__CACHE_MODE__CACHE_READWRITE ||
-           mode == KVIST__WIRE__CACHE_MODE__CACHE_WRITE;
-}
-
 /* How the node names blocks, or how what was sent there is named here. */
 static int naming_of(const kv_gateway_t *gateway, const kv_node_t *node)
 {
@@ -56,7 +42,7 @@ static void look_at_node(const kv_generation_t *choice, const kv_decode_node_t *
     const kv_prompt_keys_t *keys = keys_of(choice);
     const kv_node_t *at = node->node;
     const kv_node_state_t told = kv_node_look(at);
-    int naming = reads(choice) ? naming_of(gateway, at) : KV_NAMING_NONE;
+    int naming = kv_api_reads(&choice->request->api) ? naming_of(gateway, at) : KV_NAMING_NONE;
     kv_holding_t run = kv_prefixes_run(gateway->prefixes, at->id, told.attached_to, keys, naming);
     state->name_hash = kv_router_hash(at->name, strlen(at->name));
     state->outstanding = node->outstanding;
@@ -110,11 +96,12 @@ static longest_t look(const kv_generation_t *choice, kv_router_node_t *states)
     for (size_t i = 0; i < gateway->node_count; i++) {
         look_at_node(choice, gateway->nodes[i], &states[i], &longest);
     }
-    for (uint32_t i = 0; reads(choice) && i < gateway->options->gateway.queue_max; i++) {
+    for (uint32_t i = 0;
+         kv_api_reads(&choice->request->api) && i < gateway->options->gateway.queue_max; i++) {
         const kv_request_t *request = gateway->slots[i];
         for (size_t k = 0; request != NULL && request->choices != NULL && k < request->choice_count;
              k++) {
-            if (request->choices[k].node != NULL && writes(&request->choices[k])) {
+            if (request->choices[k].node != NULL && kv_api_writes(&request->api)) {
                 look_at_work(choice, &request->choices[k], states, &longest);
             }
         }
@@ -163,6 +150,30 @@ static void keep_decision(const kv_generation_t *choice, const kv_router_request
         1);
 }
 
+static uint32_t run_of(const kv_router_node_t *state)
+{
+    uint32_t tokens = 0;
+    for (int tier = 0; tier < KV_ROUTER_TIERS; tier++) {
+        tokens += state->run_tokens[tier];
+    }
+    return tokens;
+}
+
+/* What was seen of the prompt, as far as the nodes have it or are at it. */
+static void look_back(kv_generation_t *choice, const kv_router_node_t *states, int node)
+{
+    const kv_gateway_t *gateway = choice->request->gateway;
+    kv_found_t found = {.naming = naming_of(gateway, gateway->nodes[node]->node),
+        .at_node_tokens = run_of(&states[node])};
+    for (size_t i = 0; i < gateway->node_count; i++) {
+        uint32_t held_tokens = run_of(&states[i]), coming_tokens = states[i].coming_tokens;
+        found.held_tokens = held_tokens > found.held_tokens ? held_tokens : found.held_tokens;
+        found.coming_tokens =
+            coming_tokens > found.coming_tokens ? coming_tokens : found.coming_tokens;
+    }
+    kv_seen_look(choice, &found);
+}
+
 kv_decode_node_t *kv_route_choose(
     kv_generation_t *choice, kv_router_node_t states[KV_GATEWAY_NODES_MAX])
 {
@@ -184,10 +195,11 @@ kv_decode_node_t *kv_route_choose(
         return NULL;
     }
     keep_decision(choice, &asked, states, scores, chosen);
+    look_back(choice, states, chosen.node);
     choice->bring_tokens = scores[chosen.node].bring_tokens;
     choice->taken_tokens = asked.prompt_tokens - scores[chosen.node].run_tokens;
     choice->warm = chosen.reason == KV_CHOICE_PREFIX && scores[chosen.node].run_tokens > 0;
-    if (longest.blocks > 0 && choice->sent_count == 0 && writes(choice)) {
+    if (longest.blocks > 0 && choice->sent_count == 0 && kv_api_writes(&choice->request->api)) {
         uint32_t new_blocks = keys->of[longest.naming].block_count - longest.blocks;
         kv_branches_add(gateway->branches, keys->of[longest.naming].keys, longest.blocks,
             new_blocks * keys->of[longest.naming].block_tokens);
@@ -205,10 +217,11 @@ void kv_route_sent(kv_generation_t *choice, kv_decode_node_t *node)
     node->waiting_tokens += choice->waiting_tokens;
     node->warm += choice->warm;
     const kv_request_t *request = choice->request;
-    for (size_t i = 0; writes(choice) && i < request->gateway->node_count; i++) {
+    for (size_t i = 0; kv_api_writes(&choice->request->api) && i < request->gateway->node_count;
+         i++) {
         request->gateway->nodes[i]->taken_tokens *= KV_ROUTER_TAKEN_KEPT;
     }
-    node->taken_tokens += writes(choice) ? choice->taken_tokens : 0;
+    node->taken_tokens += kv_api_writes(&choice->request->api) ? choice->taken_tokens : 0;
     if (node->node->peer == NULL &&
         request->api.cache_mode != KVIST__WIRE__CACHE_MODE__CACHE_BYPASS) {
         kv_prefixes_sent(request->gateway->prefixes, node->node->id, keys_of(choice),

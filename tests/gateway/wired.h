@@ -93,6 +93,8 @@ typedef struct {
     uint32_t token;       /* each answer is this one, max_tokens times */
     atomic_uint wait_for; /* says nothing before it has so many requests */
     atomic_uint job_count, cancel_count;
+    atomic_uint host_tokens;  /* what it says of each prompt: so many were in host memory, */
+    const char *_Atomic miss; /* and why no more; NULL: nothing */
     /* NULL, or told of every message, on the node's thread. */
     void (*heard)(kv_peer_t *peer, const Kvist__Wire__Envelope *message);
 } decode_t;
@@ -112,6 +114,10 @@ static void finish_job(decode_t *decode, job_t *job)
     Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
     Kvist__Wire__Finished finished = KVIST__WIRE__FINISHED__INIT;
     Kvist__Wire__Usage usage = KVIST__WIRE__USAGE__INIT;
+    Kvist__Wire__CachedTokens cached = KVIST__WIRE__CACHED_TOKENS__INIT;
+    cached.host = atomic_load(&decode->host_tokens);
+    usage.cached = &cached;
+    usage.miss = (char *)(atomic_load(&decode->miss) != NULL ? atomic_load(&decode->miss) : "");
     usage.prompt_tokens = job->prompt_tokens;
     usage.generated_tokens = job->sent;
     finished.request_id = job->id;
