@@ -139,9 +139,11 @@ static void tell(kv_attached_call_t *call)
             .expires_unix_ns = call->expires_unix_ns,
             .pin_until_unix_ns = call->pin_until_unix_ns,
         };
-        /* As kvist_store_keep: the device's copy goes no later. */
+        /* As kvist_store_keep: the device's copy goes no later. The service may have let go of its
+         * own already: where another client asked for the same. */
         const kvist_terms_t expiry = {.expires_unix_ns = call->terms.expires_unix_ns};
-        if (call->status == KV_OK && expiry.expires_unix_ns != 0) {
+        bool holds = call->status == KV_OK || call->status == KV_MISSING;
+        if (holds && expiry.expires_unix_ns != 0) {
             kv_embedded_store_keep(call->attached->inner, &call->key, &expiry);
         }
         call->promised(call->context, &promise);
