@@ -1,7 +1,5 @@
 /* kvist-decode: generates. This file checks what a gateway sent and makes a request of it
- * (request.c); what it asks about stored contexts is context.c's. */
-#include "base/log.h"
-#include "decode/context.h"
+ * (request.c). */
 #include "decode/request.h"
 #include "node/process.h"
 #include "runtime/message.h"
@@ -46,34 +44,9 @@ static kv_status_t validate(
     return KV_OK;
 }
 
-/* The store checks what it says. */
-static void take_quota(kv_core_t *core, const kv_peer_t *peer, const Kvist__Wire__Quota *message)
-{
-    const kvist_quota_t quota = {.tenant = message->tenant,
-        .host_bytes = message->host_bytes,
-        .disk_bytes = message->disk_bytes};
-    kv_error_t error;
-    if (kv_peer_role(peer) != KVIST__WIRE__ROLE__ROLE_GATEWAY) {
-        return;
-    }
-    if (kvist_store_set_quota(core->holder.store, &quota, &error) != KV_OK) {
-        kv_log_warn("decode", "quota from %s: %s", kv_peer_name(peer), error.text);
-    } else {
-        kv_log_info("decode", "quota of %s host_bytes %" PRIu64 " disk_bytes %" PRIu64,
-            quota.tenant, quota.host_bytes, quota.disk_bytes);
-    }
-}
-
 static void *accept_message(
     kv_core_t *core, uint64_t id, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
-    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_CONTEXT) {
-        kv_decode_context_accept(core, peer, message->context);
-        return NULL;
-    }
-    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_QUOTA) {
-        take_quota(core, peer, message->quota);
-    }
     if (message->body_case != KVIST__WIRE__ENVELOPE__BODY_GENERATE) {
         return NULL;
     }

@@ -1,4 +1,4 @@
-#include "decode/context.h"
+#include "runtime/context.h"
 
 #include "base/clock.h"
 #include "base/memory.h"
@@ -18,6 +18,7 @@ typedef struct {
     kvist_key_t name_space;
     uint32_t *tokens;
     uint32_t token_count, stored_blocks;
+    uint64_t expected_next_use_unix_ns;
     kvist_lease_t *lease; /* while it is brought back */
     kv_promises_t promises;
     bool waiting; /* the store will call back */
@@ -73,6 +74,7 @@ static kv_status_t find(context_t *context, kvist_lease_t **lease_out)
         .tokens = context->tokens,
         .token_count = context->token_count,
         .mode = KVIST_MODE_READ,
+        .terms.expected_next_use_unix_ns = context->expected_next_use_unix_ns,
         .uncounted = true,
     };
     kvist_match_t match;
@@ -162,6 +164,35 @@ static void keep(context_t *context, kvist_lease_t *lease)
     answer(context, status, NULL);
 }
 
+/* The first one that does not hold is why the whole is not done. */
+static void promised(void *owner)
+{
+    context_t *context = owner;
+    const kv_promises_t *promises = &context->promises;
+    const char *why_not = "";
+    for (uint32_t i = 0; i < promises->count && why_not[0] == '\0'; i++) {
+        why_not = promises->items[i].granted.why_not;
+    }
+    answer(context, why_not[0] == '\0' ? KV_OK : KV_REFUSED, why_not);
+}
+
+static void promise(context_t *context, kvist_lease_t *lease)
+{
+    kv_promises_t *promises = &context->promises;
+    uint32_t stored = context->stored_blocks * block_tokens(context);
+    kvist_lease_release(lease);
+    for (uint32_t i = 0; i < promises->count; i++) {
+        Kvist__Wire__Promise *asked = &promises->asked[i];
+        asked->token_count = asked->token_count < stored ? asked->token_count : stored;
+    }
+    promises->known = promised;
+    promises->context = context;
+    kv_promises_ask(promises, context->core, &context->name_space, context->tokens, stored);
+    if (promises->open_count == 0) {
+        promised(context);
+    }
+}
+
 static void begin(context_t *context)
 {
     kvist_lease_t *lease;
@@ -175,6 +206,8 @@ static void begin(context_t *context)
         spill(context, lease);
     } else if (context->action == KVIST__WIRE__CONTEXT_ACTION__CONTEXT_PROMOTE) {
         promote(context, lease);
+    } else if (context->action == KVIST__WIRE__CONTEXT_ACTION__CONTEXT_PROMISE) {
+        promise(context, lease);
     } else {
         keep(context, lease);
     }
@@ -266,13 +299,28 @@ static const kv_request_ops_t CONTEXT_OPS = {
     .destroy = destroy,
 };
 
+static kv_kept_fields_t kept_fields(const Kvist__Wire__Context *asked)
+{
+    return (kv_kept_fields_t){.tenant = "",
+        .expected_next_use_unix_ms = asked->expected_next_use_unix_ms,
+        .promise_count = asked->n_promises,
+        .promises = asked->promises};
+}
+
+static bool computes_prompts(const kv_core_t *core)
+{
+    return core->holder.role == KVIST__WIRE__ROLE__ROLE_PREFILL;
+}
+
 static kv_status_t check(
     const kv_core_t *core, const Kvist__Wire__Context *asked, kv_error_t *error)
 {
-    const kv_kept_fields_t kept = {
-        .tenant = "", .promise_count = asked->n_promises, .promises = asked->promises};
-    kv_status_t status = kv_message_check_room(
-        core, core->holder.options->decode.queue_max, "decode.queue_max", error);
+    const kv_options_t *options = core->holder.options;
+    const kv_kept_fields_t kept = kept_fields(asked);
+    kv_status_t status =
+        computes_prompts(core)
+            ? kv_message_check_room(core, options->prefill.queue_max, "prefill.queue_max", error)
+            : kv_message_check_room(core, options->decode.queue_max, "decode.queue_max", error);
     if (status == KV_OK && asked->salt.len > KV_MESSAGE_SALT_BYTES_MAX) {
         status = kv_fail(error, KV_INVALID, "salt: %zu bytes (at most %d)", asked->salt.len,
             KV_MESSAGE_SALT_BYTES_MAX);
@@ -283,8 +331,8 @@ static kv_status_t check(
             core->info->context_tokens_max);
     }
     if (status == KV_OK && (asked->action < KVIST__WIRE__CONTEXT_ACTION__CONTEXT_SPILL ||
-                               asked->action > KVIST__WIRE__CONTEXT_ACTION__CONTEXT_KEEP)) {
-        status = kv_fail(error, KV_INVALID, "action is %d (1 to 3)", (int)asked->action);
+                               asked->action > KVIST__WIRE__CONTEXT_ACTION__CONTEXT_PROMISE)) {
+        status = kv_fail(error, KV_INVALID, "action is %d (1 to 4)", (int)asked->action);
     }
     if (status == KV_OK) {
         status = kv_message_check_tokens(
@@ -293,7 +341,7 @@ static kv_status_t check(
     return status == KV_OK ? kv_promises_check(&kept, asked->n_tokens, error) : status;
 }
 
-void kv_decode_context_accept(kv_core_t *core, kv_peer_t *peer, const Kvist__Wire__Context *asked)
+void kv_context_accept(kv_core_t *core, kv_peer_t *peer, const Kvist__Wire__Context *asked)
 {
     kv_error_t error;
     kv_status_t status = check(core, asked, &error);
@@ -305,8 +353,7 @@ void kv_decode_context_accept(kv_core_t *core, kv_peer_t *peer, const Kvist__Wir
         send_done(peer, &done);
         return;
     }
-    const kv_kept_fields_t kept = {
-        .tenant = "", .promise_count = asked->n_promises, .promises = asked->promises};
+    const kv_kept_fields_t kept = kept_fields(asked);
     context_t *context = kv_allocate(sizeof *context);
     *context = (context_t){
         .core = core,
@@ -316,9 +363,10 @@ void kv_decode_context_accept(kv_core_t *core, kv_peer_t *peer, const Kvist__Wir
         .name_space = kv_core_namespace(core, asked->salt.data, asked->salt.len),
         .tokens = kv_allocate_array(asked->n_tokens, sizeof *context->tokens),
         .token_count = (uint32_t)asked->n_tokens,
+        .expected_next_use_unix_ns = asked->expected_next_use_unix_ms * KV_NS_PER_MS,
     };
     memcpy(context->tokens, asked->tokens, asked->n_tokens * sizeof *context->tokens);
-    kv_promises_take(&context->promises, &kept, false);
+    kv_promises_take(&context->promises, &kept, computes_prompts(core));
     begin(context);
     kv_requests_add_as(&core->holder.requests, &CONTEXT_OPS, context);
     kv_holder_keep_ticking(&core->holder);

@@ -164,6 +164,9 @@ static void *accept_message(
     core->public.request_count = holder->requests.count;
     core->public.asker_request_count = kv_requests_from(&holder->requests, peer);
     core->public.asker_count = askers.count;
+    if (kv_relayed_message(&core->public, peer, message)) {
+        return NULL;
+    }
     return core->params->accept(&core->public, id, peer, message);
 }
 
@@ -181,11 +184,12 @@ static void describe(void *context, Kvist__Admin__Status *status)
     status->arithmetic = (char *)(prefill ? info->prefill_arithmetic : info->decode_arithmetic);
 }
 
-/* Gateways are told what keys are made of here. */
+/* Prefill nodes are told what gateways say, these what keys are made of here. */
 static void greet(void *context, kv_peer_t *peer)
 {
     core_t *core = context;
     const kv_block_shape_t *shape = &core->public.info->shape;
+    kv_relayed_greet(&core->public, peer);
     if (kv_peer_role(peer) != KVIST__WIRE__ROLE__ROLE_GATEWAY || kv_peer_version(peer) < 2) {
         return;
     }
@@ -381,6 +385,7 @@ static void close_all(core_t *core)
     kv_holder_leave(&public->holder);
     kv_compute_destroy(public->compute);
     kv_recorder_close(public->recorder);
+    kv_relayed_clear(&public->relayed);
     if (public->holder.store != NULL) {
         kvist_store_close(public->holder.store);
     }

@@ -22,18 +22,20 @@
 #include "runtime/compute.h"
 #include "runtime/rates.h"
 #include "runtime/recorder.h"
+#include "runtime/relayed.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
-typedef struct {
+typedef struct kv_core {
     kv_holder_t holder; /* first: a kv_core_t * is a kv_holder_t * */
     kv_engine_t *engine;
     const kv_engine_info_t *info;
     kv_compute_t *compute;
     kv_rates_t rates;
     kv_recorder_t *recorder; /* a decode node's; NULL: requests are not recorded */
-    uint32_t request_count;  /* living ones */
+    kv_relayed_t relayed;
+    uint32_t request_count; /* living ones */
     /* Of the peer whose message is being accepted: its requests, and the peers of its role. */
     uint32_t asker_request_count, asker_count;
 } kv_core_t;
