@@ -44,6 +44,18 @@ static size_t own_asks(const kv_generation_t *choice, ask_t asks_out[ASKS_MAX])
     return count;
 }
 
+/* Who asks for a pin says how soon it means to be back: the shortest of them. 0: nobody does. */
+static uint64_t next_use_unix_ms(const ask_t *asks, size_t count)
+{
+    uint64_t least_ns = UINT64_MAX;
+    for (size_t i = 0; i < count; i++) {
+        if (!asks[i].limit && asks[i].ttl_ns < least_ns) {
+            least_ns = asks[i].ttl_ns;
+        }
+    }
+    return least_ns < UINT64_MAX ? now_unix_ms() + least_ns / KV_NS_PER_MS : 0;
+}
+
 static void add(kv_keeping_t *keeping, Kvist__Wire__Generate *generate, const ask_t *ask)
 {
     if (generate->n_promises == KV_KEEPING_MAX) {
@@ -97,6 +109,7 @@ void kv_keeping_ask(
     generate->priority = (Kvist__Wire__Priority)request->api.priority;
     generate->tenant = (char *)(request->call.tenant != NULL ? request->call.tenant : "");
     generate->promises = keeping->list;
+    generate->expected_next_use_unix_ms = next_use_unix_ms(asks, ask_count);
     choice->promise_node = node;
     for (size_t i = 0; i < ask_count; i++) {
         add(keeping, generate, &asks[i]);

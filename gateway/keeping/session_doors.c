@@ -73,6 +73,7 @@ static bool ask_node(kv_gateway_t *gateway, kv_session_t *session,
     }
     Kvist__Wire__Context context = KVIST__WIRE__CONTEXT__INIT;
     context.action = action;
+    context.expected_next_use_unix_ms = session->resume_by_unix_ms;
     if (send_context(gateway, peer, session, &context) != KV_OK) {
         return kv_api_fail(
             error, 503, "", "overloaded", "node %s takes no messages now", kv_peer_name(peer));
@@ -414,12 +415,12 @@ void kv_session_tick(kv_gateway_t *gateway)
     kv_session_t *session;
     kv_api_error_t error;
     while ((session = kv_sessions_due(gateway->sessions)) != NULL) {
-        session->resume_by_unix_ms = 0;
         if (ask_node(gateway, session, KVIST__WIRE__CONTEXT_ACTION__CONTEXT_PROMOTE, &error)) {
             session->state = KV_SESSION_RESUMING;
         } else {
             snprintf(session->error, sizeof session->error, "%.199s", error.message);
         }
+        session->resume_by_unix_ms = 0;
     }
     while ((session = kv_sessions_idle(gateway->sessions)) != NULL) {
         kv_sessions_close(gateway->sessions, session);

@@ -1,5 +1,5 @@
-/* What nodes are told by the gateway, over real connections: what a Generate says of class, mode
- * and session. */
+/* What nodes are told by the gateway, over real connections: what a Generate says of class, mode and
+ * session, and what becomes of contexts between requests. */
 #include "wired.h"
 
 #include "base/clock.h"
@@ -11,18 +11,43 @@ static decode_t decode;
 typedef struct {
     Kvist__Wire__Priority priority;
     Kvist__Wire__CacheMode cache_mode;
+    uint64_t expected_next_use_unix_ms;
 } told_t;
 
+typedef struct {
+    unsigned count;
+    uint64_t expected_next_use_unix_ms;
+} asked_t;
+
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static told_t told; /* by the last Generate */
+static told_t told;                                                     /* by the last Generate */
+static asked_t asked[KVIST__WIRE__CONTEXT_ACTION__CONTEXT_PROMISE + 1]; /* of contexts */
+
+/* Whatever it is, it is done. */
+static void take_context(kv_peer_t *peer, const Kvist__Wire__Context *context)
+{
+    Kvist__Wire__ContextDone done = KVIST__WIRE__CONTEXT_DONE__INIT;
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    asked_t *of = &asked[context->action];
+    of->count++;
+    of->expected_next_use_unix_ms = context->expected_next_use_unix_ms;
+    done.id = context->id;
+    done.token_count = (uint32_t)context->n_tokens;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_CONTEXT_DONE;
+    envelope.context_done = &done;
+    kv_peer_send(peer, &envelope);
+}
 
 static void on_heard(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
-    (void)peer;
     pthread_mutex_lock(&mutex);
     if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_GENERATE) {
         const Kvist__Wire__Generate *generate = message->generate;
-        told = (told_t){.priority = generate->priority, .cache_mode = generate->cache_mode};
+        told = (told_t){.priority = generate->priority,
+            .cache_mode = generate->cache_mode,
+            .expected_next_use_unix_ms = generate->expected_next_use_unix_ms};
+    } else if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_CONTEXT) {
+        take_context(peer, message->context);
     }
     pthread_mutex_unlock(&mutex);
 }
@@ -35,12 +60,29 @@ static told_t heard(void)
     return copy;
 }
 
+/* What was asked by then, of that action. */
+static asked_t wait_for(Kvist__Wire__ContextAction action, unsigned count)
+{
+    for (int i = 0; i < 30000; i++) {
+        pthread_mutex_lock(&mutex);
+        asked_t copy = asked[action];
+        pthread_mutex_unlock(&mutex);
+        if (copy.count >= count) {
+            return copy;
+        }
+        usleep(1000);
+    }
+    fail_msg("action %d was asked for fewer than %u times", (int)action, count);
+    return (asked_t){0};
+}
+
 /* ---- the client ---- */
 
 static void start(fixture_t *fixture)
 {
     decode.token = token_of(" tree");
     decode.heard = on_heard;
+    memset(asked, 0, sizeof asked);
     gateway_start(fixture, decode_start(&decode, KEY, 0));
     assert_true(becomes(fixture, 200, 30000));
 }
@@ -111,12 +153,38 @@ static void test_class_of_a_session(void **state)
     stop(&fixture);
 }
 
+/* Whoever asks for a pin says how soon it will be back; nobody else says anything. */
+static void test_next_use(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    char id[64], kvist[256], path[128], answer[8192];
+    start(&fixture);
+    complete(&fixture, "");
+    assert_int_equal(heard().expected_next_use_unix_ms, 0);
+    open_session(&fixture, "{\"ttl\":1000}", id);
+    snprintf(kvist, sizeof kvist, "\"session\":\"%s\"", id);
+    uint64_t now_ms = kv_clock_real()->unix_ns(kv_clock_real()) / KV_NS_PER_MS;
+    complete(&fixture, kvist);
+    assert_in_range(heard().expected_next_use_unix_ms, now_ms + 1000000, now_ms + 1100000);
+
+    /* A time to be back: what is brought back by then is kept for then. */
+    snprintf(path, sizeof path, "/v1/sessions/%s/suspend", id);
+    assert_int_equal(ask(&fixture, "POST", path, "{\"resume_by\":2}", answer), 200);
+    asked_t spilled = wait_for(KVIST__WIRE__CONTEXT_ACTION__CONTEXT_SPILL, 1);
+    assert_int_equal(spilled.expected_next_use_unix_ms, 0);
+    asked_t promoted = wait_for(KVIST__WIRE__CONTEXT_ACTION__CONTEXT_PROMOTE, 1);
+    assert_in_range(promoted.expected_next_use_unix_ms, now_ms + 1000, now_ms + 600000);
+    stop(&fixture);
+}
+
 int main(void)
 {
     kv_log_setup("test", KV_LOG_ERROR);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_class_of_a_request),
         cmocka_unit_test(test_class_of_a_session),
+        cmocka_unit_test(test_next_use),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
