@@ -1,6 +1,6 @@
-/* What a gateway asks of a context's stored KV between two requests: to spill it, to bring it back, to
- * end what it was promised, or to promise it more. A prefill node is asked by decode nodes, which
- * pass on what holds for its copies too.
+/* What a gateway asks of a context's stored KV between two requests: to spill it, to bring it back,
+ * to end what it was promised, or to promise it more. A prefill node is asked by decode nodes,
+ * which pass on what holds for its copies too.
  *
  * Owns: copies of the message's fields, the lease while it is brought back.
  * Borrows: the core, and the peer until peer_down.

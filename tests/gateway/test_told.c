@@ -1,5 +1,5 @@
-/* What nodes are told by the gateway, over real connections: what a Generate says of class, mode and
- * session, and what becomes of contexts between requests. */
+/* What nodes are told by the gateway, over real connections: what a Generate says of class, mode
+ * and session, and what becomes of contexts between requests. */
 #include "wired.h"
 
 #include "base/clock.h"
