@@ -24,6 +24,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "gateway/figures/seen.h"
 #include "gateway/keeping/keeping.h"
@@ -143,8 +144,26 @@ uint64_t kv_generation_tpot_ns(const kv_generation_t *choice)
                : (choice->last_token_ns - choice->first_token_ns) / (choice->token_count - 1);
 }
 
-static Kvist__Wire__Usage *copy_usage(const Kvist__Wire__Usage *usage)
+/* Nodes and servers are not ours: more cached tokens than the choice's prompt has are none. */
+static bool is_cached_credible(const kv_generation_t *choice, const Kvist__Wire__CachedTokens *told)
 {
+    uint64_t cached = (uint64_t)told->device + told->host + told->disk + told->remote;
+    bool credible = cached <= choice->prompt->token_count;
+    if (!credible) {
+        kv_log_warn("gateway",
+            "request %s: a node says that %" PRIu64 " of %zu prompt tokens were cached: taken for "
+            "none",
+            choice->request->id, cached, choice->prompt->token_count);
+    }
+    return credible;
+}
+
+static Kvist__Wire__Usage *copy_usage(const kv_generation_t *choice, const Kvist__Wire__Usage *told)
+{
+    Kvist__Wire__Usage shown = *told, *usage = &shown;
+    if (told->cached != NULL && !is_cached_credible(choice, told->cached)) {
+        shown.cached = NULL;
+    }
     size_t bytes = kvist__wire__usage__get_packed_size(usage);
     uint8_t *packed = kv_allocate(bytes + 1);
     kvist__wire__usage__pack(usage, packed);
@@ -171,7 +190,7 @@ static void settle_usage(kv_generation_t *choice, const Kvist__Wire__Usage *fini
     }
     usage.prompt_tokens = (uint32_t)choice->prompt->token_count;
     usage.generated_tokens = choice->token_count;
-    choice->usage = copy_usage(&usage);
+    choice->usage = copy_usage(choice, &usage);
 }
 
 /* ---- the end ---- */
@@ -279,7 +298,7 @@ void kv_generation_take_tokens(kv_generation_t *choice, const Kvist__Wire__Token
         return;
     }
     if (choice->first_usage == NULL && tokens->usage != NULL) {
-        choice->first_usage = copy_usage(tokens->usage);
+        choice->first_usage = copy_usage(choice, tokens->usage);
     }
     choice->last_token_ns = kv_clock_now_ns();
     if (choice->first_token_ns == 0) {

@@ -9,7 +9,12 @@
 #include <string.h>
 #include <uv.h>
 
-enum { FETCH_BYTES_MAX = 1 << 20, CONNECT_LIMIT_MS = 2000, KEEPALIVE_S = 5 };
+enum {
+    FETCH_BYTES_MAX = 1 << 20,
+    TURN_BYTES_MAX = 4 << 20, /* more than libcurl reads of one answer before it returns */
+    CONNECT_LIMIT_MS = 2000,
+    KEEPALIVE_S = 5,
+};
 
 /* ---- on the caller's thread ---- */
 
@@ -159,8 +164,11 @@ struct kv_http_call {
     struct curl_slist *headers;
     char *body;
     kv_http_call_params_t params; /* its texts are not used after the start */
-    char *text;                   /* arrived and not delivered yet; terminated */
-    size_t text_bytes, scanned_bytes;
+    /* What arrived, terminated: up to taken_bytes it was delivered, up to scanned_bytes no line
+     * ends. Many short lines are taken one by one without moving what follows each time. */
+    char *text;
+    size_t text_bytes, taken_bytes, scanned_bytes;
+    size_t line_bytes; /* of the line that has not ended */
     bool overflow;
     char reason[CURL_ERROR_SIZE];
 };
@@ -208,13 +216,36 @@ static bool has_lines(const kv_http_call_t *call)
     return call->params.line != NULL && code >= 200 && code < 300;
 }
 
+/* Whether an answer is too long with these bytes; of one that is handed out by lines, a line. Whole
+ * lines wait for the end of libcurl's turn only. */
+static bool overflows(kv_http_call_t *call, const char *bytes, size_t count)
+{
+    size_t most = call->params.answer_bytes_max;
+    if (!has_lines(call)) {
+        return count > most - call->text_bytes;
+    }
+    const char *end = memrchr(bytes, '\n', count);
+    call->line_bytes = end != NULL ? (size_t)(bytes + count - end - 1) : call->line_bytes + count;
+    return call->line_bytes > most || count > most + TURN_BYTES_MAX - call->text_bytes;
+}
+
+/* What was delivered makes room. */
+static void forget_taken(kv_http_call_t *call)
+{
+    if (call->taken_bytes > 0) {
+        call->text_bytes -= call->taken_bytes;
+        call->scanned_bytes -= call->taken_bytes;
+        memmove(call->text, call->text + call->taken_bytes, call->text_bytes + 1);
+        call->taken_bytes = 0;
+    }
+}
+
 static size_t gather(char *bytes, size_t size, size_t count, void *argument)
 {
     kv_http_call_t *call = argument;
     size_t more = size * count;
-    /* Lines that are whole are delivered after each turn: what stays is part of one. */
-    size_t most = call->params.answer_bytes_max + (has_lines(call) ? CURL_MAX_WRITE_SIZE : 0);
-    if (more > most - call->text_bytes) {
+    forget_taken(call);
+    if (overflows(call, bytes, more)) {
         call->overflow = true;
         return 0;
     }
@@ -234,12 +265,11 @@ static bool deliver_line(kv_http_call_t *call)
         call->scanned_bytes = call->text_bytes;
         return false;
     }
-    size_t bytes = (size_t)(end - call->text);
+    size_t bytes = (size_t)(end - call->text) - call->taken_bytes;
     char *line = kv_allocate(bytes + 1);
-    memcpy(line, call->text, bytes);
-    call->text_bytes -= bytes + 1;
-    memmove(call->text, end + 1, call->text_bytes + 1);
-    call->scanned_bytes = 0;
+    memcpy(line, call->text + call->taken_bytes, bytes);
+    call->taken_bytes += bytes + 1;
+    call->scanned_bytes = call->taken_bytes;
     call->params.line(call->params.context, line, bytes);
     free(line);
     return true;
@@ -270,7 +300,7 @@ static bool deliver_end(kv_http_client_t *client)
         curl_easy_getinfo(message->easy_handle, CURLINFO_RESPONSE_CODE, &http_code);
         kv_http_call_params_t params = call->params;
         char *text = call->text, reason[CURL_ERROR_SIZE];
-        size_t bytes = call->text_bytes;
+        size_t taken = call->taken_bytes, bytes = call->text_bytes - taken;
         bool overflow = call->overflow;
         snprintf(reason, sizeof reason, "%s",
             call->reason[0] != '\0' ? call->reason : curl_easy_strerror(code));
@@ -280,7 +310,7 @@ static bool deliver_end(kv_http_client_t *client)
             snprintf(reason, sizeof reason, "an answer above %zu bytes", params.answer_bytes_max);
         }
         if (code == CURLE_OK) {
-            params.ended(params.context, KV_OK, http_code, text != NULL ? text : "", bytes);
+            params.ended(params.context, KV_OK, http_code, text != NULL ? text + taken : "", bytes);
         } else {
             params.ended(
                 params.context, overflow ? KV_INVALID : KV_PEER_LOST, 0, reason, strlen(reason));

@@ -135,13 +135,13 @@ static void copy_json_text(char text_out[KV_VLLM_TEXT_BYTES], const json_t *text
     copy_text(text_out, json_string_value(text), json_string_length(text));
 }
 
-/* {"error": {"message", "code"}}; false: it is none. */
+/* {"error": {"message", "code"}}; false: it is none, as is "error": null. */
 static bool read_error_object(const json_t *document, kv_vllm_event_t *event)
 {
     const json_t *error = json_object_get(document, "error");
     const json_t *message = json_object_get(error, "message");
     uint32_t code = 500;
-    if (error == NULL) {
+    if (error == NULL || json_is_null(error)) {
         return false;
     }
     read_u32(json_object_get(error, "code"), &code);

@@ -48,6 +48,14 @@ typedef enum {
     FAULT_TOO_MANY, /* more tokens than were asked for */
 } fault_t;
 
+/* What a server does besides, and what changes no text. */
+typedef enum {
+    ODDITY_NONE,
+    ODDITY_EMPTY_LINES, /* millions of them before the first event */
+    ODDITY_NULL_ERROR,  /* each event says that there is no error */
+    ODDITY_USAGE,       /* more tokens were cached than the prompt has */
+} oddity_t;
+
 enum { SERVERS = 2, BODY_BYTES = 1 << 20 };
 
 typedef struct {
@@ -60,7 +68,7 @@ typedef struct {
 } server_t;
 
 static server_t servers[SERVERS];
-static atomic_int fault, faults_left, completions, connections, token_pause_ms;
+static atomic_int oddity, fault, faults_left, completions, connections, token_pause_ms;
 static atomic_bool no_details, closing;
 static pthread_mutex_t body_mutex = PTHREAD_MUTEX_INITIALIZER;
 static char last_body[BODY_BYTES];
@@ -101,14 +109,35 @@ static bool send_token(
     }
     snprintf(event, sizeof event,
         "{\"id\":\"cmpl-1\",\"choices\":[{\"index\":0,\"text\":\"?\",\"token_ids\":[%u],"
-        "\"finish_reason\":%s,\"stop_reason\":%s,\"logprobs\":%s}]}",
-        token, finish, stop_reason, tops);
+        "\"finish_reason\":%s,\"stop_reason\":%s,\"logprobs\":%s}]%s}",
+        token, finish, stop_reason, tops,
+        atomic_load(&oddity) == ODDITY_NULL_ERROR ? ",\"error\":null" : "");
     return send_event(fd, event);
+}
+
+/* Megabytes of lines that say nothing, in one chunk. */
+static bool send_empty_lines(int fd)
+{
+    enum { CHUNK_BYTES = 64 << 10, CHUNKS = 48 };
+    char lines[CHUNK_BYTES + 1], head[32];
+    memset(lines, '\n', CHUNK_BYTES);
+    lines[CHUNK_BYTES] = '\0';
+    snprintf(head, sizeof head, "%x\r\n", CHUNK_BYTES * CHUNKS);
+    bool sent = send_text(fd, head);
+    for (int i = 0; sent && i < CHUNKS; i++) {
+        sent = send_text(fd, lines);
+    }
+    return sent && send_text(fd, "\r\n");
 }
 
 static bool send_end(int fd, size_t prompt_tokens, size_t generated)
 {
     char event[256], details[64] = "";
+    if (atomic_load(&oddity) == ODDITY_USAGE) {
+        return send_event(fd, "{\"choices\":[],\"usage\":{\"prompt_tokens\":4294967295,"
+                              "\"prompt_tokens_details\":{\"cached_tokens\":4294967295}}}") &&
+               send_event(fd, "[DONE]") && send_text(fd, "0\r\n\r\n");
+    }
     if (!atomic_load(&no_details)) {
         snprintf(details, sizeof details, ",\"prompt_tokens_details\":{\"cached_tokens\":%zu}",
             prompt_tokens / 2);
@@ -207,7 +236,8 @@ static bool complete(server_t *server, int fd, const char *body)
     if (how >= FAULT_500 && how <= FAULT_HTML) {
         return refuse(fd, how);
     }
-    if (!send_text(fd, HEAD)) {
+    if (!send_text(fd, HEAD) ||
+        (atomic_load(&oddity) == ODDITY_EMPTY_LINES && !send_empty_lines(fd))) {
         return false;
     }
     if (how == FAULT_TOO_MANY) {
@@ -470,6 +500,7 @@ static void start_gateway(fixture_t *fixture, const char *more)
     }
     atomic_store(&closing, false);
     atomic_store(&faults_left, 0);
+    atomic_store(&oddity, ODDITY_NONE);
     atomic_store(&completions, 0);
     atomic_store(&token_pause_ms, 0);
     atomic_store(&no_details, false);
@@ -686,6 +717,27 @@ static void test_goes_on(void **state)
     stop(&fixture);
 }
 
+/* Servers that say more than they should: the first answer is whole, and what it cached is what it
+ * can have been. */
+static void test_oddities(void **state)
+{
+    (void)state;
+    static const struct {
+        oddity_t oddity;
+        const char *cached;
+    } ODDITIES[] = {{ODDITY_EMPTY_LINES, "x-kvist-hit-tokens: 2"},
+        {ODDITY_NULL_ERROR, "x-kvist-hit-tokens: 2"}, {ODDITY_USAGE, "x-kvist-hit-tokens: 0"}};
+    fixture_t fixture;
+    start(&fixture, NULL);
+    for (size_t i = 0; i < sizeof ODDITIES / sizeof ODDITIES[0]; i++) {
+        atomic_store(&oddity, (int)ODDITIES[i].oddity);
+        atomic_store(&completions, 0);
+        expect(&fixture, COMPLETION, PLAIN, 200, STORY, ODDITIES[i].cached);
+        assert_int_equal(atomic_load(&completions), 1);
+    }
+    stop(&fixture);
+}
+
 static void test_gives_up(void **state)
 {
     (void)state;
@@ -868,6 +920,7 @@ int main(void)
         cmocka_unit_test(test_no_cached_contents),
         cmocka_unit_test(test_stop_strings),
         cmocka_unit_test(test_goes_on),
+        cmocka_unit_test(test_oddities),
         cmocka_unit_test(test_gives_up),
         cmocka_unit_test(test_silent_server),
         cmocka_unit_test(test_down_and_back),
