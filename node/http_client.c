@@ -152,13 +152,15 @@ struct kv_http_client {
     uv_loop_t *loop;
     CURLM *multi;
     uv_timer_t timer;
-    kv_http_call_t *calls;
-    uint32_t handles; /* open libuv handles: the last one to close frees this */
+    kv_http_call_t *calls;   /* all of them */
+    kv_http_call_t *arrived; /* those that may have a line to deliver: of thousands a few */
+    uint32_t handles;        /* open libuv handles: the last one to close frees this */
     bool destroyed;
 };
 
 struct kv_http_call {
-    kv_http_call_t *next;
+    kv_http_call_t *next, *next_arrived;
+    bool is_arrived;
     kv_http_client_t *client;
     CURL *easy;
     struct curl_slist *headers;
@@ -188,6 +190,16 @@ static void release(kv_http_client_t *client)
 
 /* ---- calls ---- */
 
+static void leave_arrived(kv_http_call_t *call)
+{
+    kv_http_call_t **at = &call->client->arrived;
+    while (*at != call) {
+        at = &(*at)->next_arrived;
+    }
+    *at = call->next_arrived;
+    call->is_arrived = false;
+}
+
 static void call_free(kv_http_call_t *call)
 {
     kv_http_call_t **at = &call->client->calls;
@@ -195,6 +207,9 @@ static void call_free(kv_http_call_t *call)
         at = &(*at)->next;
     }
     *at = call->next;
+    if (call->is_arrived) {
+        leave_arrived(call);
+    }
     curl_multi_remove_handle(call->client->multi, call->easy);
     curl_easy_cleanup(call->easy);
     curl_slist_free_all(call->headers);
@@ -253,6 +268,11 @@ static size_t gather(char *bytes, size_t size, size_t count, void *argument)
     memcpy(call->text + call->text_bytes, bytes, more);
     call->text_bytes += more;
     call->text[call->text_bytes] = '\0';
+    if (!call->is_arrived) {
+        call->is_arrived = true;
+        call->next_arrived = call->client->arrived;
+        call->client->arrived = call;
+    }
     return more;
 }
 
@@ -277,12 +297,14 @@ static bool deliver_line(kv_http_call_t *call)
 
 static bool deliver_lines(kv_http_client_t *client)
 {
-    for (kv_http_call_t *call = client->calls; call != NULL; call = call->next) {
-        if (has_lines(call) && deliver_line(call)) {
-            return true;
-        }
+    kv_http_call_t *call = client->arrived;
+    if (call == NULL) {
+        return false;
     }
-    return false;
+    if (!has_lines(call) || !deliver_line(call)) { /* until more comes */
+        leave_arrived(call);
+    }
+    return true;
 }
 
 static bool deliver_end(kv_http_client_t *client)
@@ -457,12 +479,15 @@ kv_status_t kv_http_start(kv_http_client_t *client, const kv_http_call_params_t 
     if (params->body != NULL) {
         call->body = kv_duplicate_string(params->body);
         call->headers = prepare_body(easy, call->body);
-        curl_easy_setopt(easy, CURLOPT_HTTPHEADER, call->headers);
     }
+    const kv_http_credentials_t credentials = {params->key, params->ca_file};
+    call->headers = prepare_credentials(easy, &credentials, call->headers);
+    curl_easy_setopt(easy, CURLOPT_HTTPHEADER, call->headers);
     curl_easy_setopt(easy, CURLOPT_PRIVATE, call);
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, gather);
     curl_easy_setopt(easy, CURLOPT_WRITEDATA, call);
-    curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long)CONNECT_LIMIT_MS);
+    curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS,
+        params->connect_ms_max != 0 ? (long)params->connect_ms_max : (long)CONNECT_LIMIT_MS);
     /* A look-up runs on a thread; without this the loop would wait for it where a call ends first:
      * seconds, with a name server that does not answer. */
     curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
@@ -470,9 +495,6 @@ kv_status_t kv_http_start(kv_http_client_t *client, const kv_http_call_params_t 
     curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
     curl_easy_setopt(easy, CURLOPT_TCP_KEEPIDLE, (long)KEEPALIVE_S);
     curl_easy_setopt(easy, CURLOPT_TCP_KEEPINTVL, (long)KEEPALIVE_S);
-    if (params->ca_file != NULL) {
-        curl_easy_setopt(easy, CURLOPT_CAINFO, params->ca_file);
-    }
     call->next = client->calls;
     client->calls = call;
     CURLMcode code = curl_multi_add_handle(client->multi, easy);

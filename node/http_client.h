@@ -55,7 +55,9 @@ typedef struct {
     const char *url;
     const char *body;        /* JSON to POST; NULL: GET */
     const char *ca_file;     /* certificates that are trusted; NULL: the system's */
+    const char *key;         /* as in kv_http_credentials_t */
     uint64_t limit_ms;       /* of the whole call; 0: none */
+    uint64_t connect_ms_max; /* until there is a connection; 0: 2 s */
     size_t answer_bytes_max; /* of the answer, or of one line of it */
     void *context;
     /* For an answer without end: each line as it comes, without its end ("\n"). NULL: the answer is

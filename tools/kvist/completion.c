@@ -35,14 +35,15 @@ static uint64_t count_of(const json_t *object, const char *name)
     return value > 0 ? (uint64_t)value : 0;
 }
 
-static void read_usage(const json_t *usage, kv_answer_t *answer)
+void kv_answer_take_usage(kv_answer_t *answer, const json_t *usage)
 {
     const json_t *own = json_object_get(usage, "kvist"), *cached = json_object_get(own, "cached");
+    const json_t *details = json_object_get(usage, "prompt_tokens_details");
     answer->has_usage = true;
+    answer->has_cached = json_is_integer(json_object_get(details, "cached_tokens"));
     answer->prompt_tokens = count_of(usage, "prompt_tokens");
     answer->answer_tokens = count_of(usage, "completion_tokens");
-    answer->cached_tokens =
-        count_of(json_object_get(usage, "prompt_tokens_details"), "cached_tokens");
+    answer->cached_tokens = count_of(details, "cached_tokens");
     for (int tier = 0; tier < KV_SEEN_COUNT; tier++) {
         answer->seen_tokens[tier] = count_of(cached, KV_SEEN_NAMES[tier]);
     }
@@ -83,8 +84,7 @@ static void take_text(stream_t *stream, const char *text)
     }
 }
 
-/* The message of an OpenAI-style error body, or the body itself. */
-static void describe_error(const char *body, char *text_out, size_t text_bytes)
+void kv_describe_failure(const char *body, char *text_out, size_t text_bytes)
 {
     json_t *answer = json_loads(body, 0, NULL);
     const char *message =
@@ -93,35 +93,54 @@ static void describe_error(const char *body, char *text_out, size_t text_bytes)
     json_decref(answer);
 }
 
-static void take_event(stream_t *stream, const char *data)
+void kv_stream_event_parse(const char *data, kv_stream_event_t *event_out)
 {
-    stream->is_stream = true;
-    if (strcmp(data, "[DONE]") == 0) {
-        stream->done = true;
+    *event_out = (kv_stream_event_t){.is_done = strcmp(data, "[DONE]") == 0};
+    if (event_out->is_done) {
         return;
     }
     json_t *event = json_loads(data, 0, NULL);
+    event_out->document = event;
     if (json_object_get(event, "error") != NULL) {
-        describe_error(data, stream->failure, sizeof stream->failure);
+        kv_describe_failure(data, event_out->failure, sizeof event_out->failure);
     }
     const json_t *choice = json_array_get(json_object_get(event, "choices"), 0);
-    const char *text =
+    event_out->text =
         json_string_value(json_object_get(json_object_get(choice, "delta"), "content"));
-    if (text == NULL) {
-        text = json_string_value(json_object_get(choice, "text"));
+    if (event_out->text == NULL) {
+        event_out->text = json_string_value(json_object_get(choice, "text"));
     }
-    if (text != NULL) {
-        take_text(stream, text);
-    }
-    const char *finish = json_string_value(json_object_get(choice, "finish_reason"));
-    if (finish != NULL) {
-        copy_text(stream->answer->finish, sizeof stream->answer->finish, finish);
-    }
+    event_out->finish = json_string_value(json_object_get(choice, "finish_reason"));
+    const json_t *ids = json_object_get(choice, "token_ids");
+    event_out->token_ids = json_is_array(ids) ? ids : NULL;
     const json_t *usage = json_object_get(event, "usage");
-    if (json_is_object(usage)) {
-        read_usage(usage, stream->answer);
+    event_out->usage = json_is_object(usage) ? usage : NULL;
+}
+
+void kv_stream_event_clear(kv_stream_event_t *event)
+{
+    json_decref(event->document);
+}
+
+static void take_event(stream_t *stream, const char *data)
+{
+    kv_stream_event_t event;
+    kv_stream_event_parse(data, &event);
+    stream->is_stream = true;
+    stream->done |= event.is_done;
+    if (event.failure[0] != '\0') {
+        copy_text(stream->failure, sizeof stream->failure, event.failure);
     }
-    json_decref(event);
+    if (event.text != NULL) {
+        take_text(stream, event.text);
+    }
+    if (event.finish != NULL) {
+        copy_text(stream->answer->finish, sizeof stream->answer->finish, event.finish);
+    }
+    if (event.usage != NULL) {
+        kv_answer_take_usage(stream->answer, event.usage);
+    }
+    kv_stream_event_clear(&event);
 }
 
 /* Takes the whole lines; those that are no "data:" are comments, names of events or blank. */
@@ -161,7 +180,7 @@ static bool arrive(void *context, const char *bytes, size_t count)
 static kv_status_t fail_with_answer(long code, const char *body, kv_error_t *error)
 {
     char text[KV_ERROR_TEXT_BYTES - 32];
-    describe_error(body, text, sizeof text);
+    kv_describe_failure(body, text, sizeof text);
     return kv_fail(error,
         code == 429  ? KV_BUSY
         : code < 500 ? KV_INVALID

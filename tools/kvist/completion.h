@@ -39,7 +39,8 @@ typedef struct {
     size_t arrival_count;
     uint64_t begun_ns;           /* when the request was sent */
     uint64_t first_ns, total_ns; /* from then: the first piece of text, the end */
-    bool has_usage;              /* the rest came */
+    bool has_usage;              /* the rest came; */
+    bool has_cached;             /* cached_tokens among it: not every server tells */
     uint64_t prompt_tokens, answer_tokens, cached_tokens;
     uint64_t seen_tokens[KV_SEEN_COUNT];   /* cached_tokens by the tier they came from */
     uint64_t loaded_bytes, streamed_bytes; /* read from a tier or node; sent prefill to decode */
@@ -48,6 +49,25 @@ typedef struct {
     bool decode_kv_reused;
     char miss[64], prefilled_by[64], finish[32];
 } kv_answer_t;
+
+/* One event of a stream, parsed: what stands behind "data:". Its texts live until it is cleared. */
+typedef struct {
+    bool is_done;                      /* "[DONE]", and nothing else */
+    const char *text;                  /* the first choice's; NULL: none */
+    const char *finish;                /* the same */
+    const json_t *token_ids, *usage;   /* NULL: none */
+    char failure[KV_ERROR_TEXT_BYTES]; /* of an error event; "": it is none */
+    json_t *document;
+} kv_stream_event_t;
+
+void kv_stream_event_parse(const char *data, kv_stream_event_t *event_out);
+void kv_stream_event_clear(kv_stream_event_t *event);
+
+/* The figures that an event's usage has. */
+void kv_answer_take_usage(kv_answer_t *answer, const json_t *usage);
+
+/* The message of an OpenAI-style error body, or the body itself. */
+void kv_describe_failure(const char *body, char *text_out, size_t text_bytes);
 
 /* Hears each piece of text as it comes; false ends the request. */
 typedef bool (*kv_listener_t)(void *context, const char *text);
