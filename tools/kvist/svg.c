@@ -2,6 +2,20 @@
 
 #include <errno.h>
 
+void kv_svg_open(FILE *file, int width, int height)
+{
+    fprintf(file,
+        "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%d' viewBox='0 0 %d %d' "
+        "font-family='sans-serif' font-size='12'>\n<rect width='100%%' height='100%%' "
+        "fill='white'/>\n",
+        width, height, width, height);
+}
+
+void kv_svg_close(FILE *file)
+{
+    fputs("</svg>\n", file);
+}
+
 kv_status_t kv_svg_begin(
     const char *path, int width, int height, FILE **file_out, kv_error_t *error)
 {
@@ -9,18 +23,14 @@ kv_status_t kv_svg_begin(
     if (file == NULL) {
         return kv_fail_errno(error, errno, "%s cannot be written", path);
     }
-    fprintf(file,
-        "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%d' viewBox='0 0 %d %d' "
-        "font-family='sans-serif' font-size='12'>\n<rect width='100%%' height='100%%' "
-        "fill='white'/>\n",
-        width, height, width, height);
+    kv_svg_open(file, width, height);
     *file_out = file;
     return KV_OK;
 }
 
 kv_status_t kv_svg_end(FILE *file, const char *path, kv_error_t *error)
 {
-    fputs("</svg>\n", file);
+    kv_svg_close(file);
     int failed = ferror(file);
     if (fclose(file) != 0 || failed) {
         return kv_fail(error, KV_IO, "%s cannot be written", path);

@@ -15,6 +15,10 @@ kv_status_t kv_svg_begin(
     const char *path, int width, int height, FILE **file_out, kv_error_t *error);
 kv_status_t kv_svg_end(FILE *file, const char *path, kv_error_t *error);
 
+/* The same within a stream that is the caller's, as a page of HTML. */
+void kv_svg_open(FILE *file, int width, int height);
+void kv_svg_close(FILE *file);
+
 /* anchor: "start", "middle" or "end" of the text is at x. */
 void kv_svg_text(
     FILE *file, double x, double y, const char *anchor, const char *color, const char *text);

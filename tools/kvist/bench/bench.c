@@ -19,6 +19,9 @@ static const part_t parts[] = {
     {"attach", "a host's store that many processes use, beside one of their own", kv_bench_attach},
     {"wire", "KV between two processes, against UCX alone", kv_bench_wire},
     {"pd", "prefill and decode nodes end to end, beside one node that does both", kv_bench_pd},
+    {"serve", "a load against any OpenAI endpoint: hit rate, waiting times, goodput",
+        kv_bench_serve},
+    {"report", "runs of serve beside each other: tables and figures", kv_bench_report},
     {"route", "what hits when nodes share a load, by how it is routed (a replay)", kv_bench_route},
 };
 

@@ -11,6 +11,8 @@ int kv_bench_codec(int argc, char **argv);
 int kv_bench_attach(int argc, char **argv);
 int kv_bench_wire(int argc, char **argv);
 int kv_bench_pd(int argc, char **argv);
+int kv_bench_serve(int argc, char **argv);
+int kv_bench_report(int argc, char **argv);
 int kv_bench_route(int argc, char **argv);
 
 #endif
