@@ -306,6 +306,10 @@ static bool refuse_exchange(const kv_gateway_t *gateway, kv_exchange_t *exchange
 {
     if (route == &NOWHERE) {
         kv_api_fail(error, 404, "", "not_found", "%.200s: no such path", call->path);
+    } else if (kv_exchange_ambiguous(exchange)) {
+        kv_api_fail(error, 400, "", NULL,
+            "the request has more than one Content-Length, or one beside Transfer-Encoding: send "
+            "one of them");
     } else if (kv_exchange_too_large(exchange)) {
         kv_api_fail(error, 413, "", "body_too_large", "the body is larger than %" PRIu64 " bytes",
             gateway->options->gateway.body_bytes_max);
@@ -483,6 +487,7 @@ static void on_sweep(void *context)
     kv_gateway_t *gateway = context;
     kv_contents_sweep(gateway->limits.contents);
     kv_session_tick(gateway);
+    kv_http_sweep(gateway->http);
 }
 
 static kv_status_t open_contents(kv_gateway_t *gateway, kv_error_t *error)

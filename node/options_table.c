@@ -245,7 +245,9 @@ const kv_option_t KV_OPTIONS[] = {
     DURATION(GATEWAY, gateway, first_token_limit, "300s", 100 * MS, 24 * HOUR,
         "arrival to the first token; then 504"),
     DURATION(GATEWAY, gateway, connection_limit, "60s", SECOND, 24 * HOUR,
-        "a connection on which nothing moves for so long is closed"),
+        "a connection on which nothing moves for so long is closed, and one whose request's head "
+        "or "
+        "body takes twice as long"),
     SIZE(GATEWAY, gateway, stream_buffer_bytes, "256KiB", 4096, 64 << 20,
         "answer that may wait for one slow reader; beyond it the request is cancelled"),
     TEXT(GATEWAY, gateway, contents_directory, KV_OPTION_PATH, "", 0, 4096,

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "gateway/http/heads.h"
 
 #include <errno.h>
 #include <microhttpd.h>
@@ -20,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -57,6 +59,7 @@ struct kv_exchange {
     char *body;
     size_t body_bytes, body_capacity, drained_bytes;
     bool too_large, crowded;
+    bool ambiguous; /* where its body ends */
     uint64_t started_ns;
 
     kv_http_head_t head;
@@ -73,6 +76,7 @@ struct kv_http {
     kv_http_params_t params;
     uint16_t port;
     int listener;
+    kv_heads_t *heads;
     size_t bodies_bytes_max;
     atomic_size_t bodies_bytes;
     atomic_bool closing;
@@ -165,6 +169,19 @@ static void copy_call(copier_t *copier, struct MHD_Connection *connection, const
     }
 }
 
+/* Something in front of the gateway may hold another one for the body's length, and what follows
+ * for the next caller's request. */
+static bool has_two_lengths(const kv_fields_t *headers)
+{
+    unsigned count = 0;
+    for (size_t i = 0; i < headers->count; i++) {
+        const char *name = headers->items[i].name;
+        count +=
+            strcasecmp(name, "content-length") == 0 || strcasecmp(name, "transfer-encoding") == 0;
+    }
+    return count > 1;
+}
+
 static void take_call(kv_exchange_t *exchange, struct MHD_Connection *connection,
     const char *method, const char *path)
 {
@@ -175,6 +192,7 @@ static void take_call(kv_exchange_t *exchange, struct MHD_Connection *connection
     copier.bytes = copier.count = 0;
     copy_call(&copier, connection, method, path, &exchange->call);
     exchange->call.body = "";
+    exchange->ambiguous = has_two_lengths(&exchange->call.headers);
 }
 
 static kv_exchange_t *exchange_create(
@@ -299,6 +317,9 @@ static struct MHD_Response *make_response(kv_exchange_t *exchange)
     for (size_t i = 0; i < head->header_count; i++) {
         MHD_add_response_header(response, head->headers[i].name, head->headers[i].value);
     }
+    if (exchange->ambiguous) {
+        MHD_add_response_header(response, "Connection", "close");
+    }
     return response;
 }
 
@@ -343,6 +364,24 @@ static enum MHD_Result hand_over(kv_exchange_t *exchange)
     return result;
 }
 
+static kv_head_wait_t *head_wait_of(struct MHD_Connection *connection)
+{
+    return MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+}
+
+static void on_connection(void *context, struct MHD_Connection *connection, void **wait_slot,
+    enum MHD_ConnectionNotificationCode code)
+{
+    kv_http_t *http = context;
+    if (code == MHD_CONNECTION_NOTIFY_STARTED) {
+        const union MHD_ConnectionInfo *info =
+            MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+        *wait_slot = kv_heads_open(http->heads, info->connect_fd, kv_clock_now_ns());
+    } else {
+        kv_heads_close(http->heads, *wait_slot);
+    }
+}
+
 static enum MHD_Result on_request(void *context, struct MHD_Connection *connection, const char *url,
     const char *method, const char *version, const char *upload, size_t *upload_bytes,
     void **exchange_slot)
@@ -351,6 +390,7 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
     kv_http_t *http = context;
     kv_exchange_t *exchange = *exchange_slot;
     if (exchange == NULL) {
+        kv_heads_arrived(http->heads, head_wait_of(connection));
         *exchange_slot = exchange_create(http, connection, method, url);
         return MHD_YES;
     }
@@ -370,13 +410,13 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
 static void on_completed(void *context, struct MHD_Connection *connection, void **exchange_slot,
     enum MHD_RequestTerminationCode code)
 {
-    (void)context;
-    (void)connection;
     (void)code;
+    const kv_http_t *http = context;
     kv_exchange_t *exchange = *exchange_slot;
     if (exchange == NULL) {
         return;
     }
+    kv_heads_await(http->heads, head_wait_of(connection), kv_clock_now_ns());
     *exchange_slot = NULL;
     unlist(exchange);
     pthread_mutex_lock(&exchange->mutex);
@@ -410,6 +450,11 @@ bool kv_exchange_too_large(const kv_exchange_t *exchange)
 bool kv_exchange_crowded(const kv_exchange_t *exchange)
 {
     return exchange->crowded;
+}
+
+bool kv_exchange_ambiguous(const kv_exchange_t *exchange)
+{
+    return exchange->ambiguous;
 }
 
 /* A suspended connection is not polled by libmicrohttpd: its end is looked for here. The descriptor
@@ -564,9 +609,9 @@ static struct MHD_Daemon *start_server(kv_http_t *http, const kv_tls_t *tls)
         MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | MHD_USE_ITC;
     return MHD_start_daemon(flags | (secure ? MHD_USE_TLS : 0), 0, NULL, NULL, on_request, http,
         MHD_OPTION_EXTERNAL_LOGGER, on_server_log, NULL, MHD_OPTION_LISTEN_SOCKET, http->listener,
-        MHD_OPTION_NOTIFY_COMPLETED, on_completed, http, MHD_OPTION_CONNECTION_LIMIT,
-        params->connections_max, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_BYTES_MAX,
-        MHD_OPTION_CONNECTION_TIMEOUT,
+        MHD_OPTION_NOTIFY_COMPLETED, on_completed, http, MHD_OPTION_NOTIFY_CONNECTION,
+        on_connection, http, MHD_OPTION_CONNECTION_LIMIT, params->connections_max,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_BYTES_MAX, MHD_OPTION_CONNECTION_TIMEOUT,
         (unsigned)((params->connection_limit_ns + KV_NS_PER_S - 1) / KV_NS_PER_S), MHD_OPTION_ARRAY,
         secure ? items : &items[3], MHD_OPTION_END);
 }
@@ -585,9 +630,11 @@ kv_status_t kv_http_open(const kv_http_params_t *params, kv_http_t **http_out, k
         return status;
     }
     pthread_mutex_init(&http->list_mutex, NULL);
+    http->heads = kv_heads_create(2 * params->connection_limit_ns);
     http->daemon = start_server(http, params->tls);
     if (http->daemon == NULL) {
         close(http->listener);
+        kv_heads_destroy(http->heads);
         pthread_mutex_destroy(&http->list_mutex);
         free(http);
         bool secure = params->tls->certificate != NULL;
@@ -640,6 +687,14 @@ kv_status_t kv_http_renew(kv_http_t *http, const kv_tls_t *tls, kv_error_t *erro
     return KV_OK;
 }
 
+void kv_http_sweep(kv_http_t *http)
+{
+    size_t count = kv_heads_sweep(http->heads, kv_clock_now_ns());
+    if (count > 0) {
+        kv_log_info("gateway", "http: %zu connections closed: no request came whole", count);
+    }
+}
+
 /* The last answers are on their way: gives them a moment to be read. */
 static void wait_for_answers(kv_http_t *http)
 {
@@ -680,6 +735,7 @@ void kv_http_close(kv_http_t *http)
     for (size_t i = 0; i < http->former_count; i++) {
         MHD_stop_daemon(http->former[i]);
     }
+    kv_heads_destroy(http->heads);
     pthread_mutex_destroy(&http->list_mutex);
     free(http);
 }

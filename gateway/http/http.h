@@ -13,7 +13,7 @@
  * KV_CANCELLED where it is gone.
  * Limits: body_bytes_max a body (413 beyond it), 64 MiB or 16 bodies of all requests together
  * (503), connections_max, stream_buffer_bytes of answer that waits for its reader,
- * connection_limit_ns without movement. */
+ * connection_limit_ns without movement, twice that for a request's head, and for its body. */
 #ifndef KV_GATEWAY_HTTP_H
 #define KV_GATEWAY_HTTP_H
 
@@ -51,6 +51,9 @@ uint16_t kv_http_port(const kv_http_t *http);
  * began. KV_BUSY: connections of many earlier certificates are still open. */
 kv_status_t kv_http_renew(kv_http_t *http, const kv_tls_t *tls, kv_error_t *error);
 
+/* Ends connections whose request's head takes too long; to be called now and then. */
+void kv_http_sweep(kv_http_t *http);
+
 /* What was asked, as long as the exchange is held. */
 const kv_call_t *kv_exchange_call(const kv_exchange_t *exchange);
 
@@ -59,6 +62,10 @@ bool kv_exchange_too_large(const kv_exchange_t *exchange);
 
 /* The bodies of all requests together were over their bound: this one was thrown away. */
 bool kv_exchange_crowded(const kv_exchange_t *exchange);
+
+/* The head says more than once how long the body is: it is to be refused. Its connection ends with
+ * the answer. */
+bool kv_exchange_ambiguous(const kv_exchange_t *exchange);
 
 /* Nobody waits for the answer any more. */
 bool kv_exchange_gone(kv_exchange_t *exchange);

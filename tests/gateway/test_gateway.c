@@ -264,6 +264,32 @@ static void test_broken_http(void **state)
     stop(&fixture);
 }
 
+/* A body with two lengths: refused, and what may be its rest is no request of its own. */
+static void test_two_lengths(void **state)
+{
+    (void)state;
+    static const char *const HEADS[] = {"Content-Length: 3\r\nContent-Length: 5",
+        "Content-Length: 3\r\nTransfer-Encoding: chunked"};
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    for (int i = 0; i < 2; i++) {
+        char text[256];
+        unsigned code;
+        int fd = connect_client(&fixture);
+        int bytes = snprintf(text, sizeof text,
+            "POST %s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\n"
+            "Host: x\r\n\r\n",
+            CHAT, HEADS[i]);
+        assert_int_equal(send(fd, text, (size_t)bytes, MSG_NOSIGNAL), bytes);
+        char *answer = receive_all(fd, &code); /* until the gateway closes */
+        assert_int_equal(code, 400);
+        assert_non_null(strstr(answer, "more than one Content-Length"));
+        assert_int_equal(count_of(answer, "HTTP/1.1 "), 1);
+        free(answer);
+    }
+    stop(&fixture);
+}
+
 static void test_time_limit(void **state)
 {
     (void)state;
@@ -397,6 +423,7 @@ int main(void)
         cmocka_unit_test(test_logprobs),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_broken_http),
+        cmocka_unit_test(test_two_lengths),
         cmocka_unit_test(test_time_limit),
         cmocka_unit_test(test_too_many),
         cmocka_unit_test(test_client_leaves_a_stream),
