@@ -6,7 +6,8 @@
  * Borrows: sockets, from open to close.
  * Threads: any; a mutex guards all of it, and nothing blocks under it.
  * Errors: none.
- * Limits: limit_ns from a connection's beginning, or the end of its last request, to a whole head. */
+ * Limits: limit_ns from a connection's beginning, or from the end of its last request, to a whole
+ * head. */
 #ifndef KV_GATEWAY_HEADS_H
 #define KV_GATEWAY_HEADS_H
 
