@@ -3,12 +3,16 @@ import json
 import os
 import re
 import socket
+import sys
 import tempfile
 import threading
 import time
 
 from cluster import prose, wait_until
 from group_damage import flip, segments
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "monitoring"))
+import check as monitoring  # noqa: E402
 
 # Small tiers, so that a few requests fill them; no host tier.
 OPTIONS = ("--embedded", "--store.host_bytes=0", "--store.device_slots=96",
@@ -47,6 +51,17 @@ def told(answer):
 def fill(cluster, seeds):
     """Requests that need the room of whatever was there."""
     return [complete(cluster, prose(seed, 500)).json["id"] for seed in seeds]
+
+
+def prompt_parts(cluster):
+    """What became of all prompt tokens, as the gateway counts them; the parts add up."""
+    page = cluster.request("/metrics").body.decode()
+    parts = {name: int(value) for name, value in re.findall(
+        r"^kvist_gateway_((?:prompt|cached|gap|unseen)_tokens_total(?:\{[^}]*\})?) (\d+)$", page,
+        re.MULTILINE)}
+    whole = parts.pop("prompt_tokens_total")
+    assert whole == sum(parts.values()) > 0, (whole, parts)
+    return parts
 
 
 def test_new_and_short(cluster):
@@ -106,8 +121,14 @@ def test_evicted_names_who_needed_the_room(cluster):
     row = why_prompt(cluster, prompt)
     assert row["miss"].startswith("evicted:"), row
     assert begun < row["when_unix_ns"] <= time.time_ns() and row["by"]["origin"] == "prefill-0", row
+    before = prompt_parts(cluster)
     asked = complete(cluster, prompt)
     assert told(asked) == row["miss"] == why_request(cluster, asked)["miss"]
+    # An ideal cache had had all of it but the tail, and the node's word says why this one had not.
+    after = prompt_parts(cluster)
+    tokens, gap = asked.usage["prompt_tokens"], f'gap_tokens_total{{reason="{told(asked)}"}}'
+    assert after[gap] - before[gap] == (tokens - 1) // 16 * 16 - asked.cached, (before, after)
+    assert sum(after.values()) - sum(before.values()) == tokens, (before, after)
 
 
 def test_dropped_and_cheaper(cluster):
@@ -195,6 +216,16 @@ def test_metrics_count_reasons(cluster):
     line = next(line for line in text.splitlines()
                 if line.startswith('kvist_misses_total{reason="bypassed"}'))
     assert float(line.split()[-1]) >= 1, line
+
+
+def test_prometheus_takes_the_pages(cluster):
+    complete(cluster, prose(709, 30), max_tokens=4)
+    prompt_parts(cluster)
+    monitoring.check_page(cluster.request("/metrics").body.decode(), monitoring.names_used())
+    for node in cluster.nodes():
+        if not node.startswith("gateway"):
+            page = cluster.kvist("metrics", node, "--dir", cluster.folder).stdout
+            monitoring.check_page(page, {"kvist_misses_total"})
 
 
 def test_what_cannot_be_asked(cluster):
