@@ -28,7 +28,7 @@ enum { KV_PARTITION_TIERS = 4 }; /* device, host, disk, remote */
 
 /* Why tokens that had been seen were recomputed: the node's one word (docs/ARCHITECTURE.md, "Miss
  * reasons"), or, where it has none that says why, what the gateway knows:
- *   pending    another request was still computing them when this one was sent
+ *   pending    another request was at work on them when this one was sent
  *   bypassed   they came only in requests that kept nothing
  *   elsewhere  another node holds them, the one that was chosen does not
  *   forgotten  the node says `new` or `diverged`: it does not know that it ever had them
@@ -68,7 +68,7 @@ typedef struct {
     uint32_t block_tokens;    /* what is kept is whole blocks of so many; 0: not known */
     uint32_t seen_tokens;     /* seen before, whoever has them */
     uint32_t kept_tokens;     /* of those, in requests that were to be kept */
-    uint32_t coming_tokens;   /* were being computed for another request */
+    uint32_t coming_tokens;   /* of another request that was in work then */
     uint32_t held_tokens;     /* held by some node, as far as was heard */
     uint32_t at_node_tokens;  /* of those, by the node that was chosen */
     uint32_t diverged_tokens; /* any tokens: the audit's finding */
