@@ -185,7 +185,7 @@ static void what_was_seen_is_the_gap(void **state)
     says(PROMPT_TOKENS + 1, "short");
     one = added(&fixture, 2, PROMPT_TOKENS, "");
     assert_int_equal(one.hit, 0);
-    assert_int_equal(one.untold, 96);
+    assert_int_equal(one.gap, 96);
     stop(&fixture);
 }
 
