@@ -96,6 +96,8 @@ typedef struct {
     uint32_t top_logprobs; /* with it: so many alternatives at each place */
     bool stream, include_usage, ignore_eos;
     bool count_only;     /* answered once it is tokenized: the usage has the prompts' tokens */
+    bool commits;        /* the dialect has something to do before it is answered */
+    bool commit_only;    /* and nothing is computed before that */
     bool continue_last;  /* a chat's last message is an answer that was begun, and goes on */
     bool cut_max_tokens; /* beyond the context: less, instead of an error */
     bool max_tokens_cut; /* it was; filled in by kv_api_tokenize */
@@ -111,6 +113,9 @@ typedef struct {
     kv_api_labels_t labels;
     kv_api_breakpoint_t breakpoints[KV_API_BREAKPOINTS_MAX];
     size_t breakpoint_count;
+    /* Said by commit: every node is to let go of what it has up to the breakpoints by then, whoever
+     * reads it; 0: none is told. */
+    uint64_t limit_unix_ms;
 
     void *own; /* the dialect's; kv_dialect_t.release */
 

@@ -1,9 +1,9 @@
 /* The seam of an API. A dialect turns calls into neutral requests, and answers and errors into its
  * API's JSON; nothing else knows that JSON. gateway.c holds the list of route tables.
  *
- * Pure functions all of them but settle; every text is allocated, free() by the caller.
- * Threads: parse runs on a parse thread, the others on the reactor's; nothing is shared.
- * Errors: parse and settle fill in a kv_api_error_t; the others do not fail. */
+ * Pure functions all of them but commit; every text is allocated, free() by the caller.
+ * Threads: parse and commit run on a parse thread, the others on the reactor's; nothing is shared.
+ * Errors: parse, settle and commit fill in a kv_api_error_t; the others do not fail. */
 #ifndef KV_GATEWAY_DIALECT_H
 #define KV_GATEWAY_DIALECT_H
 
@@ -113,9 +113,11 @@ typedef struct {
         kv_api_request_t *request_out, kv_api_error_t *error);
     void (*release)(void *own); /* NULL: a request has nothing of its own */
 
-    /* NULL, or what the dialect does once an answer that is no stream is complete, before whole.
-     * false: *error is answered instead. */
+    /* Once an answer that is no stream is complete, before whole. false: *error is answered
+     * instead. settle: NULL, or whether it may be told as it is. commit: of requests that say
+     * commits; what the dialect keeps of it, on a disk say. */
     bool (*settle)(const kv_answer_t *answer, kv_api_error_t *error);
+    bool (*commit)(kv_api_request_t *request, kv_api_error_t *error);
     char *(*whole)(const kv_answer_t *answer, size_t *bytes_out);
 
     /* A stream: begin once (NULL: nothing), events for each choice, end once. */

@@ -173,7 +173,7 @@ static void on_parsed(void *context)
     kv_gateway_t *gateway = context;
     kv_request_t *request;
     while (kv_queue_pop(gateway->parsed, &request) == KV_OK) {
-        kv_request_parsed(request);
+        kv_request_returned(request);
     }
 }
 
@@ -481,11 +481,20 @@ static kv_status_t open_engine(kv_gateway_t *gateway, kv_error_t *error)
     return status;
 }
 
-/* What is expired goes also where nobody asks. */
+static void clean_contents(void *context)
+{
+    kv_gateway_t *gateway = context;
+    kv_contents_clean(gateway->limits.contents);
+    atomic_store(&gateway->cleaning, false);
+}
+
+/* What is expired goes also where nobody asks; its files on a thread that may wait for the disk. */
 static void on_sweep(void *context)
 {
     kv_gateway_t *gateway = context;
-    kv_contents_sweep(gateway->limits.contents);
+    if (kv_contents_sweep(gateway->limits.contents) && !atomic_exchange(&gateway->cleaning, true)) {
+        KV_CHECK(kv_workers_submit(gateway->workers, (kv_job_t){clean_contents, gateway}) == KV_OK);
+    }
     kv_session_tick(gateway);
     kv_http_sweep(gateway->http);
 }
@@ -576,7 +585,7 @@ static void set_up(kv_gateway_t *gateway)
     gateway->incoming =
         kv_queue_create(options->gateway.connections_max + 1, sizeof(kv_exchange_t *));
     gateway->parsed = kv_queue_create(queue_max, sizeof(kv_request_t *));
-    gateway->workers = kv_workers_create("parse", PARSE_THREADS, queue_max);
+    gateway->workers = kv_workers_create("parse", PARSE_THREADS, queue_max + 1);
     gateway->incoming_watch =
         kv_reactor_attach(gateway->reactor, kv_queue_fd(gateway->incoming), on_incoming, gateway);
     gateway->parsed_watch =

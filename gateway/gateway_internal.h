@@ -19,6 +19,7 @@
 #include "gateway/routing/prefixes.h"
 #include "node/admin.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -68,6 +69,7 @@ struct kv_gateway {
     uint32_t *free_slots;
     uint32_t active_count;
     bool ticking, draining, stopping;
+    atomic_bool cleaning; /* a job removes files of contents: one at a time beside the requests' */
     void (*stopped)(void *context);
     void *stopped_context;
 
@@ -100,8 +102,8 @@ void kv_gateway_refuse(kv_exchange_t *exchange, const kv_route_t *route, const c
 void kv_request_start(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_route_t *route,
     const kv_call_t *call, kv_tenant_t *tenant);
 
-/* The parse job handed it back. */
-void kv_request_parsed(kv_request_t *request);
+/* A parse thread hands it back. */
+void kv_request_returned(kv_request_t *request);
 
 /* A node said something; what belongs to no choice here is dropped. */
 void kv_request_tokens(
@@ -116,7 +118,7 @@ void kv_request_node_lost(kv_gateway_t *gateway, kv_decode_node_t *node);
 /* Clients that went away, and time limits. */
 void kv_request_check(kv_request_t *request, uint64_t now_ns);
 
-/* Ends every request that is not being parsed; those end when they are. */
+/* Ends every request that no parse thread has; those end when they come back. */
 void kv_request_stop_all(kv_gateway_t *gateway);
 
 #endif

@@ -2,9 +2,10 @@
  * while it is theirs (an exchange that comes in; a job that runs).
  *
  *   (exchange) --> parsed on a parse thread --> its choices run --> all done --> (answered)
- *                       | wrong                  | one cannot go on
- *                       v                        v
- *                   (answered)               (answered, or an error in the stream)
+ *                       | wrong                  | one cannot go on     | commits
+ *                       v                        v                      v
+ *                   (answered)               (answered, or an error   on a parse thread
+ *                                             in the stream)          --> (answered)
  *
  * A choice that fails ends the request: an answer is whole or none. */
 #include "gateway/request.h"
@@ -324,22 +325,72 @@ static void reply_answer(kv_request_t *request, const kv_answer_t *answer)
     kv_exchange_reply(request->exchange, &head, body, bytes);
 }
 
-/* false: the request has ended. */
-static bool reply_whole(kv_request_t *request)
+static void end_request(kv_request_t *request, const kv_usage_t *usage)
+{
+    kv_gateway_count_answer(request->route->name, 200);
+    kv_log_info("gateway",
+        "request %s done prompt_tokens %u cached_tokens %u tokens %u ttft_ms %.1f", request->id,
+        usage->prompt_tokens, kv_usage_cached_tokens(usage), usage->generated_tokens,
+        request->first_token_ns == 0
+            ? 0.0
+            : (double)(request->first_token_ns - request->arrived_ns) / KV_NS_PER_MS);
+    release_request(request);
+}
+
+static void submit(kv_request_t *request, void (*run)(void *request))
+{
+    request->on_thread = true;
+    KV_CHECK(kv_workers_submit(request->gateway->workers, (kv_job_t){run, request}) == KV_OK);
+}
+
+/* On a parse thread; as parse_request. */
+static void commit_request(void *argument)
+{
+    kv_request_t *request = argument;
+    request->committed = request->route->dialect->commit(&request->api, &request->error);
+    KV_CHECK(kv_queue_push(request->gateway->parsed, &request) == KV_OK);
+}
+
+static void begin_commit(kv_request_t *request)
+{
+    request->committing = true;
+    submit(request, commit_request);
+}
+
+static void end_commit(kv_request_t *request)
+{
+    if (!request->committed) {
+        kv_request_fail(request, &request->error);
+        return;
+    }
+    all_t all;
+    kv_keeping_limit(request);
+    view_all(request, &all);
+    reply_answer(request, &all.answer);
+    kv_usage_t usage = all.answer.usage;
+    clear_all(&all);
+    end_request(request, &usage);
+}
+
+static void reply_whole(kv_request_t *request)
 {
     const kv_dialect_t *dialect = request->route->dialect;
     kv_api_error_t error;
     all_t all;
     view_all(request, &all);
     bool settled = dialect->settle == NULL || dialect->settle(&all.answer, &error);
-    if (settled) {
+    if (settled && !request->api.commits) {
         reply_answer(request, &all.answer);
     }
+    kv_usage_t usage = all.answer.usage;
     clear_all(&all);
     if (!settled) {
         kv_request_fail(request, &error);
+    } else if (request->api.commits) {
+        begin_commit(request);
+    } else {
+        end_request(request, &usage);
     }
-    return settled;
 }
 
 /* A request that only asks how many tokens its prompts have. */
@@ -370,17 +421,11 @@ static void complete_request(kv_request_t *request)
     kv_seen_settle(request, &request->parts);
     observe_tpot(request);
     kv_access_count(request, &usage);
-    if (request->api.stream ? !end_stream(request) : !reply_whole(request)) {
-        return;
+    if (!request->api.stream) {
+        reply_whole(request);
+    } else if (end_stream(request)) {
+        end_request(request, &usage);
     }
-    kv_gateway_count_answer(request->route->name, 200);
-    kv_log_info("gateway",
-        "request %s done prompt_tokens %u cached_tokens %u tokens %u ttft_ms %.1f", request->id,
-        usage.prompt_tokens, kv_usage_cached_tokens(&usage), usage.generated_tokens,
-        request->first_token_ns == 0
-            ? 0.0
-            : (double)(request->first_token_ns - request->arrived_ns) / KV_NS_PER_MS);
-    release_request(request);
 }
 
 /* ---- what choices tell ---- */
@@ -572,15 +617,20 @@ static void log_prompts(const kv_request_t *request)
     }
 }
 
-void kv_request_parsed(kv_request_t *request)
+void kv_request_returned(kv_request_t *request)
 {
-    if (request->gateway->stopping) {
+    request->on_thread = false;
+    if (request->committing) {
+        end_commit(request);
+    } else if (request->gateway->stopping) {
         kv_api_fail(&request->error, 503, "", "stopping", "the gateway is stopping");
         kv_request_fail(request, &request->error);
     } else if (!request->parsed) {
         kv_request_fail(request, &request->error);
     } else if (request->api.count_only) {
         reply_count(request);
+    } else if (request->api.commit_only) {
+        begin_commit(request);
     } else if (open_choices(request)) {
         log_prompts(request);
         if (kv_access_begin(request, &request->error)) {
@@ -623,7 +673,7 @@ void kv_request_start(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_r
         gateway->ticking = true;
         kv_timer_start(gateway->timer, TICK_MS, TICK_MS);
     }
-    KV_CHECK(kv_workers_submit(gateway->workers, (kv_job_t){parse_request, request}) == KV_OK);
+    submit(request, parse_request);
 }
 
 /* ---- time ---- */
@@ -633,8 +683,8 @@ void kv_request_check(kv_request_t *request, uint64_t now_ns)
     const kv_gateway_t *gateway = request->gateway;
     uint64_t limit_ns = gateway->options->gateway.request_limit_ns;
     uint32_t slot = request->slot;
-    if (request->choices == NULL) {
-        return; /* a parse thread has it */
+    if (request->on_thread) {
+        return;
     }
     if (kv_exchange_gone(request->exchange)) {
         abandon_request(request, gateway->gone_metric);
@@ -662,7 +712,7 @@ void kv_request_stop_all(kv_gateway_t *gateway)
     kv_api_fail(&error, 503, "", "stopping", "the gateway is stopping");
     for (uint32_t i = 0; i < gateway->options->gateway.queue_max; i++) {
         kv_request_t *request = gateway->slots[i];
-        if (request != NULL && request->choices != NULL) {
+        if (request != NULL && !request->on_thread) {
             kv_request_fail(request, &error);
         }
     }

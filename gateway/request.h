@@ -20,7 +20,10 @@ struct kv_request {
 
     kv_pass_t pass;
     kv_api_request_t api;
+    bool on_thread;         /* a parse thread has it */
     bool parsed;            /* api is valid; otherwise error is */
+    bool committing;        /* or it did commit; */
+    bool committed;         /* otherwise error is why not */
     kv_namings_t namings;   /* as they were when it came; */
     kv_prompt_keys_t *keys; /* [api.prompt_count], in each of them */
     kv_api_error_t error;

@@ -1,6 +1,7 @@
 /* cachedContents. One is created, and its end is moved, by a request like any other: its prompt is
  * computed with the new limit, one token is drawn and thrown away, and only then the content is
- * there, or its new time counts (settle). */
+ * there, or its new time counts (commit). To delete one nothing is computed; nodes that hold its KV
+ * are told that its time is over. */
 #include "gateway/gemini/gemini_internal.h"
 
 #include "base/bytes.h"
@@ -131,6 +132,7 @@ static bool take_document(kv_api_request_t *request, json_t *document, uint64_t 
             (kv_chat_message_t){.role = "user", .content = ""};
     }
     request->has_tools = false;
+    request->commits = true;
     request->max_tokens = 1;
     request->top_p = 1;
     request->choice_count = 1;
@@ -267,17 +269,32 @@ bool kv_gemini_parse_patch(const kv_call_t *call, json_t *document, kv_gemini_ow
     return take_document(request, cached, now, expires_unix_ns, error);
 }
 
-/* ---- settle ---- */
+/* ---- delete ---- */
 
-static bool settle_create(kv_gemini_own_t *own, uint32_t token_count, kv_api_error_t *error)
+bool kv_gemini_parse_delete(const kv_call_t *call, kv_gemini_own_t *own,
+    const kv_api_limits_t *limits, kv_api_request_t *request, kv_api_error_t *error)
 {
-    kv_error_t cause;
-    kv_content_draft_t *draft = own->draft;
-    own->draft = NULL;
-    kv_status_t status = kv_content_commit(draft, token_count, &own->content, &cause);
-    return status == KV_OK || kv_api_fail(error, status == KV_MISSING ? 400 : 500, "", NULL,
-                                  "the cached content: %s", cause.text);
+    char *text = NULL;
+    size_t bytes = 0;
+    request->commits = request->commit_only = true;
+    if (!kv_gemini_content_id(call->rest, own->content.id) ||
+        kv_contents_get(
+            own->contents, own->tenant, own->content.id, &own->content, &text, &bytes) != KV_OK) {
+        return kv_gemini_no_content(error);
+    }
+    json_t *document = json_loadb(text, bytes, 0, NULL);
+    free(text);
+    KV_CHECK(document != NULL);
+    json_decref(request->document);
+    request->document = document;
+    if (strcmp(own->content.model, limits->model) == 0) {
+        return take_document(request, document, 0, 0, error);
+    }
+    request->kind = KV_API_COMPLETION; /* of a model that nodes here know nothing of: no prompt */
+    return true;
 }
+
+/* ---- settle and commit ---- */
 
 bool kv_gemini_settle(const kv_answer_t *answer, kv_api_error_t *error)
 {
@@ -301,15 +318,46 @@ bool kv_gemini_settle(const kv_answer_t *answer, kv_api_error_t *error)
         return kv_api_fail(
             error, 503, "", NULL, "the cached content could not be stored: %.200s", grant->why_not);
     }
-    if (own->kind == KV_GEMINI_CREATE) {
-        return settle_create(own, token_count, error);
-    }
-    kv_status_t status = kv_contents_expire_at(
-        own->contents, own->tenant, own->content.id, own->content.expires_unix_ns, &own->content);
-    return status == KV_OK || kv_gemini_no_content(error);
+    return true;
 }
 
-/* ---- get, list, delete ---- */
+static kv_status_t commit_create(
+    kv_gemini_own_t *own, const kv_api_request_t *request, kv_error_t *cause)
+{
+    kv_content_draft_t *draft = own->draft;
+    own->draft = NULL;
+    return kv_content_commit(draft, request->breakpoints[0].token_count, &own->content, cause);
+}
+
+/* Other nodes may hold it with the limit of before. */
+static kv_status_t commit_patch(kv_gemini_own_t *own, kv_api_request_t *request, kv_error_t *cause)
+{
+    request->limit_unix_ms = own->content.expires_unix_ns / KV_NS_PER_MS;
+    return kv_contents_expire_at(own->contents, own->tenant, own->content.id,
+        own->content.expires_unix_ns, &own->content, cause);
+}
+
+static kv_status_t commit_delete(kv_gemini_own_t *own, kv_api_request_t *request, kv_error_t *cause)
+{
+    request->limit_unix_ms = kv_contents_now_unix_ns(own->contents) / KV_NS_PER_MS;
+    return kv_contents_remove(own->contents, own->tenant, own->content.id, cause);
+}
+
+bool kv_gemini_commit(kv_api_request_t *request, kv_api_error_t *error)
+{
+    kv_gemini_own_t *own = request->own;
+    kv_error_t cause;
+    kv_status_t status = own->kind == KV_GEMINI_CREATE  ? commit_create(own, request, &cause)
+                         : own->kind == KV_GEMINI_PATCH ? commit_patch(own, request, &cause)
+                                                        : commit_delete(own, request, &cause);
+    if (status == KV_MISSING && own->kind != KV_GEMINI_CREATE) {
+        return kv_gemini_no_content(error);
+    }
+    return status == KV_OK || kv_api_fail(error, status == KV_MISSING ? 400 : 500, "", NULL,
+                                  "the cached content: %s", cause.text);
+}
+
+/* ---- get, list ---- */
 
 static bool take_page(
     const kv_call_t *call, const char **token_out, size_t *count_out, kv_api_error_t *error)
@@ -358,12 +406,8 @@ static json_t *serve_one(
 {
     char id[KV_CONTENT_ID_BYTES + 1];
     kv_content_t content;
-    bool removes = strcmp(call->method, "DELETE") == 0;
-    bool named = kv_gemini_content_id(call->rest, id);
-    if (named && removes && kv_contents_remove(contents, tenant, id) == KV_OK) {
-        return json_object();
-    }
-    if (named && !removes && kv_contents_get(contents, tenant, id, &content, NULL, NULL) == KV_OK) {
+    if (kv_gemini_content_id(call->rest, id) &&
+        kv_contents_get(contents, tenant, id, &content, NULL, NULL) == KV_OK) {
         return kv_gemini_content_object(&content);
     }
     kv_gemini_no_content(error);

@@ -2,6 +2,7 @@
 
 #include "base/bytes.h"
 #include "base/check.h"
+#include "base/checksum.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/metrics.h"
@@ -9,11 +10,12 @@
 
 #include <inttypes.h>
 #include <pthread.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+
+#define GONE "it is not there any more"
 
 enum { TENANT_METRICS_MAX = 64, TENANT_PART = 4 };
 
@@ -44,12 +46,15 @@ struct kv_contents {
     uint32_t count_max;
     uint64_t bytes_max;
     kv_contents_folder_t *folder; /* or NULL */
-    pthread_mutex_t mutex;        /* guards what follows */
+    pthread_mutex_t files_mutex;  /* around calls that change an ID.content; taken first */
+    pthread_mutex_t mutex;        /* guards what follows; no file is touched under it */
     entry_t **entries;            /* by time of creation, then id */
     size_t count, capacity;
     tenant_t **tenants;
     size_t tenant_count;
     uint64_t reserved_count, reserved_bytes;
+    char (*gone)[KV_CONTENT_ID_BYTES + 1]; /* whose files are to be removed */
+    size_t gone_count;
 };
 
 uint64_t kv_contents_now_unix_ns(const kv_contents_t *contents)
@@ -177,6 +182,16 @@ static void insert(kv_contents_t *contents, entry_t *entry)
     count_entry(entry, 1);
 }
 
+static void note_gone(kv_contents_t *contents, const char *id)
+{
+    if (contents->folder == NULL) {
+        return;
+    }
+    contents->gone =
+        kv_reallocate(contents->gone, contents->gone_count + 1, sizeof *contents->gone);
+    snprintf(contents->gone[contents->gone_count++], sizeof *contents->gone, "%s", id);
+}
+
 static void remove_at(kv_contents_t *contents, size_t at)
 {
     entry_t *entry = contents->entries[at];
@@ -185,9 +200,7 @@ static void remove_at(kv_contents_t *contents, size_t at)
         (contents->count - at) * sizeof(entry_t *));
     count_entry(entry, -1);
     unreserve(contents, entry);
-    if (contents->folder != NULL) {
-        kv_contents_folder_remove(contents->folder, entry->record.content.id);
-    }
+    note_gone(contents, entry->record.content.id);
     free_entry(entry);
 }
 
@@ -202,6 +215,33 @@ static void bring_up_to_now(kv_contents_t *contents)
             remove_at(contents, i);
         }
     }
+}
+
+/* Under the files' mutex alone. */
+static kv_status_t remove_files(kv_contents_t *contents, kv_error_t *error)
+{
+    pthread_mutex_lock(&contents->mutex);
+    char(*gone)[KV_CONTENT_ID_BYTES + 1] = contents->gone;
+    size_t count = contents->gone_count;
+    contents->gone = NULL;
+    contents->gone_count = 0;
+    pthread_mutex_unlock(&contents->mutex);
+    kv_status_t status = count > 0
+                             ? kv_contents_folder_remove(contents->folder,
+                                   (const char(*)[KV_CONTENT_ID_BYTES + 1]) gone, count, error)
+                             : KV_OK;
+    free(gone);
+    return status;
+}
+
+void kv_contents_clean(kv_contents_t *contents)
+{
+    kv_error_t error;
+    pthread_mutex_lock(&contents->files_mutex);
+    if (remove_files(contents, &error) != KV_OK) {
+        kv_log_warn("gateway", "%s", error.text);
+    }
+    pthread_mutex_unlock(&contents->files_mutex);
 }
 
 /* The place, or the count where the tenant has none of that id. */
@@ -235,6 +275,7 @@ kv_status_t kv_contents_open(
     kv_contents_t *contents = kv_allocate(sizeof *contents);
     *contents = (kv_contents_t){
         .clock = params->clock, .count_max = params->count_max, .bytes_max = params->bytes_max};
+    pthread_mutex_init(&contents->files_mutex, NULL);
     pthread_mutex_init(&contents->mutex, NULL);
     if (params->directory != NULL && params->directory[0] != '\0') {
         kv_status_t status = kv_contents_folder_open(
@@ -245,6 +286,7 @@ kv_status_t kv_contents_open(
         }
     }
     bring_up_to_now(contents);
+    kv_contents_clean(contents);
     if (contents->count > 0) {
         kv_log_info(
             "gateway", "cached contents %zu read from %s", contents->count, params->directory);
@@ -258,6 +300,7 @@ void kv_contents_close(kv_contents_t *contents)
     if (contents == NULL) {
         return;
     }
+    kv_contents_clean(contents);
     for (size_t i = 0; i < contents->count; i++) {
         count_entry(contents->entries[i], -1);
         free_entry(contents->entries[i]);
@@ -267,6 +310,7 @@ void kv_contents_close(kv_contents_t *contents)
     }
     kv_contents_folder_close(contents->folder);
     pthread_mutex_destroy(&contents->mutex);
+    pthread_mutex_destroy(&contents->files_mutex);
     free(contents->entries);
     free(contents->tenants);
     free(contents);
@@ -335,6 +379,7 @@ kv_status_t kv_content_draft(kv_contents_t *contents, const char *tenant,
     record->content = *content;
     record->document = kv_allocate(bytes + 1);
     record->document_bytes = bytes;
+    record->document_checksum = kv_checksum(document, bytes);
     memcpy(record->document, document, bytes);
     snprintf(record->tenant, sizeof record->tenant, "%s", tenant);
     make_id(record->content.id);
@@ -393,10 +438,8 @@ void kv_content_discard(kv_content_draft_t *draft)
     kv_contents_t *contents = draft->contents;
     pthread_mutex_lock(&contents->mutex);
     unreserve(contents, draft->entry);
+    note_gone(contents, draft->entry->record.content.id);
     pthread_mutex_unlock(&contents->mutex);
-    if (contents->folder != NULL) {
-        kv_contents_folder_remove(contents->folder, draft->entry->record.content.id);
-    }
     free_entry(draft->entry);
     free(draft);
 }
@@ -477,32 +520,63 @@ kv_status_t kv_contents_list(kv_contents_t *contents, const char *tenant, const 
     return KV_OK;
 }
 
-kv_status_t kv_contents_expire_at(kv_contents_t *contents, const char *tenant, const char *id,
-    uint64_t expires_unix_ns, kv_content_t *content_out)
+/* A copy of what ID.content is to say of it, the document left out. */
+static kv_status_t copy_with_expiry(kv_contents_t *contents, const char *tenant, const char *id,
+    uint64_t expires_unix_ns, kv_content_record_t *record_out, kv_error_t *error)
 {
-    kv_error_t error;
     pthread_mutex_lock(&contents->mutex);
     bring_up_to_now(contents);
     size_t at = place_of(contents, tenant, id);
     bool found = at < contents->count;
     if (found) {
-        kv_content_record_t *record = &contents->entries[at]->record;
-        record->content.expires_unix_ns = expires_unix_ns;
-        record->content.updated_unix_ns =
+        *record_out = contents->entries[at]->record;
+        record_out->document = NULL;
+        record_out->content.expires_unix_ns = expires_unix_ns;
+        record_out->content.updated_unix_ns =
             kv_contents_now_unix_ns(contents) / KV_NS_PER_US * KV_NS_PER_US;
-        *content_out = record->content;
-        if (contents->folder != NULL &&
-            kv_contents_folder_write_content(contents->folder, record, &error) != KV_OK) {
-            kv_log_warn("gateway",
-                "cached content %s: its new time would not survive a restart: %s", id, error.text);
-        }
     }
     pthread_mutex_unlock(&contents->mutex);
-    return found ? KV_OK : KV_MISSING;
+    return found ? KV_OK : kv_fail(error, KV_MISSING, GONE);
 }
 
-kv_status_t kv_contents_remove(kv_contents_t *contents, const char *tenant, const char *id)
+/* It may have ended since it was looked at: then it has, whatever its file says now. */
+static kv_status_t put_content(
+    kv_contents_t *contents, const char *tenant, const kv_content_t *content, kv_error_t *error)
 {
+    pthread_mutex_lock(&contents->mutex);
+    bring_up_to_now(contents);
+    size_t at = place_of(contents, tenant, content->id);
+    bool found = at < contents->count;
+    if (found) {
+        contents->entries[at]->record.content = *content;
+    }
+    pthread_mutex_unlock(&contents->mutex);
+    return found ? KV_OK : kv_fail(error, KV_MISSING, GONE);
+}
+
+kv_status_t kv_contents_expire_at(kv_contents_t *contents, const char *tenant, const char *id,
+    uint64_t expires_unix_ns, kv_content_t *content_out, kv_error_t *error)
+{
+    kv_content_record_t record;
+    pthread_mutex_lock(&contents->files_mutex);
+    kv_status_t status = copy_with_expiry(contents, tenant, id, expires_unix_ns, &record, error);
+    if (status == KV_OK && contents->folder != NULL) {
+        status = kv_contents_folder_write_content(contents->folder, &record, error);
+    }
+    if (status == KV_OK) {
+        status = put_content(contents, tenant, &record.content, error);
+    }
+    pthread_mutex_unlock(&contents->files_mutex);
+    if (status == KV_OK) {
+        *content_out = record.content;
+    }
+    return status;
+}
+
+kv_status_t kv_contents_remove(
+    kv_contents_t *contents, const char *tenant, const char *id, kv_error_t *error)
+{
+    pthread_mutex_lock(&contents->files_mutex);
     pthread_mutex_lock(&contents->mutex);
     bring_up_to_now(contents);
     size_t at = place_of(contents, tenant, id);
@@ -511,14 +585,18 @@ kv_status_t kv_contents_remove(kv_contents_t *contents, const char *tenant, cons
         remove_at(contents, at);
     }
     pthread_mutex_unlock(&contents->mutex);
-    return found ? KV_OK : KV_MISSING;
+    kv_status_t status = found ? remove_files(contents, error) : kv_fail(error, KV_MISSING, GONE);
+    pthread_mutex_unlock(&contents->files_mutex);
+    return status;
 }
 
-void kv_contents_sweep(kv_contents_t *contents)
+bool kv_contents_sweep(kv_contents_t *contents)
 {
     pthread_mutex_lock(&contents->mutex);
     bring_up_to_now(contents);
+    bool any = contents->gone_count > 0;
     pthread_mutex_unlock(&contents->mutex);
+    return any;
 }
 
 kv_contents_account_t kv_contents_account(kv_contents_t *contents, const char *tenant)

@@ -5,9 +5,13 @@
  * Its expiry is a limit: from that moment on it is not there, whoever read it when. What it takes
  * is accounted in token-hours: tokens times the time that they were kept while this process ran.
  *
+ * What ended leaves the table at once, and its files with the next kv_contents_clean.
+ *
  * Owns: the table, the documents, the files.
  * Borrows: the clock, for its life.
- * Threads: any; one mutex guards the table, and is not held while a document is written.
+ * Threads: any. One mutex guards the table, another one goes around files and is taken first; so who
+ * only looks, or sweeps, never waits for a disk. Draft, commit, expire_at, remove and clean do: they
+ * answer when what they did outlives a power cut.
  * Errors: KV_MISSING for a name that is not there, is expired, or is another tenant's: nobody can
  * tell which. KV_NO_SPACE names the bound. A file that does not read back as it was written is
  * dropped with a warning.
@@ -18,6 +22,7 @@
 #include "base/clock.h"
 #include "base/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -65,7 +70,7 @@ kv_status_t kv_content_draft(kv_contents_t *contents, const char *tenant,
 kv_status_t kv_content_commit(
     kv_content_draft_t *draft, uint32_t token_count, kv_content_t *content_out, kv_error_t *error);
 
-/* The draft never was; NULL: nothing. */
+/* The draft never was; NULL: nothing. Waits for no disk. */
 void kv_content_discard(kv_content_draft_t *draft);
 
 /* ---- what is there ---- */
@@ -81,14 +86,21 @@ kv_status_t kv_contents_list(kv_contents_t *contents, const char *tenant, const 
     size_t count_max, kv_content_t *contents_out, size_t *count_out,
     char token_out[KV_CONTENTS_TOKEN_BYTES]);
 
-/* Earlier or later. */
+/* Earlier or later. Where that cannot be kept, nothing is changed. */
 kv_status_t kv_contents_expire_at(kv_contents_t *contents, const char *tenant, const char *id,
-    uint64_t expires_unix_ns, kv_content_t *content_out);
+    uint64_t expires_unix_ns, kv_content_t *content_out, kv_error_t *error);
 
-kv_status_t kv_contents_remove(kv_contents_t *contents, const char *tenant, const char *id);
+/* Whatever it answers but KV_MISSING, it is there no longer; it may come back with a restart where
+ * that is another error. */
+kv_status_t kv_contents_remove(
+    kv_contents_t *contents, const char *tenant, const char *id, kv_error_t *error);
 
-/* Now and then: lets go of what is expired, brings the account and its metrics up to now. */
-void kv_contents_sweep(kv_contents_t *contents);
+/* Now and then: lets go of what is expired, brings the account and its metrics up to now. Whether
+ * kv_contents_clean has anything to do. */
+bool kv_contents_sweep(kv_contents_t *contents);
+
+/* Removes the files of what has ended. */
+void kv_contents_clean(kv_contents_t *contents);
 
 typedef struct {
     uint64_t content_count, token_count, document_bytes; /* now */

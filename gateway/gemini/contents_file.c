@@ -31,6 +31,7 @@ struct kv_contents_folder {
     uint64_t document_bytes_max;
     pthread_mutex_t mutex; /* guards the making of the folder */
     int lock;              /* -1: the folder is not there yet */
+    int descriptor;        /* of the folder itself; with lock */
 };
 
 static void path_of(
@@ -54,11 +55,10 @@ static bool write_all(int fd, const char *bytes, size_t count)
     return true;
 }
 
-static kv_status_t write_file(
-    const char *path, const char *bytes, size_t count, bool durable, kv_error_t *error)
+static kv_status_t write_file(const char *path, const char *bytes, size_t count, kv_error_t *error)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    bool good = fd >= 0 && write_all(fd, bytes, count) && (!durable || fsync(fd) == 0);
+    bool good = fd >= 0 && write_all(fd, bytes, count) && fsync(fd) == 0;
     int code = errno;
     if (fd >= 0) {
         close(fd);
@@ -113,7 +113,7 @@ static char *encode(const kv_content_record_t *record, size_t *bytes_out)
         number_text(content->updated_unix_ns), "expires_unix_ns",
         number_text(content->expires_unix_ns), "tokens", number_text(content->token_count),
         "document_bytes", number_text(record->document_bytes), "document_checksum",
-        number_text(kv_checksum(record->document, record->document_bytes)));
+        number_text(record->document_checksum));
     char *text = json_dumps(document, JSON_COMPACT), *whole;
     KV_CHECK(text != NULL);
     int bytes = asprintf(&whole, HEAD "%016" PRIx64 "\n%s", kv_checksum(text, strlen(text)), text);
@@ -140,7 +140,7 @@ static bool take_text(const json_t *document, const char *name, char *text_out, 
     return good;
 }
 
-static bool take_fields(const json_t *document, kv_content_record_t *record, uint64_t *checksum_out)
+static bool take_fields(const json_t *document, kv_content_record_t *record)
 {
     kv_content_t *content = &record->content;
     uint64_t tokens, bytes;
@@ -153,14 +153,14 @@ static bool take_fields(const json_t *document, kv_content_record_t *record, uin
         take_number(document, "expires_unix_ns", &content->expires_unix_ns) &&
         take_number(document, "tokens", &tokens) &&
         take_number(document, "document_bytes", &bytes) &&
-        take_number(document, "document_checksum", checksum_out) && tokens <= UINT32_MAX;
+        take_number(document, "document_checksum", &record->document_checksum) &&
+        tokens <= UINT32_MAX;
     content->token_count = good ? (uint32_t)tokens : 0;
     record->document_bytes = good ? bytes : 0;
     return good;
 }
 
-static bool decode(
-    const char *bytes, size_t count, kv_content_record_t *record, uint64_t *checksum_out)
+static bool decode(const char *bytes, size_t count, kv_content_record_t *record)
 {
     if (count <= HEAD_BYTES || memcmp(bytes, HEAD, sizeof HEAD - 1) != 0 ||
         bytes[HEAD_BYTES - 1] != '\n' ||
@@ -169,7 +169,7 @@ static bool decode(
         return false;
     }
     json_t *document = json_loadb(bytes + HEAD_BYTES, count - HEAD_BYTES, 0, NULL);
-    bool good = take_fields(document, record, checksum_out);
+    bool good = take_fields(document, record);
     json_decref(document);
     return good;
 }
@@ -188,11 +188,10 @@ static bool read_record(
 {
     char path[PATH_BYTES];
     size_t bytes = 0, document_bytes = 0;
-    uint64_t checksum;
     kv_content_record_t record = {0};
     path_of(folder, id, ".content", path);
     char *text = read_file(path, CONTENT_BYTES_MAX, &bytes);
-    bool good = text != NULL && decode(text, bytes, &record, &checksum);
+    bool good = text != NULL && decode(text, bytes, &record);
     free(text);
     if (!good) {
         return false;
@@ -200,12 +199,26 @@ static bool read_record(
     path_of(folder, id, ".document", path);
     record.document = read_file(path, folder->document_bytes_max, &document_bytes);
     if (record.document == NULL || document_bytes != record.document_bytes ||
-        !is_whole(record.document, document_bytes, checksum)) {
+        !is_whole(record.document, document_bytes, record.document_checksum)) {
         free(record.document);
         return false;
     }
     snprintf(record.content.id, sizeof record.content.id, "%s", id);
     *record_out = record;
+    return true;
+}
+
+/* The content first: a document alone is nobody's. */
+static bool unlink_both(const kv_contents_folder_t *folder, const char *id)
+{
+    static const char *const ENDINGS[] = {".content", ".document"};
+    char path[PATH_BYTES];
+    for (int i = 0; i < 2; i++) {
+        path_of(folder, id, ENDINGS[i], path);
+        if (unlink(path) != 0 && errno != ENOENT) {
+            return false;
+        }
+    }
     return true;
 }
 
@@ -218,7 +231,7 @@ static void read_one(
         return;
     }
     kv_log_warn("gateway", "cached content %s in %s is damaged: dropped", id, folder->path);
-    kv_contents_folder_remove(folder, id);
+    unlink_both(folder, id);
 }
 
 /* Two passes: a document is an orphan only where no content of its id was found. */
@@ -268,8 +281,30 @@ static kv_status_t lock_folder(kv_contents_folder_t *folder, kv_error_t *error)
         close(lock);
         return status;
     }
+    folder->descriptor = open(folder->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder->descriptor < 0) {
+        kv_status_t status =
+            kv_fail_errno(error, errno, "gateway.contents_directory: cannot open %s", folder->path);
+        close(lock);
+        return status;
+    }
     folder->lock = lock;
     return KV_OK;
+}
+
+/* That the folder at this path is there outlives a power cut. */
+static bool sync_parent(const char *path)
+{
+    char parent[PATH_BYTES];
+    const char *slash = strrchr(path, '/');
+    snprintf(parent, sizeof parent, "%.*s", slash > path ? (int)(slash - path) : 1,
+        slash != NULL ? path : ".");
+    int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool good = fd >= 0 && fsync(fd) == 0;
+    if (fd >= 0) {
+        close(fd);
+    }
+    return good;
 }
 
 static kv_status_t make_folders(const char *path, kv_error_t *error)
@@ -281,7 +316,8 @@ static kv_status_t make_folders(const char *path, kv_error_t *error)
             continue;
         }
         snprintf(part, sizeof part, "%.*s", (int)i, path);
-        if (mkdir(part, 0700) != 0 && errno != EEXIST) {
+        bool made = mkdir(part, 0700) == 0;
+        if (made ? !sync_parent(part) : errno != EEXIST) {
             return kv_fail_errno(error, errno, "gateway.contents_directory: cannot make %s", part);
         }
     }
@@ -306,8 +342,10 @@ kv_status_t kv_contents_folder_open(const char *path, uint64_t document_bytes_ma
     kv_content_found_t found, void *context, kv_contents_folder_t **folder_out, kv_error_t *error)
 {
     kv_contents_folder_t *folder = kv_allocate(sizeof *folder);
-    *folder = (kv_contents_folder_t){
-        .path = kv_duplicate_string(path), .document_bytes_max = document_bytes_max, .lock = -1};
+    *folder = (kv_contents_folder_t){.path = kv_duplicate_string(path),
+        .document_bytes_max = document_bytes_max,
+        .lock = -1,
+        .descriptor = -1};
     pthread_mutex_init(&folder->mutex, NULL);
     if (access(path, F_OK) == 0) {
         kv_status_t status = lock_folder(folder, error);
@@ -327,6 +365,7 @@ void kv_contents_folder_close(kv_contents_folder_t *folder)
         return;
     }
     if (folder->lock >= 0) {
+        close(folder->descriptor);
         close(folder->lock);
     }
     pthread_mutex_destroy(&folder->mutex);
@@ -335,6 +374,13 @@ void kv_contents_folder_close(kv_contents_folder_t *folder)
 }
 
 /* ---- writing ---- */
+
+static kv_status_t sync_folder(const kv_contents_folder_t *folder, kv_error_t *error)
+{
+    return fsync(folder->descriptor) == 0
+               ? KV_OK
+               : kv_fail_errno(error, errno, "cannot sync %s", folder->path);
+}
 
 kv_status_t kv_contents_folder_write_document(
     kv_contents_folder_t *folder, const kv_content_record_t *record, kv_error_t *error)
@@ -345,7 +391,7 @@ kv_status_t kv_contents_folder_write_document(
         return status;
     }
     path_of(folder, record->content.id, ".document", path);
-    status = write_file(path, record->document, record->document_bytes, true, error);
+    status = write_file(path, record->document, record->document_bytes, error);
     if (status != KV_OK) {
         unlink(path);
     }
@@ -360,10 +406,12 @@ kv_status_t kv_contents_folder_write_content(
     char *text = encode(record, &bytes);
     path_of(folder, record->content.id, ".new", made);
     path_of(folder, record->content.id, ".content", path);
-    kv_status_t status = write_file(made, text, bytes, false, error);
+    kv_status_t status = write_file(made, text, bytes, error);
     free(text);
     if (status == KV_OK && rename(made, path) != 0) {
         status = kv_fail_errno(error, errno, "cannot rename %s to %s", made, path);
+    } else if (status == KV_OK) {
+        return sync_folder(folder, error);
     }
     if (status != KV_OK) {
         unlink(made);
@@ -371,12 +419,16 @@ kv_status_t kv_contents_folder_write_content(
     return status;
 }
 
-void kv_contents_folder_remove(kv_contents_folder_t *folder, const char *id)
+kv_status_t kv_contents_folder_remove(kv_contents_folder_t *folder,
+    const char (*ids)[KV_CONTENT_ID_BYTES + 1], size_t count, kv_error_t *error)
 {
-    static const char *const ENDINGS[] = {".content", ".document"};
-    char path[PATH_BYTES];
-    for (int i = 0; i < 2; i++) {
-        path_of(folder, id, ENDINGS[i], path);
-        unlink(path);
+    kv_status_t status = KV_OK;
+    for (size_t i = 0; i < count; i++) {
+        if (!unlink_both(folder, ids[i]) && status == KV_OK) {
+            status = kv_fail_errno(
+                error, errno, "cannot remove cached content %s in %s", ids[i], folder->path);
+        }
     }
+    bool there = folder->descriptor >= 0; /* else nothing was ever written */
+    return status == KV_OK && there ? sync_folder(folder, error) : status;
 }

@@ -7,7 +7,8 @@
  * 1. A content is there when its ID.content is; a document without one is of a draft whose process
  *    ended, and goes at the next start.
  * 2. Nothing is served that does not agree with its checksums.
- * 3. ID.content is not waited for: after a power cut the newest contents may be missing.
+ * 3. What a call did outlives a power cut once it has answered KV_OK: files and the folder are
+ *    synced. So calls wait for the disk, and none runs on the reactor's thread.
  *
  * Owns: the lock, while open.
  * Threads: any; calls for one id one at a time.
@@ -26,6 +27,7 @@ typedef struct {
     char tenant[KV_CONTENT_TENANT_BYTES_MAX + 1];
     char *document; /* owned by whoever has the record */
     size_t document_bytes;
+    uint64_t document_checksum; /* kv_checksum */
 } kv_content_record_t;
 
 /* Takes what it is given (the document too). */
@@ -38,10 +40,13 @@ void kv_contents_folder_close(kv_contents_folder_t *folder);
 
 kv_status_t kv_contents_folder_write_document(
     kv_contents_folder_t *folder, const kv_content_record_t *record, kv_error_t *error);
+
+/* The document itself is not looked at: it may be gone. */
 kv_status_t kv_contents_folder_write_content(
     kv_contents_folder_t *folder, const kv_content_record_t *record, kv_error_t *error);
 
-/* Both files, whichever is there. */
-void kv_contents_folder_remove(kv_contents_folder_t *folder, const char *id);
+/* Both files of each id, whichever is there. */
+kv_status_t kv_contents_folder_remove(kv_contents_folder_t *folder,
+    const char (*ids)[KV_CONTENT_ID_BYTES + 1], size_t count, kv_error_t *error);
 
 #endif

@@ -8,9 +8,9 @@
 #define DIALECT(its_error)                                                                         \
     {                                                                                              \
         .name = "gemini", .request_id_header = "x-request-id", .parse = kv_gemini_parse,           \
-        .release = kv_gemini_release, .settle = kv_gemini_settle, .whole = kv_gemini_whole,        \
-        .begin = kv_gemini_begin, .event = kv_gemini_event, .end = kv_gemini_end,                  \
-        .error = its_error                                                                         \
+        .release = kv_gemini_release, .settle = kv_gemini_settle, .commit = kv_gemini_commit,      \
+        .whole = kv_gemini_whole, .begin = kv_gemini_begin, .event = kv_gemini_event,              \
+        .end = kv_gemini_end, .error = its_error                                                   \
     }
 
 const kv_dialect_t kv_gemini = DIALECT(kv_gemini_error);
@@ -102,8 +102,9 @@ static bool wants_gemini(const kv_call_t *call)
         ANSWER(version "cachedContents", "GET, HEAD", "cached_contents", serve_contents, NULL),    \
         REQUEST(version "cachedContents/*", "PATCH", "cached_contents", &kv_gemini, NULL,          \
             KV_GEMINI_PATCH),                                                                      \
-        ANSWER(version "cachedContents/*", "GET, HEAD, DELETE", "cached_contents", serve_contents, \
-            NULL)
+        REQUEST(version "cachedContents/*", "DELETE", "cached_contents", &kv_gemini, NULL,         \
+            KV_GEMINI_DELETE),                                                                     \
+        ANSWER(version "cachedContents/*", "GET, HEAD", "cached_contents", serve_contents, NULL)
 
 static const kv_route_t ROUTES[] = {VERSION("/v1beta/", NULL), VERSION("/v1/", wants_gemini),
     ANSWER("/v1beta/*", "GET, HEAD, POST, PUT, PATCH, DELETE", "other", serve_nothing, NULL)};

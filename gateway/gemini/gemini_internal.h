@@ -20,6 +20,7 @@ typedef enum {
     KV_GEMINI_COUNT,
     KV_GEMINI_CREATE,
     KV_GEMINI_PATCH,
+    KV_GEMINI_DELETE,
 } kv_gemini_kind_t;
 
 /* kv_api_request_t.own */
@@ -28,9 +29,9 @@ typedef struct {
     kv_contents_t *contents;
     uint32_t tokens_min; /* of a cached content */
     char tenant[KV_CONTENT_TENANT_BYTES_MAX + 1];
-    kv_content_draft_t *draft; /* of CREATE, until it is settled */
-    kv_content_t content;      /* of CREATE and PATCH: as it is answered. Of PATCH before that: id
-                                  and its new expiry */
+    kv_content_draft_t *draft; /* of CREATE, until it is committed */
+    kv_content_t content;      /* of CREATE and PATCH: as it is answered. Before that, of PATCH: id
+                                  and its new expiry; of DELETE: the id */
 } kv_gemini_own_t;
 
 /* ---- fields.c ---- */
@@ -99,10 +100,15 @@ bool kv_gemini_parse_create(json_t *document, kv_gemini_own_t *own, const kv_api
 bool kv_gemini_parse_patch(const kv_call_t *call, json_t *document, kv_gemini_own_t *own,
     const kv_api_limits_t *limits, kv_api_request_t *request, kv_api_error_t *error);
 
-/* The answer is complete: the content is there from now on, or until another time. */
-bool kv_gemini_settle(const kv_answer_t *answer, kv_api_error_t *error);
+bool kv_gemini_parse_delete(const kv_call_t *call, kv_gemini_own_t *own,
+    const kv_api_limits_t *limits, kv_api_request_t *request, kv_api_error_t *error);
 
-/* GET and DELETE, on the reactor's thread. Answers the HTTP code; *body_out: to be freed. */
+/* The answer is complete, and stored as it should be: the content is there from now on, until
+ * another time, or no longer (commit). */
+bool kv_gemini_settle(const kv_answer_t *answer, kv_api_error_t *error);
+bool kv_gemini_commit(kv_api_request_t *request, kv_api_error_t *error);
+
+/* GET, on the reactor's thread. Answers the HTTP code; *body_out: to be freed. */
 unsigned kv_gemini_serve_contents(
     const kv_call_t *call, kv_contents_t *contents, char **body_out, size_t *bytes_out);
 

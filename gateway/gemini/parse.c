@@ -172,6 +172,8 @@ static bool parse_kind(const kv_call_t *call, kv_gemini_own_t *own, const kv_api
         return kv_gemini_parse_create(document, own, limits, request, error);
     case KV_GEMINI_PATCH:
         return kv_gemini_parse_patch(call, document, own, limits, request, error);
+    case KV_GEMINI_DELETE:
+        return kv_gemini_parse_delete(call, own, limits, request, error);
     case KV_GEMINI_COUNT:
         return parse_count(request, own, limits, document, error);
     default:
@@ -186,7 +188,7 @@ bool kv_gemini_parse(const kv_call_t *call, const kv_api_limits_t *limits,
     if (kind == KV_GEMINI_GENERATE && !take_path(call, limits, &kind, error)) {
         return false;
     }
-    json_t *document = kv_json_parse_body(call, error);
+    json_t *document = kind != KV_GEMINI_DELETE ? kv_json_parse_body(call, error) : json_object();
     if (document == NULL) {
         return false;
     }

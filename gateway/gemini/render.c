@@ -192,6 +192,9 @@ char *kv_gemini_whole(const kv_answer_t *answer, size_t *bytes_out)
     if (own->kind == KV_GEMINI_CREATE || own->kind == KV_GEMINI_PATCH) {
         return kv_json_dump(kv_gemini_content_object(&own->content), bytes_out);
     }
+    if (own->kind == KV_GEMINI_DELETE) {
+        return kv_json_dump(json_object(), bytes_out);
+    }
     json_t *candidates = json_array();
     for (size_t i = 0; i < answer->choice_count; i++) {
         json_array_append_new(candidates, candidate_object(&answer->choices[i]));

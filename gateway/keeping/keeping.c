@@ -1,6 +1,7 @@
 #include "gateway/keeping/keeping.h"
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "gateway/keeping/session_doors.h"
 #include "gateway/request.h"
@@ -168,6 +169,54 @@ void kv_keeping_clear(kv_generation_t *choice)
 {
     free(choice->promise_keys);
     choice->promise_keys = NULL;
+}
+
+/* ---- what nodes are told between requests ---- */
+
+kv_status_t kv_keeping_send_context(kv_gateway_t *gateway, kv_peer_t *peer, const void *salt,
+    size_t salt_bytes, const uint32_t *tokens, size_t token_count, Kvist__Wire__Context *context)
+{
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    context->id = ++gateway->sequence;
+    context->salt = (ProtobufCBinaryData){salt_bytes, (uint8_t *)salt};
+    context->n_tokens = token_count;
+    context->tokens = (uint32_t *)tokens;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_CONTEXT;
+    envelope.context = context;
+    return kv_peer_send(peer, &envelope);
+}
+
+/* Up to a breakpoint of the request's prompt. */
+static void limit_at(const kv_request_t *request, kv_peer_t *peer, uint32_t token_count)
+{
+    const kv_api_request_t *api = &request->api;
+    Kvist__Wire__Context context = KVIST__WIRE__CONTEXT__INIT;
+    Kvist__Wire__Promise promise = KVIST__WIRE__PROMISE__INIT, *list[] = {&promise};
+    promise.token_count = token_count;
+    promise.expires_unix_ms = api->limit_unix_ms;
+    context.action = KVIST__WIRE__CONTEXT_ACTION__CONTEXT_PROMISE;
+    context.promises = list;
+    context.n_promises = 1;
+    if (kv_keeping_send_context(request->gateway, peer, api->salt, api->salt_bytes,
+            api->prompts[0].tokens, token_count, &context) != KV_OK) {
+        kv_log_warn("gateway", "node %s was not told of a limit: its copy ends when it was to",
+            kv_peer_name(peer));
+    }
+}
+
+void kv_keeping_limit(const kv_request_t *request)
+{
+    const kv_gateway_t *gateway = request->gateway;
+    const kv_api_request_t *api = &request->api;
+    for (size_t i = 0; api->limit_unix_ms > 0 && i < gateway->node_count; i++) {
+        kv_peer_t *peer = gateway->nodes[i]->node->peer;
+        bool speaks = peer != NULL && kv_peer_version(peer) >= KV_CONTEXT_VERSION;
+        for (size_t k = 0; speaks && k < api->breakpoint_count; k++) {
+            if (api->breakpoints[k].token_count > 0) {
+                limit_at(request, peer, api->breakpoints[k].token_count);
+            }
+        }
+    }
 }
 
 /* ---- what the client is told ---- */

@@ -9,7 +9,7 @@
 #include "gateway/generation.h"
 #include "gateway/keeping/promises.h"
 
-enum { KV_KEEPING_MAX = 16, KV_PROMISE_ENTRIES_MAX = 1 << 16 };
+enum { KV_CONTEXT_VERSION = 3, KV_KEEPING_MAX = 16, KV_PROMISE_ENTRIES_MAX = 1 << 16 };
 
 /* Room for the promises of one Generate. */
 typedef struct {
@@ -35,6 +35,15 @@ uint64_t kv_keeping_least_ttl_s(const kv_usage_t *usage, size_t count, uint64_t 
 
 /* The slowest tier that anything was read from, "none" where nothing was. */
 const char *kv_keeping_slowest_tier(const kv_usage_t *usage);
+
+/* A commit has set a limit (kv_api_request_t.limit_unix_ms): every decode node is told, and through
+ * them prefill nodes; nobody waits for what they answer. Those that are away, or of before it, keep
+ * what they have to the end of the limit that it was stored with. */
+void kv_keeping_limit(const kv_request_t *request);
+
+/* Something about a context, to a node that speaks of them. Fills in id, salt and tokens. */
+kv_status_t kv_keeping_send_context(kv_gateway_t *gateway, kv_peer_t *peer, const void *salt,
+    size_t salt_bytes, const uint32_t *tokens, size_t token_count, Kvist__Wire__Context *context);
 
 /* x-kvist-hit-tokens, x-kvist-tier, x-kvist-cache-ttl. */
 void kv_keeping_headers(const kv_request_t *request, const kv_usage_t *usage, kv_http_head_t *head);

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CONTEXT_VERSION = 3, TICK_MS = 200, UNIX_FROM = 1000000000 };
+enum { TICK_MS = 200, UNIX_FROM = 1000000000 };
 
 static const char *tenant_of(const kv_call_t *call)
 {
@@ -40,14 +40,8 @@ static kv_peer_t *peer_of(const kv_gateway_t *gateway, const kv_session_t *sessi
 static kv_status_t send_context(kv_gateway_t *gateway, kv_peer_t *peer, const kv_session_t *session,
     Kvist__Wire__Context *context)
 {
-    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
-    context->id = ++gateway->sequence;
-    context->salt = (ProtobufCBinaryData){session->salt_bytes, (uint8_t *)session->salt};
-    context->n_tokens = session->token_count;
-    context->tokens = session->tokens;
-    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_CONTEXT;
-    envelope.context = context;
-    return kv_peer_send(peer, &envelope);
+    return kv_keeping_send_context(gateway, peer, session->salt, session->salt_bytes,
+        session->tokens, session->token_count, context);
 }
 
 /* Asks the session's node; false: *error says why it cannot be. A session without a request so far
@@ -67,7 +61,7 @@ static bool ask_node(kv_gateway_t *gateway, kv_session_t *session,
         return kv_api_fail(error, 503, "", NULL,
             "the node that served %s is gone: its next request goes to another", session->id);
     }
-    if (kv_peer_version(peer) < CONTEXT_VERSION) {
+    if (kv_peer_version(peer) < KV_CONTEXT_VERSION) {
         return kv_api_fail(error, 409, "", NULL, "node %s is of a version that knows no sessions",
             kv_peer_name(peer));
     }
@@ -91,7 +85,7 @@ static void let_go(kv_gateway_t *gateway, const kv_session_t *session)
     kv_promise_entry_t entries[KV_KEEPING_MAX];
     Kvist__Wire__Promise promises[KV_KEEPING_MAX], *list[KV_KEEPING_MAX];
     kv_promise_table_let_go(gateway->promises, session->number);
-    if (peer == NULL || session->token_count == 0 || kv_peer_version(peer) < CONTEXT_VERSION) {
+    if (peer == NULL || session->token_count == 0 || kv_peer_version(peer) < KV_CONTEXT_VERSION) {
         return;
     }
     size_t key_count;

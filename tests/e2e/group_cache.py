@@ -4,9 +4,10 @@ import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
-from cluster import prose
+from cluster import prose, wait_until
 
 BLOCK = 16
+LIMIT_S = 120
 CONTEXT = prose(1, 700)
 
 
@@ -110,6 +111,13 @@ def ask_gemini(cluster, model, question, **fields):
     return answer.json["candidates"], answer.json["usageMetadata"]
 
 
+def read_hits(cluster, text):
+    """Prompt tokens that are found, while nothing is stored."""
+    answer = cluster.chat(text, kvist={"cache_mode": "read"}, max_tokens=1)
+    assert answer.code == 200, answer.error()
+    return answer.cached
+
+
 def test_restart_finds_it_on_disk(cluster):
     question = CONTEXT + " What was it about?"
     before = cluster.chat(question)
@@ -133,9 +141,13 @@ def test_restart_finds_it_on_disk(cluster):
     assert after == named, (after, named)
     tokens = content.json["usageMetadata"]["totalTokenCount"]
     assert usage["cachedContentTokenCount"] >= tokens - 2 * BLOCK, usage
+    assert read_hits(cluster, prose(77, 200)) > 8 * BLOCK
     assert cluster.request(f"/v1beta/{name}", method="DELETE").json == {}
     contents = os.path.join(cluster.folder, "contents", "gateway-0")
     assert os.listdir(contents) == ["lock"], os.listdir(contents)
+    # And its KV is gone, from every node that had any; what the template begins with is others'.
+    wait_until(lambda: read_hits(cluster, prose(77, 200)) <= 4 * BLOCK, LIMIT_S,
+               "the deleted content's KV to be gone")
 
 
 def test_metrics_and_health(cluster):

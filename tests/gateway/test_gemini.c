@@ -320,7 +320,8 @@ static char *create(bench_t *bench, const char *body, uint32_t token_count)
     assert_true(request.breakpoints[0].limit);
     request.breakpoints[0].token_count = token_count;
     grant(&request, &answer, NULL);
-    if (!kv_gemini_settle(&answer, &error)) {
+    assert_true(request.commits && !request.commit_only);
+    if (!kv_gemini_settle(&answer, &error) || !kv_gemini_commit(&request, &error)) {
         fail_msg("%s", error.message);
     }
     char *id = kv_duplicate_string(((kv_gemini_own_t *)request.own)->content.id);
@@ -394,6 +395,7 @@ static void test_create(void **state)
     kv_virtual_clock_advance(&bench->clock, KV_NS_PER_S);
     grant(&request, &answer, NULL);
     assert_true(kv_gemini_settle(&answer, &error));
+    assert_true(kv_gemini_commit(&request, &error));
     char *text = kv_gemini_whole(&answer, &bytes);
     snprintf(wanted, sizeof wanted,
         "{\"name\":\"cachedContents/%s\",\"model\":\"models/tiny\",\"displayName\":\"d \xc3\xa9\","
@@ -489,6 +491,7 @@ static void test_patch(void **state)
     request.breakpoints[0].token_count = 33;
     grant(&request, &answer, NULL);
     assert_true(kv_gemini_settle(&answer, &error));
+    assert_true(kv_gemini_commit(&request, &error));
     char *text = kv_gemini_whole(&answer, &bytes);
     snprintf(wanted, sizeof wanted,
         "{\"name\":\"cachedContents/%s\",\"model\":\"models/tiny\",\"displayName\":\"\","
@@ -496,6 +499,8 @@ static void test_patch(void **state)
         "\"expireTime\":\"2026-11-18T13:36:40Z\",\"usageMetadata\":{\"totalTokenCount\":33}}",
         id);
     expect_text(text, bytes, wanted);
+    /* Whichever node holds it is to hear of the new time. */
+    assert_true(request.limit_unix_ms == (START + HOUR / 2 + 2 * HOUR) / KV_NS_PER_MS);
     clear(&request);
 
     expect_error(bench, KV_GEMINI_PATCH, id, "{}", 400, "ttl", "is missing");
@@ -554,12 +559,50 @@ static void test_served(void **state)
     bench->query[0] = (kv_field_t){NULL, NULL};
     bench->tenant = "another";
     expect_served(bench, "GET", id, 403, GONE);
-    expect_served(bench, "DELETE", id, 403, GONE);
+    expect_error(bench, KV_GEMINI_DELETE, id, "", 403, "cachedContent", "does not exist");
     expect_served(bench, "GET", "", 200, "{\"cachedContents\":[]}");
     bench->tenant = NULL;
-    expect_served(bench, "DELETE", id, 200, "{}");
-    expect_served(bench, "GET", id, 403, GONE);
     expect_served(bench, "GET", "no name", 403, GONE);
+    free(id);
+    end_bench(bench);
+}
+
+/* Its prompt is made once more, for nodes to know whose time is over; nothing is computed. */
+static void test_delete(void **state)
+{
+    (void)state;
+    bench_t *bench = make_bench();
+    char *id = create(bench, "{" CACHED "}", 33);
+    kv_api_request_t request = take(bench, KV_GEMINI_DELETE, id, "");
+    kv_api_request_t twice = take(bench, KV_GEMINI_DELETE, id, "not even JSON");
+    kv_api_error_t error;
+    kv_answer_t answer;
+    size_t bytes;
+    assert_true(request.commits && request.commit_only);
+    assert_int_equal(request.message_count, 2);
+    assert_int_equal(request.breakpoint_count, 1);
+    assert_int_equal(request.breakpoints[0].message_count, 2);
+    kv_virtual_clock_advance(&bench->clock, KV_NS_PER_S);
+    assert_true(kv_gemini_commit(&request, &error));
+    assert_true(request.limit_unix_ms == (START + KV_NS_PER_S) / KV_NS_PER_MS);
+    grant(&request, &answer, NULL);
+    char *text = kv_gemini_whole(&answer, &bytes);
+    expect_text(text, bytes, "{}");
+    expect_served(bench, "GET", id, 403, GONE);
+    assert_false(kv_gemini_commit(&twice, &error));
+    assert_int_equal(error.http_code, 403);
+    clear(&request);
+    clear(&twice);
+
+    /* One of a model that was served before: there is nothing to tell nodes. */
+    free(id);
+    id = create(bench, "{" CACHED "}", 33);
+    bench->limits.model = "another";
+    request = take(bench, KV_GEMINI_DELETE, id, "");
+    assert_int_equal(request.message_count + request.breakpoint_count, 0);
+    assert_true(kv_gemini_commit(&request, &error));
+    clear(&request);
+    expect_served(bench, "GET", id, 403, GONE);
     free(id);
     end_bench(bench);
 }
@@ -757,8 +800,8 @@ int main(void)
         cmocka_unit_test(test_streams), cmocka_unit_test(test_tools),
         cmocka_unit_test(test_refused), cmocka_unit_test(test_cached),
         cmocka_unit_test(test_create), cmocka_unit_test(test_create_refused),
-        cmocka_unit_test(test_patch), cmocka_unit_test(test_served), cmocka_unit_test(test_count),
-        cmocka_unit_test(test_whole), cmocka_unit_test(test_streamed),
+        cmocka_unit_test(test_patch), cmocka_unit_test(test_served), cmocka_unit_test(test_delete),
+        cmocka_unit_test(test_count), cmocka_unit_test(test_whole), cmocka_unit_test(test_streamed),
         cmocka_unit_test(test_errors), cmocka_unit_test(test_models)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -89,6 +89,20 @@ static kv_status_t get(bench_t *bench, const char *tenant, const kv_content_t *c
     return kv_contents_get(bench->contents, tenant, content->id, &found, NULL, NULL);
 }
 
+static kv_status_t expire_at(bench_t *bench, const char *tenant, const kv_content_t *content,
+    uint64_t expires_unix_ns, kv_content_t *moved_out)
+{
+    kv_error_t error;
+    return kv_contents_expire_at(
+        bench->contents, tenant, content->id, expires_unix_ns, moved_out, &error);
+}
+
+static kv_status_t remove_content(bench_t *bench, const char *tenant, const kv_content_t *content)
+{
+    kv_error_t error;
+    return kv_contents_remove(bench->contents, tenant, content->id, &error);
+}
+
 static size_t count_files(const char *folder)
 {
     DIR *files = opendir(folder);
@@ -117,7 +131,36 @@ static void test_limit(void **state)
     assert_int_equal(get(bench, "a", &content), KV_OK);
     kv_virtual_clock_advance(&bench->clock, 1);
     assert_int_equal(get(bench, "a", &content), KV_MISSING);
+    /* Its files go where somebody may wait for the disk. */
+    assert_int_equal(count_files(bench->folder), 2);
+    assert_true(kv_contents_sweep(bench->contents));
+    kv_contents_clean(bench->contents);
+    assert_false(kv_contents_sweep(bench->contents));
     assert_int_equal(count_files(bench->folder), 0);
+    end_bench(bench);
+}
+
+/* Neither a new time nor the end of a content is told before it is on the disk. */
+static void test_disk_fails(void **state)
+{
+    (void)state;
+    bench_t *bench = make_bench("fails");
+    kv_content_t content = add(bench, "a", HOUR, 100), moved, found;
+    kv_content_draft_t *made;
+    kv_error_t error;
+    char elsewhere[600];
+    assert_int_equal(draft(bench, "a", HOUR, &made), KV_OK);
+    snprintf(elsewhere, sizeof elsewhere, "%s-moved", bench->folder);
+    assert_int_equal(rename(bench->folder, elsewhere), 0);
+    assert_int_not_equal(expire_at(bench, "a", &content, START + 2 * HOUR, &moved), KV_OK);
+    assert_int_equal(kv_contents_get(bench->contents, "a", content.id, &found, NULL, NULL), KV_OK);
+    assert_true(found.expires_unix_ns == content.expires_unix_ns);
+    assert_int_not_equal(kv_content_commit(made, 5, &moved, &error), KV_OK);
+    assert_non_null(strstr(error.text, "cannot write"));
+    assert_int_equal(rename(elsewhere, bench->folder), 0);
+    assert_int_equal(expire_at(bench, "a", &content, START + 2 * HOUR, &moved), KV_OK);
+    assert_int_equal(remove_content(bench, "a", &content), KV_OK);
+    assert_int_equal(count_files(bench->folder), 0); /* and with it those of the draft */
     end_bench(bench);
 }
 
@@ -128,9 +171,8 @@ static void test_moved(void **state)
     kv_content_t content = add(bench, "a", HOUR, 100), moved;
     kv_virtual_clock_advance(&bench->clock, HOUR / 2);
     uint64_t later = START + 2 * HOUR;
-    assert_int_equal(
-        kv_contents_expire_at(bench->contents, "b", content.id, later, &moved), KV_MISSING);
-    assert_int_equal(kv_contents_expire_at(bench->contents, "a", content.id, later, &moved), KV_OK);
+    assert_int_equal(expire_at(bench, "b", &content, later, &moved), KV_MISSING);
+    assert_int_equal(expire_at(bench, "a", &content, later, &moved), KV_OK);
     assert_true(moved.expires_unix_ns == later);
     assert_true(moved.updated_unix_ns == START + HOUR / 2);
     assert_true(moved.created_unix_ns == content.created_unix_ns);
@@ -139,13 +181,10 @@ static void test_moved(void **state)
     reopen(bench); /* the new time too survives */
     assert_int_equal(get(bench, "a", &content), KV_OK);
     /* And earlier again. */
-    assert_int_equal(kv_contents_expire_at(
-                         bench->contents, "a", content.id, START + 3 * HOUR / 2 + SECOND, &moved),
-        KV_OK);
+    assert_int_equal(expire_at(bench, "a", &content, START + 3 * HOUR / 2 + SECOND, &moved), KV_OK);
     kv_virtual_clock_advance(&bench->clock, SECOND);
     assert_int_equal(get(bench, "a", &content), KV_MISSING);
-    assert_int_equal(
-        kv_contents_expire_at(bench->contents, "a", content.id, later, &moved), KV_MISSING);
+    assert_int_equal(expire_at(bench, "a", &content, later, &moved), KV_MISSING);
     end_bench(bench);
 }
 
@@ -158,15 +197,15 @@ static void test_tenants_apart(void **state)
     size_t count;
     assert_int_equal(get(bench, "a", &of_b), KV_MISSING);
     assert_int_equal(get(bench, "", &of_a), KV_MISSING);
-    assert_int_equal(kv_contents_remove(bench->contents, "b", of_a.id), KV_MISSING);
+    assert_int_equal(remove_content(bench, "b", &of_a), KV_MISSING);
     assert_int_equal(get(bench, "a", &of_a), KV_OK);
     assert_int_equal(kv_contents_list(bench->contents, "b", "", 4, page, &count, token), KV_OK);
     assert_int_equal(count, 1);
     assert_string_equal(page[0].id, of_b.id);
     assert_string_equal(token, "");
-    assert_int_equal(kv_contents_remove(bench->contents, "a", of_a.id), KV_OK);
+    assert_int_equal(remove_content(bench, "a", &of_a), KV_OK);
     assert_int_equal(get(bench, "a", &of_a), KV_MISSING);
-    assert_int_equal(kv_contents_remove(bench->contents, "a", of_a.id), KV_MISSING);
+    assert_int_equal(remove_content(bench, "a", &of_a), KV_MISSING);
     end_bench(bench);
 }
 
@@ -188,7 +227,7 @@ static void test_pages(void **state)
             assert_string_equal(page[i].id, made[seen++].id);
         }
         /* What the token names may go meanwhile. */
-        assert_int_equal(kv_contents_remove(bench->contents, "", page[count - 1].id), KV_OK);
+        assert_int_equal(remove_content(bench, "", &page[count - 1]), KV_OK);
         memcpy(token, next, sizeof token);
     } while (token[0] != '\0');
     assert_int_equal(seen, 5);
@@ -296,11 +335,13 @@ static void test_draft(void **state)
     assert_int_equal(kv_contents_list(bench->contents, "a", "", 2, page, &count, token), KV_OK);
     assert_int_equal(count, 0);
     kv_content_discard(made);
+    kv_contents_clean(bench->contents);
     assert_int_equal(count_files(bench->folder), 0);
     /* Over before it was computed. */
     assert_int_equal(draft(bench, "a", SECOND, &made), KV_OK);
     kv_virtual_clock_advance(&bench->clock, SECOND);
     assert_int_equal(kv_content_commit(made, 5, &content, &error), KV_MISSING);
+    kv_contents_clean(bench->contents);
     assert_int_equal(count_files(bench->folder), 0);
     kv_content_discard(NULL);
     end_bench(bench);
@@ -358,7 +399,7 @@ static void test_token_hours(void **state)
     kv_content_t second = add(bench, "hours", HOUR, 200);
     /* Deleted after a quarter of an hour; the other runs out after half, counted to its end. */
     kv_virtual_clock_advance(&bench->clock, HOUR / 4);
-    assert_int_equal(kv_contents_remove(bench->contents, "hours", second.id), KV_OK);
+    assert_int_equal(remove_content(bench, "hours", &second), KV_OK);
     kv_virtual_clock_advance(&bench->clock, 10 * HOUR);
     kv_contents_sweep(bench->contents);
     assert_int_equal(get(bench, "hours", &first), KV_MISSING);
@@ -389,10 +430,11 @@ static void *work(void *argument)
         kv_contents_list(bench->contents, tenant, "", 4, page, &count, token);
         wrong += count != 0 || kv_content_commit(made, 1, &page[0], &error) != KV_OK;
         wrong += get(bench, tenant, &page[0]) != KV_OK;
-        wrong += kv_contents_expire_at(
-                     bench->contents, tenant, page[0].id, START + 2 * HOUR, &moved) != KV_OK;
-        kv_contents_sweep(bench->contents);
-        wrong += kv_contents_remove(bench->contents, tenant, page[0].id) != KV_OK;
+        wrong += expire_at(bench, tenant, &page[0], START + 2 * HOUR, &moved) != KV_OK;
+        if (kv_contents_sweep(bench->contents)) {
+            kv_contents_clean(bench->contents);
+        }
+        wrong += remove_content(bench, tenant, &page[0]) != KV_OK;
     }
     return (void *)wrong;
 }
@@ -462,7 +504,8 @@ static void test_times(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_limit), cmocka_unit_test(test_moved),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_limit),
+        cmocka_unit_test(test_disk_fails), cmocka_unit_test(test_moved),
         cmocka_unit_test(test_tenants_apart), cmocka_unit_test(test_pages),
         cmocka_unit_test(test_restart), cmocka_unit_test(test_damaged_head),
         cmocka_unit_test(test_draft), cmocka_unit_test(test_room),
