@@ -9,9 +9,9 @@
  *
  * Owns: the table, the documents, the files.
  * Borrows: the clock, for its life.
- * Threads: any. One mutex guards the table, another one goes around files and is taken first; so who
- * only looks, or sweeps, never waits for a disk. Draft, commit, expire_at, remove and clean do: they
- * answer when what they did outlives a power cut.
+ * Threads: any. One mutex guards the table, another one goes around files and is taken first; so
+ * who only looks, or sweeps, never waits for a disk. Draft, commit, expire_at, remove and clean do:
+ * they answer when what they did outlives a power cut.
  * Errors: KV_MISSING for a name that is not there, is expired, or is another tenant's: nobody can
  * tell which. KV_NO_SPACE names the bound. A file that does not read back as it was written is
  * dropped with a warning.
