@@ -567,18 +567,18 @@ static void flush_and_wait(world_t *world)
     while ((flush = start_flush(world)) == NULL) {
         bench_turn(&world->bench);
     }
-    for (int turn = 0; flush->world != NULL; turn++) {
-        assert_true(turn < 5000);
-        bench_turn(&world->bench);
+    uint64_t end_ns = patience_ns();
+    while (flush->world != NULL) {
+        bench_wait(&world->bench, end_ns);
     }
 }
 
 static void drop_and_wait(world_t *world, uint32_t context, uint32_t block)
 {
     drop_t *drop = start_drop(world, context, block, choose(world, 2) == 0);
-    for (int turn = 0; drop != NULL && drop->world != NULL; turn++) {
-        assert_true(turn < 5000);
-        bench_turn(&world->bench);
+    uint64_t end_ns = patience_ns();
+    while (drop != NULL && drop->world != NULL) {
+        bench_wait(&world->bench, end_ns);
     }
 }
 
@@ -586,9 +586,9 @@ static void drop_and_wait(world_t *world, uint32_t context, uint32_t block)
 static void drop_tenant_and_wait(world_t *world, uint32_t tenant)
 {
     drop_t *drop = start_tenant_drop(world, tenant);
-    for (int turn = 0; drop != NULL && drop->world != NULL; turn++) {
-        assert_true(turn < 5000);
-        bench_turn(&world->bench);
+    uint64_t end_ns = patience_ns();
+    while (drop != NULL && drop->world != NULL) {
+        bench_wait(&world->bench, end_ns);
     }
 }
 

@@ -25,7 +25,8 @@ static void end(both_t *both)
 {
     served_pause(&both->served);
     kv_service_stats_t stats = {.clients = 1};
-    for (int turn = 0; turn < 1000 && stats.clients + stats.mapped > 0; turn++) {
+    uint64_t end_ns = patience_ns();
+    while (stats.clients + stats.mapped > 0 && kv_clock_now_ns() < end_ns) {
         struct pollfd ready = {.fd = kv_service_fd(both->served.service), .events = POLLIN};
         poll(&ready, 1, 20);
         kv_service_poll(both->served.service);

@@ -61,15 +61,14 @@ static void attached_end(bench_t *bench)
 static kvist_stats_t attached_stats(bench_t *bench)
 {
     kv_attached_t *attached = kv_attached_of(bench->store);
-    for (int turn = 0; attached->telling; turn++) {
-        assert_true(turn < 5000);
-        bench_turn(bench);
+    uint64_t end_ns = patience_ns();
+    while (attached->telling) {
+        bench_wait(bench, end_ns);
     }
     attached->told_ns = 0;
     bench_stats(bench);
-    for (int turn = 0; attached->telling; turn++) {
-        assert_true(turn < 5000);
-        bench_turn(bench);
+    while (attached->telling) {
+        bench_wait(bench, end_ns);
     }
     return bench_stats(bench);
 }

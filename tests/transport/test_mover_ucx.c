@@ -587,6 +587,18 @@ static void nobody_comes(void **state)
     toy_close(&node);
 }
 
+enum { IDLE_MS = 500 };
+
+/* Of all threads of this process. */
+static double cpu_ms_while_idle(void)
+{
+    struct timespec begin, end;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &begin);
+    usleep(IDLE_MS * 1000);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &end);
+    return (double)(end.tv_sec - begin.tv_sec) * 1e3 + (double)(end.tv_nsec - begin.tv_nsec) / 1e6;
+}
+
 static void an_idle_mover_uses_no_cpu(void **state)
 {
     const wire_case_t *wire = *state;
@@ -599,15 +611,13 @@ static void an_idle_mover_uses_no_cpu(void **state)
     uint16_t port = kv_mover_port(node.mover);
     put(fd, &port, sizeof port);
     toy_expect_event(&node, KV_MOVED_LINK_UP);
-    usleep(200000);
-    struct timespec begin, end;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &begin);
-    usleep(1000000);
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &end);
-    double used_ms =
-        (double)(end.tv_sec - begin.tv_sec) * 1e3 + (double)(end.tv_nsec - begin.tv_nsec) / 1e6;
-    print_message("wire %s: idle for 1 s, %.2f ms of CPU\n", wire->name, used_ms);
-    assert_true(used_ms < 10);
+    /* One that polls never has a quiet while; what a busy machine adds, it does not always add. */
+    double used_ms = IDLE_MS;
+    for (int while_number = 0; used_ms >= IDLE_MS / 100.0; while_number++) {
+        assert_true(while_number < 20);
+        used_ms = cpu_ms_while_idle();
+        print_message("wire %s: idle for %d ms, %.2f ms of CPU\n", wire->name, IDLE_MS, used_ms);
+    }
     toy_busy_poll_ns = 0;
     end_child(pid, fd, false);
     toy_close(&node);
