@@ -578,8 +578,10 @@ static void set_up(kv_gateway_t *gateway)
     const kv_promise_table_params_t promises = {
         .block_tokens = options->model.block_tokens, .entry_count_max = KV_PROMISE_ENTRIES_MAX};
     gateway->promises = kv_promise_table_create(&promises);
-    const kv_sessions_params_t sessions = {
-        .count_max = KV_SESSIONS_MAX, .token_count_max = KV_SESSION_TOKENS_MAX};
+    const kv_sessions_params_t sessions = {.count_max = KV_SESSIONS_MAX,
+        .token_count_max = KV_SESSION_TOKENS_MAX,
+        .tenant_count_max = KV_SESSIONS_MAX / KV_SESSION_TENANT_PART,
+        .tenant_token_count_max = KV_SESSION_TOKENS_MAX / KV_SESSION_TENANT_PART};
     gateway->sessions = kv_sessions_create(&sessions);
     gateway->session_timer = kv_timer_create(gateway->reactor, on_session_time, gateway);
     gateway->incoming =

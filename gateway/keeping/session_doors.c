@@ -231,8 +231,9 @@ static bool take_resume_by(const json_t *body, uint64_t *until_out, kv_api_error
 static bool no_room(kv_api_error_t *error)
 {
     return kv_api_fail(error, 429, "", "overloaded",
-        "there are %d sessions, or %d tokens in them: close one", KV_SESSIONS_MAX,
-        KV_SESSION_TOKENS_MAX);
+        "there are %d sessions, or %d tokens in them, or this API key's tenant has one in %d of "
+        "those: close one",
+        KV_SESSIONS_MAX, KV_SESSION_TOKENS_MAX, KV_SESSION_TENANT_PART);
 }
 
 static bool serve_new(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call,

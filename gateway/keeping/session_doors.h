@@ -17,7 +17,8 @@
 
 #include "gateway/gateway_internal.h"
 
-enum { KV_SESSIONS_MAX = 4096, KV_SESSION_TOKENS_MAX = 64 << 20 };
+/* A named tenant may have one part of each. */
+enum { KV_SESSIONS_MAX = 4096, KV_SESSION_TOKENS_MAX = 64 << 20, KV_SESSION_TENANT_PART = 4 };
 
 extern const kv_route_table_t kv_session_routes;
 

@@ -57,11 +57,34 @@ void kv_sessions_destroy(kv_sessions_t *sessions)
     free(sessions);
 }
 
+/* What a named tenant has; nobody's are not counted. */
+static void count_of_tenant(const kv_sessions_t *sessions, const char *tenant, uint32_t *count_out,
+    uint64_t *token_count_out)
+{
+    *count_out = 0;
+    *token_count_out = 0;
+    for (uint32_t i = 0; tenant[0] != '\0' && i < sessions->count; i++) {
+        const kv_session_t *session = sessions->items[i];
+        if (strcmp(session->tenant, tenant) == 0) {
+            ++*count_out;
+            *token_count_out += session->token_count;
+        }
+    }
+}
+
+static bool has_room_for_one(const kv_sessions_t *sessions, const char *tenant)
+{
+    uint32_t count;
+    uint64_t token_count;
+    count_of_tenant(sessions, tenant, &count, &token_count);
+    return sessions->count < sessions->params.count_max &&
+           (tenant[0] == '\0' || count < sessions->params.tenant_count_max);
+}
+
 kv_session_t *kv_sessions_open(kv_sessions_t *sessions, const char *tenant)
 {
     uint8_t random[16];
-    if (sessions->count == sessions->params.count_max ||
-        strlen(tenant) > KV_SESSION_TENANT_BYTES_MAX) {
+    if (strlen(tenant) > KV_SESSION_TENANT_BYTES_MAX || !has_room_for_one(sessions, tenant)) {
         return NULL;
     }
     KV_CHECK(getrandom(random, sizeof random, 0) == (ssize_t)sizeof random);
@@ -81,8 +104,12 @@ kv_session_t *kv_sessions_open(kv_sessions_t *sessions, const char *tenant)
 static bool set_tokens(
     kv_sessions_t *sessions, kv_session_t *session, const uint32_t *tokens, size_t count)
 {
-    uint64_t others = sessions->token_count - session->token_count;
-    if (others + count > sessions->params.token_count_max) {
+    uint64_t others = sessions->token_count - session->token_count, tenants;
+    uint32_t sessions_of_tenant;
+    count_of_tenant(sessions, session->tenant, &sessions_of_tenant, &tenants);
+    if (others + count > sessions->params.token_count_max ||
+        (session->tenant[0] != '\0' &&
+            tenants - session->token_count + count > sessions->params.tenant_token_count_max)) {
         return false;
     }
     uint32_t *copy = kv_allocate_array(count + 1, sizeof *copy);

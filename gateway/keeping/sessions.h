@@ -13,7 +13,8 @@
  * Owns: copies of everything. Borrows: the clock.
  * Threads: one.
  * Errors: NULL where there is no such session, or no room.
- * Limits: count_max sessions, token_count_max tokens in all of them; one that was idle for its ttl
+ * Limits: count_max sessions, token_count_max tokens in all of them, and bounds of the same kind for
+ * each named tenant, so that none keeps the others out; one that was idle for its ttl
  * (an hour without one) is forgotten. They are memory: a gateway that starts has none. */
 #ifndef KV_GATEWAY_SESSIONS_H
 #define KV_GATEWAY_SESSIONS_H
@@ -71,12 +72,14 @@ typedef struct {
     const kv_clock_t *clock; /* NULL: the machine's */
     uint32_t count_max;
     uint64_t token_count_max;
+    uint32_t tenant_count_max; /* of these, each named tenant's */
+    uint64_t tenant_token_count_max;
 } kv_sessions_params_t;
 
 kv_sessions_t *kv_sessions_create(const kv_sessions_params_t *params);
 void kv_sessions_destroy(kv_sessions_t *sessions);
 
-/* tenant: "" for nobody's. NULL: there are as many as there may be. */
+/* tenant: "" for nobody's. NULL: there are as many as there, or as the tenant, may be. */
 kv_session_t *kv_sessions_open(kv_sessions_t *sessions, const char *tenant);
 kv_session_t *kv_sessions_fork(kv_sessions_t *sessions, const kv_session_t *parent);
 

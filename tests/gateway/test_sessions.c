@@ -5,7 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { COUNT_MAX = 3, TOKENS_MAX = 1000, TOKENS = 300 };
+enum {
+    COUNT_MAX = 3,
+    TOKENS_MAX = 1000,
+    TOKENS = 300,
+    TENANT_COUNT_MAX = 2,
+    TENANT_TOKENS_MAX = 700
+};
 
 static kv_virtual_clock_t hands;
 static kv_sessions_t *sessions;
@@ -15,8 +21,11 @@ static int begin(void **state)
 {
     (void)state;
     kv_virtual_clock_init(&hands, 1800000000ull * KV_NS_PER_S);
-    kv_sessions_params_t params = {
-        .clock = &hands.clock, .count_max = COUNT_MAX, .token_count_max = TOKENS_MAX};
+    kv_sessions_params_t params = {.clock = &hands.clock,
+        .count_max = COUNT_MAX,
+        .token_count_max = TOKENS_MAX,
+        .tenant_count_max = TENANT_COUNT_MAX,
+        .tenant_token_count_max = TENANT_TOKENS_MAX};
     sessions = kv_sessions_create(&params);
     for (uint32_t i = 0; i < TOKENS; i++) {
         tokens[i] = i;
@@ -95,6 +104,29 @@ static void there_is_an_end_to_room(void **state)
     free(many);
 }
 
+static void a_tenant_keeps_no_other_one_out(void **state)
+{
+    (void)state;
+    uint32_t *many = calloc(TENANT_TOKENS_MAX, sizeof *many);
+    kv_session_t *first = kv_sessions_open(sessions, "one"),
+                 *second = kv_sessions_fork(sessions, first);
+    assert_non_null(second);
+    assert_null(kv_sessions_open(sessions, "one"));
+    assert_null(kv_sessions_fork(sessions, first));
+    assert_true(note(first, "salt") && note(second, "salt"));
+    assert_true(
+        kv_sessions_note(sessions, first, 7, "salt", 4, many, TENANT_TOKENS_MAX - TOKENS + 1));
+    assert_int_equal(first->token_count, TOKENS);
+    assert_true(kv_sessions_note(sessions, first, 7, "salt", 4, many, TENANT_TOKENS_MAX - TOKENS));
+    assert_int_equal(first->token_count, TENANT_TOKENS_MAX - TOKENS);
+    kv_session_t *other = kv_sessions_open(sessions, "two");
+    assert_true(note(other, "tlas"));
+    assert_int_equal(other->token_count, TOKENS);
+    kv_sessions_close(sessions, second);
+    assert_non_null(kv_sessions_open(sessions, "one"));
+    free(many);
+}
+
 static void a_suspended_one_is_due_before_its_time(void **state)
 {
     (void)state;
@@ -155,6 +187,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_session_is_its_tenant_s, begin, end),
         cmocka_unit_test_setup_teardown(a_fork_goes_on_from_its_parent, begin, end),
         cmocka_unit_test_setup_teardown(there_is_an_end_to_room, begin, end),
+        cmocka_unit_test_setup_teardown(a_tenant_keeps_no_other_one_out, begin, end),
         cmocka_unit_test_setup_teardown(a_suspended_one_is_due_before_its_time, begin, end),
         cmocka_unit_test_setup_teardown(what_was_idle_for_too_long_is_named, begin, end),
         cmocka_unit_test_setup_teardown(a_node_that_is_gone_has_no_sessions, begin, end),
