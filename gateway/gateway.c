@@ -146,12 +146,16 @@ static void on_lost(void *context, kv_node_t *node, const char *wire_id, const c
 
 static void on_peer_up(void *context, kv_peer_t *peer)
 {
-    kv_prefixes_peer_up(((kv_gateway_t *)context)->prefixes, peer);
+    kv_gateway_t *gateway = context;
+    kv_prefixes_peer_up(gateway->prefixes, peer);
+    kv_told_peer_up(gateway->page.told, peer);
 }
 
 static void on_peer_down(void *context, kv_peer_t *peer)
 {
-    kv_prefixes_peer_down(((kv_gateway_t *)context)->prefixes, peer);
+    kv_gateway_t *gateway = context;
+    kv_told_peer_down(gateway->page.told, peer);
+    kv_prefixes_peer_down(gateway->prefixes, peer);
 }
 
 static void on_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
@@ -160,7 +164,9 @@ static void on_message(void *context, kv_peer_t *peer, const Kvist__Wire__Envelo
         kv_session_done(context, message->context_done);
         return;
     }
-    if (!kv_prefixes_message(((kv_gateway_t *)context)->prefixes, peer, message)) {
+    kv_gateway_t *gateway = context;
+    if (!kv_told_message(gateway->page.told, peer, message, kv_clock_now_ns()) &&
+        !kv_prefixes_message(gateway->prefixes, peer, message)) {
         kv_log_debug(
             "gateway", "message %d of %s ignored", (int)message->body_case, kv_peer_name(peer));
     }
@@ -243,8 +249,8 @@ static const kv_route_t OWN_ROUTES[] = {
 static const kv_route_table_t OWN = {OWN_ROUTES, sizeof OWN_ROUTES / sizeof OWN_ROUTES[0]};
 
 /* Every API that is spoken here; the first route that a call fits has it. */
-static const kv_route_table_t *const TABLES[] = {
-    &OWN, &kv_session_routes, &kv_anthropic_routes, &kv_gemini_routes, &kv_openai_routes};
+static const kv_route_table_t *const TABLES[] = {&OWN, &kv_page_routes, &kv_session_routes,
+    &kv_anthropic_routes, &kv_gemini_routes, &kv_openai_routes};
 
 /* What no route wants. */
 static const kv_route_t NOWHERE = {.name = "other", .dialect = &kv_openai, .methods = ""};
@@ -574,6 +580,7 @@ static void set_up(kv_gateway_t *gateway)
     gateway->prefixes = kv_prefixes_create(options->gateway.prefix_bytes);
     gateway->branches = kv_branches_create();
     gateway->ghost = kv_ghost_create(options->gateway.ghost_bytes);
+    kv_page_open(&gateway->page);
     gateway->decisions = kv_decisions_create();
     const kv_promise_table_params_t promises = {
         .block_tokens = options->model.block_tokens, .entry_count_max = KV_PROMISE_ENTRIES_MAX};
@@ -695,6 +702,7 @@ void kv_gateway_close(kv_gateway_t *gateway)
     kv_prefixes_destroy(gateway->prefixes);
     kv_branches_destroy(gateway->branches);
     kv_ghost_destroy(gateway->ghost);
+    kv_page_close(&gateway->page);
     kv_decisions_destroy(gateway->decisions);
     kv_access_close(&gateway->access);
     free(gateway->slots);

@@ -14,6 +14,7 @@
 #include "gateway/http/http.h"
 #include "gateway/keeping/promises.h"
 #include "gateway/keeping/sessions.h"
+#include "gateway/page/page.h"
 #include "gateway/routing/branches.h"
 #include "gateway/routing/decisions.h"
 #include "gateway/routing/prefixes.h"
@@ -55,6 +56,7 @@ struct kv_gateway {
 
     kv_promise_table_t *promises;
     kv_access_t access;
+    kv_page_t page;
     kv_sessions_t *sessions;
     kv_timer_t *session_timer; /* runs while a suspended one waits for its time */
     kv_decode_node_t *nodes[KV_GATEWAY_NODES_MAX];

@@ -35,6 +35,7 @@ struct kv_generation {
     uint64_t begun_ns, first_token_ns, last_token_ns, stopping_ns;
 
     kv_decode_node_t *node;
+    char node_name[64];                    /* of the last one that had it; "": none */
     uint64_t bring_tokens, waiting_tokens; /* at the node (route.h): at first, and still */
     uint32_t taken_tokens;                 /* that it had to take in */
     int naming;                            /* of the blocks there, KV_NAMING_NONE: not known */

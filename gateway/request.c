@@ -76,6 +76,7 @@ void kv_request_fail(kv_request_t *request, const kv_api_error_t *error)
 {
     kv_log_info(
         "gateway", "request %s failed code %u: %s", request->id, error->http_code, error->message);
+    kv_page_failed(request, error->http_code);
     cancel_choices(request);
     if (!request->began) {
         kv_gateway_refuse(
@@ -98,6 +99,7 @@ static void abandon_request(kv_request_t *request, kv_metric_t *why)
         why == request->gateway->slow_metric ? "reads too slowly" : "went away");
     kv_metric_add(why, 1);
     kv_gateway_count_answer(request->route->name, 499);
+    kv_page_failed(request, 499);
     cancel_choices(request);
     if (request->began) {
         kv_exchange_end(request->exchange, false);
@@ -421,6 +423,7 @@ static void complete_request(kv_request_t *request)
     kv_seen_settle(request, &request->parts);
     observe_tpot(request);
     kv_access_count(request, &usage);
+    kv_page_count(request, &usage);
     if (!request->api.stream) {
         reply_whole(request);
     } else if (end_stream(request)) {

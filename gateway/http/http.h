@@ -74,7 +74,7 @@ enum { KV_HTTP_HEADERS_MAX = 16 };
 
 typedef struct {
     const char *name;
-    char value[128];
+    char value[160];
 } kv_http_header_t;
 
 /* The answer without its body; the content type is a literal. */

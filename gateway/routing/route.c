@@ -212,6 +212,7 @@ kv_decode_node_t *kv_route_choose(
 void kv_route_sent(kv_generation_t *choice, kv_decode_node_t *node)
 {
     choice->node = node;
+    snprintf(choice->node_name, sizeof choice->node_name, "%s", node->node->name);
     choice->waiting_tokens = choice->bring_tokens;
     node->outstanding++;
     node->waiting_tokens += choice->waiting_tokens;

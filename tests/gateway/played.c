@@ -1,11 +1,15 @@
 #include "played.h"
 
+#include "base/bytes.h"
+
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- the gateway on a thread ---- */
@@ -241,6 +245,39 @@ size_t count_of(const char *answer, const char *text)
         count++;
     }
     return count;
+}
+
+/* ---- tenants ---- */
+
+char tenants_option[400];
+static const char *tenants_path = tenants_option + sizeof "--gateway.tenants_file=" - 1;
+
+/* Salts that are texts: "alphaalpha...", "betabeta...". */
+#define SALT_ALPHA "616c706861616c706861616c706861616c706861616c706861616c706861616c"
+#define SALT_BETA "6265746162657461626574616265746162657461626574616265746162657461"
+
+static void hash_key(const char *key, char text_out[65])
+{
+    uint8_t hash[32];
+    assert_int_equal(EVP_Digest(key, strlen(key), hash, NULL, EVP_sha256(), NULL), 1);
+    kv_hex_encode(hash, sizeof hash, text_out);
+}
+
+void write_tenants(const char *fields)
+{
+    char alpha[65], beta[65];
+    hash_key("key-alpha", alpha);
+    hash_key("key-beta", beta);
+    snprintf(tenants_option, sizeof tenants_option, "--gateway.tenants_file=%s/tenants.yaml",
+        kv_test_folder());
+    FILE *file = fopen(tenants_path, "w");
+    assert_non_null(file);
+    fprintf(file,
+        "tenants:\n  - name: alpha\n    salt: %s\n    key_sha256: [%s]\n%s"
+        "  - name: beta\n    salt: %s\n    key_sha256: [%s]\n",
+        SALT_ALPHA, alpha, fields, SALT_BETA, beta);
+    fclose(file);
+    assert_int_equal(chmod(tenants_path, 0600), 0);
 }
 
 /* ---- what is waited for ---- */

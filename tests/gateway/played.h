@@ -55,6 +55,10 @@ struct kv_peer {
     atomic_bool draining;
     atomic_uint version;
     job_t jobs[JOBS_MAX];
+    struct {
+        uint64_t id; /* 0: free */
+        bool list, relayed;
+    } asked[8]; /* to be told at the next step */
 };
 
 extern struct kv_peer nodes[NODES];
@@ -67,6 +71,7 @@ extern atomic_ullong seeds[JOBS_MAX];       /* of the Generates since the start 
 extern char last_tenant[64], last_salt[64]; /* of the Generate that was counted last */
 extern atomic_bool story_went_wrong;        /* a Generate's generated tokens were not the story's */
 extern atomic_bool wanted_up[NODES];
+extern atomic_int contexts_told; /* that each node stores: in turn alpha's and beta's */
 extern atomic_bool returning;    /* nodes that were lost come back by themselves */
 extern atomic_bool slow_goes_on; /* not when a gateway is started */
 
@@ -128,6 +133,16 @@ void expect_with(const fixture_t *fixture, const char *path, const char *headers
     unsigned code, const char *text);
 
 size_t count_of(const char *answer, const char *text);
+
+/* ---- two tenants ---- */
+
+/* alpha: what `fields` say; beta: no bounds. Their salts are texts, "alphaalpha..."; the option
+ * names their file. */
+void write_tenants(const char *fields);
+extern char tenants_option[400];
+
+static const char ALPHA[] = "Authorization: Bearer key-alpha\r\n";
+static const char BETA[] = "x-api-key: key-beta\r\n";
 
 /* ---- what is waited for ---- */
 

@@ -1,5 +1,6 @@
 #include "played.h"
 
+#include "base/clock.h"
 #include "base/memory.h"
 
 #include <math.h>
@@ -19,6 +20,7 @@ atomic_int generates, cancels, last_cache_mode, last_generated_count, last_prior
 atomic_int tokens_said;
 atomic_ullong last_quota_bytes, seeds[JOBS_MAX];
 char last_tenant[64], last_salt[64];
+atomic_int contexts_told;
 atomic_bool story_went_wrong, wanted_up[NODES], returning, slow_goes_on;
 static uint64_t next_peer_id;
 
@@ -119,6 +121,85 @@ static void step_job(struct kv_peer *peer, job_t *job)
     }
 }
 
+/* ---- what they have ---- */
+
+static void send_told(struct kv_peer *peer, uint64_t id, Kvist__Admin__Reply *reply)
+{
+    Kvist__Wire__Told told = KVIST__WIRE__TOLD__INIT;
+    Kvist__Wire__Envelope envelope = KVIST__WIRE__ENVELOPE__INIT;
+    told.id = id;
+    told.reply = reply;
+    envelope.body_case = KVIST__WIRE__ENVELOPE__BODY_TOLD;
+    envelope.told = &told;
+    peer->peers->params.callbacks.message(peer->peers->params.callbacks.context, peer, &envelope);
+}
+
+/* A device tier that is half full; each node knows one prefill node. */
+static void tell_status(struct kv_peer *peer, uint64_t id, bool relayed)
+{
+    Kvist__Admin__Tier tier = KVIST__ADMIN__TIER__INIT, *tiers[] = {&tier};
+    Kvist__Admin__Peer prefill = KVIST__ADMIN__PEER__INIT, *peers[] = {&prefill};
+    Kvist__Admin__Status status = KVIST__ADMIN__STATUS__INIT;
+    Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
+    tier.name = (char *)"device";
+    tier.capacity_bytes = 1000;
+    tier.used_bytes = 500;
+    prefill.name = (char *)"prefill-0";
+    prefill.role = (char *)"prefill";
+    prefill.up = true;
+    status.tiers = tiers;
+    status.n_tiers = 1;
+    status.peers = peers;
+    status.n_peers = !relayed;
+    reply.body_case = KVIST__ADMIN__REPLY__BODY_STATUS;
+    reply.status = &status;
+    send_told(peer, id, &reply);
+}
+
+/* Later ones are longer, and were used longer ago. */
+static void tell_list(struct kv_peer *peer, uint64_t id)
+{
+    size_t count = (size_t)atomic_load(&contexts_told);
+    Kvist__Admin__Context *contexts = kv_allocate_array(count + 1, sizeof *contexts);
+    Kvist__Admin__Context **pointers = kv_allocate_array(count + 1, sizeof *pointers);
+    char(*keys)[65] = kv_allocate_array(count + 1, sizeof *keys);
+    for (size_t i = 0; i < count; i++) {
+        kvist__admin__context__init(&contexts[i]);
+        snprintf(keys[i], sizeof keys[i], "%064zx", i);
+        contexts[i].key = keys[i];
+        contexts[i].token_count = 16 * (i + 1);
+        contexts[i].bytes = 1024 * (i + 1);
+        contexts[i].tier = (char *)(i % 4 < 2 ? "device" : "disk");
+        contexts[i].tenant = (char *)(i % 2 == 0 ? "alpha" : "beta");
+        contexts[i].used_unix_ns = (uint64_t)1700000000 * KV_NS_PER_S - i * KV_NS_PER_S;
+        contexts[i].priority = (char *)"interactive";
+        pointers[i] = &contexts[i];
+    }
+    Kvist__Admin__List list = KVIST__ADMIN__LIST__INIT;
+    Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
+    list.contexts = pointers;
+    list.n_contexts = count;
+    reply.body_case = KVIST__ADMIN__REPLY__BODY_LIST;
+    reply.list = &list;
+    send_told(peer, id, &reply);
+    free(contexts);
+    free(pointers);
+    free(keys);
+}
+
+static void say_told(struct kv_peer *peer)
+{
+    for (size_t i = 0; peer->up && i < sizeof peer->asked / sizeof peer->asked[0]; i++) {
+        uint64_t id = peer->asked[i].id;
+        peer->asked[i].id = 0;
+        if (id != 0 && peer->asked[i].list) {
+            tell_list(peer, id);
+        } else if (id != 0) {
+            tell_status(peer, id, peer->asked[i].relayed);
+        }
+    }
+}
+
 static void on_step(uv_timer_t *timer)
 {
     kv_peers_t *peers = timer->data;
@@ -141,6 +222,7 @@ static void on_step(uv_timer_t *timer)
                 step_job(peer, &peer->jobs[j]);
             }
         }
+        say_told(peer);
     }
 }
 
@@ -197,6 +279,19 @@ uint16_t kv_peers_port(const kv_peers_t *peers)
     return 0;
 }
 
+static kv_status_t note_ask(kv_peer_t *peer, const Kvist__Wire__Ask *ask)
+{
+    for (size_t i = 0; i < sizeof peer->asked / sizeof peer->asked[0]; i++) {
+        if (peer->asked[i].id == 0) {
+            peer->asked[i].id = ask->id;
+            peer->asked[i].list = ask->request->body_case == KVIST__ADMIN__REQUEST__BODY_LIST;
+            peer->asked[i].relayed = ask->node[0] != '\0';
+            return KV_OK;
+        }
+    }
+    return KV_BUSY;
+}
+
 kv_status_t kv_peer_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     if (!peer->up) {
@@ -210,6 +305,9 @@ kv_status_t kv_peer_send(kv_peer_t *peer, const Kvist__Wire__Envelope *message)
             }
         }
         return KV_OK;
+    }
+    if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_ASK) {
+        return note_ask(peer, message->ask);
     }
     if (message->body_case == KVIST__WIRE__ENVELOPE__BODY_SUBSCRIBE) {
         return KV_OK;
