@@ -95,6 +95,7 @@ typedef struct {
     bool has_logprobs;
     uint32_t top_logprobs; /* with it: so many alternatives at each place */
     bool stream, include_usage, ignore_eos;
+    bool returns_tokens; /* choices say which tokens they are made of */
     bool count_only;     /* answered once it is tokenized: the usage has the prompts' tokens */
     bool commits;        /* the dialect has something to do before it is answered */
     bool commit_only;    /* and nothing is computed before that */

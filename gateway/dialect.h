@@ -83,6 +83,8 @@ typedef struct {
     size_t tool_call_count;
     const kv_token_logprob_t *logprobs; /* NULL where none were asked for */
     size_t logprob_count;
+    const uint32_t *tokens; /* [told_count], where the request returns them */
+    size_t told_count;
     kv_finish_t finish;      /* in events it comes alone, last */
     const char *stop_string; /* of KV_FINISH_STOP_STRING */
     uint32_t token_count;    /* generated so far */

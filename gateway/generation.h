@@ -59,6 +59,7 @@ struct kv_generation {
     size_t told_calls;       /* a stream: so many were sent */
     kv_logprobs_t *logprobs; /* NULL: not asked for */
     size_t told_logprobs;
+    uint32_t told_tokens; /* where the request returns them */
     uint32_t scratch[KV_DIALECT_SCRATCH];
 
     uint64_t promise_node;     /* kv_peer_id: whom the promises were asked of (keeping.h) */

@@ -193,6 +193,10 @@ static view_t view_of(kv_generation_t *choice)
     view.choice.logprobs = view.logprobs =
         kv_logprobs_view(choice->logprobs, choice->told_logprobs);
     view.choice.logprob_count = kv_logprobs_count(choice->logprobs) - choice->told_logprobs;
+    view.choice.told_count = choice->token_count - choice->told_tokens;
+    if (view.choice.told_count > 0) {
+        view.choice.tokens = choice->tokens + choice->prompt->token_count + choice->told_tokens;
+    }
     return view;
 }
 
@@ -286,7 +290,8 @@ static bool send_choice(kv_generation_t *choice)
     size_t calls = kv_generation_call_count(choice);
     size_t logprobs = kv_logprobs_count(choice->logprobs);
     bool is_new = choice->text_bytes > 0 || calls > choice->told_calls ||
-                  logprobs > choice->told_logprobs || choice->finish != KV_FINISH_NONE;
+                  logprobs > choice->told_logprobs || choice->finish != KV_FINISH_NONE ||
+                  (request->api.returns_tokens && choice->token_count > choice->told_tokens);
     if (choice->told && !is_new) {
         return true;
     }
@@ -299,6 +304,7 @@ static bool send_choice(kv_generation_t *choice)
     choice->text_bytes = 0;
     choice->told_calls = calls;
     choice->told_logprobs = logprobs;
+    choice->told_tokens = choice->token_count;
     return write_event(request, event, bytes);
 }
 

@@ -407,7 +407,9 @@ static bool take_sampling(kv_api_request_t *request, const json_t *document, kv_
         kv_json_take_number(document, "top_p", "top_p", 0, true, 1, &request->top_p, error) &&
         kv_json_take_integer(document, "top_k", "top_k", 0, KV_API_TOP_K_MAX, &top_k, error) &&
         kv_json_take_integer(document, "seed", "seed", INT64_MIN, INT64_MAX, &seed, error) &&
-        kv_json_take_bool(document, "ignore_eos", "ignore_eos", &request->ignore_eos, error);
+        kv_json_take_bool(document, "ignore_eos", "ignore_eos", &request->ignore_eos, error) &&
+        kv_json_take_bool(
+            document, "return_token_ids", "return_token_ids", &request->returns_tokens, error);
     request->top_k = (uint32_t)top_k;
     request->seed = (uint64_t)seed;
     return good;

@@ -142,6 +142,20 @@ static json_t *logprobs_object(const kv_answer_t *answer, const kv_choice_t *cho
 
 /* ---- choices ---- */
 
+/* Under vLLM's name, where it was asked for. */
+static json_t *with_tokens(const kv_answer_t *answer, const kv_choice_t *choice, json_t *object)
+{
+    if (!answer->request->returns_tokens) {
+        return object;
+    }
+    json_t *ids = json_array();
+    for (size_t i = 0; i < choice->told_count; i++) {
+        json_array_append_new(ids, json_integer(choice->tokens[i]));
+    }
+    json_object_set_new(object, "token_ids", ids);
+    return object;
+}
+
 /* in_event: with their places, as pieces of a stream have them. */
 static json_t *calls_array(const kv_choice_t *choice, bool in_event)
 {
@@ -184,7 +198,8 @@ char *kv_openai_whole(const kv_answer_t *answer, size_t *bytes_out)
 {
     json_t *choices = json_array();
     for (size_t i = 0; i < answer->choice_count; i++) {
-        json_array_append_new(choices, choice_object(answer, &answer->choices[i]));
+        const kv_choice_t *choice = &answer->choices[i];
+        json_array_append_new(choices, with_tokens(answer, choice, choice_object(answer, choice)));
     }
     bool chat = answer->request->kind == KV_API_CHAT;
     json_t *document = answer_object(answer, chat ? "chat.completion" : "text_completion", choices);
@@ -221,7 +236,8 @@ char *kv_openai_event(const kv_answer_t *answer, const kv_choice_t *choice, size
             "logprobs", logprobs_object(answer, choice, true), "finish_reason",
             finish_name(choice->finish));
     }
-    json_t *document = answer_object(answer, event_name(answer), json_pack("[o]", object));
+    json_t *document = answer_object(
+        answer, event_name(answer), json_pack("[o]", with_tokens(answer, choice, object)));
     if (answer->request->include_usage) {
         json_object_set_new(document, "usage", json_null());
     }

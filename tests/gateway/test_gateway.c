@@ -201,6 +201,52 @@ static void test_logprobs(void **state)
     tell(STORY);
 }
 
+/* All token_ids of an answer, one list after the other. */
+static size_t collect_ids(const char *answer, uint32_t *ids_out)
+{
+    static const char NAME[] = "\"token_ids\":[";
+    size_t count = 0;
+    while ((answer = strstr(answer, NAME)) != NULL) {
+        answer += strlen(NAME);
+        while (*answer != ']') {
+            char *end;
+            assert_true(count < TOKENS_MAX);
+            ids_out[count++] = (uint32_t)strtoul(answer, &end, 10);
+            assert_true(end > answer);
+            answer = *end == ',' ? end + 1 : end;
+        }
+    }
+    return count;
+}
+
+/* Whole and in pieces: also where a character takes several tokens. */
+static void test_token_ids(void **state)
+{
+    (void)state;
+    static const char *const MORE[] = {"", ",\"stream\":true"};
+    tell(" tree \xf0\x9f\x8c\xb1");
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    for (int i = 0; i < 4; i++) {
+        char body[256];
+        uint32_t ids[TOKENS_MAX];
+        unsigned code;
+        bool chat = i / 2 == 1;
+        snprintf(body, sizeof body, "{%s,\"return_token_ids\":true%s}",
+            chat ? "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]" : "\"prompt\":\"x\"",
+            MORE[i % 2]);
+        char *answer = ask(&fixture, "POST", chat ? CHAT : "/v1/completions", body, &code);
+        assert_int_equal(code, 200);
+        assert_int_equal(collect_ids(answer, ids), story_count);
+        assert_memory_equal(ids, story, story_count * sizeof *ids);
+        free(answer);
+    }
+    expect(&fixture, "/v1/completions", "{\"prompt\":\"x\",\"return_token_ids\":1}", 400,
+        "return_token_ids", "true or false");
+    stop(&fixture);
+    tell(STORY);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -421,6 +467,7 @@ int main(void)
         cmocka_unit_test(test_several_choices),
         cmocka_unit_test(test_tool_calls),
         cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_token_ids),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_broken_http),
         cmocka_unit_test(test_two_lengths),
