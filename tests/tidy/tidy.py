@@ -36,9 +36,10 @@ MAY_INCLUDE = {
     "store": ["base", "proto", "kernels", "kvstore", "transport", "cluster", "node", "holder"],
     "prefill": ENGINE_SIDE,
     "decode": ENGINE_SIDE,
-    "gateway": ["base", "proto", "transport", "cluster", "engine", "kvstore", "node"],
+    "audit": ["base", "engine"],
+    "gateway": ["base", "proto", "transport", "cluster", "engine", "kvstore", "node", "audit"],
     "tools": ["base", "proto", "kernels", "node", "engine", "kvstore", "transport", "cluster",
-              "gateway"],
+              "gateway", "audit"],
     "docs": ["kvstore"],
 }
 # Where only some headers of a folder are public enough for the including folder.
