@@ -30,6 +30,7 @@ int kv_command_tenant(int argc, char **argv);
 int kv_command_quota(int argc, char **argv);
 int kv_command_why(int argc, char **argv);
 int kv_command_explain(int argc, char **argv);
+int kv_command_audit(int argc, char **argv);
 int kv_command_events(int argc, char **argv);
 int kv_command_chat(int argc, char **argv);
 int kv_command_tour(int argc, char **argv);

@@ -24,6 +24,7 @@ static const kv_command_t commands[] = {
     {"quota", "how much the disk tiers may take, and do; set it", kv_command_quota},
     {"why", "why no more of a prompt was cached: by whom, when, what to do", kv_command_why},
     {"explain", "why the gateway sent a request to the node that it did", kv_command_explain},
+    {"audit", "a log of prompts: where they part early, why, what it cost", kv_command_audit},
     {"events", "what the stores hold, as it changes, as JSON lines", kv_command_events},
     {"chat", "talk to the model; shows what came from the cache", kv_command_chat},
     {"tour", "what the cache is worth on this machine, measured", kv_command_tour},
