@@ -123,7 +123,7 @@ static bool same_template(const kv_ledger_prompt_t *earlier, const kv_ledger_pro
 
 static bool alike(const kv_ledger_prompt_t *earlier, const kv_ledger_prompt_t *prompt)
 {
-    return prompt->template_name[0] == '\0' &&
+    return prompt->template_name[0] == '\0' && earlier->template_name[0] == '\0' &&
            kv_audit_likeness(&earlier->prompt, &prompt->prompt) >= LIKENESS_MIN;
 }
 

@@ -158,15 +158,12 @@ static void dump_all(const audit_t *audit, json_t *rows)
 
 static kv_status_t read_file(audit_t *audit, kv_error_t *error)
 {
-    bool standard = strcmp(audit->asked->path, "-") == 0;
-    FILE *file = standard ? stdin : fopen(audit->asked->path, "re");
+    FILE *file = fopen(audit->asked->path, "re");
     if (file == NULL) {
         return kv_fail(error, KV_MISSING, "cannot open %s", audit->asked->path);
     }
     kv_status_t status = kv_json_lines_read(file, LINE_BYTES_MAX, take_line, audit, error);
-    if (!standard) {
-        fclose(file);
-    }
+    fclose(file);
     return status;
 }
 
@@ -216,8 +213,7 @@ int kv_command_audit(int argc, char **argv)
             "template or else\nthe one most like it: where they part early, what kind of "
             "difference that is, what it cost, what to do.\nA line is the body of a request (chat "
             "or text completions, Responses, Anthropic's messages, Gemini's\ngenerateContent), or "
-            "{\"body\": ..., \"session\", \"template\", \"tenant\", \"id\", \"timestamp\"}. FILE "
-            "-: standard input.",
+            "{\"body\": ..., \"session\", \"template\", \"tenant\", \"id\", \"timestamp\"}.",
         .rows = rows,
         .row_count = sizeof rows / sizeof *rows,
         .word = &asked.path,
