@@ -507,7 +507,7 @@ kv_status_t kv_exchange_write(kv_exchange_t *exchange, const char *bytes, size_t
         status = KV_CANCELLED;
     } else if (waiting + count > exchange->http->params.stream_buffer_bytes) {
         status = KV_BUSY;
-    } else {
+    } else if (count > 0) { /* before the first byte there may be no buffer */
         if (exchange->answer_taken > 0) {
             memmove(exchange->answer, exchange->answer + exchange->answer_taken, waiting);
         }

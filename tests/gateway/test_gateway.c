@@ -49,6 +49,10 @@ static void test_streams(void **state)
     assert_non_null(strstr(answer, "data: [DONE]\n\n"));
     assert_string_equal(answer + strlen(answer) - 5, "0\r\n\r\n");
     free(answer);
+    /* One whose beginning is no bytes. */
+    expect(&fixture, "/v1beta/models/tiny:streamGenerateContent?alt=sse",
+        "{\"contents\":[{\"parts\":[{\"text\":\"hi\"}]}]}", 200, "data: {\"candidates\":[",
+        "\"finishReason\":\"STOP\"");
     stop(&fixture);
 }
 
