@@ -66,11 +66,12 @@ static kv_status_t write_file(const char *path, const char *bytes, size_t count,
     return good ? KV_OK : kv_fail_errno(error, code, "cannot write %s", path);
 }
 
-/* The whole file, terminated; NULL where it cannot be read or is larger. */
+/* The whole file, terminated; NULL where it cannot be read or is larger. What is no file is not
+ * waited for. */
 static char *read_file(const char *path, uint64_t bytes_max, size_t *bytes_out)
 {
     struct stat about;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     char *bytes = NULL;
     if (fd >= 0 && fstat(fd, &about) == 0 && S_ISREG(about.st_mode) &&
         (uint64_t)about.st_size <= bytes_max) {

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 #include <stdbool.h>
@@ -20,7 +21,7 @@ static const char CERTIFICATE[] = "gateway.tls_certificate", KEY[] = "gateway.tl
 static kv_status_t read_text(
     const char *option, const char *path, bool secret, char **text_out, kv_error_t *error)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe is not waited for */
     struct stat info;
     if (fd < 0 || fstat(fd, &info) != 0) {
         int code = errno;
@@ -71,6 +72,22 @@ static void check_time(const X509 *certificate, const char *path)
     }
 }
 
+/* The certificates after the first one, of those that signed it: 0, or the place of the first that
+ * cannot be read. */
+static unsigned broken_in_chain(BIO *text)
+{
+    unsigned place = 1;
+    X509 *certificate;
+    do {
+        place++;
+        certificate = PEM_read_bio_X509(text, NULL, no_passphrase, NULL);
+        X509_free(certificate);
+    } while (certificate != NULL);
+    bool is_end = ERR_GET_REASON(ERR_peek_last_error()) == PEM_R_NO_START_LINE;
+    ERR_clear_error();
+    return is_end ? 0 : place;
+}
+
 static kv_status_t check_pair(
     const kv_tls_t *tls, const char *certificate_path, const char *key_path, kv_error_t *error)
 {
@@ -79,6 +96,7 @@ static kv_status_t check_pair(
     BIO *key_text = BIO_new_mem_buf(tls->key, -1);
     X509 *certificate = PEM_read_bio_X509(certificate_text, NULL, no_passphrase, NULL);
     EVP_PKEY *key = PEM_read_bio_PrivateKey(key_text, NULL, no_passphrase, NULL);
+    unsigned broken;
     if (certificate == NULL) {
         status = kv_fail(error, KV_INVALID, "%s: %s: holds no certificate in PEM", CERTIFICATE,
             certificate_path);
@@ -88,6 +106,9 @@ static kv_status_t check_pair(
     } else if (X509_check_private_key(certificate, key) != 1) {
         status = kv_fail(error, KV_INVALID, "%s: %s: is not the key of the certificate in %s", KEY,
             key_path, certificate_path);
+    } else if ((broken = broken_in_chain(certificate_text)) > 0) {
+        status = kv_fail(error, KV_INVALID, "%s: %s: certificate %u of it cannot be read",
+            CERTIFICATE, certificate_path, broken);
     } else {
         check_time(certificate, certificate_path);
     }

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const uint64_t START = 1795000000ULL * KV_NS_PER_S;
@@ -298,6 +299,23 @@ static void test_restart(void **state)
     end_bench(bench);
 }
 
+/* A pipe would be waited for by who opens it. */
+static void test_a_pipe_instead(void **state)
+{
+    (void)state;
+    bench_t *bench = make_bench("pipe");
+    kv_content_t content = add(bench, "a", HOUR, 7);
+    char path[640];
+    snprintf(path, sizeof path, "%s/%s.content", bench->folder, content.id);
+    kv_contents_close(bench->contents);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    open_bench(bench, bench->folder, 16);
+    assert_int_equal(get(bench, "a", &content), KV_MISSING);
+    assert_int_equal(count_files(bench->folder), 0);
+    end_bench(bench);
+}
+
 static void test_damaged_head(void **state)
 {
     (void)state;
@@ -507,9 +525,9 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_limit),
         cmocka_unit_test(test_disk_fails), cmocka_unit_test(test_moved),
         cmocka_unit_test(test_tenants_apart), cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_restart), cmocka_unit_test(test_damaged_head),
-        cmocka_unit_test(test_draft), cmocka_unit_test(test_room),
-        cmocka_unit_test(test_token_hours), cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_times)};
+        cmocka_unit_test(test_restart), cmocka_unit_test(test_a_pipe_instead),
+        cmocka_unit_test(test_damaged_head), cmocka_unit_test(test_draft),
+        cmocka_unit_test(test_room), cmocka_unit_test(test_token_hours),
+        cmocka_unit_test(test_threads), cmocka_unit_test(test_times)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -95,11 +95,39 @@ static void test_refused(void **state)
     assert_int_equal(chmod(key_path, 0600), 0);
 }
 
+static void append(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "a");
+    assert_non_null(file);
+    fputs(text, file);
+    fclose(file);
+}
+
+/* What comes after the first certificate is read too: clients are told all of it. */
+static void test_chains(void **state)
+{
+    (void)state;
+    kv_tls_t tls;
+    kv_error_t error;
+    char text[4096];
+    FILE *file = fopen(certificate_path, "r");
+    assert_non_null(file);
+    text[fread(text, 1, sizeof text - 1, file)] = '\0';
+    fclose(file);
+    append(certificate_path, "Words are passed over.\n");
+    append(certificate_path, text);
+    assert_int_equal(kv_tls_read(certificate_path, key_path, &tls, &error), KV_OK);
+    kv_tls_clear(&tls);
+    append(certificate_path, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    refuse(certificate_path, key_path, KV_INVALID, "certificate 3 of it", certificate_path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_taken),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_chains),
     };
     return cmocka_run_group_tests(tests, make_files, NULL);
 }
