@@ -18,6 +18,7 @@ typedef struct {
     kvist_key_t name_space;
     uint32_t *tokens;
     uint32_t token_count, stored_blocks;
+    uint32_t device_blocks; /* of a spill: that a second step is about; 0: there was none */
     uint64_t expected_next_use_unix_ns;
     kvist_lease_t *lease; /* while it is brought back */
     kv_promises_t promises;
@@ -57,12 +58,17 @@ static void answer(context_t *context, kv_status_t status, const char *text)
 
 /* ---- what is stored of it ---- */
 
-static void estimate_load(context_t *context, const kvist_lease_t *lease)
+/* From where it lies now; also, how many leading blocks the last one in device memory ends. */
+static void look_at_runs(context_t *context, const kvist_lease_t *lease)
 {
     kvist_run_t runs[RUNS_MAX];
     size_t count = kvist_lease_runs(lease, runs, RUNS_MAX);
+    context->load_ns = context->device_blocks = 0;
     for (size_t i = 0; i < count && i < RUNS_MAX; i++) {
         context->load_ns += runs[i].cost_ns;
+        if (runs[i].tier == KVIST_TIER_DEVICE) {
+            context->device_blocks = runs[i].first_block + runs[i].block_count;
+        }
     }
 }
 
@@ -85,9 +91,9 @@ static kv_status_t find(context_t *context, kvist_lease_t **lease_out)
     return status;
 }
 
-static kvist_key_t last_key(const context_t *context)
+/* Of its leading blocks. */
+static kvist_key_t last_key(const context_t *context, uint32_t count)
 {
-    uint32_t count = context->stored_blocks;
     kvist_key_t *keys = kv_allocate_array(count, sizeof *keys);
     kvist_keys(&context->name_space, context->tokens, NULL, (size_t)count * block_tokens(context),
         block_tokens(context), keys);
@@ -98,16 +104,32 @@ static kvist_key_t last_key(const context_t *context)
 
 /* ---- the actions ---- */
 
+static void spilled(void *owner, kv_status_t status, uint64_t object_count, uint64_t bytes);
+
+static void spill_up_to(context_t *context, uint32_t block_count)
+{
+    kvist_key_t key = last_key(context, block_count);
+    context->waiting = true;
+    kvist_store_spill(context->core->holder.store, &key, spilled, context);
+}
+
+/* The end of it may be with the kvist-store alone, where other nodes put it: what is before that in
+ * device memory here leaves in a second step. */
 static void spilled(void *owner, kv_status_t status, uint64_t object_count, uint64_t bytes)
 {
     context_t *context = owner;
     kvist_lease_t *lease;
     (void)object_count;
+    bool again = context->device_blocks > 0;
     context->waiting = false;
-    context->bytes = bytes;
+    context->bytes += bytes;
     if (!context->core->holder.stopping && find(context, &lease) == KV_OK) {
-        estimate_load(context, lease); /* from where it lies now */
+        look_at_runs(context, lease);
         kvist_lease_release(lease);
+        if (!again && status == KV_OK && context->device_blocks > 0) {
+            spill_up_to(context, context->device_blocks);
+            return;
+        }
     }
     answer(context, status,
         status == KV_NO_SPACE ? "the disk did not take all of it, or there is none" : NULL);
@@ -115,10 +137,8 @@ static void spilled(void *owner, kv_status_t status, uint64_t object_count, uint
 
 static void spill(context_t *context, kvist_lease_t *lease)
 {
-    kvist_key_t key = last_key(context);
     kvist_lease_release(lease);
-    context->waiting = true;
-    kvist_store_spill(context->core->holder.store, &key, spilled, context);
+    spill_up_to(context, context->stored_blocks);
 }
 
 static void prepared(
@@ -156,7 +176,7 @@ static void promote(context_t *context, kvist_lease_t *lease)
 static void keep(context_t *context, kvist_lease_t *lease)
 {
     const kvist_terms_t none = {0};
-    kvist_key_t key = last_key(context);
+    kvist_key_t key = last_key(context, context->stored_blocks);
     kvist_lease_release(lease);
     kv_status_t status = kvist_store_keep(context->core->holder.store, &key, &none);
     kv_promises_ask(&context->promises, context->core, &context->name_space, context->tokens,
