@@ -34,6 +34,10 @@ def node_status(cluster, role):
     return found[0]
 
 
+def peers_of(cluster, role):
+    return [peer["name"] for peer in node_status(cluster, role)["peers"]]
+
+
 def host_tier(cluster):
     return next(tier for tier in node_status(cluster, "store")["tiers"] if tier["name"] == "host")
 
@@ -59,6 +63,9 @@ def test_nodes_attach_and_are_shown(cluster):
     text = cluster.kvist("status", "--dir", cluster.folder).stdout
     assert "client prefill-0, pid" in text and "attached to store-0" in text, text
     assert text.index("store-0") < text.index("prefill-0"), "tiers first"
+    # The gateway hears from the store itself what it holds.
+    wait_until(lambda: "gateway-0" in peers_of(cluster, "store"), 60,
+               "the gateway to follow the store")
 
 
 def test_a_block_is_stored_once(cluster):

@@ -251,11 +251,15 @@ static kv_status_t choose_ports(uint16_t *ports_out, uint64_t count, kv_error_t 
     return KV_OK;
 }
 
-/* How nodes find one another: of one each the two roles' own lists, of more one list for all. */
+enum { ADDRESS_BYTES = 16 };
+
+/* How nodes find one another: of one each the two roles' own lists, of more one list for all. The
+ * gateway is told of the store too, whose KV events say what it holds for the decode nodes. */
 typedef struct {
     uint64_t prefill_count, decode_count;
-    uint16_t ports[2 * KV_CLUSTER_NODES_MAX]; /* of prefill nodes, then of decode nodes */
-    char list[2 * KV_CLUSTER_NODES_MAX * 16]; /* of all, between commas */
+    uint16_t ports[2 * KV_CLUSTER_NODES_MAX + 1]; /* of prefill, then decode nodes; of the store */
+    char list[2 * KV_CLUSTER_NODES_MAX * ADDRESS_BYTES]; /* of all engine nodes, between commas */
+    char store[ADDRESS_BYTES + 1];                       /* "": there is none */
 } nodes_t;
 
 static void add_engine_nodes(plan_t *plan, const nodes_t *nodes)
@@ -281,6 +285,33 @@ static void add_engine_nodes(plan_t *plan, const nodes_t *nodes)
     }
 }
 
+static void add_store(plan_t *plan, nodes_t *nodes, uint16_t port)
+{
+    size_t count = 0;
+    kv_member_t *member = add_member(plan, &STORE, 0, &count);
+    add_number(plan, member, &count, "node.port", port);
+    snprintf(nodes->store, sizeof nodes->store, "127.0.0.1:%u", port);
+}
+
+static void add_gateway(plan_t *plan, const nodes_t *nodes, uint16_t http_port)
+{
+    char list[sizeof nodes->list + sizeof nodes->store + 1];
+    size_t count = 0;
+    kv_member_t *gateway = add_member(plan, &GATEWAY, 0, &count);
+    bool one = nodes->decode_count == 1 && nodes->prefill_count <= 1;
+    const char *decode = strrchr(nodes->list, ',');
+    if (one) {
+        add(plan, gateway, &count, "gateway.decode_nodes",
+            decode != NULL ? decode + 1 : nodes->list);
+    }
+    snprintf(list, sizeof list, "%s%s%s", one ? "" : nodes->list,
+        !one && nodes->store[0] != '\0' ? "," : "", nodes->store);
+    if (list[0] != '\0') {
+        add(plan, gateway, &count, "cluster.nodes", list);
+    }
+    add_number(plan, gateway, &count, "gateway.http_port", http_port);
+}
+
 static kv_status_t add_members(plan_t *plan, uint16_t http_port, kv_error_t *error)
 {
     const kv_cluster_params_t *params = plan->params;
@@ -291,7 +322,8 @@ static kv_status_t add_members(plan_t *plan, uint16_t http_port, kv_error_t *err
     nodes.prefill_count += nodes.prefill_count == 0 && !params->colocated;
     nodes.decode_count += nodes.decode_count == 0;
     uint64_t node_count = nodes.prefill_count + nodes.decode_count;
-    kv_status_t status = choose_ports(nodes.ports, node_count, error);
+    bool has_store = plan->clients[0] != '\0';
+    kv_status_t status = choose_ports(nodes.ports, node_count + has_store, error);
     if (status != KV_OK) {
         return status;
     }
@@ -300,18 +332,11 @@ static kv_status_t add_members(plan_t *plan, uint16_t http_port, kv_error_t *err
         snprintf(nodes.list + used, sizeof nodes.list - used, "%s127.0.0.1:%u", i > 0 ? "," : "",
             nodes.ports[i]);
     }
-    size_t count = 0;
-    if (plan->clients[0] != '\0') {
-        add_member(plan, &STORE, 0, &count);
+    if (has_store) {
+        add_store(plan, &nodes, nodes.ports[node_count]);
     }
     add_engine_nodes(plan, &nodes);
-    count = 0;
-    kv_member_t *gateway = add_member(plan, &GATEWAY, 0, &count);
-    bool one = nodes.decode_count == 1 && node_count <= 2;
-    const char *decode = strrchr(nodes.list, ',');
-    add(plan, gateway, &count, one ? "gateway.decode_nodes" : "cluster.nodes",
-        one && decode != NULL ? decode + 1 : nodes.list);
-    add_number(plan, gateway, &count, "gateway.http_port", http_port);
+    add_gateway(plan, &nodes, http_port);
     return KV_OK;
 }
 
