@@ -147,6 +147,36 @@ def test_pd_json(cluster):
     assert drawn.startswith("<svg") and drawn.count("h0") == len(rows) - 1, drawn[:200]
 
 
+def test_serve_adds_up(cluster):
+    """Every workload: each prompt token is hit, gap or unseen, and both sides count the same."""
+    with tempfile.TemporaryDirectory(prefix="kvist-bench-") as folder:
+        trace = os.path.join(folder, "trace.jsonl")
+        with open(trace, "w", encoding="utf-8") as file:
+            for i in range(4):
+                file.write(json.dumps({"timestamp": 100 * i, "input_length": 900,
+                                       "output_length": 4, "hash_ids": [1, 2 + i % 2]}) + "\n")
+        small = ("--prompt-tokens", "128", "--turn-tokens", "24", "--answer-tokens", "6")
+        for workload, *options in (
+                ("agents", *small, "--sessions", "3", "--turns", "3", "--pause-ms", "10"),
+                ("sweep", *small[:2], "--requests", "3", "--shared", "50,100"),
+                ("tree", *small, "--sessions", "1", "--depth", "2", "--branches", "2"),
+                ("batch", *small, "--sessions", "2", "--questions", "2",
+                 "--concurrency", "1"),
+                ("trace", "--trace", trace, "--scale", "20")):
+            run = json.loads(bench(cluster, "serve", workload, *options, "--dir", cluster.folder,
+                                   "--json", "-").stdout)
+            for phase in run["phases"]:
+                where, parts, tokens = (workload, phase["label"]), phase["gateway"], phase["tokens"]
+                assert phase["requests"]["failed"] == 0, (where, phase["failures"])
+                told = {kind: sum(parts[kind].values()) for kind in ("hit", "gap", "unseen")}
+                assert sum(told.values()) == parts["prompt"] == parts["asked"], (where, parts)
+                assert parts["adds_up"] is True and tokens["foreign"] == 0, (where, tokens)
+                assert told["hit"] == tokens["hit"], (where, told, tokens)
+                assert tokens["hit"] > 0 or workload == "trace", (where, told, tokens)
+                # The gateway counts what was in work as seen, too.
+                assert tokens["ideal"] <= told["hit"] + told["gap"], (where, told, tokens)
+
+
 def test_refused(cluster):
     for arguments in ((), ("stoer",), ("store", "--pairs", "0"), ("store", "--object-kib", "1"),
                       ("engine",), ("codec",), ("codec", "--model", "a", "--file", "b"),

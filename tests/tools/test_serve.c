@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "tools/kvist/bench/serve/known.h"
 #include "tools/kvist/bench/serve/outcome.h"
+#include "tools/kvist/bench/serve/parts.h"
 #include "tools/kvist/bench/serve/workloads.h"
 
 #include <stdlib.h>
@@ -248,6 +249,51 @@ static void test_outcome(void **state)
     kv_script_release(&script);
 }
 
+/* ---- the gateway's parts ---- */
+
+static json_t *parse_parts(const char *metrics)
+{
+    json_t *parts;
+    kv_error_t error;
+    return kv_parts_parse(metrics, &parts, &error) == KV_OK ? parts : NULL;
+}
+
+static void test_parts(void **state)
+{
+    (void)state;
+    static const char BEFORE[] =
+        "# HELP kvist_gateway_prompt_tokens_total prompt tokens of answers\n"
+        "kvist_gateway_prompt_tokens_total 100\n"
+        "kvist_gateway_cached_tokens_total{tier=\"device\"} 32\n"
+        "kvist_gateway_gap_tokens_total{reason=\"evicted:disk\"} 0\n"
+        "kvist_gateway_unseen_tokens_total{kind=\"new\"} 68\n";
+    static const char AFTER[] =
+        "kvist_gateway_prompt_tokens_total 400\n"
+        "kvist_gateway_cached_tokens_total{tier=\"device\"} 192\n"
+        "kvist_gateway_tenant_cached_tokens_total{tenant=\"a\",tier=\"device\"} 192\n"
+        "kvist_gateway_gap_tokens_total{reason=\"evicted:disk\"} 16\n"
+        "kvist_gateway_gap_tokens_total{reason=\"pending\"} 24\n"
+        "kvist_gateway_unseen_tokens_total{kind=\"new\"} 168";
+    json_t *before = parse_parts(BEFORE), *after = parse_parts(AFTER);
+    assert_true(before != NULL && after != NULL);
+    json_t *parts = kv_parts_between(before, after, 300);
+    assert_true(json_is_true(json_object_get(parts, "adds_up")));
+    assert_int_equal(number(parts, "prompt", NULL), 300);
+    assert_int_equal(number(parts, "hit", "device"), 160);
+    assert_int_equal(number(parts, "gap", "pending"), 24);
+    assert_int_equal(kv_parts_sum(json_object_get(parts, "gap")), 40);
+    assert_true(number(parts, "ideal_hit_rate", NULL) == 200 / 300.0);
+    json_decref(parts);
+    json_object_set_new(json_object_get(after, "gap"), "pending", json_integer(25));
+    parts = kv_parts_between(before, after, 300);
+    assert_true(json_is_false(json_object_get(parts, "adds_up")));
+    json_decref(parts);
+    json_decref(before);
+    json_decref(after);
+    assert_null(parse_parts("vllm:num_requests_running 0\n"));
+    assert_null(parse_parts(""));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -259,6 +305,7 @@ int main(void)
         cmocka_unit_test(test_too_long_is_refused),
         cmocka_unit_test(test_slo),
         cmocka_unit_test(test_outcome),
+        cmocka_unit_test(test_parts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,6 +8,7 @@
 #include "tools/kvist/bench/serve/asked.h"
 #include "tools/kvist/bench/serve/drive.h"
 #include "tools/kvist/bench/serve/outcome.h"
+#include "tools/kvist/bench/serve/parts.h"
 #include "tools/kvist/bench/serve/report.h"
 #include "tools/kvist/bench/serve/workloads.h"
 #include "tools/kvist/cluster.h"
@@ -57,6 +58,7 @@ typedef struct {
     json_t *run;
     char label[96]; /* of the phase */
     bool interrupted;
+    bool adds_up; /* the gateway's parts, of all phases */
 } bench_t;
 
 /* ---- options ---- */
@@ -326,8 +328,31 @@ static json_t *number_or_null(double value, bool there)
     return there ? json_real(value) : json_null();
 }
 
-static void add_phase(
-    bench_t *bench, const phase_t *phase, const kv_script_t *script, kv_drive_result_t *result)
+/* All that was answered, what warmed included. */
+static uint64_t prompt_tokens_of(const kv_script_t *script, const kv_drive_result_t *result)
+{
+    uint64_t tokens = 0;
+    for (uint32_t i = 0; i < script->request_count; i++) {
+        const kv_sent_record_t *record = &result->records[i];
+        tokens += record->state == KV_SENT_DONE ? record->prompt_tokens : 0;
+    }
+    return tokens;
+}
+
+/* before: NULL where the endpoint is no Kvist gateway, or its figures cannot be read. */
+static json_t *read_parts(bench_t *bench, const json_t *before, uint64_t prompt_tokens)
+{
+    json_t *parts;
+    if (before == NULL ||
+        kv_parts_since(&bench->asked, before, prompt_tokens, &parts, NULL) != KV_OK) {
+        return json_null();
+    }
+    bench->adds_up &= json_is_true(json_object_get(parts, "adds_up"));
+    return parts;
+}
+
+static void add_phase(bench_t *bench, const phase_t *phase, const kv_script_t *script,
+    kv_drive_result_t *result, const json_t *before)
 {
     json_t *packed = json_pack("{s:s, s:o, s:o, s:o}", "label", bench->label, "shared_percent",
         number_or_null(phase->shared_percent, phase->shared_percent >= 0), "concurrency",
@@ -338,6 +363,8 @@ static void add_phase(
     json_decref(outcome);
     json_object_set_new(
         packed, "answers", json_string(result->has_answer_ids ? "as they came" : "stood in for"));
+    json_object_set_new(
+        packed, "gateway", read_parts(bench, before, prompt_tokens_of(script, result)));
     json_array_append_new(json_object_get(bench->run, "phases"), packed);
 }
 
@@ -367,9 +394,14 @@ static kv_status_t run_phase(
         .progress_ms = isatty(STDERR_FILENO) ? TERMINAL_PROGRESS_MS : FILE_PROGRESS_MS,
         .progress = show_progress,
         .context = bench};
+    json_t *before = NULL;
+    if (kv_parts_read(&bench->asked, &before, NULL) != KV_OK) {
+        before = NULL;
+    }
     kv_drive(&params, &result);
     kv_serve_end_progress(stderr);
-    add_phase(bench, phase, &script, &result);
+    add_phase(bench, phase, &script, &result, before);
+    json_decref(before);
     bench->interrupted = result.interrupted;
     kv_drive_result_release(&result);
     kv_known_destroy(known);
@@ -463,6 +495,10 @@ static kv_status_t run_against(bench_t *bench, const char *url, kv_error_t *erro
         if (status == KV_OK) {
             status = deliver(bench, error);
         }
+        if (status == KV_OK && !bench->adds_up) {
+            status = kv_fail(error, KV_FATAL,
+                "the gateway's hit, gap and unseen tokens do not add up to its prompt tokens");
+        }
         json_decref(bench->run);
         kv_asked_close(&bench->asked);
     }
@@ -506,7 +542,7 @@ static kv_status_t find_url(const options_t *options, char **url_out, kv_error_t
 
 static int run(const options_t *options)
 {
-    bench_t bench = {.options = options};
+    bench_t bench = {.options = options, .adds_up = true};
     kv_error_t error;
     if (parse(&bench, &error) != KV_OK) {
         return kv_command_misuse("bench", error.text, "kvist bench serve --help");

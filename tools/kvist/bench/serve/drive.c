@@ -343,7 +343,9 @@ static void send_request(drive_t *drive, uint32_t number)
     flight->number = number;
     drive->flights[number] = flight;
     build_row(drive, flight);
-    record->known = kv_known_look(drive->params->known, flight->symbols, flight->count);
+    /* The last token is always computed, since its answer is what is wanted: and with it, in a
+     * cache of whole blocks, its block. */
+    record->known = kv_known_look(drive->params->known, flight->symbols, flight->count - 1);
     record->symbols = (uint32_t)flight->count;
     record->warming = drive->warming;
     record->state = KV_SENT_WAITS;
@@ -600,11 +602,13 @@ static uint32_t tokens_of(const kv_sent_record_t *record, uint32_t symbols)
 uint32_t kv_sent_ideal_tokens(const kv_sent_record_t *record)
 {
     uint32_t ideal = tokens_of(record, record->known.computed);
-    /* The last token is always computed: its answer is what is wanted. */
-    if (record->prompt_tokens > 0 && ideal >= record->prompt_tokens) {
-        ideal = record->prompt_tokens - 1;
-    }
     return ideal > record->cached_tokens ? ideal : record->cached_tokens;
+}
+
+uint32_t kv_sent_in_work_tokens(const kv_sent_record_t *record)
+{
+    uint32_t sent = tokens_of(record, record->known.sent), ideal = kv_sent_ideal_tokens(record);
+    return sent > ideal ? sent - ideal : 0;
 }
 
 uint32_t kv_sent_foreign_tokens(const kv_sent_record_t *record)

@@ -81,6 +81,9 @@ void kv_drive(const kv_drive_params_t *params, kv_drive_result_t *result_out);
 /* Of a done request: tokens that an ideal cache would have had; never fewer than were found. */
 uint32_t kv_sent_ideal_tokens(const kv_sent_record_t *record);
 
+/* Beyond the ideal: tokens that another request was still computing when this one was sent. */
+uint32_t kv_sent_in_work_tokens(const kv_sent_record_t *record);
+
 /* Of those that were found, what this run had not sent before. */
 uint32_t kv_sent_foreign_tokens(const kv_sent_record_t *record);
 

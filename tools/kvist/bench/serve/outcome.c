@@ -182,7 +182,7 @@ static json_t *pack_requests(const phase_t *phase)
 }
 
 typedef struct {
-    uint64_t prompt, answer, cached, ideal, foreign, seen[KV_SEEN_COUNT], done, good, told;
+    uint64_t prompt, answer, cached, ideal, in_work, foreign, seen[KV_SEEN_COUNT], done, good, told;
 } totals_t;
 
 static totals_t add_up(const phase_t *phase)
@@ -200,6 +200,7 @@ static totals_t add_up(const phase_t *phase)
         totals.answer += record->answer_tokens;
         totals.cached += record->cached_tokens;
         totals.ideal += kv_sent_ideal_tokens(record);
+        totals.in_work += kv_sent_in_work_tokens(record);
         totals.foreign += kv_sent_foreign_tokens(record);
         for (int tier = 0; tier < KV_SEEN_COUNT; tier++) {
             totals.seen[tier] += record->seen_tokens[tier];
@@ -215,9 +216,10 @@ static json_t *share_of(uint64_t part, uint64_t whole)
 
 static json_t *pack_tokens(const totals_t *totals)
 {
-    json_t *tokens = json_pack("{s:I, s:I, s:I, s:I, s:I}", "prompt", (json_int_t)totals->prompt,
-        "answer", (json_int_t)totals->answer, "hit", (json_int_t)totals->cached, "ideal",
-        (json_int_t)totals->ideal, "foreign", (json_int_t)totals->foreign);
+    json_t *tokens = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "prompt",
+        (json_int_t)totals->prompt, "answer", (json_int_t)totals->answer, "hit",
+        (json_int_t)totals->cached, "ideal", (json_int_t)totals->ideal, "in_work",
+        (json_int_t)totals->in_work, "foreign", (json_int_t)totals->foreign);
     json_t *tiers = json_object();
     for (int tier = 0; tier < KV_SEEN_COUNT; tier++) {
         json_object_set_new(

@@ -397,6 +397,61 @@ static void put_table(FILE *page, const json_t *runs)
     fputs("</table></div>\n", page);
 }
 
+/* A stretch of a bar, as long as its share. */
+static void put_stretch(FILE *page, const char *kind, const char *name, double share)
+{
+    if (share > 0) {
+        fprintf(page, "<span class='%s' style='flex:%.4f' title='", kind, share);
+        put_text(page, name);
+        fprintf(
+            page, " %.1f %%'>%s %.0f</span>", 100 * share, share > 0.04 ? name : "", 100 * share);
+    }
+}
+
+/* Where a phase's prompt tokens went, by the gateway's own count. */
+static void put_bar(FILE *page, const json_t *parts)
+{
+    static const char *const FAMILIES[] = {"hit", "gap", "unseen"};
+    double prompt = number_of(parts, "prompt");
+    const char *name;
+    json_t *value;
+    fputs("<div class=bar>", page);
+    for (size_t i = 0; i < sizeof FAMILIES / sizeof *FAMILIES; i++) {
+        json_object_foreach(json_object_get(parts, FAMILIES[i]), name, value)
+        {
+            put_stretch(page, FAMILIES[i], name, json_number_value(value) / prompt);
+        }
+    }
+    fputs("</div>", page);
+}
+
+static void put_bars(FILE *page, const json_t *runs)
+{
+    size_t run_at, phase_at, count = 0;
+    json_t *run, *phase;
+    json_array_foreach(runs, run_at, run)
+    {
+        json_array_foreach(phases_of(run), phase_at, phase)
+        {
+            const json_t *parts = json_object_get(phase, "gateway");
+            if (!json_is_object(parts) || number_of(parts, "prompt") <= 0) {
+                continue;
+            }
+            fputs(count++ == 0 ? "<h2>Where prompt tokens went, in % of them, by the gateway's "
+                                 "count</h2>\n<table class=bars>\n<tr><td>"
+                               : "<tr><td>",
+                page);
+            put_text(page, text_of(run, "name"));
+            fputs("</td><td>", page);
+            put_text(page, text_of(phase, "label"));
+            fputs("</td><td>", page);
+            put_bar(page, parts);
+            fputs("</td></tr>\n", page);
+        }
+    }
+    fputs(count > 0 ? "</table>\n" : "", page);
+}
+
 /* Each run's workload and targets as they were, and the machine. */
 static void put_facts(FILE *page, const json_t *runs)
 {
@@ -439,8 +494,13 @@ static const char HEAD[] =
     "table{border-collapse:collapse}\n"
     "td,th{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #8886}\n"
     "td:nth-child(-n+2),th:nth-child(-n+2){text-align:left}\n.wide{overflow-x:auto}\n"
-    "figure{display:inline-block;margin:.5rem .5rem .5rem 0;max-width:100%}\n"
-    "svg{max-width:100%;height:auto}\n</style>\n<h1>kvist bench serve</h1>\n";
+    "figure{display:inline-block;vertical-align:top;margin:.5rem .5rem .5rem 0;max-width:100%}\n"
+    "svg{max-width:100%;height:auto}\n.bars{width:100%}.bars td:last-child{width:70%}\n"
+    ".bar{display:flex;text-align:left;font-size:.8rem;white-space:nowrap}\n"
+    ".bar span{overflow:hidden;padding:.2rem 0 .2rem .2rem;border-right:1px solid "
+    "#fff;color:#fff}\n"
+    ".hit{background:#2d6a36}.gap{background:#b5482a}.unseen{background:#5a6472}\n</"
+    "style>\n<h1>kvist bench serve</h1>\n";
 
 kv_status_t kv_serve_write_report(
     const json_t *runs, const char *html, const char *figures, kv_error_t *error)
@@ -453,6 +513,7 @@ kv_status_t kv_serve_write_report(
         }
         fputs(HEAD, writer.page);
         put_table(writer.page, runs);
+        put_bars(writer.page, runs);
     }
     kv_status_t status = write_figures(&writer);
     if (html != NULL) {

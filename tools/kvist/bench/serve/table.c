@@ -1,6 +1,7 @@
 #include "tools/kvist/bench/serve/report.h"
 
 #include "base/clock.h"
+#include "tools/kvist/bench/serve/parts.h"
 #include "tools/kvist/text.h"
 
 #include <inttypes.h>
@@ -102,6 +103,41 @@ static void print_remarks(FILE *out, const json_t *run, const json_t *phase)
     }
 }
 
+/* ", NAME 12.3 %" of each part that is there. */
+static void print_parts(FILE *out, const json_t *family, double prompt)
+{
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)family, name, value)
+    {
+        if (json_integer_value(value) > 0) {
+            fprintf(out, ", %s %.1f", name, 100 * json_number_value(value) / prompt);
+        }
+    }
+}
+
+/* Where prompt tokens went, as the gateway says. */
+static void print_gateway(FILE *out, const json_t *phase)
+{
+    const json_t *parts = json_object_get(phase, "gateway");
+    double prompt = number(phase, "gateway", "prompt");
+    if (prompt <= 0) {
+        return;
+    }
+    double hit = (double)kv_parts_sum(json_object_get(parts, "hit"));
+    double gap = (double)kv_parts_sum(json_object_get(parts, "gap"));
+    fprintf(out, "%s: of %.0f prompt tokens at the gateway, in %%: hit %.1f",
+        json_string_value(json_object_get(phase, "label")), prompt, 100 * hit / prompt);
+    print_parts(out, json_object_get(parts, "hit"), prompt);
+    fprintf(out, "; gap %.1f", 100 * gap / prompt);
+    print_parts(out, json_object_get(parts, "gap"), prompt);
+    fputs("; unseen", out);
+    print_parts(out, json_object_get(parts, "unseen"), prompt);
+    fprintf(out, "%s%s\n",
+        json_is_true(json_object_get(parts, "adds_up")) ? "" : " - IT DOES NOT ADD UP",
+        prompt != number(phase, "gateway", "asked") ? " (others asked it as well)" : "");
+}
+
 void kv_serve_print_table(FILE *out, const json_t *run)
 {
     size_t at;
@@ -125,6 +161,7 @@ void kv_serve_print_table(FILE *out, const json_t *run)
     }
     json_array_foreach(json_object_get(run, "phases"), at, phase)
     {
+        print_gateway(out, phase);
         print_remarks(out, run, phase);
     }
 }
