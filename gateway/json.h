@@ -18,6 +18,9 @@ json_t *kv_json_field(const json_t *object, const char *name);
 
 const char *kv_json_kind_name(const json_t *value);
 
+/* A whole number, which clients may write as 40.0 too; false: it is none, or not exact. */
+bool kv_json_whole(const json_t *value, json_int_t *number_out);
+
 /* Answers false. */
 bool kv_json_wrong_type(
     const char *param, const char *wanted, const json_t *value, kv_api_error_t *error);

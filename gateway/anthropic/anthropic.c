@@ -87,9 +87,11 @@ static void serve_models(kv_gateway_t *gateway, kv_exchange_t *exchange, const k
     const char *limit = kv_call_query(call, "limit");
     char *end = NULL;
     long count = limit != NULL ? strtol(limit, &end, 10) : 20;
-    if (count < 1 || count > 1000 || (limit != NULL && (*limit == '\0' || *end != '\0'))) {
-        kv_api_error_t error;
-        KV_API_REFUSE(&error, "limit", "limit: must be 1 to 1000");
+    bool bounded =
+        count >= 1 && count <= 1000 && (limit == NULL || (*limit != '\0' && *end == '\0'));
+    kv_api_error_t error;
+    if (!kv_anthropic_check_version(call, &error) ||
+        (!bounded && !KV_API_REFUSE(&error, "limit", "limit: must be 1 to 1000"))) {
         kv_gateway_reply_error(exchange, &ROUTES[MODELS_ROUTE], NULL, &error);
         return;
     }
@@ -102,10 +104,12 @@ static void serve_models(kv_gateway_t *gateway, kv_exchange_t *exchange, const k
 static void serve_model(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
 {
     kv_anthropic_model_t model = model_of(gateway);
-    if (strcmp(call->rest, model.name) != 0) {
-        kv_api_error_t error;
-        kv_api_fail(&error, 404, "model_id", NULL,
-            "model_id: \"%.100s\" is not served here; \"%.100s\" is", call->rest, model.name);
+    kv_api_error_t error;
+    if (!kv_anthropic_check_version(call, &error) ||
+        (strcmp(call->rest, model.name) != 0 &&
+            !kv_api_fail(&error, 404, "model_id", NULL,
+                "model_id: \"%.100s\" is not served here; \"%.100s\" is", call->rest,
+                model.name))) {
         kv_gateway_reply_error(exchange, &ROUTES[MODEL_ROUTE], NULL, &error);
         return;
     }

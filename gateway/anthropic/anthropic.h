@@ -30,6 +30,9 @@ extern const kv_route_table_t kv_anthropic_routes;
 bool kv_anthropic_parse(const kv_call_t *call, const kv_api_limits_t *limits,
     kv_api_request_t *request_out, kv_api_error_t *error);
 
+/* false: the header anthropic-version names none that is known here. */
+bool kv_anthropic_check_version(const kv_call_t *call, kv_api_error_t *error);
+
 /* max_tokens is 0: the prompt is stored, and what is generated nevertheless is not shown. */
 bool kv_anthropic_is_warm_up(const kv_api_request_t *request);
 

@@ -162,7 +162,7 @@ static bool check_ignored(const json_t *document, kv_api_error_t *error)
 }
 
 /* What tells the API's versions apart is not done here (citations), or done in each (sampling). */
-static bool check_version(const kv_call_t *call, kv_api_error_t *error)
+bool kv_anthropic_check_version(const kv_call_t *call, kv_api_error_t *error)
 {
     const char *version = kv_call_header(call, "anthropic-version");
     return version == NULL || strcmp(version, "2023-06-01") == 0 ||
@@ -197,7 +197,7 @@ bool kv_anthropic_is_warm_up(const kv_api_request_t *request)
 bool kv_anthropic_parse(const kv_call_t *call, const kv_api_limits_t *limits,
     kv_api_request_t *request_out, kv_api_error_t *error)
 {
-    if (!check_version(call, error)) {
+    if (!kv_anthropic_check_version(call, error)) {
         return false;
     }
     kv_api_request_t request = {

@@ -164,7 +164,7 @@ static bool only_fields(const json_t *body, const char *const *names, kv_api_err
         }
         if (names[i] == NULL) {
             return kv_api_fail(
-                error, 400, name, "unknown_field", "%.64s: there is no such field", name);
+                error, 400, name, "unknown_field", "\"%.64s\": there is no such field", name);
         }
     }
     return true;
@@ -289,32 +289,12 @@ static bool resume(
     return true;
 }
 
-static bool serve_action(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call,
-    kv_session_t *session, const char *action, kv_api_error_t *error)
+static void close_session(kv_gateway_t *gateway, kv_exchange_t *exchange, kv_session_t *session)
 {
-    bool posts = strcmp(call->method, "POST") == 0, deletes = strcmp(call->method, "DELETE") == 0;
-    if (action[0] == '\0' && !posts && !deletes) {
-        reply(exchange, describe(session));
-        return true;
-    }
-    if (action[0] == '\0' && deletes) {
-        let_go(gateway, session);
-        reply(exchange, json_pack("{s:s, s:s, s:b}", "id", session->id, "object", "session.deleted",
-                            "deleted", 1));
-        kv_sessions_close(gateway->sessions, session);
-        return true;
-    }
-    if (posts && strcmp(action, "fork") == 0) {
-        return serve_new(gateway, exchange, call, session, error);
-    }
-    if (posts && strcmp(action, "suspend") == 0) {
-        return suspend(gateway, exchange, call, session, error);
-    }
-    if (posts && strcmp(action, "resume") == 0) {
-        return resume(gateway, exchange, session, error);
-    }
-    return kv_api_fail(error, 404, "", "not_found", "%.16s %.100s: there is no such call",
-        call->method, call->path);
+    let_go(gateway, session);
+    reply(exchange,
+        json_pack("{s:s, s:s, s:b}", "id", session->id, "object", "session.deleted", "deleted", 1));
+    kv_sessions_close(gateway->sessions, session);
 }
 
 static void serve_open(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
@@ -325,24 +305,72 @@ static void serve_open(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_
     }
 }
 
-static void serve_one(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
+/* The session that the path names, or NULL: *error. */
+static kv_session_t *find(kv_gateway_t *gateway, const kv_call_t *call, kv_api_error_t *error)
 {
     char id[KV_SESSION_ID_BYTES];
-    kv_api_error_t error;
     size_t id_bytes = strcspn(call->rest, "/");
-    const char *action = call->rest + id_bytes + (call->rest[id_bytes] == '/');
     kv_session_t *session = NULL;
     if (id_bytes < sizeof id) {
         memcpy(id, call->rest, id_bytes);
         id[id_bytes] = '\0';
         session = kv_sessions_find(gateway->sessions, id, tenant_of(call));
     }
-    bool good = session != NULL ? serve_action(gateway, exchange, call, session, action, &error)
-                                : kv_api_fail(&error, 404, "", "not_found",
-                                      "%.64s: there is no such session (any more)", call->rest);
-    if (!good) {
-        kv_gateway_reply_error(exchange, &kv_session_routes.routes[1], NULL, &error);
+    if (session == NULL) {
+        kv_api_fail(error, 404, "", "not_found", "%.*s: there is no such session (any more)",
+            id_bytes > 64 ? 64 : (int)id_bytes, call->rest);
     }
+    return session;
+}
+
+static void serve_one(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
+{
+    kv_api_error_t error;
+    kv_session_t *session = find(gateway, call, &error);
+    if (session == NULL) {
+        kv_gateway_reply_error(exchange, &kv_session_routes.routes[1], NULL, &error);
+    } else if (strcmp(call->method, "DELETE") == 0) {
+        close_session(gateway, exchange, session);
+    } else {
+        reply(exchange, describe(session));
+    }
+}
+
+/* What stands behind the session's name, "/" and all; "": nothing. */
+static const char *action_of(const kv_call_t *call)
+{
+    static const char PREFIX[] = "/v1/sessions/";
+    return strchrnul(call->path + sizeof PREFIX - 1, '/');
+}
+
+static void serve_action(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
+{
+    kv_api_error_t error;
+    kv_session_t *session = find(gateway, call, &error);
+    const char *action = action_of(call);
+    bool good = session != NULL;
+    if (good && strcmp(action, "/fork") == 0) {
+        good = serve_new(gateway, exchange, call, session, &error);
+    } else if (good && strcmp(action, "/suspend") == 0) {
+        good = suspend(gateway, exchange, call, session, &error);
+    } else if (good) {
+        good = resume(gateway, exchange, session, &error);
+    }
+    if (!good) {
+        kv_gateway_reply_error(exchange, &kv_session_routes.routes[2], NULL, &error);
+    }
+}
+
+static bool wants_session(const kv_call_t *call)
+{
+    return action_of(call)[0] == '\0';
+}
+
+static bool wants_action(const kv_call_t *call)
+{
+    const char *action = action_of(call);
+    return strcmp(action, "/fork") == 0 || strcmp(action, "/suspend") == 0 ||
+           strcmp(action, "/resume") == 0;
 }
 
 static const kv_route_t ROUTES[] = {
@@ -352,10 +380,17 @@ static const kv_route_t ROUTES[] = {
         .dialect = &kv_openai,
         .serve = serve_open},
     {.path = "/v1/sessions/*",
-        .methods = "GET, POST, DELETE",
+        .methods = "GET, HEAD, DELETE",
         .name = "sessions",
         .dialect = &kv_openai,
-        .serve = serve_one},
+        .serve = serve_one,
+        .wants = wants_session},
+    {.path = "/v1/sessions/*",
+        .methods = "POST",
+        .name = "sessions",
+        .dialect = &kv_openai,
+        .serve = serve_action,
+        .wants = wants_action},
 };
 const kv_route_table_t kv_session_routes = {ROUTES, sizeof ROUTES / sizeof ROUTES[0]};
 

@@ -36,7 +36,7 @@ static bool refuse_unsupported(const json_t *document, kv_api_error_t *error)
         }
     }
     const json_t *best_of = kv_json_field(document, "best_of");
-    if (best_of != NULL && !(json_is_integer(best_of) && json_integer_value(best_of) == 1)) {
+    if (best_of != NULL && !(json_is_number(best_of) && json_number_value(best_of) == 1)) {
         return kv_api_fail(error, 400, "best_of", "unsupported_parameter",
             "best_of: only 1 is supported; n asks for several answers");
     }
@@ -51,7 +51,9 @@ static bool refuse_unsupported(const json_t *document, kv_api_error_t *error)
     const char *type = json_string_value(json_object_get(format, "type"));
     if (format != NULL && (type == NULL || strcmp(type, "text") != 0)) {
         return kv_api_fail(error, 400, "response_format", "unsupported_parameter",
-            "response_format: only {\"type\": \"text\"} is supported");
+            "response_format: only {\"type\": \"text\"} is supported: nothing here holds a model "
+            "to "
+            "a form");
     }
     return true;
 }
@@ -118,11 +120,11 @@ static bool take_calls(kv_api_request_t *request, const json_t *value, size_t in
     char param[80];
     snprintf(param, sizeof param, "messages[%zu].tool_calls", index);
     const json_t *calls = kv_json_field(value, "tool_calls");
-    if (calls == NULL || kv_json_is_nothing(calls)) {
-        return true;
-    }
-    if (!json_is_array(calls)) {
+    if (calls != NULL && !json_is_array(calls)) {
         return kv_json_wrong_type(param, "an array", calls, error);
+    }
+    if (json_array_size(calls) == 0) {
+        return true;
     }
     if (strcmp(message->role, "assistant") != 0) {
         return KV_API_REFUSE(error, param, "%s: only an assistant's message has them", param);
@@ -145,7 +147,6 @@ static bool take_content(kv_api_request_t *request, const json_t *value, size_t 
     char param[64];
     snprintf(param, sizeof param, "messages[%zu].content", index);
     const json_t *content = json_object_get(value, "content");
-    const json_t *calls = kv_json_field(value, "tool_calls");
     if (json_is_string(content)) {
         message->content = json_string_value(content);
         message->content_bytes = json_string_length(content);
@@ -154,7 +155,8 @@ static bool take_content(kv_api_request_t *request, const json_t *value, size_t 
     if (json_is_array(content)) {
         return join_parts(request, content, param, message, error);
     }
-    if ((content == NULL || json_is_null(content)) && calls != NULL && !kv_json_is_nothing(calls)) {
+    if ((content == NULL || json_is_null(content)) &&
+        json_array_size(json_object_get(value, "tool_calls")) > 0) {
         message->content = "";
         return true; /* calls are all that it says */
     }
@@ -255,7 +257,7 @@ static bool take_tool_choice(
     } else if (name == NULL || strcmp(name, "auto") != 0) {
         return kv_api_fail(error, 400, "tool_choice", "unsupported_parameter",
             "tool_choice: only \"auto\" and \"none\" are supported: nothing here makes a model "
-            "call");
+            "call, or this tool: ask for it in the prompt");
     }
     request->has_tools = request->tool_count > 0;
     bool parallel = true;
@@ -302,15 +304,16 @@ static bool take_token_ids(kv_api_prompt_t *prompt, const json_t *ids, const cha
         const json_t *id = json_array_get(ids, i);
         char place[64];
         snprintf(place, sizeof place, "%s[%zu]", param, i);
-        if (!json_is_integer(id)) {
+        json_int_t number;
+        if (!kv_json_whole(id, &number)) {
             return kv_json_wrong_type(place, "a token id", id, error);
         }
-        if (json_integer_value(id) < 0 || json_integer_value(id) >= limits->vocabulary_count) {
+        if (number < 0 || number >= limits->vocabulary_count) {
             return KV_API_REFUSE(error, place,
-                "%s: token id %lld is out of bounds: must be 0 to %u", place,
-                (long long)json_integer_value(id), limits->vocabulary_count - 1);
+                "%s: token id %lld is out of bounds: must be 0 to %u", place, (long long)number,
+                limits->vocabulary_count - 1);
         }
-        prompt->tokens[prompt->token_count++] = (uint32_t)json_integer_value(id);
+        prompt->tokens[prompt->token_count++] = (uint32_t)number;
     }
     return true;
 }

@@ -152,8 +152,11 @@ def test_bad_input_is_named(cluster):
     nothing_yet = call(cluster, f"/v1/sessions/{name}/suspend", {})
     assert nothing_yet.code == 409 and "no context" in nothing_yet.json["error"]["message"]
     for path in ("session-0", f"{name}/dance", f"{name}x", "", "a" * 300):
-        assert call(cluster, f"/v1/sessions/{path}", {}).code == 404, path
-    assert call(cluster, "/v1/sessions", method="GET").code == 405
+        assert call(cluster, f"/v1/sessions/{path}").code == 404, path
+    for path, method, allowed in (("", "GET", "POST"), (f"/{name}", "POST", "GET, HEAD, DELETE"),
+                                  (f"/{name}/fork", "GET", "POST")):
+        refused = call(cluster, f"/v1/sessions{path}", method=method)
+        assert (refused.code, refused.headers["Allow"]) == (405, allowed), refused.body
 
 
 def device_blocks(cluster, name):

@@ -83,6 +83,14 @@ static void test_chat(void **state)
     assert_false(request.has_seed);
     assert_int_equal(request.max_tokens, 0);
     kv_api_request_clear(&request);
+
+    /* Clients without integers write them so. */
+    assert_true(parse(KV_API_COMPLETION, "{\"prompt\":[1.0,2],\"max_tokens\":8.0,\"seed\":-3e2}",
+        &request, &error));
+    assert_int_equal(request.prompts[0].tokens[0], 1);
+    assert_int_equal(request.max_tokens, 8);
+    assert_true(request.seed == (uint64_t)-300);
+    kv_api_request_clear(&request);
 }
 
 static void test_tools(void **state)
@@ -226,6 +234,9 @@ static void test_wrong_messages(void **state)
         "{\"messages\":[{\"role\":\"user\",\"content\":\"\",\"tool_calls\":[" CALL_OF("{}") "]}]}",
         400, "messages[0].tool_calls", "only an assistant's");
     expect_error(KV_API_CHAT,
+        "{\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":false}]}", 400,
+        "messages[0].tool_calls", "an array, but got false");
+    expect_error(KV_API_CHAT,
         "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[" CALL_OF("[1]") "]}]}", 400,
         "messages[0].tool_calls[0]", "the text of a JSON object");
 }
@@ -273,6 +284,12 @@ static void test_wrong_options(void **state)
     expect_error(KV_API_CHAT, CHAT(",\"top_p\":1.1"), 400, "top_p", "at most 1");
     expect_error(KV_API_CHAT, CHAT(",\"top_k\":-1"), 400, "top_k", "-1 is out of bounds");
     expect_error(KV_API_CHAT, CHAT(",\"top_k\":2.5"), 400, "top_k", "must be an integer");
+    expect_error(KV_API_CHAT, CHAT(",\"seed\":1e17"), 400, "seed", "must be an integer");
+    expect_error(KV_API_CHAT, CHAT(",\"max_tokens\":65.0"), 400, "max_tokens", "must be 1 to 64");
+    expect_error(KV_API_CHAT, CHAT(",\"seed\":9223372036854775808"), 400, "", "beyond 64 bits");
+    expect_error(
+        KV_API_CHAT, CHAT(",\"user\":\"a\\u0000b\""), 400, "", "holds the character \\u0000");
+    expect_error(KV_API_CHAT, CHAT(",\"a\\u0000b\":1"), 400, "", "holds the character \\u0000");
     expect_error(KV_API_CHAT, CHAT(",\"seed\":true"), 400, "seed", "must be an integer");
     expect_error(KV_API_CHAT, CHAT(",\"max_tokens\":0"), 400, "max_tokens", "must be 1 to 64");
     expect_error(KV_API_CHAT, CHAT(",\"max_tokens\":65"), 400, "max_tokens", "65 is out of bounds");

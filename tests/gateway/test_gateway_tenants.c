@@ -25,6 +25,11 @@ static void test_keys(void **state)
     expect_with(&fixture, "/v1/models?key=nobody", "", NULL, 401, "is wrong");
     expect_with(&fixture, "/v1/models?key=key-beta", "", NULL, 200, "tiny");
     expect_with(&fixture, "/v1/models", "x-goog-api-key: key-beta\r\n", NULL, 200, "tiny");
+    for (int i = 0; i < 2; i++) {
+        expect_with(&fixture, i == 0 ? "/v1/models" : "/v1/models/tiny",
+            "x-api-key: key-beta\r\nanthropic-version: 1999\r\n", NULL, 400,
+            "2023-06-01 and 2026-10-21");
+    }
     expect_with(&fixture, CHAT, ALPHA, PLAIN, 200, STORY);
     assert_int_equal(atomic_load(&generates), 1);
     assert_string_equal(last_tenant, "alpha");
