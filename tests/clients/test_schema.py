@@ -19,6 +19,9 @@ SEED = int(os.environ.get("KVIST_SEED", "1"), 0)
 EXAMPLES = 200 if os.environ.get("KVIST_TEST_LONG") else 20  # of each operation and kind
 # The answers are as many as the requests, and the model computes each token of them.
 TOKENS_MAX = 2
+# What makes answers long or many, and its bound.
+COUNTS = {"max_tokens": 2**31 - 1, "max_completion_tokens": 2**31 - 1, "n": 128,
+          "maxOutputTokens": 2**31 - 1, "candidateCount": 8}
 
 CHECKS = [not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
           checks.response_headers_conformance, checks.response_schema_conformance,
@@ -29,23 +32,55 @@ with open(DESCRIPTION, encoding="utf-8") as file:
 
 
 def settle(body):
-    """The model that is served, and few tokens: each is one that the model computes."""
-    if isinstance(body, dict):
-        if isinstance(body.get("model"), str):
-            body["model"] = service.model
-        for name in ("max_tokens", "max_completion_tokens", "n"):
-            if isinstance(body.get(name), int) and body[name] > TOKENS_MAX:
-                body[name] = TOKENS_MAX
-        config = body.get("generationConfig")
-        for name in ("maxOutputTokens", "candidateCount"):
-            if isinstance(config, dict) and isinstance(config.get(name), int):
-                config[name] = min(config[name], TOKENS_MAX)
+    """The model that is served, and few tokens: each is one that the model computes. What is
+    beyond its bound stays there."""
+    if not isinstance(body, dict):
+        return
+    if isinstance(body.get("model"), str):
+        body["model"] = service.model
+    config = body.get("generationConfig")
+    for where in (body, config if isinstance(config, dict) else {}):
+        for name, most in COUNTS.items():
+            if isinstance(where.get(name), (int, float)) and TOKENS_MAX < where[name] <= most:
+                where[name] = TOKENS_MAX
+
+
+def post(path, body, **headers):
+    answer = requests.post(service.endpoint + path, json=body, headers=headers,
+                           timeout=service.ANSWER_LIMIT_S)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def make_session():
+    """With a context, so that it can be moved."""
+    opened = post("/v1/sessions", {})["id"]
+    post("/v1/completions", {"prompt": service.prompt(30), "max_tokens": 1},
+         **{"x-kvist-session": opened})
+    return opened
+
+
+def make_content():
+    made = post("/v1beta/cachedContents", {
+        "model": service.model, "contents": [{"parts": [{"text": service.prompt(30)}]}]})
+    return made["name"].split("/")[1]
+
+
+def ids_of(operation):
+    """What a path's {id} is in turn: one that is there (made anew where it goes by being asked
+    for), and one that is drawn."""
+    make = make_session if "sessions" in operation.path else make_content
+    lasting = None if operation.method == "delete" else make()
+    while True:
+        yield lasting or make()
+        yield None
 
 
 def judge(operation, mode, more):
     """The codes of the answers, each of which was as described."""
     codes = set()
     path = {"model": service.model} if "{model}" in operation.path else None
+    ids = ids_of(operation) if "{id}" in operation.path else None
     with requests.Session() as session:
         @hypothesis.seed(SEED)
         @hypothesis.settings(database=None, deadline=None, max_examples=EXAMPLES,
@@ -54,6 +89,13 @@ def judge(operation, mode, more):
         @hypothesis.given(case=operation.as_strategy(generation_mode=mode, path_parameters=path))
         def ask(case):
             settle(case.body)
+            if (not more and operation.path.endswith("/cachedContents")
+                    and isinstance(case.body, dict)):
+                # What is drawn is seldom as long as a block, which is the least that is kept.
+                case.body["contents"] = [{"parts": [{"text": service.prompt(30)}]}]
+            there = ids and next(ids)
+            if there:
+                case.path_parameters["id"] = there
             answer = case.call_and_validate(base_url=service.endpoint, session=session,
                                             checks=[*CHECKS, *more],
                                             timeout=service.ANSWER_LIMIT_S)
@@ -76,9 +118,7 @@ def add_cases():
         name = operation.definition.raw["operationId"]
 
         def allowed(case, operation=operation):
-            codes = judge(operation, GenerationMode.POSITIVE, [])
-            if "{id}" not in operation.path:  # which nobody made
-                case.assertIn(200, codes)
+            case.assertIn(200, judge(operation, GenerationMode.POSITIVE, []))
 
         def not_allowed(case, operation=operation):
             judge(operation, GenerationMode.NEGATIVE, [checks.negative_data_rejection])
