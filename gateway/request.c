@@ -430,6 +430,7 @@ static void complete_request(kv_request_t *request)
     observe_tpot(request);
     kv_access_count(request, &usage);
     kv_page_count(request, &usage);
+    request->counted = true;
     if (!request->api.stream) {
         reply_whole(request);
     } else if (end_stream(request)) {

@@ -31,6 +31,7 @@ struct kv_request {
     kv_generation_t *choices; /* choice k of prompt p at p * api.choice_count + k; NULL: parsing */
     size_t choice_count, done_count;
     kv_partition_t parts; /* of its prompts, once it is complete */
+    bool counted;         /* as complete: whether the answer arrives is another matter */
     bool began;           /* a stream's head was sent */
 };
 

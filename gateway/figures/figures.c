@@ -46,7 +46,7 @@ struct kv_figures {
         table_t tenants; /* requests alone */
     } refused[8];
     uint32_t refused_count;
-    double compute_seconds, decode_seconds, avoided_seconds;
+    kv_figures_seconds_t seconds;
     double learnt_seconds; /* of learnt_tokens, computed */
     uint64_t learnt_tokens;
 };
@@ -138,14 +138,14 @@ static void count_seconds(kv_figures_t *figures, const kv_figure_t *answer)
     double seconds = (double)answer->compute_ns / KV_NS_PER_S;
     uint64_t cached_tokens = kv_partition_hit(&answer->parts);
     uint64_t computed_tokens = answer->parts.prompt - cached_tokens;
-    figures->compute_seconds += seconds;
-    figures->decode_seconds += (double)answer->decode_ns / KV_NS_PER_S;
+    figures->seconds.compute += seconds;
+    figures->seconds.decode += (double)answer->decode_ns / KV_NS_PER_S;
     if (answer->compute_ns > 0 && computed_tokens >= LEARNT_TOKENS_MIN) {
         figures->learnt_seconds += seconds;
         figures->learnt_tokens += computed_tokens;
     }
     if (figures->learnt_tokens > 0) {
-        figures->avoided_seconds +=
+        figures->seconds.avoided +=
             (double)cached_tokens * figures->learnt_seconds / (double)figures->learnt_tokens;
     }
 }
@@ -183,6 +183,11 @@ void kv_figures_count(kv_figures_t *figures, const kv_figure_t *answer)
 const kv_totals_t *kv_figures_totals(const kv_figures_t *figures)
 {
     return &figures->totals;
+}
+
+const kv_figures_seconds_t *kv_figures_seconds(const kv_figures_t *figures)
+{
+    return &figures->seconds;
 }
 
 void kv_figures_refused(kv_figures_t *figures, const char *tenant, const char *why)
@@ -353,10 +358,10 @@ static void render_seconds(const kv_figures_t *figures, FILE *page)
     fprintf(page,
         "kvist_gateway_compute_seconds_total{phase=\"prefill\"} %.17g\n"
         "kvist_gateway_compute_seconds_total{phase=\"decode\"} %.17g\n",
-        figures->compute_seconds, figures->decode_seconds);
+        figures->seconds.compute, figures->seconds.decode);
     head(page, "prefill_avoided_seconds_total", "counter",
         "prompt tokens that were not recomputed, at the mean price of those that were");
-    fprintf(page, "kvist_gateway_prefill_avoided_seconds_total %.17g\n", figures->avoided_seconds);
+    fprintf(page, "kvist_gateway_prefill_avoided_seconds_total %.17g\n", figures->seconds.avoided);
 }
 
 static void render_refused(const kv_figures_t *figures, FILE *page)

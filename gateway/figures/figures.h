@@ -51,6 +51,11 @@ typedef struct {
     uint64_t good_answers; /* met every target that is set */
 } kv_totals_t;
 
+/* Since the start: computing prompts, generating, and what computing what was hit had taken. */
+typedef struct {
+    double compute, decode, avoided;
+} kv_figures_seconds_t;
+
 typedef struct {
     uint32_t label_values_max;
     uint64_t slo_ttft_ns, slo_tpot_ns; /* targets; 0: none */
@@ -63,6 +68,7 @@ void kv_figures_destroy(kv_figures_t *figures); /* NULL is fine */
 
 void kv_figures_count(kv_figures_t *figures, const kv_figure_t *answer);
 const kv_totals_t *kv_figures_totals(const kv_figures_t *figures);
+const kv_figures_seconds_t *kv_figures_seconds(const kv_figures_t *figures);
 
 /* A request that was refused before it began: by whom it was asked and why ("key", "requests",
  * "tokens", "queue", ...: literals). */

@@ -60,7 +60,7 @@ typedef struct {
     kv_history_t *history; /* NULL: not wanted */
     uint64_t from_unix_ms;
     double *first_ms, *token_ms, *queue_ms;
-    size_t count, token_count;
+    size_t count, token_count, good_count;
     uint64_t spans_ns[KV_SPAN_COUNT];
 } sample_t;
 
@@ -82,6 +82,10 @@ static bool take_sample(void *context, const kv_recent_t *request)
         sample->spans_ns[i] += request->spans_ns[i];
         first_ns += i < KV_SPAN_DECODE ? request->spans_ns[i] : 0;
     }
+    const kv_options_t *options = sample->gateway->options;
+    uint64_t ttft_ns = options->gateway.slo_ttft_ns, tpot_ns = options->gateway.slo_tpot_ns;
+    sample->good_count +=
+        (ttft_ns == 0 || first_ns <= ttft_ns) && (tpot_ns == 0 || request->tpot_ns <= tpot_ns);
     sample->queue_ms[sample->count] = (double)request->spans_ns[KV_SPAN_QUEUE] / KV_NS_PER_MS;
     sample->first_ms[sample->count++] = (double)first_ns / KV_NS_PER_MS;
     if (request->tpot_ns > 0) {
@@ -122,9 +126,9 @@ static json_t *latency_of(sample_t *sample)
         json_object_set_new(spans, kv_span_name((kv_span_t)i),
             json_real((double)sample->spans_ns[i] / KV_NS_PER_MS / (double)sample->count));
     }
-    return json_pack("{s:I,s:o,s:o,s:o,s:o}", "answers", (json_int_t)sample->count, "ttft_ms",
-        percentiles(sample->first_ms, sample->count), "tpot_ms",
-        percentiles(sample->token_ms, sample->token_count), "queue_ms",
+    return json_pack("{s:I,s:I,s:o,s:o,s:o,s:o}", "answers", (json_int_t)sample->count, "good",
+        (json_int_t)sample->good_count, "ttft_ms", percentiles(sample->first_ms, sample->count),
+        "tpot_ms", percentiles(sample->token_ms, sample->token_count), "queue_ms",
         percentiles(sample->queue_ms, sample->count), "mean_ms", spans);
 }
 
@@ -201,16 +205,30 @@ static json_t *nodes_of(kv_gateway_t *gateway)
     return nodes;
 }
 
+/* ---- since the start ---- */
+
+static json_t *totals_of(const kv_figures_t *figures)
+{
+    const kv_totals_t *totals = kv_figures_totals(figures);
+    const kv_figures_seconds_t *seconds = kv_figures_seconds(figures);
+    return json_pack("{s:I,s:I,s:I,s:f,s:f,s:f}", "answers", (json_int_t)totals->answers,
+        "good_answers", (json_int_t)totals->good_answers, "generated",
+        (json_int_t)totals->generated_tokens, "compute_s", seconds->compute, "decode_s",
+        seconds->decode, "avoided_s", seconds->avoided);
+}
+
 /* ---- the whole ---- */
 
-static void add_figures(const kv_gateway_t *gateway, const kv_call_t *call,
-    const kv_history_t *history, kv_history_span_t span, json_t *body)
+static void add_figures(
+    const kv_gateway_t *gateway, const kv_history_t *history, kv_history_span_t span, json_t *body)
 {
+    const kv_options_t *options = gateway->options;
     uint64_t unix_s = kv_clock_real()->unix_ns(kv_clock_real()) / KV_NS_PER_S;
     kv_history_slot_t now = kv_history_last(history, unix_s, NOW_S);
     kv_history_slot_t hour = kv_history_last(history, unix_s, HOUR_S);
-    (void)call;
-    (void)gateway;
+    json_object_set_new(body, "targets",
+        json_pack("{s:f,s:f}", "ttft_ms", (double)options->gateway.slo_ttft_ns / KV_NS_PER_MS,
+            "tpot_ms", (double)options->gateway.slo_tpot_ns / KV_NS_PER_MS));
     json_object_set_new(body, "windows",
         json_pack("{s:o,s:o,s:o}", "now", window(&now), "hour", window(&hour), "start",
             window(kv_history_total(history))));
@@ -236,8 +254,9 @@ json_t *kv_page_overview(kv_gateway_t *gateway, const kv_call_t *call, kv_histor
         kv_json_text_or_null(gateway->model_name, strlen(gateway->model_name)), "now_ms",
         (json_int_t)unix_ms, "started", (json_int_t)gateway->started_unix_s, "running",
         (json_int_t)gateway->active_count, "window_s", NOW_S, "latency", latency_of(&sample));
-    add_figures(gateway, call, sees_all ? gateway->page.history : sample.history, span, body);
+    add_figures(gateway, sees_all ? gateway->page.history : sample.history, span, body);
     if (sees_all) {
+        json_object_set_new(body, "totals", totals_of(gateway->access.figures));
         json_object_set_new(body, "nodes", nodes_of(gateway));
     }
     kv_history_destroy(sample.history);

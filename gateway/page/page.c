@@ -82,6 +82,9 @@ void kv_page_count(const kv_request_t *request, const kv_usage_t *usage)
 void kv_page_failed(const kv_request_t *request, unsigned code)
 {
     kv_recent_t recent = {.code = code};
+    if (request->counted) {
+        return;
+    }
     for (size_t i = 0; request->choices != NULL && i < request->api.prompt_count; i++) {
         recent.parts.prompt += request->api.prompts[i].token_count;
     }

@@ -34,7 +34,8 @@ extern const kv_route_table_t kv_page_routes;
 void kv_page_open(kv_page_t *page);
 void kv_page_close(kv_page_t *page);
 
-/* A request ends: complete, with its partition, or with an error's code. */
+/* A request ends: complete, with its partition; or with an error's code, which says nothing of one
+ * that was counted. */
 void kv_page_count(const kv_request_t *request, const kv_usage_t *usage);
 void kv_page_failed(const kv_request_t *request, unsigned code);
 

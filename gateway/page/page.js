@@ -265,8 +265,26 @@ function drawLoad() {
   by("mean-bar").replaceChildren(...bar(spans, all || 1));
   by("mean").replaceChildren(...spans.filter(([, value]) => value > 0).map(([name, value]) =>
     legend(name, name, duration(value))));
-  by("totals").replaceChildren(...Object.entries(totals || {}).map(([name, value]) =>
-    element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+  by("totals").replaceChildren(...totalsOf(latency, totals).map(([name, value, more]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, value), element("dd", { class: "note" }, more))));
+}
+
+// What stands below the times: [name, value, what it means].
+function totalsOf(latency, totals) {
+  const { ttft_ms: first, tpot_ms: token } = state.overview.targets;
+  const targets = [first > 0 && `first token ${duration(first)}`, token > 0 && `${duration(token)} a token`]
+    .filter(Boolean).join(", ");
+  const list = [["within targets", latency.answers > 0 ? `${percent(latency.good, latency.answers)} %` : "–",
+    targets || "none are set"]];
+  if (totals) {
+    const prompt = state.overview.windows.start.tokens.prompt;
+    list.push(["prefill saved", duration(1000 * totals.avoided_s), "since the start, estimated"],
+      ["computing prompts", duration(1000 * totals.compute_s), "since the start"],
+      ["generating", duration(1000 * totals.decode_s), "since the start, of each answer"],
+      ["prompt to answer", totals.generated > 0 ? `${(prompt / totals.generated).toFixed(1)} : 1` : "–",
+        `${compact.format(totals.generated)} tokens generated`]);
+  }
+  return list;
 }
 
 // ---- over time ----

@@ -127,6 +127,9 @@ static void test_overview(void **state)
     assert_int_equal(NUMBER(found, "windows", "start", "tokens", "prompt"), prompt);
     assert_int_equal(NUMBER(found, "windows", "hour", "tokens", "hit", "host"), 32);
     assert_int_equal(NUMBER(found, "latency", "answers"), 2);
+    assert_true(NUMBER(found, "latency", "good") <= 2);
+    assert_int_equal(NUMBER(found, "totals", "answers"), 2);
+    assert_true(NUMBER(found, "totals", "generated") > 0);
     const json_t *points = json_object_get(json_object_get(found, "history"), "points");
     json_int_t of_points = 0;
     for (size_t i = 0; i < json_array_size(points); i++) {
