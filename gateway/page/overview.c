@@ -34,21 +34,34 @@ static json_t *window(const kv_history_slot_t *slot)
         "{s:I,s:o}", "answers", (json_int_t)slot->answers, "tokens", kv_page_parts(&slot->parts));
 }
 
+typedef struct {
+    json_t *points;
+    uint64_t begins_unix_s, step_s; /* of the first slot; of each */
+} points_t;
+
+/* Which slot, prompt tokens, of those hit, what an ideal cache had hit, answers. */
 static void add_point(void *context, const kv_history_slot_t *slot)
 {
+    points_t *points = context;
     uint64_t hit = kv_partition_hit(&slot->parts);
-    json_array_append_new(context,
-        json_pack("[I,I,I,I,I]", (json_int_t)slot->begins_unix_s, (json_int_t)slot->parts.prompt,
-            (json_int_t)hit, (json_int_t)(hit + kv_partition_gap(&slot->parts)),
-            (json_int_t)slot->answers));
+    if (json_array_size(points->points) == 0) {
+        points->begins_unix_s = slot->begins_unix_s;
+    }
+    uint64_t place = (slot->begins_unix_s - points->begins_unix_s) / points->step_s;
+    json_array_append_new(points->points,
+        json_pack("[I,I,I,I,I]", (json_int_t)place, (json_int_t)slot->parts.prompt, (json_int_t)hit,
+            (json_int_t)(hit + kv_partition_gap(&slot->parts)), (json_int_t)slot->answers));
 }
 
 static json_t *history_of(const kv_history_t *history, kv_history_span_t span, uint64_t unix_s)
 {
-    json_t *points = json_array();
-    kv_history_visit(history, span, unix_s, add_point, points);
-    return json_pack("{s:s,s:i,s:o}", "span", span == KV_HISTORY_HOUR ? "hour" : "week", "step_s",
-        span == KV_HISTORY_HOUR ? KV_HISTORY_FINE_S : KV_HISTORY_COARSE_S, "points", points);
+    bool is_hour = span == KV_HISTORY_HOUR;
+    points_t points = {
+        .points = json_array(), .step_s = is_hour ? KV_HISTORY_FINE_S : KV_HISTORY_COARSE_S};
+    kv_history_visit(history, span, unix_s, add_point, &points);
+    return json_pack("{s:s,s:I,s:I,s:o}", "span", is_hour ? "hour" : "week", "begins",
+        (json_int_t)points.begins_unix_s, "step_s", (json_int_t)points.step_s, "points",
+        points.points);
 }
 
 /* ---- the latest requests ---- */

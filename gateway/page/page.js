@@ -2,7 +2,7 @@
 // came from requests or nodes are only ever set as text, never read as markup.
 "use strict";
 
-const POLL_MS = 2000, SLOW_POLL_MS = 10000, REQUESTS_SHOWN = 40, CONTEXTS_SHOWN = 25;
+const POLL_MS = 2000, SLOW_POLL_MS = 10000, REQUESTS_SHOWN = 30, CONTEXTS_SHOWN = 25;
 const TIERS = ["device", "host", "disk", "remote"];
 const SPANS = ["queue", "match", "load", "compute", "transfer", "decode"];
 const SPAN_WORDS = {
@@ -297,7 +297,7 @@ function drawPlot() {
   PLOT.height = Math.max(150, by("plot").clientHeight);
   const length = history.span === "hour" ? 3600 : 7 * 86400;
   const end = now / 1000, begin = end - length;
-  const points = history.points.filter(([at]) => at >= begin);
+  const points = pointsOf(history, begin);
   const x = (at) => PLOT.left + (PLOT.width - PLOT.left) * Math.max(0, at - begin) / length;
   const y = (rate) => PLOT.top + (PLOT.height - PLOT.top - PLOT.bottom) * (1 - rate);
   const made = svg("svg", { viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, "aria-hidden": "true" });
@@ -328,6 +328,12 @@ function drawPlot() {
   }
   drawReading(made, points, x, y);
   by("plot").replaceChildren(made);
+}
+
+// Slots with their times, of those that are not over yet.
+function pointsOf(history, begin) {
+  return history.points.map(([place, ...rest]) => [history.begins + place * history.step_s, ...rest])
+    .filter(([at]) => at + history.step_s > begin);
 }
 
 // Points whose slots touch, or nearly: the line breaks where nothing was asked for longer.
@@ -381,7 +387,7 @@ function pointReading(event) {
   const length = history.span === "hour" ? 3600 : 7 * 86400, begin = now / 1000 - length;
   const box = by("plot").getBoundingClientRect();
   const along = (PLOT.width * (event.clientX - box.left) / box.width - PLOT.left) / (PLOT.width - PLOT.left);
-  const points = history.points.filter(([at]) => at >= begin);
+  const points = pointsOf(history, begin);
   let nearest = 0;
   points.forEach(([at], index) => {
     if (Math.abs(at - begin - along * length) < Math.abs(points[nearest][0] - begin - along * length)) nearest = index;
@@ -397,12 +403,12 @@ function flowOf(node, tier) {
   const former = earlier && earlier.tiers.find((other) => other.name === tier.name);
   const seconds = former ? (state.overview.now_ms - node.told_ms_ago - state.before.now_ms + earlier.told_ms_ago) / 1000 : 0;
   if (!former || seconds <= 0 || former.written_bytes > tier.written_bytes) {
-    return `${compact.format(tier.hit_blocks)} blocks hit, ${bytes(tier.written_bytes)} written, ` +
-      `${compact.format(tier.evicted)} evicted since its start`;
+    return `since its start: ${compact.format(tier.hit_blocks)} hits, ${bytes(tier.read_bytes)} read, ` +
+      `${bytes(tier.written_bytes)} written, ${compact.format(tier.evicted)} evicted`;
   }
   const rate = (field) => Math.max(0, tier[field] - former[field]) / seconds;
-  return `${compact.format(rate("hit_blocks"))} blocks hit, ${bytes(rate("read_bytes"))} read, ` +
-    `${bytes(rate("written_bytes"))} written, ${compact.format(rate("evicted"))} evicted a second`;
+  return `a second: ${compact.format(rate("hit_blocks"))} hits, ${bytes(rate("read_bytes"))} read, ` +
+    `${bytes(rate("written_bytes"))} written, ${compact.format(rate("evicted"))} evicted`;
 }
 
 function drawNodes() {
@@ -550,6 +556,7 @@ function begin() {
     state.reading = null;
     if (state.overview) drawPlot();
   });
+  new ResizeObserver(() => state.overview && drawPlot()).observe(by("plot"));
   by("key").addEventListener("submit", (event) => {
     event.preventDefault();
     state.key = by("key-text").value.trim();
