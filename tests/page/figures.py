@@ -1,5 +1,5 @@
-"""A gateway that is played: the page's own files, and figures of a busy week, so that a browser can be
-measured with more than a small machine makes. Texts in it try to be markup."""
+"""A gateway that is played: the page's own files, and figures of a busy week, so that a browser can
+be measured with more than a small machine makes. Texts in it try to be markup."""
 import http.server
 import json
 import math

@@ -7,8 +7,8 @@ usage: run.py [--bin FOLDER] [--screens FOLDER] [NAME...]
   --screens FOLDER  keeps the screenshots there
   NAME...           cases, such as Played.test_key; without: all
 
-The last line is "page: N passed, N failed, N skipped"; all are skipped, with the reason, where there
-is no Chromium.
+The last line is "page: N passed, N failed, N skipped"; all are skipped, with the reason, where
+there is no Chromium.
 """
 import argparse
 import os
@@ -91,8 +91,8 @@ class Case(unittest.TestCase):
                 with self.subTest(width=width, scheme=scheme):
                     self.browser.shape(width, dark=dark)
                     self.browser.run("new Promise(requestAnimationFrame)")
-                    out = self.browser.run(
-                        "document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                    out = self.browser.run("(({scrollWidth, clientWidth}) => scrollWidth - clientWidth)"
+                                           "(document.documentElement)")
                     self.assertLessEqual(out, 0, "the page is wider than its window")
                     for contrast, text in self.browser.run(CONTRASTS):
                         self.assertGreaterEqual(contrast, CONTRAST_MIN, text)
