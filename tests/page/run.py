@@ -91,8 +91,9 @@ class Case(unittest.TestCase):
                 with self.subTest(width=width, scheme=scheme):
                     self.browser.shape(width, dark=dark)
                     self.browser.run("new Promise(requestAnimationFrame)")
-                    out = self.browser.run("(({scrollWidth, clientWidth}) => scrollWidth - clientWidth)"
-                                           "(document.documentElement)")
+                    out = self.browser.run(
+                        "(({scrollWidth: all, clientWidth: shown}) => all - shown)"
+                        "(document.documentElement)")
                     self.assertLessEqual(out, 0, "the page is wider than its window")
                     for contrast, text in self.browser.run(CONTRASTS):
                         self.assertGreaterEqual(contrast, CONTRAST_MIN, text)
@@ -159,7 +160,8 @@ class Real(Case):
         self.browser.until("document.querySelectorAll('#requests tr').length === 3")
         self.browser.run("document.querySelector('#pause').focus()")
         self.browser.press("Enter")
-        self.browser.until("document.querySelector('#pause').getAttribute('aria-pressed') === 'true'")
+        self.browser.until(
+            "document.querySelector('#pause').getAttribute('aria-pressed') === 'true'")
         self.browser.run("document.querySelector('#requests button').focus()")
         self.browser.press("Enter")
         self.browser.until("document.querySelectorAll('#requests .detail').length === 1")
