@@ -28,6 +28,7 @@
 enum {
     HEADER_BYTES_MAX = 32 << 10,
     STREAM_BLOCK_BYTES = 16 << 10,
+    SMALL_BODY_BYTES = 64 << 10, /* what needs no more has room whoever else holds all of it */
     DRAINED_BYTES_MAX =
         256 << 20, /* of a body that is too large, read so that the client hears why */
     BACKLOG = 512,
@@ -86,6 +87,12 @@ struct kv_http {
 
 /* ---- holders ---- */
 
+/* What a body counts of the room that all of them share. */
+static size_t counted_bytes(size_t capacity)
+{
+    return capacity > SMALL_BODY_BYTES ? capacity : 0;
+}
+
 static void drop(kv_exchange_t *exchange)
 {
     pthread_mutex_lock(&exchange->mutex);
@@ -94,7 +101,7 @@ static void drop(kv_exchange_t *exchange)
     if (!last) {
         return;
     }
-    atomic_fetch_sub(&exchange->http->bodies_bytes, exchange->body_capacity);
+    atomic_fetch_sub(&exchange->http->bodies_bytes, counted_bytes(exchange->body_capacity));
     pthread_mutex_destroy(&exchange->mutex);
     free((kv_field_t *)exchange->call.headers.items);
     free(exchange->texts);
@@ -237,7 +244,7 @@ static void unlist(kv_exchange_t *exchange)
 
 static void forget_body(kv_exchange_t *exchange)
 {
-    atomic_fetch_sub(&exchange->http->bodies_bytes, exchange->body_capacity);
+    atomic_fetch_sub(&exchange->http->bodies_bytes, counted_bytes(exchange->body_capacity));
     free(exchange->body);
     exchange->body = NULL;
     exchange->body_bytes = exchange->body_capacity = 0;
@@ -258,7 +265,7 @@ static bool take_body(kv_exchange_t *exchange, const char *bytes, size_t count)
     }
     if (exchange->body_bytes + count > exchange->body_capacity) {
         size_t capacity = 2 * (exchange->body_bytes + count);
-        size_t more = capacity - exchange->body_capacity;
+        size_t more = counted_bytes(capacity) - counted_bytes(exchange->body_capacity);
         if (atomic_fetch_add(&http->bodies_bytes, more) + more > http->bodies_bytes_max) {
             atomic_fetch_sub(&http->bodies_bytes, more);
             exchange->crowded = true;

@@ -11,9 +11,10 @@
  * calls may come from one thread at a time.
  * Errors: open names the address. write answers KV_BUSY where the client reads too slowly and
  * KV_CANCELLED where it is gone.
- * Limits: body_bytes_max a body (413 beyond it), 64 MiB or 16 bodies of all requests together
- * (503), connections_max, stream_buffer_bytes of answer that waits for its reader,
- * connection_limit_ns without movement, twice that for a request's head, and for its body. */
+ * Limits: body_bytes_max a body (413 beyond it), 64 MiB or 16 bodies of all requests together (503;
+ * those of up to 64 KiB are not counted), connections_max, stream_buffer_bytes of answer that waits
+ * for its reader, connection_limit_ns without movement, twice that for a request's head, and for
+ * its body. */
 #ifndef KV_GATEWAY_HTTP_H
 #define KV_GATEWAY_HTTP_H
 

@@ -13,9 +13,9 @@
  * Owns: copies of everything. Borrows: the clock.
  * Threads: one.
  * Errors: NULL where there is no such session, or no room.
- * Limits: count_max sessions, token_count_max tokens in all of them, and bounds of the same kind for
- * each named tenant, so that none keeps the others out; one that was idle for its ttl
- * (an hour without one) is forgotten. They are memory: a gateway that starts has none. */
+ * Limits: count_max sessions, token_count_max tokens in all of them, and the same for each named
+ * tenant, so that none keeps the others out; one that was idle for its ttl (an hour without one) is
+ * forgotten. They are memory: a gateway that starts has none. */
 #ifndef KV_GATEWAY_SESSIONS_H
 #define KV_GATEWAY_SESSIONS_H
 

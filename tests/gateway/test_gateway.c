@@ -314,6 +314,65 @@ static void test_broken_http(void **state)
     stop(&fixture);
 }
 
+/* A request whose body has so many bytes, or will have: only what is sent now of it. */
+static int send_body(const fixture_t *fixture, size_t length, const char *bytes, size_t count)
+{
+    char head[128];
+    int fd = connect_client(fixture);
+    int head_bytes = snprintf(head, sizeof head,
+        "POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n", CHAT,
+        length);
+    assert_int_equal(send(fd, head, (size_t)head_bytes, MSG_NOSIGNAL), head_bytes);
+    assert_int_equal(send(fd, bytes, count, MSG_NOSIGNAL), count);
+    return fd;
+}
+
+enum {
+    LARGEST_BYTES = (1 << 20) - 1,
+    LARGE_BYTES = 128 << 10,
+    HELD_MAX = 800,
+    EACH = 16,
+    ASKS = 10
+};
+
+/* Bodies that never end, until one of that size finds no room; where small ones always have room,
+ * so many. How many clients are held then. */
+static int hold_room(
+    const fixture_t *fixture, const char *bytes, size_t size, int *clients, int count)
+{
+    unsigned code = 0;
+    for (int i = 0; code != 503 && count < HELD_MAX && (size >= LARGE_BYTES || i < EACH); i++) {
+        clients[count++] = send_body(fixture, LARGEST_BYTES, bytes, size);
+        if (size >= LARGE_BYTES) {
+            free(receive_all(send_body(fixture, size, bytes, size), &code));
+        }
+    }
+    return count;
+}
+
+/* Bodies that never end take all the room there is, to the last bytes: small ones have theirs. */
+static void test_bodies_that_never_end(void **state)
+{
+    (void)state;
+    static char body[LARGEST_BYTES];
+    static int clients[HELD_MAX];
+    int count = 0;
+    fixture_t fixture;
+    start_with(&fixture, 1, NULL);
+    memset(body, ' ', sizeof body);
+    for (size_t size = sizeof body - 1; size > 4; size /= 2) {
+        count = hold_room(&fixture, body, size, clients, count);
+        assert_true(count < HELD_MAX);
+    }
+    for (int i = 0; i < ASKS; i++) {
+        expect(&fixture, CHAT, PLAIN, 200, STORY, NULL);
+    }
+    while (count > 0) {
+        close(clients[--count]);
+    }
+    stop(&fixture);
+}
+
 /* A body with two lengths: refused, and what may be its rest is no request of its own. */
 static void test_two_lengths(void **state)
 {
@@ -475,6 +534,7 @@ int main(void)
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_broken_http),
         cmocka_unit_test(test_two_lengths),
+        cmocka_unit_test(test_bodies_that_never_end),
         cmocka_unit_test(test_time_limit),
         cmocka_unit_test(test_too_many),
         cmocka_unit_test(test_client_leaves_a_stream),
