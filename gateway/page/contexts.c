@@ -60,6 +60,54 @@ static int by_tenant(const void *left, const void *right)
     return order != 0 ? order : by_use(left, right);
 }
 
+typedef int (*order_t)(const void *left, const void *right);
+
+/* ---- the first ones of many: a heap whose head is the last of them ---- */
+
+typedef struct {
+    row_t *rows; /* [most] */
+    size_t count, most;
+    order_t order;
+} first_t;
+
+static void sink(first_t *first)
+{
+    row_t *rows = first->rows;
+    for (size_t at = 0, child; (child = 2 * at + 1) < first->count; at = child) {
+        if (child + 1 < first->count && first->order(&rows[child], &rows[child + 1]) < 0) {
+            child++;
+        }
+        if (first->order(&rows[at], &rows[child]) >= 0) {
+            return;
+        }
+        const row_t row = rows[at];
+        rows[at] = rows[child];
+        rows[child] = row;
+    }
+}
+
+static void offer(first_t *first, const row_t *row)
+{
+    if (first->count == first->most) {
+        if (first->order(row, &first->rows[0]) < 0) {
+            first->rows[0] = *row;
+            sink(first);
+        }
+        return;
+    }
+    size_t at = first->count++;
+    first->rows[at] = *row;
+    for (size_t parent; at > 0; at = parent) {
+        parent = (at - 1) / 2;
+        if (first->order(&first->rows[parent], &first->rows[at]) >= 0) {
+            return;
+        }
+        const row_t kept = first->rows[parent];
+        first->rows[parent] = first->rows[at];
+        first->rows[at] = kept;
+    }
+}
+
 /* ---- rows ---- */
 
 static bool is_wanted(const char *wanted, const char *is)
@@ -68,8 +116,8 @@ static bool is_wanted(const char *wanted, const char *is)
 }
 
 typedef struct {
-    row_t *rows;
-    size_t count;
+    first_t first;
+    size_t total; /* that were chosen */
     struct {
         uint64_t contexts, tokens;
     } by_tier[4]; /* of what the caller may see */
@@ -88,8 +136,6 @@ static void take_node(listing_t *listing, const kv_gateway_t *gateway, const kv_
     uint64_t told_ns = node->told_ns[KV_TOLD_LIST];
     listing->oldest_ns = told_ns < listing->oldest_ns ? told_ns : listing->oldest_ns;
     listing->told_count++;
-    listing->rows =
-        kv_reallocate(listing->rows, listing->count + list->n_contexts + 1, sizeof *listing->rows);
     for (size_t i = 0; i < list->n_contexts; i++) {
         const Kvist__Admin__Context *context = list->contexts[i];
         if (!kv_access_may_see(&gateway->access, call, context->tenant)) {
@@ -100,7 +146,9 @@ static void take_node(listing_t *listing, const kv_gateway_t *gateway, const kv_
         listing->by_tier[speed].tokens += context->token_count;
         if (is_wanted(query->tier, context->tier) && is_wanted(query->tenant, context->tenant) &&
             is_wanted(query->node, node->name)) {
-            listing->rows[listing->count++] = (row_t){context, node->name};
+            const row_t row = {context, node->name};
+            listing->total++;
+            offer(&listing->first, &row);
         }
     }
 }
@@ -143,7 +191,7 @@ static json_t *by_tier_of(const listing_t *listing)
 json_t *kv_page_contexts(
     kv_gateway_t *gateway, const kv_call_t *call, const kv_contexts_query_t *query)
 {
-    static int (*const ORDERS[])(const void *, const void *) = {
+    static const order_t ORDERS[] = {
         [KV_SORT_USED] = by_use,
         [KV_SORT_TOKENS] = by_tokens,
         [KV_SORT_TIER] = by_tier,
@@ -151,25 +199,27 @@ json_t *kv_page_contexts(
     };
     uint64_t now_ns = kv_clock_now_ns();
     kv_told_t *told = gateway->page.told;
-    kv_told_look(told, KV_TOLD_STATUS, LIST_AGE_NS, now_ns); /* finds nodes */
+    kv_told_look(told, KV_TOLD_STATUS, LIST_AGE_NS, now_ns); /* which names prefill nodes */
     kv_told_look(told, KV_TOLD_LIST, LIST_AGE_NS, now_ns);
-    size_t count;
+    size_t count, most = (size_t)query->offset + query->limit;
     const kv_told_node_t *nodes = kv_told_nodes(told, &count);
-    listing_t listing = {.oldest_ns = now_ns};
+    most = most < count * KV_TOLD_CONTEXTS_MAX ? most : count * KV_TOLD_CONTEXTS_MAX;
+    listing_t listing = {
+        .oldest_ns = now_ns, .first = {.most = most, .order = ORDERS[query->sort]}};
+    first_t *first = &listing.first;
+    first->rows = kv_allocate_array(most + 1, sizeof *first->rows);
     for (size_t i = 0; i < count; i++) {
         take_node(&listing, gateway, call, query, &nodes[i]);
     }
-    if (listing.count > 0) {
-        qsort(listing.rows, listing.count, sizeof *listing.rows, ORDERS[query->sort]);
-    }
+    qsort(first->rows, first->count, sizeof *first->rows, first->order);
     json_t *rows = json_array();
     bool sees_all = kv_page_sees_all(gateway, call);
-    for (size_t i = query->offset; i < listing.count && i - query->offset < query->limit; i++) {
-        json_array_append_new(rows, describe(&listing.rows[i], sees_all));
+    for (size_t i = query->offset; i < first->count; i++) {
+        json_array_append_new(rows, describe(&first->rows[i], sees_all));
     }
-    free(listing.rows);
+    free(first->rows);
     return json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:o,s:o}", "object", "list", "total",
-        (json_int_t)listing.count, "offset", (json_int_t)query->offset, "nodes",
+        (json_int_t)listing.total, "offset", (json_int_t)query->offset, "nodes",
         (json_int_t)listing.node_count, "nodes_told", (json_int_t)listing.told_count, "told_ms_ago",
         (json_int_t)((now_ns - listing.oldest_ns) / KV_NS_PER_MS), "tiers", by_tier_of(&listing),
         "data", rows);

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ASK_VERSION = 3 };
+enum { ASK_VERSION = 3, AGE_PER_TIME = 100 };
 
 static const uint64_t LOST_AFTER_NS = (uint64_t)10 * KV_NS_PER_S;
 
@@ -142,7 +142,9 @@ void kv_told_look(kv_told_t *told, kv_told_kind_t kind, uint64_t age_ns, uint64_
         kv_told_node_t *node = &told->nodes[i];
         uint64_t asked_ns = node->asked_ns[kind], told_ns = node->told_ns[kind];
         bool waits = asked_ns != 0 && now_ns - asked_ns < LOST_AFTER_NS;
-        if (!waits && (told_ns == 0 || now_ns - told_ns >= age_ns)) {
+        uint64_t least_ns = AGE_PER_TIME * node->took_ns[kind];
+        uint64_t wanted_ns = age_ns > least_ns ? age_ns : least_ns;
+        if (!waits && (told_ns == 0 || now_ns - told_ns >= wanted_ns)) {
             ask(told, node, kind, now_ns);
         }
     }
@@ -172,6 +174,7 @@ static void take(kv_told_t *told, kv_told_node_t *node, kv_told_kind_t kind,
 {
     char *error = node->error[kind];
     Kvist__Admin__Reply *copy = reply != NULL && reply->code == KV_OK ? copy_of(reply, kind) : NULL;
+    node->took_ns[kind] = now_ns - node->asked_ns[kind];
     node->asked_ns[kind] = 0;
     node->told_ns[kind] = now_ns;
     error[0] = '\0';

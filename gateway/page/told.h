@@ -4,7 +4,8 @@
  *                                    Told --kv_told_message--> the answer, kept until the next one
  *
  * Nobody is asked while nobody looks, and nobody again while an answer is waited for (10 s) or is
- * young enough.
+ * young enough: an answer that took long may be a hundred times as old, so that telling takes no
+ * node more than a hundredth of its time.
  *
  * Owns: the answers. Borrows: peers, while they are up.
  * Threads: the reactor's.
@@ -33,7 +34,8 @@ typedef struct {
     uint64_t told_ns[KV_TOLD_KINDS];             /* when; 0: never */
     uint64_t asked_ns[KV_TOLD_KINDS];            /* 0: no answer is waited for */
     uint64_t asked_ids[KV_TOLD_KINDS];
-    char error[KV_TOLD_KINDS][128]; /* of the last answer; "": there was none */
+    uint64_t took_ns[KV_TOLD_KINDS]; /* the last answer */
+    char error[KV_TOLD_KINDS][128];  /* of the last answer; "": there was none */
 } kv_told_node_t;
 
 typedef struct kv_told kv_told_t;

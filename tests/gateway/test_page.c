@@ -203,6 +203,20 @@ static void test_contexts(void **state)
     assert_int_equal(rows_of(found), 2);
     assert_string_equal(text_at(found, 0, "tier"), "disk");
     json_decref(found);
+    json_int_t before = 1 << 20;
+    for (unsigned offset = 0; offset < 30; offset += 4) { /* its pages are one list */
+        char path[64];
+        snprintf(path, sizeof path, "/v1/contexts?sort=tokens&limit=4&offset=%u", offset);
+        found = look(&fixture, path);
+        assert_int_equal(rows_of(found), offset + 4 <= 30 ? 4 : 30 - offset);
+        for (size_t i = 0; i < rows_of(found); i++) {
+            const json_t *row = json_array_get(json_object_get(found, "data"), i);
+            assert_true(NUMBER(row, "tokens") == before || (offset + i) % 3 == 0);
+            assert_true(NUMBER(row, "tokens") <= before);
+            before = NUMBER(row, "tokens");
+        }
+        json_decref(found);
+    }
     found = look(&fixture, "/v1/contexts?tier=disk&node=prefill-0&tenant=beta");
     assert_int_equal(NUMBER(found, "total"), 2);
     assert_string_equal(text_at(found, 0, "node"), "prefill-0");
