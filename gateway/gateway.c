@@ -414,6 +414,7 @@ static void on_status(void *context, const Kvist__Admin__Request *request, kv_ad
     const kv_totals_t *totals = kv_figures_totals(gateway->access.figures);
     status.prompt_tokens = totals->parts.prompt;
     status.cached_tokens = kv_partition_hit(&totals->parts);
+    status.gap_tokens = kv_partition_gap(&totals->parts);
     status.generated_tokens = totals->generated_tokens;
     status.requests = gateway->request_count;
     status.running_requests = gateway->active_count;

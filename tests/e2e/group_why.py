@@ -220,7 +220,10 @@ def test_metrics_count_reasons(cluster):
 
 def test_prometheus_takes_the_pages(cluster):
     complete(cluster, prose(709, 30), max_tokens=4)
-    prompt_parts(cluster)
+    parts, status = prompt_parts(cluster), cluster.status()
+    for name in ("cached", "gap"):
+        counted = sum(tokens for part, tokens in parts.items() if part.startswith(name))
+        assert status[f"{name}_tokens"] == counted, (name, status, parts)
     monitoring.check_page(cluster.request("/metrics").body.decode(), monitoring.names_used())
     for node in cluster.nodes():
         if not node.startswith("gateway"):

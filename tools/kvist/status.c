@@ -15,7 +15,7 @@ typedef struct {
     const kv_cluster_t *cluster;
     Kvist__Admin__Reply *replies[KV_CLUSTER_MEMBERS_MAX];
     kv_error_t errors[KV_CLUSTER_MEMBERS_MAX];
-    uint64_t prompt_tokens, cached_tokens; /* as the gateway counted them */
+    uint64_t prompt_tokens, cached_tokens, gap_tokens; /* as the gateway counted them */
 } view_t;
 
 static void look(const kv_cluster_t *cluster, view_t *view)
@@ -29,6 +29,7 @@ static void look(const kv_cluster_t *cluster, view_t *view)
             /* Every request passes a gateway once: other nodes would count it again. */
             view->prompt_tokens += view->replies[i]->status->prompt_tokens;
             view->cached_tokens += view->replies[i]->status->cached_tokens;
+            view->gap_tokens += view->replies[i]->status->gap_tokens;
         }
     }
 }
@@ -129,11 +130,12 @@ static void print_node(const kv_member_t *member, const Kvist__Admin__Status *st
 
 static int print_text(const view_t *view)
 {
-    char rate[KV_TEXT_BYTES], cached[KV_TEXT_BYTES], prompt[KV_TEXT_BYTES];
+    char rate[KV_TEXT_BYTES], cached[KV_TEXT_BYTES], prompt[KV_TEXT_BYTES], ideal[KV_TEXT_BYTES];
     int code = KV_EXIT_DONE;
-    printf("hit rate  %s   (%s of %s prompt tokens were not recomputed)\n",
+    printf("hit rate  %s   (%s of %s prompt tokens were not recomputed; an ideal cache: %s)\n",
         kv_text_percent(view->cached_tokens, view->prompt_tokens, rate),
-        kv_text_count(view->cached_tokens, cached), kv_text_count(view->prompt_tokens, prompt));
+        kv_text_count(view->cached_tokens, cached), kv_text_count(view->prompt_tokens, prompt),
+        kv_text_percent(view->cached_tokens + view->gap_tokens, view->prompt_tokens, ideal));
     printf("endpoint  %s\nmodel     %s\n", view->cluster->endpoint, view->cluster->model);
     if (view->cluster->members[0].argv[0] != NULL) { /* kvist up started them */
         printf("logs      %s/logs\n", view->cluster->folder);
@@ -218,6 +220,7 @@ static json_t *pack_node(const kv_member_t *member, const Kvist__Admin__Status *
         {"uptime_ns", status->uptime_ns},
         {"prompt_tokens", status->prompt_tokens},
         {"cached_tokens", status->cached_tokens},
+        {"gap_tokens", status->gap_tokens},
         {"generated_tokens", status->generated_tokens},
         {"requests", status->requests},
         {"queued_requests", status->queued_requests},
@@ -264,10 +267,11 @@ static int print_json(const view_t *view)
             code = KV_EXIT_FAILED;
         }
     }
-    json_t *page = json_pack("{s:s, s:s, s:s, s:I, s:I, s:o}", "endpoint", view->cluster->endpoint,
-        "model", view->cluster->model, "folder", view->cluster->folder, "prompt_tokens",
-        (json_int_t)view->prompt_tokens, "cached_tokens", (json_int_t)view->cached_tokens, "nodes",
-        nodes);
+    json_t *page =
+        json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:o}", "endpoint", view->cluster->endpoint,
+            "model", view->cluster->model, "folder", view->cluster->folder, "prompt_tokens",
+            (json_int_t)view->prompt_tokens, "cached_tokens", (json_int_t)view->cached_tokens,
+            "gap_tokens", (json_int_t)view->gap_tokens, "nodes", nodes);
     json_dumpf(page, stdout, JSON_INDENT(2));
     putchar('\n');
     json_decref(page);
