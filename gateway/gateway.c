@@ -1,11 +1,13 @@
 #include "gateway/gateway_internal.h"
 
+#include "audit/ledger.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "gateway/anthropic/anthropic.h"
 #include "gateway/description.h"
+#include "gateway/figures/audits.h"
 #include "gateway/gemini/gemini.h"
 #include "gateway/json.h"
 #include "gateway/keeping/keeping.h"
@@ -249,8 +251,8 @@ static const kv_route_t OWN_ROUTES[] = {
 static const kv_route_table_t OWN = {OWN_ROUTES, sizeof OWN_ROUTES / sizeof OWN_ROUTES[0]};
 
 /* Every API that is spoken here; the first route that a call fits has it. */
-static const kv_route_table_t *const TABLES[] = {&OWN, &kv_page_routes, &kv_session_routes,
-    &kv_anthropic_routes, &kv_gemini_routes, &kv_openai_routes};
+static const kv_route_table_t *const TABLES[] = {&OWN, &kv_page_routes, &kv_audit_routes,
+    &kv_session_routes, &kv_anthropic_routes, &kv_gemini_routes, &kv_openai_routes};
 
 /* What no route wants. */
 static const kv_route_t NOWHERE = {.name = "other", .dialect = &kv_openai, .methods = ""};
@@ -581,6 +583,9 @@ static void set_up(kv_gateway_t *gateway)
     gateway->prefixes = kv_prefixes_create(options->gateway.prefix_bytes);
     gateway->branches = kv_branches_create();
     gateway->ghost = kv_ghost_create(options->gateway.ghost_bytes);
+    if (options->gateway.audit_bytes > 0) {
+        gateway->ledger = kv_ledger_create(options->gateway.audit_bytes);
+    }
     kv_page_open(&gateway->page);
     gateway->decisions = kv_decisions_create();
     const kv_promise_table_params_t promises = {
@@ -703,6 +708,7 @@ void kv_gateway_close(kv_gateway_t *gateway)
     kv_prefixes_destroy(gateway->prefixes);
     kv_branches_destroy(gateway->branches);
     kv_ghost_destroy(gateway->ghost);
+    kv_ledger_destroy(gateway->ledger);
     kv_page_close(&gateway->page);
     kv_decisions_destroy(gateway->decisions);
     kv_access_close(&gateway->access);

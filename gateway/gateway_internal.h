@@ -65,6 +65,7 @@ struct kv_gateway {
     int sent_naming; /* of prompts sent to nodes that do not tell what they hold */
     kv_branches_t *branches;
     kv_ghost_t *ghost;
+    struct kv_ledger *ledger; /* of the audit; NULL: it is off */
     kv_decisions_t *decisions;
     double answer_tokens; /* of an answer, lately */
     kv_request_t **slots;

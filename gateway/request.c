@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "gateway/figures/audits.h"
 #include "gateway/figures/seen.h"
 #include "gateway/keeping/keeping.h"
 #include "gateway/keeping/session_doors.h"
@@ -41,6 +42,7 @@ static void release_request(kv_request_t *request)
         kv_prompt_keys_clear(&request->keys[i]);
     }
     free(request->keys);
+    kv_audits_forget(request);
     if (request->parsed) {
         if (request->route->dialect->release != NULL) {
             request->route->dialect->release(request->api.own);
@@ -431,6 +433,7 @@ static void complete_request(kv_request_t *request)
     kv_access_count(request, &usage);
     kv_page_count(request, &usage);
     request->counted = true;
+    kv_audits_keep(request, &usage);
     if (!request->api.stream) {
         reply_whole(request);
     } else if (end_stream(request)) {
@@ -566,6 +569,7 @@ static void parse_request(void *argument)
     }
     if (request->parsed) {
         make_keys(request);
+        kv_audits_look(request);
     }
     KV_CHECK(kv_queue_push(gateway->parsed, &request) == KV_OK);
 }

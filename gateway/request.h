@@ -20,12 +20,13 @@ struct kv_request {
 
     kv_pass_t pass;
     kv_api_request_t api;
-    bool on_thread;         /* a parse thread has it */
-    bool parsed;            /* api is valid; otherwise error is */
-    bool committing;        /* or it did commit; */
-    bool committed;         /* otherwise error is why not */
-    kv_namings_t namings;   /* as they were when it came; */
-    kv_prompt_keys_t *keys; /* [api.prompt_count], in each of them */
+    bool on_thread;                   /* a parse thread has it */
+    bool parsed;                      /* api is valid; otherwise error is */
+    bool committing;                  /* or it did commit; */
+    bool committed;                   /* otherwise error is why not */
+    kv_namings_t namings;             /* as they were when it came; */
+    kv_prompt_keys_t *keys;           /* [api.prompt_count], in each of them */
+    struct kv_ledger_prompt *audited; /* the first prompt; NULL: it is not looked at */
     kv_api_error_t error;
 
     kv_generation_t *choices; /* choice k of prompt p at p * api.choice_count + k; NULL: parsing */

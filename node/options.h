@@ -126,6 +126,7 @@ typedef struct {
         int routing;                   /* kv_routing_t */
         uint64_t prefix_bytes;         /* for what nodes are known to hold */
         uint64_t ghost_bytes;          /* for which blocks were ever seen */
+        uint64_t audit_bytes;          /* for prompts that later ones are compared with; 0: none */
         uint64_t slo_ttft_ns;          /* targets of goodput; 0: none */
         uint64_t slo_tpot_ns;          /* per token */
         char *tenants_file;            /* empty: anybody may ask */

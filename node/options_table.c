@@ -267,6 +267,9 @@ const kv_option_t KV_OPTIONS[] = {
         "memory for which blocks were ever seen, whoever holds them now, so that the hit rate of "
         "an "
         "ideal cache is known: 22 bytes a block; what was seen longest ago is forgotten first"),
+    SIZE(GATEWAY, gateway, audit_bytes, "64MiB", 0, 16ULL << 30,
+        "memory for the latest prompts, with which later ones are compared: /v1/audit tells where "
+        "they part early, and why; 0: prompts are not kept or compared"),
     DURATION(GATEWAY, gateway, slo_ttft, "2s", 0, HOUR,
         "target for goodput: arrival of a request to its first token; 0: none"),
     DURATION(GATEWAY, gateway, slo_tpot, "80ms", 0, HOUR,

@@ -1,6 +1,7 @@
 #include "gateway/figures/seen.h"
 
 #include "base/memory.h"
+#include "gateway/figures/audits.h"
 #include "gateway/figures/ghost.h"
 #include "gateway/request.h"
 
@@ -119,9 +120,11 @@ void kv_seen_settle(const kv_request_t *request, kv_partition_t *parts_out)
             hit[KV_TIER_DISK] = told->cached->disk;
             hit[KV_TIER_REMOTE] = told->cached->remote;
         }
+        kv_seen_t seen = choice->seen;
+        seen.diverged_tokens = i == 0 ? kv_audits_diverged_tokens(request) : 0;
         kv_partition_t part;
-        kv_partition_make((uint32_t)choice->prompt->token_count, hit, reason_of(choice, told),
-            &choice->seen, &part);
+        kv_partition_make(
+            (uint32_t)choice->prompt->token_count, hit, reason_of(choice, told), &seen, &part);
         kv_partition_add(parts_out, &part);
     }
 }
