@@ -1,5 +1,5 @@
-/* Prompts that part early from their predecessors (audit/): looked at where they are parsed, counted
- * once they are answered, told at /v1/audit.
+/* Prompts that part early from their predecessors (audit/): looked at where they are parsed,
+ * counted once they are answered, told at /v1/audit.
  *
  * A predecessor is a complete answer's prompt of the same tenant and salt: kept in memory, within
  * gateway.audit_bytes, never logged, never written. A request's first prompt is looked at; one that
