@@ -383,8 +383,8 @@ static int dearer(const void *one, const void *other)
     return left->cost == right->cost ? 0 : left->cost < right->cost ? 1 : -1;
 }
 
-json_t *kv_ledger_rows(
-    kv_ledger_t *ledger, bool (*may_see)(void *context, const char *tenant), void *context)
+json_t *kv_ledger_rows(kv_ledger_t *ledger, uint32_t count_max,
+    bool (*may_see)(void *context, const char *tenant), void *context)
 {
     json_t *told = json_array();
     const row_t *seen[KV_LEDGER_FINDINGS_MAX];
@@ -396,7 +396,7 @@ json_t *kv_ledger_rows(
         }
     }
     qsort(seen, count, sizeof seen[0], dearer);
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count && i < count_max; i++) {
         json_array_append_new(told, tell(seen[i]));
     }
     pthread_mutex_unlock(&ledger->mutex);

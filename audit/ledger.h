@@ -64,8 +64,8 @@ void kv_ledger_forget(kv_ledger_t *ledger, kv_ledger_prompt_t *prompt);
 
 kv_ledger_totals_t kv_ledger_totals(kv_ledger_t *ledger);
 
-/* The findings of the tenants that may be seen, the dearest first: an array. */
-json_t *kv_ledger_rows(
-    kv_ledger_t *ledger, bool (*may_see)(void *context, const char *tenant), void *context);
+/* The findings of the tenants that may be seen, the dearest first, so many at most: an array. */
+json_t *kv_ledger_rows(kv_ledger_t *ledger, uint32_t count_max,
+    bool (*may_see)(void *context, const char *tenant), void *context);
 
 #endif

@@ -7,6 +7,7 @@
 #include "gateway/gateway_internal.h"
 #include "gateway/json.h"
 #include "gateway/openai/openai.h"
+#include "gateway/page/page_internal.h"
 #include "gateway/request.h"
 
 #include <stdio.h>
@@ -99,9 +100,17 @@ static bool may_see(void *context, const char *tenant)
 
 static void serve_audit(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
 {
+    static const kv_route_t ROUTE = {.name = "audit", .dialect = &kv_openai};
     asker_t asker = {gateway, call};
+    uint64_t limit = KV_LEDGER_FINDINGS_MAX;
+    kv_api_error_t error;
+    if (!kv_page_take_number(call, "limit", 1, KV_LEDGER_FINDINGS_MAX, &limit, &error)) {
+        kv_gateway_reply_error(exchange, &ROUTE, NULL, &error);
+        return;
+    }
     bool on = gateway->ledger != NULL;
-    json_t *rows = on ? kv_ledger_rows(gateway->ledger, may_see, &asker) : json_array();
+    json_t *rows =
+        on ? kv_ledger_rows(gateway->ledger, (uint32_t)limit, may_see, &asker) : json_array();
     json_t *answer = json_pack("{s:s,s:b,s:o}", "object", "list", "enabled", on, "data", rows);
     if (on && may_see(&asker, "*")) {
         kv_ledger_totals_t totals = kv_ledger_totals(gateway->ledger);

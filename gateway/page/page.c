@@ -113,7 +113,7 @@ static void serve_asset(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv
 
 /* ---- what is asked ---- */
 
-static bool take_number(const kv_call_t *call, const char *field, uint64_t least, uint64_t most,
+bool kv_page_take_number(const kv_call_t *call, const char *field, uint64_t least, uint64_t most,
     uint64_t *value_out, kv_api_error_t *error)
 {
     const char *text = kv_call_query(call, field);
@@ -225,8 +225,8 @@ static void serve_requests(kv_gateway_t *gateway, kv_exchange_t *exchange, const
 {
     requests_t asked = {.gateway = gateway, .call = call, .limit = ROWS_DEFAULT};
     kv_api_error_t error;
-    if (!take_number(call, "limit", 1, KV_PAGE_ROWS_MAX, &asked.limit, &error) ||
-        !take_number(call, "after", 0, INT64_MAX, &asked.after, &error)) {
+    if (!kv_page_take_number(call, "limit", 1, KV_PAGE_ROWS_MAX, &asked.limit, &error) ||
+        !kv_page_take_number(call, "after", 0, INT64_MAX, &asked.after, &error)) {
         kv_gateway_reply_error(exchange, &ROUTES[REQUESTS], NULL, &error);
         return;
     }
@@ -243,8 +243,8 @@ static void serve_contexts(kv_gateway_t *gateway, kv_exchange_t *exchange, const
     uint64_t limit = ROWS_DEFAULT, offset = 0;
     int sort = KV_SORT_USED;
     kv_api_error_t error;
-    if (!take_number(call, "limit", 1, KV_PAGE_ROWS_MAX, &limit, &error) ||
-        !take_number(call, "offset", 0, OFFSET_MAX, &offset, &error) ||
+    if (!kv_page_take_number(call, "limit", 1, KV_PAGE_ROWS_MAX, &limit, &error) ||
+        !kv_page_take_number(call, "offset", 0, OFFSET_MAX, &offset, &error) ||
         !take_choice(call, "sort", SORTS, &sort, &error)) {
         kv_gateway_reply_error(exchange, &ROUTES[CONTEXTS], NULL, &error);
         return;

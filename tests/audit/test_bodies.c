@@ -100,9 +100,8 @@ static void what_is_no_prompt_is_refused_and_odd_ones_are_read(void **state)
         json_decref(document);
     }
     static const char *const ODD[] = {"{\"messages\":[3,null,\"x\",[],{}]}",
-        "{\"messages\":[{\"role\":7,\"content\":{\"a\":[{}]},\"tool_calls\":[1,{}]}],\"tools\":[1]"
-        "}",
-        "{\"messages\":[{}],\"tools\":[null,{\"functionDeclarations\":[[]]}]}",
+        "{\"messages\":[{\"role\":7,\"content\":{\"a\":[{}]},\"tool_calls\":[1,{}]}]}",
+        "{\"messages\":[{}],\"tools\":[1,null,{\"functionDeclarations\":[[]]}]}",
         "{\"system\":5,\"messages\":[{\"content\":[[[[\"x\"]]]]}],\"timestamp\":-1e300}"};
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; i++) {
         kv_audit_prompt_t prompt;

@@ -99,10 +99,10 @@ static void scopes_never_meet(void **state)
         SEE(ledger, "Time: 10:06\n", "a?", .scope = 2, .session = "s", .tenant = "beta"),
         KV_AUDIT_NONE);
     SEE(ledger, "Time: 10:07\n", "a?", .scope = 2, .session = "s", .tenant = "beta");
-    json_t *rows = kv_ledger_rows(ledger, only, "alpha");
+    json_t *rows = kv_ledger_rows(ledger, 1000, only, "alpha");
     assert_int_equal(json_array_size(rows), 0);
     json_decref(rows);
-    rows = kv_ledger_rows(ledger, only, "beta");
+    rows = kv_ledger_rows(ledger, 1000, only, "beta");
     assert_int_equal(json_array_size(rows), 1);
     assert_string_equal(json_string_value(in_row(rows, 0, "tenant")), "beta");
     json_decref(rows);
@@ -120,7 +120,7 @@ static void the_same_place_is_one_row_with_both_sides(void **state)
     }
     SEE(ledger, "Turn 13 of many.\nToday is 2026-11-23.\n", "a?", .session = "q");
     SEE(ledger, "Turn 13 of many.\nToday is 2026-11-24.\n", "a?", .session = "q");
-    json_t *rows = kv_ledger_rows(ledger, all, NULL);
+    json_t *rows = kv_ledger_rows(ledger, 1000, all, NULL);
     assert_int_equal(json_array_size(rows), 2);
     assert_string_equal(json_string_value(in_row(rows, 0, "kind")), "counter");
     assert_int_equal(json_integer_value(in_row(rows, 0, "count")), 5);
@@ -156,7 +156,7 @@ static void no_more_is_counted_than_was_computed(void **state)
     prompt = prompt_of("Time: 10:08\n", "b?");
     looked = kv_ledger_look(ledger, &names, &prompt);
     kv_ledger_keep(ledger, looked, 0, 0.0, 0); /* another node had it all */
-    json_t *rows = kv_ledger_rows(ledger, all, NULL);
+    json_t *rows = kv_ledger_rows(ledger, 1000, all, NULL);
     assert_int_equal(json_array_size(rows), 1);
     assert_int_equal(json_integer_value(in_row(rows, 0, "cost")), 100);
     assert_true(json_is_null(in_row(rows, 0, "cost_seconds")));
@@ -175,8 +175,11 @@ static void memory_and_rows_have_bounds(void **state)
         snprintf(template_name, sizeof template_name, "template %d", i / 2 % 400);
         SEE(ledger, front, "a?", .template_name = template_name);
     }
-    json_t *rows = kv_ledger_rows(ledger, all, NULL);
+    json_t *rows = kv_ledger_rows(ledger, 1000, all, NULL);
     assert_int_equal(json_array_size(rows), KV_LEDGER_FINDINGS_MAX);
+    json_decref(rows);
+    rows = kv_ledger_rows(ledger, 3, all, NULL);
+    assert_int_equal(json_array_size(rows), 3);
     json_decref(rows);
     kv_ledger_destroy(ledger);
     ledger = kv_ledger_create(100); /* room for none */
@@ -197,7 +200,7 @@ static void bytes_that_are_no_text_are_shown_as_such(void **state)
     }
     SEE(ledger, front[0], "a?", .session = "s");
     assert_int_equal(SEE(ledger, front[1], "a?", .session = "s"), KV_AUDIT_TEMPLATE);
-    json_t *rows = kv_ledger_rows(ledger, all, NULL);
+    json_t *rows = kv_ledger_rows(ledger, 1000, all, NULL);
     const char *is = json_string_value(in_row(rows, 0, "is"));
     assert_int_equal(strspn(is, "?"), strlen(is) - 3);
     json_decref(rows);

@@ -121,6 +121,9 @@ static void test_what_fails_is_no_predecessor(void **state)
     found = look(&fixture, "");
     assert_string_equal(text_in_row(found, "kind"), "counter");
     json_decref(found);
+    expect(&fixture, "/v1/audit?limit=1", NULL, 200, "\"counter\"", NULL);
+    expect(
+        &fixture, "/v1/audit?limit=0", NULL, 400, "limit: must be a whole number, 1 to 256", NULL);
     expect(&fixture, "/v1/audit", "{}", 405, "this path takes GET, HEAD", NULL);
     stop(&fixture);
 }

@@ -181,7 +181,7 @@ static int run(const asked_t *asked)
         code = kv_command_fail("audit", error.text,
             "one JSON object a line: a request's body, or an object with \"body\" in it");
     } else {
-        json_t *rows = kv_ledger_rows(audit.ledger, see_all, NULL);
+        json_t *rows = kv_ledger_rows(audit.ledger, KV_LEDGER_FINDINGS_MAX, see_all, NULL);
         if (asked->json) {
             dump_all(&audit, rows);
         } else {
