@@ -206,6 +206,7 @@ static void serve_metrics(kv_gateway_t *gateway, kv_exchange_t *exchange, const 
     (void)call;
     size_t bytes, page_bytes;
     kv_contents_sweep(gateway->limits.contents);
+    kv_keeping_publish(gateway);
     char *body = kv_metrics_render(&bytes), *text = NULL;
     FILE *page = open_memstream(&text, &page_bytes);
     KV_CHECK(page != NULL);

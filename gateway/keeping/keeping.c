@@ -129,8 +129,12 @@ static const Kvist__Wire__Usage *told_by_node(const kv_generation_t *choice)
     return choice->usage != NULL ? choice->usage : choice->first_usage;
 }
 
-static void count_outcome(bool granted)
+static void count_outcome(const Kvist__Wire__Granted *granted_or_not)
 {
+    bool granted = granted_or_not->token_count > 0;
+    kv_metric_add(kv_metric_counter("kvist_gateway_promised_tokens_total", "",
+                      "tokens of the cache promises that nodes granted, renewals included"),
+        granted_or_not->token_count);
     kv_metric_add(kv_metric_counter("kvist_gateway_promises_total",
                       granted ? "outcome=\"granted\"" : "outcome=\"refused\"",
                       "cache promises asked of nodes, renewals included, by what became of them"),
@@ -149,7 +153,7 @@ void kv_keeping_note(kv_generation_t *choice)
     size_t ask_count = own_asks(choice, asks);
     for (size_t i = 0; i < told->n_granted; i++) {
         const Kvist__Wire__Granted *granted = told->granted[i];
-        count_outcome(granted->token_count > 0);
+        count_outcome(granted);
         if (granted->token_count == 0 || granted->pin_until_unix_ms == 0) {
             continue;
         }
@@ -163,6 +167,16 @@ void kv_keeping_note(kv_generation_t *choice)
         kv_promise_table_note(choice->request->gateway->promises, choice->promise_keys,
             choice->promise_key_count, &entry);
     }
+}
+
+void kv_keeping_publish(const kv_gateway_t *gateway)
+{
+    kv_promise_sums_t sums = kv_promise_table_sums(gateway->promises);
+    kv_metric_set(kv_metric_gauge("kvist_gateway_pins", "", "pins that hold now at nodes"),
+        (double)sums.promise_count);
+    kv_metric_set(kv_metric_gauge("kvist_gateway_pinned_tokens", "",
+                      "tokens of the pins that hold now; of each pin, where one covers another"),
+        (double)sums.token_count);
 }
 
 void kv_keeping_clear(kv_generation_t *choice)

@@ -25,6 +25,9 @@ void kv_keeping_ask(
 void kv_keeping_note(kv_generation_t *choice);
 void kv_keeping_clear(kv_generation_t *choice);
 
+/* Brings the metrics of what is promised up to now. */
+void kv_keeping_publish(const kv_gateway_t *gateway);
+
 /* What became of the request's breakpoints, as its node told; told may be NULL. */
 void kv_keeping_grants(
     const kv_request_t *request, const Kvist__Wire__Usage *told, kv_usage_t *usage);

@@ -210,6 +210,20 @@ size_t kv_promise_table_read(kv_promise_table_t *table, uint64_t node, const kvi
     return count;
 }
 
+kv_promise_sums_t kv_promise_table_sums(const kv_promise_table_t *table)
+{
+    uint64_t now = now_ms(table);
+    kv_promise_sums_t sums = {0};
+    for (uint32_t i = 0; i < table->room; i++) {
+        const entry_t *entry = &table->entries[i];
+        if (entry->used && entry->said.until_unix_ms > now) {
+            sums.promise_count++;
+            sums.token_count += entry->said.token_count;
+        }
+    }
+    return sums;
+}
+
 void kv_promise_table_let_go(kv_promise_table_t *table, uint64_t owner)
 {
     for (uint32_t i = 0; i < table->room; i++) {

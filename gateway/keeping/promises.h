@@ -59,6 +59,12 @@ void kv_promise_table_note(kv_promise_table_t *table, const kvist_key_t *keys, s
 size_t kv_promise_table_read(kv_promise_table_t *table, uint64_t node, const kvist_key_t *keys,
     size_t key_count, kv_promise_entry_t *entries_out, size_t count_max);
 
+/* What holds now. Tokens count for each promise and node that has them. */
+typedef struct {
+    uint64_t promise_count, token_count;
+} kv_promise_sums_t;
+kv_promise_sums_t kv_promise_table_sums(const kv_promise_table_t *table);
+
 /* The owner lets go; what others asked for too stays. */
 void kv_promise_table_let_go(kv_promise_table_t *table, uint64_t owner);
 

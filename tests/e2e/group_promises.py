@@ -78,6 +78,8 @@ def test_a_breakpoint_is_promised_and_renewed(cluster):
     assert again.json["usage"]["cache_read_input_tokens"] >= 128, again.json["usage"]
     assert 200 < granted_s(again) <= 301, again.headers
     assert again.headers["x-kvist-tier"] == "device", again.headers
+    page = urllib.request.urlopen(cluster.endpoint + "/metrics", timeout=LIMIT_S).read().decode()
+    assert "\nkvist_gateway_pins 1\n" in page, page
     longer = message(cluster, text, "Who wrote it?", ttl="1h")
     assert 3400 < granted_s(longer) <= 3601, longer.headers
     # What was promised for an hour stays so, whoever asks for less.

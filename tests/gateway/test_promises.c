@@ -108,6 +108,24 @@ static void only_what_is_read_is_renewed(void **state)
     free(other);
 }
 
+static void what_holds_now_is_summed(void **state)
+{
+    world_t *world = *state;
+    assert_int_equal(kv_promise_table_sums(world->table).promise_count, 0);
+    grant(world, 1, 2, HOUR_NS, 0);
+    grant(world, 1, 4, TTL_NS, 0);
+    grant(world, 2, 2, TTL_NS, 0);
+    kv_promise_sums_t sums = kv_promise_table_sums(world->table);
+    assert_int_equal(sums.promise_count, 3);
+    assert_int_equal(sums.token_count, 8 * BLOCK_TOKENS);
+    pass_s(world, 301);
+    sums = kv_promise_table_sums(world->table);
+    assert_int_equal(sums.promise_count, 1);
+    assert_int_equal(sums.token_count, 2 * BLOCK_TOKENS);
+    kv_promise_table_forget_node(world->table, 1);
+    assert_int_equal(kv_promise_table_sums(world->table).token_count, 0);
+}
+
 static void the_longer_of_two_promises_holds(void **state)
 {
     world_t *world = *state;
@@ -185,6 +203,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_read_at_4_59_renews_and_none_by_5_01_ends_it, begin, end),
         cmocka_unit_test_setup_teardown(only_what_is_read_is_renewed, begin, end),
+        cmocka_unit_test_setup_teardown(what_holds_now_is_summed, begin, end),
         cmocka_unit_test_setup_teardown(the_longer_of_two_promises_holds, begin, end),
         cmocka_unit_test_setup_teardown(a_nodes_promises_go_with_it, begin, end),
         cmocka_unit_test_setup_teardown(an_owner_lets_go_of_its_own_alone, begin, end),
