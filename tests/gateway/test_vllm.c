@@ -844,6 +844,30 @@ static void test_logprobs(void **state)
     stop(&fixture);
 }
 
+/* vLLM gives no reasons: what it has let go is what was sent there, and is not cached any more. */
+static void test_gap(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    char body[1024];
+    int bytes = snprintf(body, sizeof body, "{\"prompt\":[1");
+    for (int token = 2; token <= 68; token++) {
+        bytes += snprintf(body + bytes, sizeof body - (size_t)bytes, ",%d", token);
+    }
+    snprintf(body + bytes, sizeof body - (size_t)bytes, "]}");
+    start(&fixture, NULL);
+    expect(&fixture, COMPLETION, body, 200, STORY, "x-kvist-hit-tokens: 34");
+    expect(&fixture, "/metrics", NULL, 200, "kvist_gateway_gap_tokens_total{reason=\"untold\"} 0\n",
+        "kvist_gateway_unseen_tokens_total{kind=\"new\"} 30\n");
+    expect(&fixture, COMPLETION, body, 200, STORY, "x-kvist-hit-tokens: 34");
+    expect(&fixture, "/metrics", NULL, 200,
+        "kvist_gateway_gap_tokens_total{reason=\"untold\"} 30\n",
+        "kvist_gateway_unseen_tokens_total{kind=\"new\"} 30\n");
+    expect(&fixture, "/metrics", NULL, 200, "kvist_gateway_prompt_tokens_total 136\n",
+        "kvist_gateway_unseen_tokens_total{kind=\"short\"} 8\n");
+    stop(&fixture);
+}
+
 static void test_without_details(void **state)
 {
     (void)state;
@@ -926,6 +950,7 @@ int main(void)
         cmocka_unit_test(test_down_and_back),
         cmocka_unit_test(test_another_tokenizer),
         cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_gap),
         cmocka_unit_test(test_without_details),
         cmocka_unit_test(test_ends_in_the_middle),
         cmocka_unit_test(test_two_engines),
