@@ -2,7 +2,7 @@
 // came from requests or nodes are only ever set as text, never read as markup.
 "use strict";
 
-const POLL_MS = 2000, SLOW_POLL_MS = 10000, REQUESTS_SHOWN = 30, CONTEXTS_SHOWN = 25;
+const POLL_MS = 2000, SLOW_POLL_MS = 10000, REQUESTS_SHOWN = 25, CONTEXTS_SHOWN = 20, AUDITS_SHOWN = 6;
 const TIERS = ["device", "host", "disk", "remote"];
 const SPANS = ["queue", "match", "load", "compute", "transfer", "decode"];
 const SPAN_WORDS = {
@@ -140,6 +140,7 @@ async function look() {
 
 async function lookSlowly() {
   await lookAtContexts();
+  drawAudits(await ask(`/v1/audit?limit=${AUDITS_SHOWN}`));
 }
 
 async function lookAtContexts() {
@@ -530,6 +531,31 @@ async function turnTo(offset) {
   } catch (error) {
     setText("contexts-note", "The gateway does not answer.");
   }
+}
+
+// ---- audits ----
+
+function drawAudits({ enabled, data, totals }) {
+  by("audit-section").hidden = !enabled && data.length === 0;
+  setText("audits-note", (totals ? `${whole.format(totals.findings)} of ${whole.format(totals.compared)} prompts that ` +
+    `had a predecessor parted early from it, which cost ${compact.format(totals.cost)} tokens. ` : "") +
+    (data.length > 0 ? "The dearest, both sides from where they part:" : "None was found."));
+  by("audits").replaceChildren(...data.map(auditOf));
+}
+
+function auditOf(row) {
+  const whose = [row.tenant, row.template && `template ${row.template}`, row.session && `session ${row.session}`]
+    .filter(Boolean).join(", ");
+  const seconds = row.cost_seconds === null ? "" : `, ${duration(1000 * row.cost_seconds)} of computing`;
+  const side = (title, id, text) => element("div", {}, element("p", {}, id ? `${title}, ${id}` : title),
+    element("pre", {}, row.before, element("mark", {}, text || "(nothing)"), row.after));
+  return element("article", { class: "audit" },
+    element("p", { class: "line" },
+      element("span", {}, element("b", {}, row.kind), ` at token ${whole.format(row.at)}${whose ? ` of ${whose}` : ""}`),
+      element("span", {}, `${whole.format(row.count)} ${row.count === 1 ? "time" : "times"}, ` +
+        `${compact.format(row.cost)} ${row.unit}${seconds}`)),
+    element("p", { class: "note" }, row.do),
+    element("div", { class: "sides" }, side("before", row.was_request, row.was), side("then", row.is_request, row.is)));
 }
 
 // ---- the beginning ----

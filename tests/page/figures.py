@@ -113,6 +113,19 @@ class Figures:
                 "nodes_told": NODES, "told_ms_ago": 800, "tiers": tiers, "data": rows}
 
 
+    def audit(self, query):
+        rows = [{"kind": kind, "tenant": MARKUP, "template": "planner", "session": None,
+                 "unit": "tokens", "at": 17 + number, "count": 40 - number, "cost": 90_000,
+                 "cost_seconds": 31.5, "first_unix_ms": 1, "last_unix_ms": 2,
+                 "before": "You are a planner.\nThe time is ", "was": MARKUP, "is": "12:31:09",
+                 "after": ".\nTools: " + "search, read, write, " * 12,
+                 "was_request": f"chatcmpl-{number:032x}", "is_request": f"chatcmpl-{number + 1:032x}",
+                 "do": "Move the time behind what stays the same, or leave it out."}
+                for number, kind in enumerate(("timestamp", "uuid", "json-keys", "tools"))]
+        return {"object": "list", "enabled": True, "data": rows[:int(query.get("limit", 50))],
+                "totals": {"prompts": 1000, "compared": 900, "findings": 40, "cost": 360_000}}
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     policy = policy()
@@ -128,7 +141,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         query = dict(urllib.parse.parse_qsl(url.query))
         doors = {"/v1/overview": self.server.figures.overview,
                  "/v1/requests": self.server.figures.requests,
-                 "/v1/contexts": self.server.figures.contexts}
+                 "/v1/contexts": self.server.figures.contexts,
+                 "/v1/audit": self.server.figures.audit}
         if url.path in doors:
             if self.server.wants_key and self.headers.get("Authorization") != f"Bearer {KEY}":
                 self.reply(401, "application/json", b'{"error":{"message":"a key"}}')

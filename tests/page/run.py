@@ -187,7 +187,7 @@ class Played(Case):
 
     def test_layout_and_markup(self):
         self.show(self.played.url)
-        self.browser.until("document.querySelectorAll('#requests tr').length >= 30")
+        self.browser.until("document.querySelectorAll('#requests tr').length >= 25")
         self.browser.until("document.querySelectorAll('#contexts tr').length > 0")
         self.check_layout("played")
         self.check_names()
@@ -225,11 +225,11 @@ class Played(Case):
 
     def test_pages_of_contexts(self):
         self.show(self.played.url)
-        self.browser.until("document.querySelectorAll('#contexts tr').length === 25")
+        self.browser.until("document.querySelectorAll('#contexts tr').length === 20")
         self.browser.run("document.querySelector('#older').click()")
-        self.browser.until("document.querySelector('#place').textContent.startsWith('26 to 50')")
+        self.browser.until("document.querySelector('#place').textContent.startsWith('21 to 40')")
         self.browser.run("document.querySelector('#newer').click()")
-        self.browser.until("document.querySelector('#place').textContent.startsWith('1 to 25')")
+        self.browser.until("document.querySelector('#place').textContent.startsWith('1 to 20')")
         self.assertTrue(self.browser.run("document.querySelector('#newer').disabled"))
 
     def test_a_week(self):
