@@ -7,7 +7,7 @@
 #include "gateway/gateway_internal.h"
 #include "gateway/json.h"
 #include "gateway/openai/openai.h"
-#include "gateway/page/page_internal.h"
+#include "gateway/query.h"
 #include "gateway/request.h"
 
 #include <stdio.h>
@@ -104,7 +104,7 @@ static void serve_audit(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv
     asker_t asker = {gateway, call};
     uint64_t limit = KV_LEDGER_FINDINGS_MAX;
     kv_api_error_t error;
-    if (!kv_page_take_number(call, "limit", 1, KV_LEDGER_FINDINGS_MAX, &limit, &error)) {
+    if (!kv_query_number(call, "limit", 1, KV_LEDGER_FINDINGS_MAX, &limit, &error)) {
         kv_gateway_reply_error(exchange, &ROUTE, NULL, &error);
         return;
     }

@@ -4,10 +4,9 @@
 #include "base/memory.h"
 #include "gateway/openai/openai.h"
 #include "gateway/page/page_internal.h"
+#include "gateway/query.h"
 #include "gateway/request.h"
 
-#include <errno.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -113,45 +112,6 @@ static void serve_asset(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv
 
 /* ---- what is asked ---- */
 
-bool kv_page_take_number(const kv_call_t *call, const char *field, uint64_t least, uint64_t most,
-    uint64_t *value_out, kv_api_error_t *error)
-{
-    const char *text = kv_call_query(call, field);
-    if (text == NULL) {
-        return true;
-    }
-    char *end;
-    errno = 0;
-    uint64_t value = strtoull(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 || value < least ||
-        value > most) {
-        return KV_API_REFUSE(error, field, "%s: must be a whole number, %" PRIu64 " to %" PRIu64,
-            field, least, most);
-    }
-    *value_out = value;
-    return true;
-}
-
-/* One of the names, which end with NULL; its place. */
-static bool take_choice(const kv_call_t *call, const char *field, const char *const *names,
-    int *place_out, kv_api_error_t *error)
-{
-    const char *text = kv_call_query(call, field);
-    char listed[128] = "";
-    if (text == NULL) {
-        return true;
-    }
-    for (int i = 0; names[i] != NULL; i++) {
-        size_t at = strlen(listed);
-        snprintf(listed + at, sizeof listed - at, "%s%s", i > 0 ? ", " : "", names[i]);
-        if (strcmp(names[i], text) == 0) {
-            *place_out = i;
-            return true;
-        }
-    }
-    return KV_API_REFUSE(error, field, "%s: must be one of %s", field, listed);
-}
-
 static const char *text_of(const kv_call_t *call, const char *field)
 {
     const char *text = kv_call_query(call, field);
@@ -175,7 +135,7 @@ static void serve_overview(kv_gateway_t *gateway, kv_exchange_t *exchange, const
     static const char *const SPANS[] = {"hour", "week", NULL};
     int span = KV_HISTORY_HOUR;
     kv_api_error_t error;
-    if (!take_choice(call, "span", SPANS, &span, &error)) {
+    if (!kv_query_choice(call, "span", SPANS, &span, &error)) {
         kv_gateway_reply_error(exchange, &ROUTES[OVERVIEW], NULL, &error);
         return;
     }
@@ -225,8 +185,8 @@ static void serve_requests(kv_gateway_t *gateway, kv_exchange_t *exchange, const
 {
     requests_t asked = {.gateway = gateway, .call = call, .limit = ROWS_DEFAULT};
     kv_api_error_t error;
-    if (!kv_page_take_number(call, "limit", 1, KV_PAGE_ROWS_MAX, &asked.limit, &error) ||
-        !kv_page_take_number(call, "after", 0, INT64_MAX, &asked.after, &error)) {
+    if (!kv_query_number(call, "limit", 1, KV_PAGE_ROWS_MAX, &asked.limit, &error) ||
+        !kv_query_number(call, "after", 0, INT64_MAX, &asked.after, &error)) {
         kv_gateway_reply_error(exchange, &ROUTES[REQUESTS], NULL, &error);
         return;
     }
@@ -243,9 +203,9 @@ static void serve_contexts(kv_gateway_t *gateway, kv_exchange_t *exchange, const
     uint64_t limit = ROWS_DEFAULT, offset = 0;
     int sort = KV_SORT_USED;
     kv_api_error_t error;
-    if (!kv_page_take_number(call, "limit", 1, KV_PAGE_ROWS_MAX, &limit, &error) ||
-        !kv_page_take_number(call, "offset", 0, OFFSET_MAX, &offset, &error) ||
-        !take_choice(call, "sort", SORTS, &sort, &error)) {
+    if (!kv_query_number(call, "limit", 1, KV_PAGE_ROWS_MAX, &limit, &error) ||
+        !kv_query_number(call, "offset", 0, OFFSET_MAX, &offset, &error) ||
+        !kv_query_choice(call, "sort", SORTS, &sort, &error)) {
         kv_gateway_reply_error(exchange, &ROUTES[CONTEXTS], NULL, &error);
         return;
     }

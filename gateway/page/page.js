@@ -469,7 +469,7 @@ function requestRow(request, longest) {
     drawRequests();
   });
   const who = [request.tenant, request.agent].filter(Boolean).join(" / ") || request.route;
-  return element("tr", {}, element("td", {}, button), element("td", {}, who),
+  return element("tr", {}, element("td", {}, button), element("td", { class: "who", title: who }, who),
     element("td", { class: "number", "data-label": "prompt" }, whole.format(prompt)),
     good ? element("td", { class: "number hit", "data-label": "hit" }, `${percent(hit, prompt)} %`)
       : element("td", { class: "number hit bad" }, `failed, ${request.code}`),
@@ -508,8 +508,8 @@ function drawContexts() {
     element("td", { class: "number", "data-label": "tokens" }, whole.format(context.tokens)),
     element("td", { class: "number", "data-label": "size" }, bytes(context.bytes)),
     element("td", {}, element("span", { class: `swatch ${TIERS.includes(context.tier) ? context.tier : ""}` }), context.tier),
-    element("td", { "data-label": "at" }, context.node || "–"),
-    element("td", { "data-label": "of" }, context.tenant || "–"),
+    element("td", { class: "who", "data-label": "at" }, context.node || "–"),
+    element("td", { class: "who", "data-label": "of" }, context.tenant || "–"),
     element("td", { "data-label": "kept" }, kept(context, now)),
     element("td", {}, element("code", {}, (context.key || "").slice(0, 12))))));
   const shown = data.length > 0 ? `${whole.format(offset + 1)} to ${whole.format(offset + data.length)} of ${whole.format(total)}` : "none";

@@ -23,13 +23,6 @@ typedef struct {
 /* NULL: none of that path. */
 const kv_asset_t *kv_asset_find(const char *path);
 
-/* ---- page.c ---- */
-
-/* The query's whole number, left alone where it is not given; false: it is none, or out of bounds.
- */
-bool kv_page_take_number(const kv_call_t *call, const char *field, uint64_t least, uint64_t most,
-    uint64_t *value_out, kv_api_error_t *error);
-
 /* ---- overview.c ---- */
 
 /* What became of prompt tokens: hit by tier, the gap by reason (those that are not 0), the rest. */
