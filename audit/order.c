@@ -179,6 +179,9 @@ static kv_reordering_t compare_json(scanner_t *was, scanner_t *is, uint32_t at)
         }
         was_sum += pair_sum(sum_of(one.value, SORT_LISTS), 3);
         is_sum += pair_sum(sum_of(other.value, SORT_LISTS), 3);
+        if (was_sum == is_sum && count == 1 && (one.from > at || other.from > at)) {
+            break; /* what differs stands before it */
+        }
         if (was_sum == is_sum) {
             bool named = is_named(one.value);
             kv_order_t many = named ? KV_ORDER_TOOLS : KV_ORDER_ITEMS;

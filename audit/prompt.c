@@ -65,28 +65,29 @@ static uint64_t mixed(uint64_t value)
 }
 
 /* Keeps the smallest, in order, each once. */
-static void sketch_take(kv_audit_prompt_t *prompt, uint64_t hash)
+static void sketch_take(kv_audit_sketch_t *sketch, uint64_t hash)
 {
-    uint32_t count = prompt->sketch_count, at = count;
-    while (at > 0 && prompt->sketch[at - 1] >= hash) {
+    uint32_t count = sketch->count, at = count;
+    while (at > 0 && sketch->hashes[at - 1] >= hash) {
         at--;
     }
-    if (at == KV_AUDIT_SKETCH || (at < count && prompt->sketch[at] == hash)) {
+    if (at == KV_AUDIT_SKETCH || (at < count && sketch->hashes[at] == hash)) {
         return;
     }
     uint32_t kept = count < KV_AUDIT_SKETCH ? count : KV_AUDIT_SKETCH - 1;
-    memmove(&prompt->sketch[at + 1], &prompt->sketch[at], (kept - at) * sizeof hash);
-    prompt->sketch[at] = hash;
-    prompt->sketch_count = kept + 1;
+    memmove(&sketch->hashes[at + 1], &sketch->hashes[at], (kept - at) * sizeof hash);
+    sketch->hashes[at] = hash;
+    sketch->count = kept + 1;
 }
 
 void kv_audit_prompt_finish(kv_audit_prompt_t *prompt)
 {
     uint64_t hash = 0, leaving = 1;
+    uint32_t head = kv_audit_head_bytes(prompt);
     for (int i = 0; i < PIECE_BYTES; i++) {
         leaving *= MULTIPLIER;
     }
-    prompt->sketch_count = 0;
+    prompt->whole.count = prompt->head.count = 0;
     for (uint32_t i = 0; i < prompt->bytes; i++) {
         hash = hash * MULTIPLIER + (uint8_t)prompt->text[i] + 1;
         if (i >= PIECE_BYTES) {
@@ -94,27 +95,37 @@ void kv_audit_prompt_finish(kv_audit_prompt_t *prompt)
         }
         uint64_t sample = i + 1 >= PIECE_BYTES ? mixed(hash) : 1;
         if ((sample & SAMPLE_MASK) == 0) {
-            sketch_take(prompt, sample);
+            sketch_take(&prompt->whole, sample);
+            if (i < head) {
+                sketch_take(&prompt->head, sample);
+            }
         }
     }
 }
 
-double kv_audit_likeness(const kv_audit_prompt_t *one, const kv_audit_prompt_t *other)
+static double likeness_of(const kv_audit_sketch_t *one, const kv_audit_sketch_t *other)
 {
     uint32_t shared = 0, i = 0, k = 0;
-    while (i < one->sketch_count && k < other->sketch_count) {
-        if (one->sketch[i] == other->sketch[k]) {
+    while (i < one->count && k < other->count) {
+        if (one->hashes[i] == other->hashes[k]) {
             shared++;
             i++;
             k++;
-        } else if (one->sketch[i] < other->sketch[k]) {
+        } else if (one->hashes[i] < other->hashes[k]) {
             i++;
         } else {
             k++;
         }
     }
-    uint32_t looked = i > k ? i : k;
+    uint32_t looked = i + k - shared;
     return looked == 0 ? 0.0 : (double)shared / looked;
+}
+
+double kv_audit_likeness(const kv_audit_prompt_t *one, const kv_audit_prompt_t *other)
+{
+    double whole = likeness_of(&one->whole, &other->whole);
+    double head = likeness_of(&one->head, &other->head);
+    return whole > head ? whole : head;
 }
 
 void kv_audit_prompt_clear(kv_audit_prompt_t *prompt)

@@ -22,6 +22,13 @@ typedef struct {
     kv_audit_role_t role;
 } kv_audit_part_t;
 
+/* The smallest hashes of short pieces of a text: texts that say the same have many of them in
+ * common, wherever it stands. */
+typedef struct {
+    uint64_t hashes[KV_AUDIT_SKETCH];
+    uint32_t count;
+} kv_audit_sketch_t;
+
 typedef struct {
     char *text; /* not terminated */
     uint32_t *token_ends;
@@ -29,10 +36,7 @@ typedef struct {
     uint32_t bytes, token_count, part_count;
     uint32_t text_capacity, token_capacity, part_capacity;
     bool full;
-    /* The smallest hashes of short pieces of the text: prompts that say the same have many of them
-     * in common, wherever it stands. */
-    uint64_t sketch[KV_AUDIT_SKETCH];
-    uint32_t sketch_count;
+    kv_audit_sketch_t whole, head;
 } kv_audit_prompt_t;
 
 /* What is added from here on is a part of its own. */
@@ -42,11 +46,11 @@ void kv_audit_prompt_add(kv_audit_prompt_t *prompt, const char *text, size_t byt
 /* The same, and a token ends there. A prompt is added token by token or not at all so. */
 void kv_audit_prompt_token(kv_audit_prompt_t *prompt, const char *text, size_t bytes);
 
-/* All was added: makes the sketch. */
+/* All was added: makes the sketches. */
 void kv_audit_prompt_finish(kv_audit_prompt_t *prompt);
 void kv_audit_prompt_clear(kv_audit_prompt_t *prompt);
 
-/* How much of one's sketch the other has: 0 to 1. */
+/* How much of one's sketch the other has, 0 to 1: of their heads or of all, whichever is more. */
 double kv_audit_likeness(const kv_audit_prompt_t *one, const kv_audit_prompt_t *other);
 
 /* Leading bytes that both have. */
