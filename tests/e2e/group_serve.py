@@ -2,11 +2,14 @@
 import json
 import os
 import random
+import signal
+import ssl
 import subprocess
 import tempfile
 import threading
 import xml.dom.minidom
 
+from group_tenants import make_certificate
 from vllm_server import BLOCK_TOKENS, Cache, Handler, NAME, Server
 
 
@@ -208,7 +211,7 @@ def test_sweep_finds_its_share(bench):
 
 
 def test_failures_are_counted_and_end_their_session(bench):
-    with Serving(fails=(3,), breaks=(5,)) as server:
+    with Serving(fails=(2,), breaks=(4,)) as server:
         phase, = bench.run(server, *AGENTS, "--concurrency", "1")["phases"]
     requests = phase["requests"]
     assert requests["failed"] == 2 and requests["not_sent"] > 0, requests
@@ -240,6 +243,36 @@ def test_key(bench):
         assert "secret" not in json.dumps(run)
         said = bench.run(server, "sweep", "--key", "wrong", code=1)
         assert "401" in said and "--key" in said, said
+
+
+def test_an_https_endpoint(bench):
+    certificate, key = make_certificate(bench.folder.name, "serve")
+    with Serving() as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.url = server.url.replace("http:", "https:")
+        run = bench.run(server, *AGENTS, "--concurrency", "1", "--ca", certificate)
+        assert run["phases"][0]["requests"]["failed"] == 0, run["phases"][0]["failures"]
+        said = bench.run(server, *AGENTS, code=1)
+        assert "certificate" in said, said
+
+
+def test_an_interrupted_run_says_what_it_has(bench):
+    with Serving(hold=99) as server:
+        process = subprocess.Popen(
+            [bench.binary, "bench", "serve", *AGENTS, "--concurrency", "4", "--endpoint",
+             server.url, "--json", "-"], stdout=subprocess.PIPE, text=True)
+        with server.lock:
+            assert server.arrived.wait_for(lambda: len(server.bodies) == 5, 60), server.bodies
+        process.send_signal(signal.SIGINT)
+        phase, = json.loads(process.communicate(timeout=60)[0])["phases"]
+        with server.lock:
+            server.hold = 0
+            server.arrived.notify_all()
+    assert process.returncode == 0 and phase["interrupted"] is True, phase
+    assert phase["requests"]["done"] == phase["requests"]["sent"] == 0, phase["requests"]
+    assert phase["hit_rate"] is None, phase["hit_rate"]
 
 
 def test_trace(bench):
