@@ -146,6 +146,24 @@ class Cluster:
             "temperature": 0, "stream": True, "stream_options": {"include_usage": True}, **fields})
 
 
+class NoCluster:
+    """For groups that need the command alone: a folder of their own, and no nodes."""
+
+    def __init__(self, binaries, name):
+        self.binary = os.path.join(binaries, "kvist")
+        self.endpoint = "none"
+        self.folder = tempfile.TemporaryDirectory(prefix=f"kvist-e2e-{name}-")
+
+    def nodes(self):
+        return {}
+
+    def alive(self):
+        return {}
+
+    def close(self, keep):
+        self.folder.cleanup()
+
+
 class Stream:
     """A streamed answer, read piece by piece."""
 

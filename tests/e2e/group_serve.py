@@ -5,10 +5,10 @@ import random
 import signal
 import ssl
 import subprocess
-import tempfile
 import threading
 import xml.dom.minidom
 
+from cluster import NoCluster
 from group_tenants import make_certificate
 from vllm_server import BLOCK_TOKENS, Cache, Handler, NAME, Server
 
@@ -88,22 +88,8 @@ class Played(Handler):
         self.wfile.write(b"0\r\n\r\n")
 
 
-class Bench:
-    """No cluster: played servers, and the command."""
-
-    def __init__(self, binaries):
-        self.binary = os.path.join(binaries, "kvist")
-        self.endpoint = "none"
-        self.folder = tempfile.TemporaryDirectory(prefix="kvist-e2e-serve-")
-
-    def nodes(self):
-        return {}
-
-    def alive(self):
-        return {}
-
-    def close(self, keep):
-        self.folder.cleanup()
+class Bench(NoCluster):
+    """Played servers, and the command."""
 
     def path(self, name):
         return os.path.join(self.folder.name, name)
@@ -148,7 +134,7 @@ AGENTS = ("agents", "--sessions", "6", "--turns", "4", "--kinds", "2", "--prompt
 
 
 def make_cluster(binaries):
-    return Bench(binaries)
+    return Bench(binaries, "serve")
 
 
 def test_agents_extend_what_was_said(bench):
@@ -217,6 +203,9 @@ def test_failures_are_counted_and_end_their_session(bench):
     assert requests["failed"] == 2 and requests["not_sent"] > 0, requests
     texts = {failure["text"]: failure["count"] for failure in phase["failures"]}
     assert texts.get("HTTP 500: played failure") == 1 and len(texts) == 2, texts
+    with Serving(fails=range(2, 99)) as server:
+        said = bench.run(server, *AGENTS, "--concurrency", "1", code=1)
+    assert "not one request was answered" in said, said
 
 
 def test_other_ways_of_asking(bench):
@@ -329,7 +318,9 @@ def test_refused(bench):
                     ("agents", "--rate", "x"), ("agents", "--concurrency", "1.5"),
                     ("agents", "--slo", "ttft=2"), ("agents", "--slo", "first=2s"), ("trace",),
                     ("agents", "--shared", "50"), ("sweep", "--shared", "101"),
-                    ("agents", "--trace", "x"), ("agents", "--key", "a\nb")):
+                    ("agents", "--trace", "x"), ("agents", "--key", "a\nb"),
+                    ("agents", "--prompts", "words"),
+                    ("trace", "--trace", "x", "--stretch", "1,2")):
         done = bench.command("serve", *options)
         assert done.returncode == 2 and done.stderr, f"{options}: {done.returncode} {done.stderr}"
     with Serving() as server:
@@ -338,7 +329,7 @@ def test_refused(bench):
         said = bench.run(server, "sweep", "--model", "another", "--prompt-tokens", "16",
                          "--requests", "1", "--shared", "0")
         assert said["model"] == "another" != NAME
-        said = bench.run(server, "sweep", "--fields", "[]", code=1)
+        said = bench.run(server, "sweep", "--fields", "[]", code=2)
         assert "--fields" in said, said
         url = server.url
     done = bench.command("serve", "sweep", "--endpoint", url)

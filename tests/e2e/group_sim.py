@@ -3,28 +3,16 @@ import json
 import os
 import random
 import subprocess
-import tempfile
 import xml.dom.minidom
 
+from cluster import NoCluster
 
-class Program:
-    """No cluster: sim needs none."""
 
+class Program(NoCluster):
     def __init__(self, binaries):
-        self.binary = os.path.join(binaries, "kvist")
-        self.endpoint = "none"
-        self.folder = tempfile.TemporaryDirectory(prefix="kvist-e2e-sim-")
+        super().__init__(binaries, "sim")
         self.trace = os.path.join(self.folder.name, "trace.jsonl")
         self.write_trace()
-
-    def nodes(self):
-        return {}
-
-    def alive(self):
-        return {}
-
-    def close(self, keep):
-        self.folder.cleanup()
 
     def write_trace(self):
         """Conversations that grow by a block or two each time they come back."""

@@ -4,13 +4,8 @@
 #include "base/memory.h"
 #include "tools/kvist/arguments.h"
 #include "tools/kvist/bench/bench.h"
-#include "tools/kvist/bench/machine.h"
-#include "tools/kvist/bench/serve/asked.h"
-#include "tools/kvist/bench/serve/drive.h"
-#include "tools/kvist/bench/serve/outcome.h"
-#include "tools/kvist/bench/serve/parts.h"
+#include "tools/kvist/bench/serve/phases.h"
 #include "tools/kvist/bench/serve/report.h"
-#include "tools/kvist/bench/serve/workloads.h"
 #include "tools/kvist/cluster.h"
 #include "tools/kvist/command.h"
 
@@ -19,17 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
-#include <unistd.h>
-#include <uv.h>
-
-enum {
-    LIST_MAX = 16,
-    CONTEXT_TOKENS_DEFAULT = 8192,
-    TERMINAL_PROGRESS_MS = 1000,
-    FILE_PROGRESS_MS = 5000,
-    FORM_VERSION = 1,
-};
 
 static const char KEY_VARIABLE[] = "KVIST_API_KEY";
 
@@ -43,29 +27,17 @@ typedef struct {
 } options_t;
 
 typedef struct {
-    double values[LIST_MAX];
-    size_t count;
-} list_t;
-
-typedef struct {
     const options_t *options;
-    kv_workload_t workload; /* of every phase, but for seed and share */
     kv_trace_t trace;
-    list_t concurrency, rates, shares;
-    double stretch;
-    kv_slo_t slo;
-    kv_asked_t asked;
-    json_t *run;
-    char label[96]; /* of the phase */
-    bool interrupted;
-    bool adds_up; /* the gateway's parts, of all phases */
+    char *url, *fields;
+    kv_serve_settings_t settings;
 } bench_t;
 
 /* ---- options ---- */
 
 /* "1,4,16": numbers in [least, most], as many as a list may have. */
 static kv_status_t parse_list(const char *name, const char *text, double least, double most,
-    bool whole, list_t *list, kv_error_t *error)
+    bool whole, kv_serve_numbers_t *list, kv_error_t *error)
 {
     list->count = 0;
     for (const char *at = text; at != NULL && *at != '\0';) {
@@ -73,10 +45,10 @@ static kv_status_t parse_list(const char *name, const char *text, double least, 
         double value = strtod(at, &end);
         bool good = end != at && (*end == ',' || *end == '\0') && value >= least && value <= most &&
                     (!whole || value == floor(value));
-        if (!good || list->count == LIST_MAX) {
+        if (!good || list->count == KV_SERVE_NUMBERS_MAX) {
             return kv_fail(error, KV_INVALID,
                 "%s '%.80s': it must be up to %d%s numbers from %g to %g with commas between them",
-                name, text, LIST_MAX, whole ? " whole" : "", least, most);
+                name, text, KV_SERVE_NUMBERS_MAX, whole ? " whole" : "", least, most);
         }
         list->values[list->count++] = value;
         at = *end == ',' ? end + 1 : end;
@@ -127,9 +99,9 @@ static void take_sizes(const options_t *options, kv_workload_t *workload)
 /* What belongs together, and what excludes each other. */
 static kv_status_t check(const bench_t *bench, kv_error_t *error)
 {
-    kv_workload_kind_t kind = bench->workload.kind;
+    kv_workload_kind_t kind = bench->settings.workload.kind;
     const options_t *options = bench->options;
-    if (bench->rates.count > 0 && bench->concurrency.count > 0) {
+    if (bench->settings.rates.count > 0 && bench->settings.concurrency.count > 0) {
         return kv_fail(error, KV_INVALID,
             "--rate (an open loop) and --concurrency (a closed one) exclude each other");
     }
@@ -154,41 +126,27 @@ static kv_status_t parse_ways(bench_t *bench, kv_error_t *error)
     const options_t *options = bench->options;
     kv_status_t status =
         parse_list("--concurrency", options->concurrency != NULL ? options->concurrency : "", 1,
-            65536, true, &bench->concurrency, error);
+            65536, true, &bench->settings.concurrency, error);
     if (status == KV_OK) {
         status = parse_list("--rate", options->rate != NULL ? options->rate : "", 0.001, 1e6, false,
-            &bench->rates, error);
+            &bench->settings.rates, error);
     }
     if (status == KV_OK) {
         status =
             parse_list("--shared", options->shared != NULL ? options->shared : "0,25,50,75,100", 0,
-                100, true, &bench->shares, error);
+                100, true, &bench->settings.shares, error);
     }
-    list_t stretch = {.values = {1}};
+    kv_serve_numbers_t stretch = {.values = {1}};
     if (status == KV_OK) {
         status = parse_list("--stretch", options->stretch != NULL ? options->stretch : "1", 0.0001,
             10000, false, &stretch, error);
-        bench->stretch = stretch.values[0];
+        bench->settings.stretch = stretch.values[0];
+    }
+    if (status == KV_OK && stretch.count != 1) {
+        status = kv_fail(error, KV_INVALID, "--stretch must be one number");
     }
     if (status == KV_OK && options->slo != NULL) {
-        status = kv_slo_parse(options->slo, &bench->slo, error);
-    }
-    return status;
-}
-
-static kv_status_t parse(bench_t *bench, kv_error_t *error)
-{
-    kv_status_t status = parse_workload(bench->options, &bench->workload, error);
-    if (status == KV_OK) {
-        take_sizes(bench->options, &bench->workload);
-        status = parse_ways(bench, error);
-    }
-    if (status == KV_OK) {
-        status = check(bench, error);
-    }
-    if (status == KV_OK && bench->rates.count + bench->concurrency.count == 0 &&
-        bench->workload.kind != KV_WORKLOAD_TRACE) { /* a trace has times of its own */
-        bench->concurrency = (list_t){.values = {8}, .count = 1};
+        status = kv_slo_parse(options->slo, &bench->settings.slo, error);
     }
     return status;
 }
@@ -220,210 +178,45 @@ static kv_status_t parse_prompts(const char *text, kv_prompts_t *prompts_out, kv
                : kv_fail(error, KV_INVALID, "--prompts must be ids, text or chat");
 }
 
-/* ---- the run's facts ---- */
-
-static json_t *pack_machine(void)
-{
-    char *text = NULL;
-    size_t bytes;
-    FILE *file = open_memstream(&text, &bytes);
-    kv_machine_print(file, NULL);
-    fclose(file);
-    json_t *lines = json_array();
-    for (char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
-        *end = '\0';
-        json_array_append_new(lines, json_string(line[0] == '#' ? line + 2 : line));
-    }
-    free(text);
-    return lines;
-}
-
-static json_t *pack_workload(const kv_workload_t *workload, const options_t *options)
-{
-    json_t *packed = json_pack("{s:s, s:I, s:I}", "kind", KV_WORKLOAD_NAMES[workload->kind],
-        "context_tokens", (json_int_t)workload->context_tokens, "seed", (json_int_t)workload->seed);
-    const struct {
-        const char *name;
-        uint32_t value;
-        unsigned kinds; /* that have it */
-    } rows[] = {
-        {"prompt_tokens", workload->prompt_tokens, 0x0f},
-        {"answer_tokens", workload->answer_tokens, 0x0f},
-        {"turn_tokens", workload->turn_tokens, 0x0d},
-        {"sessions", workload->sessions, 0x0d},
-        {"requests", workload->requests, 0x12},
-        {"kinds", workload->kinds, 0x01},
-        {"turns", workload->turns, 0x01},
-        {"pause_ms", (uint32_t)workload->pause_ms, 0x01},
-        {"branches", workload->branches, 0x04},
-        {"depth", workload->depth, 0x04},
-        {"beam", workload->beam, 0x04},
-        {"questions", workload->questions, 0x08},
-        {"scale_percent", workload->scale_percent, 0x10},
-    };
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        if ((rows[i].kinds >> workload->kind & 1) != 0) {
-            json_object_set_new(packed, rows[i].name, json_integer(rows[i].value));
-        }
-    }
-    if (options->trace != NULL) {
-        json_object_set_new(packed, "trace", json_string(options->trace));
-    }
-    return packed;
-}
-
-static json_t *pack_run(const bench_t *bench)
+/* What needs no parsing of its own. */
+static void take_plain(bench_t *bench)
 {
     const options_t *options = bench->options;
-    json_t *slo = json_object();
-    const struct {
-        const char *name;
-        double value;
-    } targets[] = {{"ttft_ms", bench->slo.ttft_ms}, {"tpot_ms", bench->slo.tpot_ms},
-        {"e2e_ms", bench->slo.e2e_ms}};
-    for (size_t i = 0; i < sizeof targets / sizeof *targets; i++) {
-        if (targets[i].value > 0) {
-            json_object_set_new(slo, targets[i].name, json_real(targets[i].value));
-        }
+    kv_serve_settings_t *settings = &bench->settings;
+    settings->name =
+        options->name != NULL ? options->name : KV_WORKLOAD_NAMES[settings->workload.kind];
+    settings->trace_path = options->trace;
+    settings->duration_ms = options->duration_s * 1000;
+    settings->block_tokens = (uint32_t)options->block_tokens;
+    settings->workload.seed = options->seed;
+    settings->workload.context_tokens = (uint32_t)options->context_tokens;
+    settings->asked = (kv_asked_params_t){.key = options->key,
+        .ca_file = options->ca_file,
+        .model = options->model,
+        .limit_ms = options->limit_s * 1000};
+}
+
+static kv_status_t parse(bench_t *bench, kv_error_t *error)
+{
+    kv_status_t status = parse_workload(bench->options, &bench->settings.workload, error);
+    if (status == KV_OK) {
+        take_sizes(bench->options, &bench->settings.workload);
+        take_plain(bench);
+        status = parse_ways(bench, error);
     }
-    json_t *run = json_pack("{s:s, s:i, s:s, s:I, s:o, s:s, s:s, s:s, s:I, s:o, s:o, s:o}", "bench",
-        "serve", "version", FORM_VERSION, "name",
-        options->name != NULL ? options->name : KV_WORKLOAD_NAMES[bench->workload.kind],
-        "unix_time", (json_int_t)time(NULL), "machine", pack_machine(), "endpoint",
-        bench->asked.params.url, "model", bench->asked.model, "prompts",
-        KV_PROMPTS_NAMES[bench->asked.prompts], "block_tokens", (json_int_t)options->block_tokens,
-        "workload", pack_workload(&bench->workload, options), "slo", slo, "phases", json_array());
-    return run;
-}
-
-/* ---- phases ---- */
-
-typedef struct {
-    double shared_percent;    /* negative: no sweep */
-    double concurrency, rate; /* 0: not this */
-} phase_t;
-
-static void name_phase(bench_t *bench, const phase_t *phase)
-{
-    char shared[32] = "", load[48] = "at its own times";
-    if (phase->shared_percent >= 0) {
-        snprintf(shared, sizeof shared, "%g %% shared, ", phase->shared_percent);
+    if (status == KV_OK) {
+        status = check(bench, error);
     }
-    if (phase->concurrency > 0) {
-        snprintf(load, sizeof load, "%g at once", phase->concurrency);
-    } else if (phase->rate > 0) {
-        snprintf(load, sizeof load, "%g/s", phase->rate);
+    if (status == KV_OK) {
+        status = parse_fields(bench->options->fields, &bench->fields, error);
+        bench->settings.asked.fields = bench->fields;
     }
-    snprintf(bench->label, sizeof bench->label, "%s%s", shared, load);
-}
-
-static void show_progress(void *context, const kv_drive_progress_t *progress)
-{
-    bench_t *bench = context;
-    kv_serve_say_progress(stderr, bench->label, progress);
-}
-
-static json_t *number_or_null(double value, bool there)
-{
-    return there ? json_real(value) : json_null();
-}
-
-/* All that was answered, what warmed included. */
-static uint64_t prompt_tokens_of(const kv_script_t *script, const kv_drive_result_t *result)
-{
-    uint64_t tokens = 0;
-    for (uint32_t i = 0; i < script->request_count; i++) {
-        const kv_sent_record_t *record = &result->records[i];
-        tokens += record->state == KV_SENT_DONE ? record->prompt_tokens : 0;
+    if (status == KV_OK) {
+        status = parse_prompts(bench->options->prompts, &bench->settings.asked.prompts, error);
     }
-    return tokens;
-}
-
-/* before: NULL where the endpoint is no Kvist gateway, or its figures cannot be read. */
-static json_t *read_parts(bench_t *bench, const json_t *before, uint64_t prompt_tokens)
-{
-    json_t *parts;
-    if (before == NULL ||
-        kv_parts_since(&bench->asked, before, prompt_tokens, &parts, NULL) != KV_OK) {
-        return json_null();
-    }
-    bench->adds_up &= json_is_true(json_object_get(parts, "adds_up"));
-    return parts;
-}
-
-static void add_phase(bench_t *bench, const phase_t *phase, const kv_script_t *script,
-    kv_drive_result_t *result, const json_t *before)
-{
-    json_t *packed = json_pack("{s:s, s:o, s:o, s:o}", "label", bench->label, "shared_percent",
-        number_or_null(phase->shared_percent, phase->shared_percent >= 0), "concurrency",
-        number_or_null(phase->concurrency, phase->concurrency > 0), "rate",
-        number_or_null(phase->rate, phase->rate > 0));
-    json_t *outcome = kv_outcome_pack(script, result, &bench->slo);
-    json_object_update(packed, outcome);
-    json_decref(outcome);
-    json_object_set_new(
-        packed, "answers", json_string(result->has_answer_ids ? "as they came" : "stood in for"));
-    json_object_set_new(
-        packed, "gateway", read_parts(bench, before, prompt_tokens_of(script, result)));
-    json_array_append_new(json_object_get(bench->run, "phases"), packed);
-}
-
-/* Each phase asks what none before it has asked. */
-static kv_status_t run_phase(
-    bench_t *bench, const phase_t *phase, uint64_t number, kv_error_t *error)
-{
-    kv_workload_t workload = bench->workload;
-    kv_script_t script;
-    kv_drive_result_t result;
-    workload.seed = kv_seed_mix(bench->options->seed, number, 0);
-    workload.shared_percent = phase->shared_percent >= 0 ? (uint32_t)phase->shared_percent : 0;
-    kv_status_t status = kv_workload_make(&workload, &script, error);
-    if (status != KV_OK) {
-        return status;
-    }
-    name_phase(bench, phase);
-    kv_known_t *known = kv_known_create((uint32_t)bench->options->block_tokens);
-    const kv_drive_params_t params = {.asked = &bench->asked,
-        .script = &script,
-        .known = known,
-        .seed = workload.seed,
-        .concurrency = (uint32_t)phase->concurrency,
-        .rate = phase->rate,
-        .stretch = bench->stretch,
-        .duration_ms = bench->options->duration_s * 1000,
-        .progress_ms = isatty(STDERR_FILENO) ? TERMINAL_PROGRESS_MS : FILE_PROGRESS_MS,
-        .progress = show_progress,
-        .context = bench};
-    json_t *before = NULL;
-    if (kv_parts_read(&bench->asked, &before, NULL) != KV_OK) {
-        before = NULL;
-    }
-    kv_drive(&params, &result);
-    kv_serve_end_progress(stderr);
-    add_phase(bench, phase, &script, &result, before);
-    json_decref(before);
-    bench->interrupted = result.interrupted;
-    kv_drive_result_release(&result);
-    kv_known_destroy(known);
-    kv_script_release(&script);
-    return KV_OK;
-}
-
-/* Every load with every share. */
-static kv_status_t run_phases(bench_t *bench, kv_error_t *error)
-{
-    bool open = bench->rates.count > 0, sweep = bench->workload.kind == KV_WORKLOAD_SWEEP;
-    const list_t *loads = open ? &bench->rates : &bench->concurrency;
-    size_t load_count = loads->count > 0 ? loads->count : 1;
-    size_t share_count = sweep ? bench->shares.count : 1;
-    kv_status_t status = KV_OK;
-    for (size_t i = 0; i < load_count * share_count && status == KV_OK && !bench->interrupted;
-         i++) {
-        double load = loads->count > 0 ? loads->values[i / share_count] : 0;
-        const phase_t phase = {.shared_percent = sweep ? bench->shares.values[i % share_count] : -1,
-            .concurrency = open ? 0 : load,
-            .rate = open ? load : 0};
-        status = run_phase(bench, &phase, i, error);
+    if (status == KV_OK && bench->settings.rates.count + bench->settings.concurrency.count == 0 &&
+        bench->settings.workload.kind != KV_WORKLOAD_TRACE) { /* a trace has times of its own */
+        bench->settings.concurrency = (kv_serve_numbers_t){.values = {8}, .count = 1};
     }
     return status;
 }
@@ -444,68 +237,42 @@ static kv_status_t write_json(const json_t *run, const char *path, kv_error_t *e
     return failed ? kv_fail(error, KV_IO, "%s cannot be written", path) : KV_OK;
 }
 
-static kv_status_t deliver(bench_t *bench, kv_error_t *error)
+static kv_status_t deliver(const options_t *options, const json_t *run, kv_error_t *error)
 {
-    const options_t *options = bench->options;
     kv_status_t status = KV_OK;
     if (options->json == NULL || strcmp(options->json, "-") != 0) {
-        kv_serve_print_table(stdout, bench->run);
+        kv_serve_print_table(stdout, run);
     }
     if (options->json != NULL) {
-        status = write_json(bench->run, options->json, error);
+        status = write_json(run, options->json, error);
     }
     if (status == KV_OK && (options->html != NULL || options->figures != NULL)) {
-        json_t *runs = json_pack("[O]", bench->run);
+        json_t *runs = json_pack("[O]", run);
         status = kv_serve_write_report(runs, options->html, options->figures, error);
         json_decref(runs);
     }
     return status;
 }
 
-static kv_status_t run_against(bench_t *bench, const char *url, kv_error_t *error)
+/* What makes a run one that says nothing, or that cannot be. */
+static kv_status_t judge(const json_t *run, kv_error_t *error)
 {
-    const options_t *options = bench->options;
-    kv_asked_params_t params = {.url = url,
-        .key = options->key,
-        .ca_file = options->ca_file,
-        .model = options->model,
-        .limit_ms = options->limit_s * 1000};
-    uv_loop_t loop;
-    char *fields = NULL;
-    kv_status_t status = parse_fields(options->fields, &fields, error);
-    if (status == KV_OK) {
-        status = parse_prompts(options->prompts, &params.prompts, error);
-    }
-    if (status != KV_OK) {
-        free(fields);
-        return status;
-    }
-    params.fields = fields;
-    uv_loop_init(&loop);
-    status = kv_asked_open(&params, &loop, &bench->asked, error);
-    if (status == KV_OK) {
-        uint32_t told = bench->asked.context_tokens;
-        bench->workload.context_tokens = options->context_tokens > 0
-                                             ? (uint32_t)options->context_tokens
-                                         : told > 0 ? told
-                                                    : CONTEXT_TOKENS_DEFAULT;
-        bench->workload.seed = options->seed;
-        bench->run = pack_run(bench);
-        status = run_phases(bench, error);
-        if (status == KV_OK) {
-            status = deliver(bench, error);
-        }
-        if (status == KV_OK && !bench->adds_up) {
-            status = kv_fail(error, KV_FATAL,
+    size_t at;
+    json_t *phase;
+    json_array_foreach(json_object_get(run, "phases"), at, phase)
+    {
+        const json_t *requests = json_object_get(phase, "requests");
+        if (json_is_false(json_object_get(json_object_get(phase, "gateway"), "adds_up"))) {
+            return kv_fail(error, KV_FATAL,
                 "the gateway's hit, gap and unseen tokens do not add up to its prompt tokens");
         }
-        json_decref(bench->run);
-        kv_asked_close(&bench->asked);
+        if (json_integer_value(json_object_get(requests, "done")) == 0 &&
+            json_integer_value(json_object_get(requests, "failed")) > 0) {
+            return kv_fail(error, KV_FATAL, "%s: not one request was answered",
+                json_string_value(json_object_get(phase, "label")));
+        }
     }
-    uv_run(&loop, UV_RUN_DEFAULT);
-    uv_loop_close(&loop);
-    free(fields);
-    return status;
+    return KV_OK;
 }
 
 /* As many connections as the system lets one process have. */
@@ -540,29 +307,46 @@ static kv_status_t find_url(const options_t *options, char **url_out, kv_error_t
     return status;
 }
 
-static int run(const options_t *options)
+static kv_status_t run(bench_t *bench, kv_error_t *error)
 {
-    bench_t bench = {.options = options, .adds_up = true};
+    kv_serve_settings_t *settings = &bench->settings;
+    const char *trace = bench->options->trace;
+    kv_status_t status = trace != NULL ? kv_trace_read(trace, &bench->trace, error) : KV_OK;
+    settings->workload.trace = &bench->trace;
+    if (status == KV_OK) {
+        status = find_url(bench->options, &bench->url, error);
+        settings->asked.url = bench->url;
+    }
+    if (status != KV_OK) {
+        return status;
+    }
+    json_t *packed;
+    raise_descriptors();
+    status = kv_serve_run(settings, &packed, error);
+    if (status == KV_OK) {
+        status = deliver(bench->options, packed, error);
+        if (status == KV_OK) {
+            status = judge(packed, error);
+        }
+        json_decref(packed);
+    }
+    return status;
+}
+
+static int parse_and_run(const options_t *options)
+{
+    bench_t bench = {.options = options};
     kv_error_t error;
+    int code = KV_EXIT_DONE;
     if (parse(&bench, &error) != KV_OK) {
-        return kv_command_misuse("bench", error.text, "kvist bench serve --help");
+        code = kv_command_misuse("bench", error.text, "kvist bench serve --help");
+    } else if (run(&bench, &error) != KV_OK) {
+        code = kv_command_fail("bench", error.text, NULL);
     }
-    kv_status_t status = KV_OK;
-    char *url = NULL;
-    if (options->trace != NULL) {
-        status = kv_trace_read(options->trace, &bench.trace, &error);
-        bench.workload.trace = &bench.trace;
-    }
-    if (status == KV_OK) {
-        status = find_url(options, &url, &error);
-    }
-    if (status == KV_OK) {
-        raise_descriptors();
-        status = run_against(&bench, url, &error);
-    }
-    free(url);
+    free(bench.url);
+    free(bench.fields);
     kv_trace_release(&bench.trace);
-    return status == KV_OK ? KV_EXIT_DONE : kv_command_fail("bench", error.text, NULL);
+    return code;
 }
 
 /* Of the time, so that another run finds nothing of this one; JSON's integers hold it exactly. */
@@ -690,5 +474,5 @@ int kv_bench_serve(int argc, char **argv)
     if (!kv_arguments_parse(&arguments, argc, argv, &code)) {
         return code;
     }
-    return run(&options);
+    return parse_and_run(&options);
 }
