@@ -11,6 +11,14 @@ ANSWER_LIMIT_S = e2e.ANSWER_LIMIT_S
 # Of the model's tokens; a prompt of fewer is stored nowhere.
 BLOCK_TOKENS = 16
 
+# After so many questions that were answered by a call the small model answers the next one so too:
+# each token of that call is e times as likely as any other, or much more.
+CITIES = ("Oslo", "Rome", "Lima", "Bern", "Kyiv")
+QUESTION, WEATHER, ASKED_CITY = "Weather in {}?", "Rain.", "Paris"
+FORECAST, FORECAST_TEXT = "forecast", "Weather of a city."
+FORECAST_TAKES = {"type": "object", "properties": {"city": {"type": "string"}},
+                  "required": ["city"]}
+
 endpoint = None
 model = None
 _seeds = itertools.count(9000)

@@ -146,6 +146,35 @@ class Messages(unittest.TestCase):
         self.assertGreater(prompt_tokens(answer.usage), 100)
         self.assertTrue(answer.content)
 
+    def test_a_call_whole_and_streamed(self):
+        messages = []
+        for number, city in enumerate(service.CITIES):
+            messages += [
+                {"role": "user", "content": service.QUESTION.format(city)},
+                {"role": "assistant", "content": [
+                    {"type": "tool_use", "id": f"toolu_{number}", "name": service.FORECAST,
+                     "input": {"city": city}}]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": f"toolu_{number}",
+                     "content": service.WEATHER}]}]
+        # The result and the next question are two messages of one turn.
+        messages.append({"role": "user", "content": service.QUESTION.format(service.ASKED_CITY)})
+        fields = {"model": service.model, "max_tokens": 48, "messages": messages,
+                  "extra_body": {"temperature": 0},
+                  "tools": [{"name": service.FORECAST, "description": service.FORECAST_TEXT,
+                             "input_schema": service.FORECAST_TAKES}]}
+        with client() as api:
+            whole = api.messages.create(**fields)
+            with api.messages.stream(**fields) as stream:
+                final = stream.get_final_message()
+            with self.assertRaises(anthropic.BadRequestError) as caught:
+                api.messages.create(**fields, tool_choice={"type": "any"})
+        for answer in (whole, final):
+            self.assertEqual(answer.stop_reason, "tool_use")
+            self.assertEqual([(block.type, block.name, block.input) for block in answer.content],
+                             [("tool_use", service.FORECAST, {"city": service.ASKED_CITY})])
+        self.assertIn("tool_choice.type", caught.exception.body["error"]["message"])
+
     def test_an_answer_that_was_begun_goes_on(self):
         fields = asked(service.prompt())
         begun = [*fields["messages"], {"role": "assistant", "content": "It is about (a)"}]

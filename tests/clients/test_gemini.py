@@ -113,6 +113,30 @@ class Generate(unittest.TestCase):
         counts = [answer.usage_metadata.prompt_token_count for answer in (without, first, after)]
         self.assertEqual(counts, sorted(set(counts)))
 
+    def test_a_call_whole_and_streamed(self):
+        said = []
+        for city in service.CITIES:
+            said += [types.UserContent(service.QUESTION.format(city)),
+                     types.ModelContent(types.Part.from_function_call(
+                         name=service.FORECAST, args={"city": city})),
+                     types.UserContent(types.Part.from_function_response(
+                         name=service.FORECAST, response={"is": service.WEATHER}))]
+        said.append(types.UserContent(service.QUESTION.format(service.ASKED_CITY)))
+        function = types.FunctionDeclaration(
+            name=service.FORECAST, description=service.FORECAST_TEXT,
+            parameters_json_schema=service.FORECAST_TAKES)
+        fields = {"model": service.model, "contents": said, "config": types.GenerateContentConfig(
+            temperature=0, max_output_tokens=48,
+            tools=[types.Tool(function_declarations=[function])],
+            automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True))}
+        with client() as api:
+            whole = api.models.generate_content(**fields)
+            pieces = list(api.models.generate_content_stream(**fields))
+        calls = [call for piece in pieces for call in piece.function_calls or []]
+        for found in (whole.function_calls, calls):
+            self.assertEqual([(call.name, call.args) for call in found],
+                             [(service.FORECAST, {"city": service.ASKED_CITY})])
+
     def test_a_stream_as_an_array(self):
         """Without ?alt=sse it is one JSON text; names may be in snake_case."""
         pieces, kind = post(f"/v1/models/{service.model}:streamGenerateContent", {

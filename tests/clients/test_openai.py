@@ -2,6 +2,7 @@
 from coroutines. It checks each answer against its types (_strict_response_validation), but for the
 events of text completions, whose finish_reason is null before the last one at OpenAI too."""
 import asyncio
+import json
 import unittest
 
 import openai
@@ -34,6 +35,14 @@ class Models(unittest.TestCase):
             models = api.models.list().data
         self.assertEqual([model.id for model in models], [service.model])
         self.assertEqual(models[0].object, "model")
+
+    def test_retrieve(self):
+        with client() as api:
+            model = api.models.retrieve(service.model)
+            with self.assertRaises(openai.NotFoundError) as caught:
+                api.models.retrieve("another")
+        self.assertEqual((model.id, model.object), (service.model, "model"))
+        self.assertEqual(caught.exception.code, "model_not_found")
 
 
 class Chat(unittest.TestCase):
@@ -135,6 +144,157 @@ class Chat(unittest.TestCase):
             next(iter(stream))
             stream.close()
             self.assertTrue(api.chat.completions.create(**asked("Hello")).choices)
+
+
+def streamed(api, count, **fields):
+    """Each choice of a streamed chat: text, logprobs, calls by their index, finish."""
+    choices = [{"text": "", "logprobs": [], "calls": {}, "finish": None} for _ in range(count)]
+    for event in api.chat.completions.create(**fields, stream=True):
+        for piece in event.choices:
+            choice = choices[piece.index]
+            choice["text"] += piece.delta.content or ""
+            choice["logprobs"] += piece.logprobs.content if piece.logprobs else []
+            choice["finish"] = piece.finish_reason or choice["finish"]
+            for call in piece.delta.tool_calls or []:
+                choice["calls"][call.index] = (call.function.name, call.function.arguments)
+    return choices
+
+
+class Choices(unittest.TestCase):
+    def test_several_streamed_are_what_several_whole_are(self):
+        fields = asked(service.prompt(), n=3, temperature=1.2, seed=99)
+        with client() as api:
+            whole = api.chat.completions.create(**fields)
+            pieces = streamed(api, 3, **fields)
+            alone = api.chat.completions.create(**{**fields, "n": 1})
+        texts = [choice.message.content for choice in whole.choices]
+        self.assertEqual([choice.index for choice in whole.choices], [0, 1, 2])
+        self.assertEqual([piece["text"] for piece in pieces], texts)
+        self.assertEqual([piece["finish"] for piece in pieces],
+                         [choice.finish_reason for choice in whole.choices])
+        self.assertEqual(alone.choices[0].message.content, texts[0])
+        self.assertEqual(alone.usage.prompt_tokens, whole.usage.prompt_tokens)
+        self.assertGreater(whole.usage.completion_tokens, alone.usage.completion_tokens)
+
+    def test_several_prompts_and_several_answers(self):
+        with client(strict=False) as api:
+            fields = completed([service.prompt(20), service.prompt(20)], n=2, max_tokens=4)
+            answer = api.completions.create(**fields)
+            texts = [""] * 4
+            for event in api.completions.create(**fields, stream=True):
+                for choice in event.choices:
+                    texts[choice.index] += choice.text
+        self.assertEqual([choice.index for choice in answer.choices], [0, 1, 2, 3])
+        self.assertEqual([choice.text for choice in answer.choices], texts)
+        self.assertEqual(texts[0], texts[1])  # greedy
+
+
+class Logprobs(unittest.TestCase):
+    def test_of_a_chat(self):
+        fields = asked("Name a colour.", logprobs=True, top_logprobs=3)
+        with client() as api:
+            whole = api.chat.completions.create(**fields)
+            pieces = streamed(api, 1, **fields)[0]
+        places = whole.choices[0].logprobs.content
+        self.assertEqual(pieces["logprobs"], places)
+        said = b"".join(bytes(place.bytes) for place in places)
+        self.assertEqual(said.decode(), whole.choices[0].message.content)
+        for place in places:
+            self.assertEqual(len(place.top_logprobs), 3)
+            self.assertEqual(place.top_logprobs[0].token, place.token)  # greedy
+            self.assertEqual(place.top_logprobs[0].logprob, place.logprob)
+            self.assertLessEqual(place.logprob, 0)
+            self.assertGreaterEqual(place.logprob, place.top_logprobs[1].logprob)
+
+    def test_of_a_text(self):
+        fields = completed("Once upon a time", logprobs=2)
+        with client(strict=False) as api:
+            whole = api.completions.create(**fields).choices[0]
+            pieces = [event.choices[0] for event in api.completions.create(**fields, stream=True)
+                      if event.choices and event.choices[0].logprobs]
+        said = whole.logprobs
+        self.assertEqual(sum((piece.logprobs.tokens for piece in pieces), []), said.tokens)
+        self.assertEqual(sum((piece.logprobs.token_logprobs for piece in pieces), []),
+                         said.token_logprobs)
+        self.assertEqual(sum((piece.logprobs.text_offset for piece in pieces), []),
+                         said.text_offset)
+        for token, place in zip(said.tokens, said.text_offset):
+            self.assertEqual(whole.text[place:place + len(token)], token)
+        for token, logprob, tops in zip(said.tokens, said.token_logprobs, said.top_logprobs):
+            self.assertEqual(max(tops.values()), logprob)
+            self.assertEqual(tops[token], logprob)
+
+
+def call_of(city, number):
+    return {"id": f"call_{number}", "type": "function",
+            "function": {"name": service.FORECAST, "arguments": json.dumps({"city": city})}}
+
+
+def asked_for_a_call(**fields):
+    messages = []
+    for number, city in enumerate(service.CITIES):
+        messages += [{"role": "user", "content": service.QUESTION.format(city)},
+                     {"role": "assistant", "content": None, "tool_calls": [call_of(city, number)]},
+                     {"role": "tool", "tool_call_id": f"call_{number}", "content": service.WEATHER}]
+    messages.append({"role": "user", "content": service.QUESTION.format(service.ASKED_CITY)})
+    tool = {"type": "function",
+            "function": {"name": service.FORECAST, "description": service.FORECAST_TEXT,
+                         "parameters": service.FORECAST_TAKES}}
+    return {"model": service.model, "messages": messages, "tools": [tool], "max_tokens": 48,
+            "temperature": 0, **fields}
+
+
+class Tools(unittest.TestCase):
+    def test_a_call_whole_streamed_and_given_back(self):
+        fields = asked_for_a_call(logprobs=True)
+        with client() as api:
+            whole = api.chat.completions.create(**fields)
+            pieces = streamed(api, 1, **fields)[0]
+            message = whole.choices[0].message
+            after = api.chat.completions.create(**{**fields, "messages": [
+                *fields["messages"], message.model_dump(exclude_none=True),
+                {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "Sun."}]})
+        self.assertEqual(whole.choices[0].finish_reason, "tool_calls")
+        self.assertIsNone(message.content)
+        self.assertEqual(len(message.tool_calls), 1)
+        call = message.tool_calls[0].function
+        self.assertEqual((call.name, json.loads(call.arguments)),
+                         (service.FORECAST, {"city": service.ASKED_CITY}))
+        self.assertEqual(pieces["calls"], {0: (call.name, call.arguments)})
+        self.assertEqual((pieces["text"], pieces["finish"]), ("", "tool_calls"))
+        self.assertEqual(pieces["logprobs"], whole.choices[0].logprobs.content)
+        # What the model wrote makes the tokens that it was: its KV is found again.
+        self.assertGreaterEqual(after.usage.prompt_tokens_details.cached_tokens,
+                                whole.usage.total_tokens - 2 * service.BLOCK_TOKENS)
+
+    def test_each_choice_has_its_own(self):
+        with client() as api:
+            whole = api.chat.completions.create(**asked_for_a_call(n=2))
+            pieces = streamed(api, 2, **asked_for_a_call(n=2))
+        calls = [choice.message.tool_calls[0] for choice in whole.choices]
+        self.assertEqual(len({call.id for call in calls}), 2)
+        for call, piece in zip(calls, pieces):
+            self.assertEqual(piece["calls"], {0: (call.function.name, call.function.arguments)})
+
+    def test_coroutines(self):
+        async def ask():
+            async with async_client() as api:
+                return await api.chat.completions.create(**asked_for_a_call())
+        answer = asyncio.run(ask())
+        self.assertEqual(answer.choices[0].finish_reason, "tool_calls")
+
+    def test_none_and_what_nothing_here_can_force(self):
+        named = {"type": "function", "function": {"name": service.FORECAST}}
+        with client() as api:
+            none = api.chat.completions.create(**asked_for_a_call(tool_choice="none"))
+            auto = api.chat.completions.create(**asked_for_a_call(tool_choice="auto"))
+            for choice in ("required", named):
+                with self.assertRaises(openai.BadRequestError) as caught:
+                    api.chat.completions.create(**asked_for_a_call(tool_choice=choice))
+                self.assertEqual(caught.exception.param, "tool_choice")
+        self.assertIsNone(none.choices[0].message.tool_calls)
+        self.assertLess(none.usage.prompt_tokens, auto.usage.prompt_tokens)
+        self.assertEqual(len(auto.choices[0].message.tool_calls), 1)
 
 
 class Cache(unittest.TestCase):

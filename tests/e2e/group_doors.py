@@ -1,4 +1,5 @@
-"""Bad input at every door: a clear error, no crash, and the next request is answered."""
+"""Bad input at every door: a clear error, no crash, and the next request is answered. And what is
+asked seldom, so that sanitized programs have answered it: several choices, logprobs, tools."""
 import json
 import os
 import subprocess
@@ -68,6 +69,49 @@ def test_broken_json_and_utf8(cluster):
         answer = cluster.request(CHAT, raw=raw, method="POST")
         assert answer.code == 400, f"{raw[:40]!r}: HTTP {answer.code}"
         answer.error()
+    still_well(cluster)
+
+
+def read_stream(cluster, body):
+    """By choice: its text, its logprobs' number, how it ended."""
+    answer = cluster.request(CHAT, {**body, "stream": True})
+    assert answer.code == 200 and answer.body.endswith(b"data: [DONE]\n\n"), answer.body[-300:]
+    choices = {}
+    for line in answer.body.splitlines():
+        if not line.startswith(b"data: {"):
+            continue
+        for piece in json.loads(line[6:])["choices"]:
+            text, count, finish = choices.get(piece["index"], ("", 0, None))
+            choices[piece["index"]] = (text + (piece["delta"].get("content") or ""),
+                                       count + len((piece["logprobs"] or {}).get("content", [])),
+                                       piece["finish_reason"] or finish)
+    return choices
+
+
+def test_choices_logprobs_and_tools(cluster):
+    tool = {"type": "function", "function": {"name": "add", "parameters": {
+        "type": "object", "properties": {"x": {"type": "number", "minimum": 0.5}}}}}
+    call = {"id": "call_1", "type": "function",
+            "function": {"name": "add", "arguments": '{"x": 1.5}'}}
+    body = {"messages": [{"role": "user", "content": "Add."},
+                         {"role": "assistant", "content": None, "tool_calls": [call]},
+                         {"role": "tool", "tool_call_id": "call_1", "content": "2.5"}],
+            "tools": [tool], "max_tokens": 6, "temperature": 1, "seed": 5, "n": 3,
+            "logprobs": True, "top_logprobs": 4}
+    whole = cluster.request(CHAT, body)
+    assert whole.code == 200, whole.body
+    said = {choice["index"]: (choice["message"]["content"] or "",
+                              len(choice["logprobs"]["content"]), choice["finish_reason"])
+            for choice in whole.json["choices"]}
+    assert sorted(said) == [0, 1, 2] and any(text for text, _, _ in said.values()), said
+    assert read_stream(cluster, body) == said
+    for choice in whole.json["choices"]:
+        assert all(len(place["top_logprobs"]) == 4 for place in choice["logprobs"]["content"])
+    for wrong, field in (({"n": 129}, "n"), ({"top_logprobs": 21}, "top_logprobs"),
+                         ({"tool_choice": "required"}, "tool_choice"),
+                         ({"tools": [{**tool, "type": "web_search"}]}, "tools[0]"),
+                         ({"response_format": {"type": "json_object"}}, "response_format")):
+        refused(cluster, {**body, **wrong}, field)
     still_well(cluster)
 
 
