@@ -83,9 +83,10 @@ def judge(operation, mode, more):
     ids = ids_of(operation) if "{id}" in operation.path else None
     # Gemini's other version is the same code behind another path.
     again = operation.definition.raw["operationId"].endswith("V1")
+    examples = EXAMPLES // 4 if again else EXAMPLES
     with requests.Session() as session:
         @hypothesis.seed(SEED)
-        @hypothesis.settings(database=None, deadline=None, max_examples=EXAMPLES // 4 if again else EXAMPLES,
+        @hypothesis.settings(database=None, deadline=None, max_examples=examples,
                              phases=[hypothesis.Phase.generate],
                              suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.given(case=operation.as_strategy(generation_mode=mode, path_parameters=path))
