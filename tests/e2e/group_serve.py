@@ -319,7 +319,7 @@ def test_refused(bench):
                     ("agents", "--slo", "ttft=2"), ("agents", "--slo", "first=2s"), ("trace",),
                     ("agents", "--shared", "50"), ("sweep", "--shared", "101"),
                     ("agents", "--trace", "x"), ("agents", "--key", "a\nb"),
-                    ("agents", "--prompts", "words"),
+                    ("agents", "--prompts", "words"), ("agents", "--fields", '{"max_tokens": 1}'),
                     ("trace", "--trace", "x", "--stretch", "1,2")):
         done = bench.command("serve", *options)
         assert done.returncode == 2 and done.stderr, f"{options}: {done.returncode} {done.stderr}"

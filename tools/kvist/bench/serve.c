@@ -154,11 +154,19 @@ static kv_status_t parse_ways(bench_t *bench, kv_error_t *error)
 /* Extra fields of bodies, as the compact JSON of an object. */
 static kv_status_t parse_fields(const char *text, char **fields_out, kv_error_t *error)
 {
-    json_error_t reason;
-    json_t *fields = json_loads(text != NULL ? text : "{}", 0, &reason);
+    static const char *const OWN[] = {"model", "prompt", "messages", "max_tokens", "temperature",
+        "stream", "stream_options", "ignore_eos", "return_token_ids"};
+    json_t *fields = json_loads(text != NULL ? text : "{}", 0, NULL);
     if (!json_is_object(fields)) {
         json_decref(fields);
         return kv_fail(error, KV_INVALID, "--fields '%.80s': it must be a JSON object", text);
+    }
+    for (size_t i = 0; i < sizeof OWN / sizeof *OWN; i++) {
+        if (json_object_get(fields, OWN[i]) != NULL) {
+            json_decref(fields);
+            return kv_fail(
+                error, KV_INVALID, "--fields: \"%s\" is what the load itself says", OWN[i]);
+        }
     }
     *fields_out = json_dumps(fields, JSON_COMPACT);
     json_decref(fields);
