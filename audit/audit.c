@@ -322,8 +322,9 @@ static kv_audit_kind_t judge(parting_t *parting, kv_audit_finding_t *finding)
     }
     kv_value_pair_t value =
         value_at(parting, parting->at, parting->at, parting->at - parting->from);
-    bool loose = parting->place == PLACE_HEAD;
     kind = value_kind(&value);
+    /* A number that words follow is part of another text. */
+    bool loose = parting->place == PLACE_HEAD && kind != KV_AUDIT_COUNTER;
     bool only_values = kind != KV_AUDIT_NONE && only_values_differ(parting, value);
     if (!only_values && is_trimmed(parting)) {
         parting->place = PLACE_MIDDLE;
