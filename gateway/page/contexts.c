@@ -209,7 +209,9 @@ json_t *kv_page_contexts(
     first_t *first = &listing.first;
     first->rows = kv_allocate_array(most + 1, sizeof *first->rows);
     for (size_t i = 0; i < count; i++) {
-        take_node(&listing, gateway, call, query, &nodes[i]);
+        if (kv_told_store_of(told, &nodes[i]) == NULL) {
+            take_node(&listing, gateway, call, query, &nodes[i]);
+        }
     }
     qsort(first->rows, first->count, sizeof *first->rows, first->order);
     json_t *rows = json_array();

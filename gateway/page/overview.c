@@ -157,7 +157,7 @@ static json_t *tier_of(const Kvist__Admin__Tier *tier)
         (json_int_t)tier->evicted_objects);
 }
 
-static json_t *told_node(const kv_told_node_t *node, uint64_t now_ns)
+static json_t *told_node(const kv_told_t *told, const kv_told_node_t *node, uint64_t now_ns)
 {
     const Kvist__Admin__Status *status = kv_told_status(node);
     const char *error = node->error[KV_TOLD_STATUS];
@@ -172,8 +172,10 @@ static json_t *told_node(const kv_told_node_t *node, uint64_t now_ns)
     if (status == NULL) {
         return body;
     }
+    bool shares = kv_told_store_of(told, node) != NULL;
     for (size_t i = 0; i < status->n_tiers; i++) {
-        if (status->tiers[i]->capacity_bytes > 0) {
+        bool is_own = strcmp(status->tiers[i]->name, "device") == 0 || !shares;
+        if (status->tiers[i]->capacity_bytes > 0 && is_own) {
             json_array_append_new(tiers, tier_of(status->tiers[i]));
         }
     }
@@ -206,9 +208,10 @@ static json_t *nodes_of(kv_gateway_t *gateway)
     uint64_t now_ns = kv_clock_now_ns();
     json_t *nodes = json_array();
     kv_told_look(gateway->page.told, KV_TOLD_STATUS, STATUS_AGE_NS, now_ns);
-    const kv_told_node_t *told = kv_told_nodes(gateway->page.told, &count);
+    const kv_told_t *told = gateway->page.told;
+    const kv_told_node_t *each = kv_told_nodes(told, &count);
     for (size_t i = 0; i < count; i++) {
-        json_array_append_new(nodes, told_node(&told[i], now_ns));
+        json_array_append_new(nodes, told_node(told, &each[i], now_ns));
     }
     for (size_t i = 0; i < gateway->node_count; i++) {
         if (gateway->nodes[i]->node->peer == NULL) {

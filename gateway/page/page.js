@@ -108,7 +108,7 @@ function legend(kind, name, value) {
 const state = {
   key: sessionStorage.getItem("kvist-key") || "", paused: false, overview: null, before: null,
   newest: 0, requests: [], open: new Set(), offset: 0, contexts: null, reading: null, failed: false,
-  slowAt: 0, timer: 0,
+  slowAt: 0, timer: 0, turning: false, again: false,
 };
 
 class Refused extends Error {}
@@ -153,7 +153,20 @@ async function lookAtContexts() {
 }
 
 async function turn() {
+  if (state.turning) {
+    state.again = true; // the one under way looks once more
+    return;
+  }
+  state.turning = true;
+  state.again = false;
   clearTimeout(state.timer);
+  const pause = await turnOnce();
+  state.turning = false;
+  if (pause !== null) state.timer = setTimeout(turn, state.again ? 0 : pause);
+}
+
+// How long to wait for the next one; null: until there is a key.
+async function turnOnce() {
   let pause = POLL_MS;
   try {
     if (!state.paused && !document.hidden) await look();
@@ -166,12 +179,12 @@ async function turn() {
   } catch (error) {
     if (error instanceof Refused) {
       askForKey();
-      return;
+      return null;
     }
     state.failed = true;
   }
   drawState();
-  state.timer = setTimeout(turn, pause);
+  return pause;
 }
 
 function askForKey() {
@@ -185,6 +198,11 @@ function askForKey() {
 // ---- drawing ----
 
 function take(overview, requests) {
+  if (state.overview && state.overview.started !== overview.started) { // another process: it counts anew
+    state.newest = 0;
+    state.requests = requests = [];
+    state.open.clear();
+  }
   state.before = state.overview;
   state.overview = overview;
   setText("model", overview.model || "");
@@ -211,6 +229,7 @@ function drawState() {
     : state.paused ? `paused at ${at}` : `${running}, ${at}`;
   setText("state", text);
   by("state").className = state.failed ? "bad" : "";
+  setText("news", state.failed ? "The gateway does not answer" : state.paused ? "Paused" : "");
 }
 
 function partsOf(tokens) {

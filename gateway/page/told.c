@@ -43,7 +43,7 @@ void kv_told_destroy(kv_told_t *told)
     free(told);
 }
 
-static kv_told_node_t *find(kv_told_t *told, const char *name)
+static const kv_told_node_t *find(const kv_told_t *told, const char *name)
 {
     for (size_t i = 0; i < told->count; i++) {
         if (strcmp(told->nodes[i].name, name) == 0) {
@@ -103,6 +103,13 @@ static void follow_peers(kv_told_t *told, kv_peer_t *peer, const Kvist__Admin__S
     }
 }
 
+const kv_told_node_t *kv_told_store_of(const kv_told_t *told, const kv_told_node_t *node)
+{
+    const Kvist__Admin__Status *status = kv_told_status(node);
+    return status != NULL && status->attached_to[0] != '\0' ? find(told, status->attached_to)
+                                                            : NULL;
+}
+
 /* ---- asking ---- */
 
 static void ask(kv_told_t *told, kv_told_node_t *node, kv_told_kind_t kind, uint64_t now_ns)
@@ -144,6 +151,9 @@ void kv_told_look(kv_told_t *told, kv_told_kind_t kind, uint64_t age_ns, uint64_
         bool waits = asked_ns != 0 && now_ns - asked_ns < LOST_AFTER_NS;
         uint64_t least_ns = AGE_PER_TIME * node->took_ns[kind];
         uint64_t wanted_ns = age_ns > least_ns ? age_ns : least_ns;
+        if (kind == KV_TOLD_LIST && kv_told_store_of(told, node) != NULL) {
+            continue;
+        }
         if (!waits && (told_ns == 0 || now_ns - told_ns >= wanted_ns)) {
             ask(told, node, kind, now_ns);
         }

@@ -57,6 +57,10 @@ void kv_told_look(kv_told_t *told, kv_told_kind_t kind, uint64_t age_ns, uint64_
 /* Every node that is known, in no order; valid until the next call of this header. */
 const kv_told_node_t *kv_told_nodes(const kv_told_t *told, size_t *count_out);
 
+/* The kvist-store that it is attached to, where that tells too: host and disk tiers, and what is
+ * stored there, are the store's to tell. NULL: none. */
+const kv_told_node_t *kv_told_store_of(const kv_told_t *told, const kv_told_node_t *node);
+
 static inline const Kvist__Admin__Status *kv_told_status(const kv_told_node_t *node)
 {
     return node->replies[KV_TOLD_STATUS] != NULL ? node->replies[KV_TOLD_STATUS]->status : NULL;

@@ -71,9 +71,10 @@ extern atomic_ullong seeds[JOBS_MAX];       /* of the Generates since the start 
 extern char last_tenant[64], last_salt[64]; /* of the Generate that was counted last */
 extern atomic_bool story_went_wrong;        /* a Generate's generated tokens were not the story's */
 extern atomic_bool wanted_up[NODES];
-extern atomic_int contexts_told; /* that each node stores: in turn alpha's and beta's */
-extern atomic_bool returning;    /* nodes that were lost come back by themselves */
-extern atomic_bool slow_goes_on; /* not when a gateway is started */
+extern atomic_bool prefill_attached; /* the prefill node to decode-0, as if that were a store */
+extern atomic_int contexts_told;     /* that each node stores: in turn alpha's and beta's */
+extern atomic_bool returning;        /* nodes that were lost come back by themselves */
+extern atomic_bool slow_goes_on;     /* not when a gateway is started */
 
 void play(int node, play_t how);
 

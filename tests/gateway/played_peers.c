@@ -21,7 +21,7 @@ atomic_int tokens_said;
 atomic_ullong last_quota_bytes, seeds[JOBS_MAX];
 char last_tenant[64], last_salt[64];
 atomic_int contexts_told;
-atomic_bool story_went_wrong, wanted_up[NODES], returning, slow_goes_on;
+atomic_bool prefill_attached, story_went_wrong, wanted_up[NODES], returning, slow_goes_on;
 static uint64_t next_peer_id;
 
 static void say_tokens(struct kv_peer *peer, job_t *job, uint32_t *tokens, size_t count)
@@ -137,18 +137,22 @@ static void send_told(struct kv_peer *peer, uint64_t id, Kvist__Admin__Reply *re
 /* A device tier that is half full; each node knows one prefill node. */
 static void tell_status(struct kv_peer *peer, uint64_t id, bool relayed)
 {
-    Kvist__Admin__Tier tier = KVIST__ADMIN__TIER__INIT, *tiers[] = {&tier};
+    Kvist__Admin__Tier tier = KVIST__ADMIN__TIER__INIT, host = tier, *tiers[] = {&tier, &host};
     Kvist__Admin__Peer prefill = KVIST__ADMIN__PEER__INIT, *peers[] = {&prefill};
     Kvist__Admin__Status status = KVIST__ADMIN__STATUS__INIT;
     Kvist__Admin__Reply reply = KVIST__ADMIN__REPLY__INIT;
     tier.name = (char *)"device";
     tier.capacity_bytes = 1000;
     tier.used_bytes = 500;
+    host = tier;
+    host.name = (char *)"host";
+    status.attached_to =
+        relayed && atomic_load(&prefill_attached) ? (char *)"decode-0" : (char *)"";
     prefill.name = (char *)"prefill-0";
     prefill.role = (char *)"prefill";
     prefill.up = true;
     status.tiers = tiers;
-    status.n_tiers = 1;
+    status.n_tiers = 2;
     status.peers = peers;
     status.n_peers = !relayed;
     reply.body_case = KVIST__ADMIN__REPLY__BODY_STATUS;

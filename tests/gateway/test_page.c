@@ -230,10 +230,49 @@ static void test_contexts(void **state)
     assert_int_equal(json_array_size(shown), 3);
     for (size_t i = 0; i < 3; i++) {
         const json_t *tiers = json_object_get(json_array_get(shown, i), "tiers");
-        assert_int_equal(json_array_size(tiers), 1);
+        assert_int_equal(json_array_size(tiers), 2);
         assert_int_equal(NUMBER(json_array_get(tiers, 0), "used_bytes"), 500);
     }
     json_decref(found);
+    stop(&fixture);
+}
+
+/* What a node has at a store is told by that alone. */
+static void test_what_is_shared_is_told_once(void **state)
+{
+    (void)state;
+    fixture_t fixture;
+    atomic_store(&contexts_told, 10);
+    atomic_store(&prefill_attached, true);
+    start_with(&fixture, 2, NULL);
+    json_t *found = NULL;
+    for (int i = 0; i < 2000 && found == NULL; i++) {
+        json_t *overview = look(&fixture, "/v1/overview");
+        const json_t *last = json_array_get(json_object_get(overview, "nodes"), 2);
+        if (json_is_integer(json_object_get(last, "told_ms_ago"))) { /* prefill-0, known last */
+            found = look(&fixture, "/v1/contexts");
+        }
+        if (found != NULL && NUMBER(found, "nodes_told") < 2) {
+            json_decref(found);
+            found = NULL;
+        }
+        json_decref(overview);
+        usleep(5000);
+    }
+    assert_non_null(found);
+    assert_int_equal(NUMBER(found, "nodes"), 2);
+    assert_int_equal(NUMBER(found, "total"), 20);
+    json_decref(found);
+    found = look(&fixture, "/v1/overview");
+    const json_t *shown = json_object_get(found, "nodes");
+    for (size_t i = 0; i < 3; i++) {
+        const json_t *node = json_array_get(shown, i);
+        const char *role = json_string_value(json_object_get(node, "role"));
+        assert_int_equal(
+            json_array_size(json_object_get(node, "tiers")), strcmp(role, "prefill") == 0 ? 1 : 2);
+    }
+    json_decref(found);
+    atomic_store(&prefill_attached, false);
     stop(&fixture);
 }
 
@@ -331,6 +370,7 @@ int main(void)
         cmocka_unit_test(test_overview),
         cmocka_unit_test(test_requests),
         cmocka_unit_test(test_contexts),
+        cmocka_unit_test(test_what_is_shared_is_told_once),
         cmocka_unit_test(test_many_contexts_and_none),
         cmocka_unit_test(test_an_older_node),
         cmocka_unit_test(test_each_tenant_sees_its_own),

@@ -632,6 +632,8 @@ static void test_answers(void **state)
     stream_text(&fixture, text, sizeof text);
     assert_string_equal(text, STORY);
     expect(&fixture, "/metrics", NULL, 200, "kvist_gateway_decode_nodes 2", NULL);
+    expect(&fixture, "/v1/overview", NULL, 200, "\"role\":\"vllm\"", "\"answers\":5");
+    expect(&fixture, "/v1/contexts", NULL, 200, "\"nodes\":0", "\"data\":[]");
     stop(&fixture);
 }
 

@@ -119,7 +119,8 @@ class Figures:
                  "cost_seconds": 31.5, "first_unix_ms": 1, "last_unix_ms": 2,
                  "before": "You are a planner.\nThe time is ", "was": MARKUP, "is": "12:31:09",
                  "after": ".\nTools: " + "search, read, write, " * 12,
-                 "was_request": f"chatcmpl-{number:032x}", "is_request": f"chatcmpl-{number + 1:032x}",
+                 "was_request": f"chatcmpl-{number:032x}",
+                 "is_request": f"chatcmpl-{number + 1:032x}",
                  "do": "Move the time behind what stays the same, or leave it out."}
                 for number, kind in enumerate(("timestamp", "uuid", "json-keys", "tools"))]
         return {"object": "list", "enabled": True, "data": rows[:int(query.get("limit", 50))],
