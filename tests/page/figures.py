@@ -168,11 +168,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """A browser that goes away in the middle is none."""
+
+
 class Played:
     """with Played() as played: played.url; played.server.wants_key and .is_gone may be set."""
 
     def __init__(self):
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.server.figures = Figures()
         self.server.wants_key = self.server.is_gone = False
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/"
