@@ -19,7 +19,6 @@
 #include "simulated_disk.h"
 
 #include <errno.h>
-#include <sys/prctl.h>
 
 enum {
     CONTEXTS = 15, /* the last three are left to the stores that come after a stop */
@@ -110,12 +109,8 @@ static struct {
     bool good;
 } trying;
 
-/* Sanitizers look for other things than this test does, and take ten times as long. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { RUNS = 10, RUNS_LONG = 200 };
-#else
-enum { RUNS = 50, RUNS_LONG = 1000 };
-#endif
+/* Twice, or 66 times, each setting. */
+enum { RUNS = 30, RUNS_LONG = 1000, SANITIZED_FEWER = 5 };
 
 #define EVERY_STOP UINT64_MAX
 #define NO_STOP (UINT64_MAX - 1)
@@ -759,7 +754,8 @@ static void every_stop_leaves_a_store_that_is_right(void **state)
     kv_log_setup("crash-points", (kv_log_level_t)(KV_LOG_ERROR + 1));
     const char *only = getenv("KVIST_STOP");
     uint64_t stop_at = only != NULL ? strtoull(only, NULL, 10) : EVERY_STOP;
-    uint32_t runs = only != NULL ? 1 : kv_test_long() ? RUNS_LONG : RUNS;
+    uint32_t runs = kv_test_long() ? RUNS_LONG : RUNS;
+    runs = only != NULL ? 1 : kv_test_sanitized() ? runs / SANITIZED_FEWER : runs;
     trying.good = false;
     for (uint32_t i = 0; i < runs; i++) {
         uint64_t seed = kv_test_seed() + i;
@@ -781,7 +777,7 @@ static int say_how_to_replay(void **state)
 
 int main(void)
 {
-    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0); /* thousands of small stores: none needs huge pages */
+    kv_test_reuse_memory();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(every_stop_leaves_a_store_that_is_right, say_how_to_replay),
     };

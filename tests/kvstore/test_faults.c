@@ -9,7 +9,6 @@
 #include "simulated_disk.h"
 
 #include <errno.h>
-#include <sys/prctl.h>
 
 enum {
     BLOCKS = 4,
@@ -390,7 +389,7 @@ static void an_index_ahead_of_the_data_is_a_miss(void **state)
 
 int main(void)
 {
-    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0); /* thousands of small stores: none needs huge pages */
+    kv_test_reuse_memory();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(any_operation_may_fail, say_which),
         cmocka_unit_test(a_failed_write_is_noted_durably_at_once),

@@ -3,9 +3,12 @@
 #include "base/memory.h"
 
 #include <ftw.h>
+#include <limits.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 static char folder[256];
@@ -59,6 +62,27 @@ bool kv_test_long(void)
 {
     const char *value = getenv("KVIST_TEST_LONG");
     return value != NULL && strcmp(value, "1") == 0;
+}
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SANITIZED = true };
+#elif defined(__has_feature)
+enum { SANITIZED = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) };
+#else
+enum { SANITIZED = false };
+#endif
+
+bool kv_test_sanitized(void)
+{
+    return SANITIZED;
+}
+
+void kv_test_reuse_memory(void)
+{
+    mallopt(M_MMAP_THRESHOLD, 32 << 20); /* the most that glibc takes */
+    mallopt(M_TRIM_THRESHOLD, INT_MAX);
+    mallopt(M_TOP_PAD, 16 << 20);
+    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 }
 
 uint64_t kv_test_seed(void)
