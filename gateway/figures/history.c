@@ -43,10 +43,12 @@ static void count_at(
 {
     kv_history_slot_t *slot = &slots[unix_s / ring->step_s % ring->count];
     uint64_t begins_unix_s = unix_s - unix_s % ring->step_s;
-    if (slot->begins_unix_s != begins_unix_s) {
+    if (slot->begins_unix_s < begins_unix_s) {
         *slot = (kv_history_slot_t){.begins_unix_s = begins_unix_s};
     }
-    count(slot, parts);
+    if (slot->begins_unix_s == begins_unix_s) {
+        count(slot, parts);
+    }
 }
 
 void kv_history_add(kv_history_t *history, uint64_t unix_s, const kv_partition_t *parts)

@@ -1,7 +1,9 @@
 /* The figures over time: what became of prompt tokens (gap.h), in slots of time. Fine ones for the
  * last hour, coarse ones for the last week, and the sum since the start.
  *
- * Owns: its slots. Threads: one at a time. Errors: none; a clock that goes back counts where it is.
+ * Times may come in any order; what is older than a newer slot in its place is in the sum alone.
+ *
+ * Owns: its slots. Threads: one at a time. Errors: none.
  * Limits: KV_HISTORY_FINE and KV_HISTORY_COARSE slots. */
 #ifndef KV_GATEWAY_HISTORY_H
 #define KV_GATEWAY_HISTORY_H

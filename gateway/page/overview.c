@@ -139,9 +139,10 @@ static json_t *latency_of(sample_t *sample)
         json_object_set_new(spans, kv_span_name((kv_span_t)i),
             json_real((double)sample->spans_ns[i] / KV_NS_PER_MS / (double)sample->count));
     }
-    return json_pack("{s:I,s:I,s:o,s:o,s:o,s:o}", "answers", (json_int_t)sample->count, "good",
-        (json_int_t)sample->good_count, "ttft_ms", percentiles(sample->first_ms, sample->count),
-        "tpot_ms", percentiles(sample->token_ms, sample->token_count), "queue_ms",
+    return json_pack("{s:b,s:I,s:I,s:o,s:o,s:o,s:o}", "recent", (int)(sample->from_unix_ms > 0),
+        "answers", (json_int_t)sample->count, "good", (json_int_t)sample->good_count, "ttft_ms",
+        percentiles(sample->first_ms, sample->count), "tpot_ms",
+        percentiles(sample->token_ms, sample->token_count), "queue_ms",
         percentiles(sample->queue_ms, sample->count), "mean_ms", spans);
 }
 
@@ -264,18 +265,24 @@ json_t *kv_page_overview(kv_gateway_t *gateway, const kv_call_t *call, kv_histor
         .token_ms = values + KV_RECENT_MAX,
         .queue_ms = values + 2 * KV_RECENT_MAX};
     kv_recents_visit(gateway->page.recents, take_sample, &sample);
+    kv_history_t *own = sample.history;
+    if (sample.count == 0) { /* nothing of late: of what is kept */
+        sample.history = NULL;
+        sample.from_unix_ms = 0;
+        kv_recents_visit(gateway->page.recents, take_sample, &sample);
+    }
     json_t *body = json_pack("{s:s,s:s,s:o,s:s,s:o,s:I,s:I,s:I,s:i,s:o}", "object", "overview",
         "scope", sees_all ? "all" : "tenant", "tenant",
         sees_all ? json_null() : json_string(call->tenant), "version", KVIST_VERSION, "model",
         kv_json_text_or_null(gateway->model_name, strlen(gateway->model_name)), "now_ms",
         (json_int_t)unix_ms, "started", (json_int_t)gateway->started_unix_s, "running",
         (json_int_t)gateway->active_count, "window_s", NOW_S, "latency", latency_of(&sample));
-    add_figures(gateway, sees_all ? gateway->page.history : sample.history, span, body);
+    add_figures(gateway, sees_all ? gateway->page.history : own, span, body);
     if (sees_all) {
         json_object_set_new(body, "totals", totals_of(gateway->access.figures));
         json_object_set_new(body, "nodes", nodes_of(gateway));
     }
-    kv_history_destroy(sample.history);
+    kv_history_destroy(own);
     free(values);
     return body;
 }

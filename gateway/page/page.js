@@ -108,7 +108,7 @@ function legend(kind, name, value) {
 const state = {
   key: sessionStorage.getItem("kvist-key") || "", paused: false, overview: null, before: null,
   newest: 0, requests: [], open: new Set(), offset: 0, contexts: null, reading: null, failed: false,
-  slowAt: 0, timer: 0, turning: false, again: false,
+  slowAt: 0, timer: 0, turning: false, again: false, picked: false,
 };
 
 class Refused extends Error {}
@@ -237,7 +237,15 @@ function partsOf(tokens) {
   return { gap, hit, prompt: tokens.prompt };
 }
 
+// Until somebody chose: the shortest one in which something was asked.
+function chooseWindow() {
+  const { windows } = state.overview;
+  const name = ["now", "hour", "start"].find((other) => windows[other].answers > 0);
+  if (!state.picked && name) document.querySelector(`input[name=window][value=${name}]`).checked = true;
+}
+
 function drawRate() {
+  chooseWindow();
   const tokens = state.overview.windows[chosen("window")].tokens;
   const { gap, hit, prompt } = partsOf(tokens);
   setText("rate", percent(hit, prompt));
@@ -276,7 +284,8 @@ function drawLoad() {
     ["each token after it", latency.tpot_ms]];
   const perMinute = 60 * windows.now.answers / seconds;
   setText("load-note", `${whole.format(windows.now.answers)} answers in ${seconds / 60} minutes, ` +
-    `${perMinute.toFixed(perMinute < 10 ? 1 : 0)} a minute; times of the latest ${whole.format(latency.answers)}.`);
+    `${perMinute.toFixed(perMinute < 10 ? 1 : 0)} a minute` + (latency.answers === 0 ? "." :
+    `; times of the latest ${whole.format(latency.answers)}${latency.recent ? "" : ", which are older"}.`));
   by("latency").replaceChildren(...rows.map(([name, values]) => element("tr", {},
     element("th", { scope: "row" }, name),
     ...["p50", "p90", "p99"].map((rank) => element("td", {}, duration(values[rank]))))));
@@ -587,7 +596,10 @@ function begin() {
     by("pause").setAttribute("aria-pressed", String(state.paused));
     drawState();
   });
-  by("window").addEventListener("change", () => state.overview && drawRate());
+  by("window").addEventListener("change", () => {
+    state.picked = true;
+    if (state.overview) drawRate();
+  });
   by("span").addEventListener("change", () => {
     state.reading = null;
     turn();

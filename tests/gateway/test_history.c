@@ -86,7 +86,27 @@ static void what_is_old_leaves(void **state)
     kv_history_destroy(history);
 }
 
-/* A clock that goes back loses what it comes back to, and nothing else. */
+/* The newest first: what is older than an hour takes no newer one's place. */
+static void times_come_in_any_order(void **state)
+{
+    (void)state;
+    static seen_t seen;
+    kv_history_t *history = kv_history_create();
+    add(history, BEGIN + 3600, 5);
+    add(history, BEGIN + 3590, 6);
+    add(history, BEGIN, 100); /* where the first one is */
+    kv_history_visit(history, KV_HISTORY_HOUR, BEGIN + 3600, see, &seen);
+    assert_int_equal(seen.count, 2);
+    assert_int_equal(seen.hits[0], 6);
+    assert_int_equal(seen.hits[1], 5);
+    seen.count = 0;
+    kv_history_visit(history, KV_HISTORY_WEEK, BEGIN + 3600, see, &seen);
+    assert_int_equal(seen.count, 3);
+    assert_int_equal(kv_history_total(history)->answers, 3);
+    kv_history_destroy(history);
+}
+
+/* A clock that goes back counts where it is. */
 static void a_clock_goes_back(void **state)
 {
     (void)state;
@@ -169,6 +189,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(slots_are_sums),
         cmocka_unit_test(what_is_old_leaves),
+        cmocka_unit_test(times_come_in_any_order),
         cmocka_unit_test(a_clock_goes_back),
         cmocka_unit_test(spans_add_up),
         cmocka_unit_test(the_latest_first),
