@@ -108,7 +108,7 @@ function legend(kind, name, value) {
 const state = {
   key: sessionStorage.getItem("kvist-key") || "", paused: false, overview: null, before: null,
   newest: 0, requests: [], open: new Set(), offset: 0, contexts: null, reading: null, failed: false,
-  slowAt: 0, timer: 0, turning: false, again: false, picked: false,
+  slowAt: 0, timer: 0, turning: false, again: false, picked: false, old: false,
 };
 
 class Refused extends Error {}
@@ -125,7 +125,7 @@ const chosen = (name) => document.querySelector(`input[name=${name}]:checked`).v
 
 async function look() {
   const slow = performance.now() - state.slowAt >= SLOW_POLL_MS || state.contexts === null ||
-    state.contexts.nodes_told < state.contexts.nodes || state.contexts.nodes === 0;
+    state.contexts.nodes_told < state.contexts.nodes || state.contexts.nodes === 0 || state.old;
   const [overview, requests] = await Promise.all([
     ask(`/v1/overview?span=${chosen("span")}`),
     ask(`/v1/requests?limit=${REQUESTS_SHOWN}&after=${state.newest}`)]);
@@ -147,6 +147,8 @@ async function lookAtContexts() {
   const query = new URLSearchParams({ limit: CONTEXTS_SHOWN, offset: state.offset, sort: by("sort").value });
   if (by("tier").value) query.set("tier", by("tier").value);
   state.contexts = await ask(`/v1/contexts?${query}`);
+  // What was told long ago was asked for anew by this: the next look has it.
+  state.old = !state.old && state.contexts.told_ms_ago > SLOW_POLL_MS / 2;
   const begun = performance.now();
   drawContexts();
   performance.measure("draw-contexts", { start: begun });
@@ -528,7 +530,7 @@ function drawContexts() {
   const words = Object.entries(tiers).map(([tier, value]) =>
     `${whole.format(value.contexts)} need ${tier === "device" ? "device memory alone" : tier}`);
   setText("contexts-note", nodes === 0 ? "No node tells what it stores." : told === 0 ? "Asking the nodes." :
-    `${whole.format(total)} chosen${words.length > 0 ? `; ${words.join(", ")}` : ""}; as ${told} of ${nodes} nodes ` +
+    `${whole.format(total)} ${by("tier").value ? "chosen of what is stored" : "contexts"}${words.length > 0 ? `; ${words.join(", ")}` : ""}; as ${told} of ${nodes} nodes ` +
     `said ${duration(age)} ago. Sizes count blocks that contexts share in each of them.`);
   const now = Date.now();
   by("contexts").replaceChildren(...data.map((context) => element("tr", {},
