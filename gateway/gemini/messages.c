@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "base/memory.h"
+#include "gateway/tool_calls.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,8 +82,11 @@ static bool gather_call(kv_api_request_t *request, gathered_t *gathered, json_t 
     }
     const char *name = json_string_value(json_object_get(call, "name"));
     const json_t *args = kv_json_field(call, "args");
-    if (name == NULL || name[0] == '\0') {
-        return KV_API_REFUSE(error, where, "%s.name: must be the function's name", where);
+    /* It stands in the prompt as it is. */
+    if (name == NULL || !kv_tool_name_is_valid(name)) {
+        return KV_API_REFUSE(error, where,
+            "%s.name: must be the function's name: 1 to %d of a-z, A-Z, 0-9 and \"_.:-\"", where,
+            KV_TOOL_NAME_BYTES_MAX);
     }
     if (args != NULL && !json_is_object(args)) {
         return KV_API_REFUSE(

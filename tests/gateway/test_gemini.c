@@ -255,6 +255,8 @@ static void test_refused(void **state)
             "contents[0].parts[0].inlineData", "not supported"},
         {"{\"contents\":[{\"parts\":[{\"functionCall\":{\"name\":\"f\"}}]}]}", 400,
             "contents[0].parts[0].functionCall", "only in a content of the role model"},
+        {"{\"contents\":[{\"role\":\"model\",\"parts\":[{\"functionCall\":{\"name\":\"f\\n\"}}]}]}",
+            400, "contents[0].parts[0].functionCall", "1 to 128 of a-z"},
         {"{\"contents\":[{\"parts\":[{\"functionResponse\":{\"name\":\"f\"}}]}]}", 400,
             "contents[0].parts[0].functionResponse", "response: must be an object, but is missing"},
         {BODY(",\"tools\":[{\"googleSearch\":{}}]"), 400, "tools[0]", "googleSearch"},
