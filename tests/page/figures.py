@@ -61,8 +61,8 @@ class Figures:
             "model": MARKUP, "now_ms": int(now * 1000), "started": int(self.begun) - 500_000,
             "running": 42, "window_s": 300, "windows": windows,
             "targets": {"ttft_ms": 2000.0, "tpot_ms": 80.0},
-            "latency": {"recent": True, "answers": 2048, "good": 1900, "ttft_ms": ranks, "tpot_ms": ranks,
-                        "queue_ms": ranks, "mean_ms": {
+            "latency": {"recent": True, "answers": 2048, "good": 1900, "ttft_ms": ranks,
+                        "tpot_ms": ranks, "queue_ms": ranks, "mean_ms": {
                             "queue": 5.0, "match": 0.4, "load": 60.0, "compute": 300.0,
                             "transfer": 40.0, "decode": 1900.0}},
             "totals": {"answers": 9_000_000, "good_answers": 8_000_000, "generated": 10**9,
