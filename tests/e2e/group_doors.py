@@ -5,7 +5,7 @@ import os
 import subprocess
 import tempfile
 
-from cluster import Cluster, prose, send_raw
+from cluster import FAILURE_LIMIT_S, Cluster, prose, send_raw, wait_until
 
 CHAT = "/v1/chat/completions"
 
@@ -20,8 +20,12 @@ def refused(cluster, body, field, code=400, path=CHAT):
 
 def still_well(cluster):
     assert len(cluster.alive()) == 4, f"only {cluster.alive()} live"
-    answer = cluster.chat("Hello", max_tokens=2)
-    assert answer.code == 200, answer.body
+
+    def answers():
+        answer = cluster.chat("Hello", max_tokens=2)
+        assert answer.code in (200, 429, 503), answer.body  # "come again" of a busy machine
+        return answer.code == 200
+    wait_until(answers, FAILURE_LIMIT_S * 3, "a request to be answered")
 
 
 def message(content="Hello", **fields):

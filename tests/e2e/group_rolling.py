@@ -142,9 +142,10 @@ def test_all_decode_nodes_killed_and_back(cluster):
     undisturbed.read()
     stream = cluster.stream(question, max_tokens=60, ignore_eos=True)
     assert stream.read(lambda s: len(s.text) > 40), "no stream"
-    for name, node in cluster.nodes().items():
-        if name.startswith("decode"):
-            os.kill(node["pid"], signal.SIGKILL)
+    pids = [node["pid"] for name, node in cluster.nodes().items() if name.startswith("decode")]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), 20, "the decode nodes to die")
     reader = threading.Thread(target=stream.read)
     reader.start()
     cluster.up()
