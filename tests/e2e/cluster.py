@@ -1,6 +1,7 @@
 """A cluster of real processes in a folder of its own, and requests to it."""
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -68,7 +69,8 @@ class Cluster:
         # Unix sockets have short paths: not under a long TMPDIR.
         self.parent = tempfile.mkdtemp(prefix="kvist-e2e-", dir="/tmp")
         self.folder = os.path.join(self.parent, "c")
-        self.options = options
+        # The default port is anybody's: another cluster may be about to take it, too.
+        self.options = (*options, "--port", str(quiet_port()))
         self.endpoint = None
 
     def kvist(self, *arguments, text=None, limit_s=180):
@@ -108,7 +110,7 @@ class Cluster:
         """kill -9, and waits until the process is gone."""
         pid = self.node_named(role)["pid"]
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(pid), 5, f"{role} to die")
+        wait_until(lambda: not is_alive(pid), FAILURE_LIMIT_S, f"{role} to die")
 
     def alive(self):
         return {name for name, node in self.nodes().items() if is_alive(node["pid"])}
@@ -202,6 +204,18 @@ class Stream:
 
     def close(self):
         self.answer.close()
+
+
+def quiet_port():
+    """A port that is free, and none that the kernel gives to whoever connects."""
+    while True:
+        port = random.randint(10000, 19999)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def is_alive(pid):

@@ -13,8 +13,8 @@ class Recording(Cluster):
     def __init__(self, binaries):
         super().__init__(binaries)
         self.trace = os.path.join(self.parent, "trace.jsonl")
-        self.options = ("--model", os.environ["KVIST_MODEL"], "--embedded",
-                        f"--store.trace_file={self.trace}",)
+        self.options += ("--model", os.environ["KVIST_MODEL"], "--embedded",
+                         f"--store.trace_file={self.trace}")
 
     def lines(self):
         """Written within moments of the answer."""

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """End-to-end tests: real programs, the real model, real sockets.
 
-usage: run.py [--bin FOLDER] [--keep] [GROUP or CASE...]
+usage: run.py [--bin FOLDER] [--keep] [--jobs N] [GROUP or CASE...]
 
 Each group is a file group_NAME.py with functions test_*; a group shares one cluster, which the
 group's OPTIONS configure or its make_cluster(binaries) makes. Its why_not() says why it cannot run
-here. A case that fails shows why and where the logs are. The last line is
+here. A case that fails shows why and where the logs are. Groups share nothing: N of them run at a
+time, each in a process of its own, whose output comes when it ends. The last line is
 "e2e: N passed, N failed, N skipped".
 """
 import argparse
@@ -13,9 +14,12 @@ import glob
 import importlib
 import inspect
 import os
+import re
+import subprocess
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
@@ -48,11 +52,45 @@ def run_case(label, function, cluster):
     return True
 
 
+# Those that take longest begin first, so that none is left to run alone at the end.
+LONGEST = ("network", "bench", "encrypted", "streams", "rolling", "demo", "tour")
+
+
+def run_group_apart(group, arguments):
+    """The group's output and its counts: passed, failed, skipped."""
+    keep = ["--keep"] if arguments.keep else []
+    run = subprocess.run([sys.executable, os.path.abspath(__file__), "--jobs", "1", "--bin",
+                          arguments.bin, *keep, group], stdin=subprocess.DEVNULL,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    lines = run.stdout.splitlines()
+    counts = re.fullmatch(r"e2e: (\d+) passed, (\d+) failed, (\d+) skipped",
+                          lines.pop() if lines else "")
+    if counts is None:
+        return f"{run.stdout}FAILED   e2e.{group} ended with {run.returncode}", (0, 1, 0)
+    return "\n".join(lines), tuple(int(count) for count in counts.groups())
+
+
+def run_groups_apart(groups, arguments):
+    order = sorted(groups, key=lambda group: LONGEST.index(group) if group in LONGEST
+                   else len(LONGEST))
+    totals = [0, 0, 0]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for done in as_completed([pool.submit(run_group_apart, group, arguments)
+                                  for group in order]):
+            output, counts = done.result()
+            print(output, flush=True)
+            totals = [total + count for total, count in zip(totals, counts)]
+    print(f"e2e: {totals[0]} passed, {totals[1]} failed, {totals[2]} skipped")
+    return 1 if totals[1] else 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bin", default=os.path.join(HERE, "../../build/bin"),
                         help="the folder of the programs (default: build/bin)")
     parser.add_argument("--keep", action="store_true", help="keep the logs of groups that failed")
+    parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
+                        help="so many groups at a time (default: the cores, at most 4)")
     parser.add_argument("names", nargs="*", help="groups (doors, cache, ...) or cases (test_...)")
     arguments = parser.parse_args()
     os.environ["KVIST_MODEL"] = find_model()
@@ -60,6 +98,9 @@ def main():
 
     groups = [os.path.basename(path)[6:-3] for path in sorted(glob.glob(f"{HERE}/group_*.py"))]
     known = set(groups)
+    chosen = [group for group in groups if group in arguments.names or not arguments.names]
+    if arguments.jobs > 1 and len(chosen) > 1 and known.issuperset(arguments.names):
+        return run_groups_apart(chosen, arguments)
     passed = failed = skipped = 0
     for group in groups:
         module = importlib.import_module("group_" + group)
