@@ -21,8 +21,8 @@ const char *kv_test_model(void);
 /* true under tools/test --long: full budgets. */
 bool kv_test_long(void);
 
-/* true where a sanitizer watches: it looks for other things than a test does, and takes ten times as
- * long. What the plain run tries in full, it tries in part. */
+/* true where a sanitizer watches: it looks for other things than a test does, and takes ten times
+ * as long. What the plain run tries in full, it tries in part. */
 bool kv_test_sanitized(void);
 
 /* For a test that makes thousands of stores or engines: freed memory is kept and used again, huge
