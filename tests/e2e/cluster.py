@@ -70,7 +70,7 @@ class Cluster:
         self.parent = tempfile.mkdtemp(prefix="kvist-e2e-", dir="/tmp")
         self.folder = os.path.join(self.parent, "c")
         # The default port is anybody's: another cluster may be about to take it, too.
-        self.options = (*options, "--port", str(quiet_port()))
+        self.options = (*options, "--port", str(quiet_ports(1)[0]))
         self.endpoint = None
 
     def kvist(self, *arguments, text=None, limit_s=180):
@@ -206,16 +206,19 @@ class Stream:
         self.answer.close()
 
 
-def quiet_port():
-    """A port that is free, and none that the kernel gives to whoever connects."""
-    while True:
+def quiet_ports(count):
+    """Ports that are free, and that neither the kernel gives to whoever connects nor kvist up to
+    its nodes."""
+    ports = set()
+    while len(ports) < count:
         port = random.randint(10000, 19999)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
-                return port
+                ports.add(port)
             except OSError:
                 continue
+    return list(ports)
 
 
 def is_alive(pid):

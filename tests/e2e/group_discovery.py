@@ -6,30 +6,17 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
 
-from cluster import Cluster, is_alive, prose, wait_until
+from cluster import Cluster, is_alive, prose, quiet_ports, wait_until
 
 TTL_S = 3
 BACK_LIMIT_S = 2.0  # from a node's return to its use
 
 COMMON = ("--model.threads=1", "--store.directory=none", "--store.host_bytes=0",
           "--store.device_slots=200", f"--cluster.etcd_ttl={TTL_S}s")
-
-
-def free_port():
-    """Below the kernel's own range: no connection of anybody takes it meanwhile."""
-    for port in range(21000 + os.getpid() % 5000, 32000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-    raise AssertionError("no free port")
 
 
 class Clients:
@@ -126,8 +113,8 @@ class EtcdCluster(Cluster):
             with open(f"{self.folder}/key", "w", encoding="utf-8",
                       opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
                 file.write("a key for one test only, 42")
-            self.etcd_port, self.etcd_peer_port = free_port(), free_port() + 7000
-            self.ports = {"http": free_port() + 1, "p1": free_port() + 2}
+            self.etcd_port, self.etcd_peer_port, http, p1 = quiet_ports(4)
+            self.ports = {"http": http, "p1": p1}
             self.endpoint = f"http://127.0.0.1:{self.ports['http']}"
             self.start_etcd()
         for name in ("p1", "d1", "g1"):
@@ -250,7 +237,7 @@ def test_etcd_dies_and_returns(cluster):
 
 def test_https_is_checked(cluster):
     """A second etcd with a certificate of its own; gateways with and without it."""
-    folder, port, peer_port = cluster.folder, free_port(), free_port() + 7001
+    folder, (port, peer_port) = cluster.folder, quiet_ports(2)
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
          "/CN=etcd", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout",

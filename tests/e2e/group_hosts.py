@@ -9,9 +9,9 @@ import os
 import subprocess
 
 import admin
-from cluster import wait_until
+from cluster import quiet_ports, wait_until
 from group_sources import BLOCK_BYTES, BLOCK_TOKENS, HOUSES, SHARED_BLOCKS, TwoHouses
-from group_sources import blocks_of, compute_at_a, free_ports
+from group_sources import blocks_of, compute_at_a
 
 
 class TwoHosts(TwoHouses):
@@ -19,7 +19,7 @@ class TwoHosts(TwoHouses):
         super().__init__(binaries)
         self.stores = [f"store-{house}" for house in HOUSES]
         self.names = self.stores + self.names
-        self.ports.update(zip(self.stores, free_ports(len(self.stores))))
+        self.ports.update(zip(self.stores, quiet_ports(len(self.stores))))
 
     def command(self, name):
         role, house = name.split("-")

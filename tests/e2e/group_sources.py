@@ -10,14 +10,13 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
 import time
 
 import admin
-from cluster import Cluster, is_alive, prose, wait_until
+from cluster import Cluster, is_alive, prose, quiet_ports, wait_until
 
 BLOCK_TOKENS, BLOCK_BYTES = 16, 368640
 WORDS = 1000  # of a prompt: about 1,300 tokens, 30 MB of KV
@@ -34,16 +33,6 @@ class Door:
         self.endpoint = f"http://127.0.0.1:{port}"
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 class TwoHouses:
     """Nodes started one by one. What run.py asks of a cluster, and a door to each house."""
 
@@ -58,7 +47,7 @@ class TwoHouses:
             file.write(secrets.token_hex(32) + "\n")
         self.names = [f"{role}-{house}" for role in ("prefill", "decode", "gateway")
                       for house in HOUSES]
-        self.ports = dict(zip(self.names, free_ports(len(self.names))))
+        self.ports = dict(zip(self.names, quiet_ports(len(self.names))))
         self.processes = {}
         self.endpoint = None
         self.doors = [Door(self.ports[f"gateway-{house}"]) for house in HOUSES]
