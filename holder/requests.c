@@ -32,7 +32,8 @@ void kv_requests_message(
     kv_requests_t *requests, kv_peer_t *peer, const Kvist__Wire__Envelope *message)
 {
     for (uint32_t i = 0; i < requests->count; i++) {
-        if (requests->item_ops[i]->message(requests->items[i], peer, message)) {
+        const kv_request_ops_t *ops = requests->item_ops[i];
+        if (ops->message != NULL && ops->message(requests->items[i], peer, message)) {
             break;
         }
     }
@@ -43,7 +44,8 @@ bool kv_requests_moved(kv_requests_t *requests, const kv_mover_event_t *event)
 {
     bool taken = false;
     for (uint32_t i = 0; i < requests->count && !taken; i++) {
-        taken = requests->item_ops[i]->moved(requests->items[i], event);
+        const kv_request_ops_t *ops = requests->item_ops[i];
+        taken = ops->moved != NULL && ops->moved(requests->items[i], event);
     }
     destroy_done(requests);
     return taken;
@@ -65,7 +67,8 @@ bool kv_requests_context(const kv_requests_t *requests, const kv_peer_t *peer,
 void kv_requests_computed(kv_requests_t *requests, const struct kv_compute_event *event)
 {
     for (uint32_t i = 0; i < requests->count; i++) {
-        if (requests->item_ops[i]->computed(requests->items[i], event)) {
+        const kv_request_ops_t *ops = requests->item_ops[i];
+        if (ops->computed != NULL && ops->computed(requests->items[i], event)) {
             break;
         }
     }
@@ -83,7 +86,9 @@ void kv_requests_peer_down(kv_requests_t *requests, kv_peer_t *peer)
 void kv_requests_tick(kv_requests_t *requests, uint64_t now_ns)
 {
     for (uint32_t i = 0; i < requests->count; i++) {
-        requests->item_ops[i]->tick(requests->items[i], now_ns);
+        if (requests->item_ops[i]->tick != NULL) {
+            requests->item_ops[i]->tick(requests->items[i], now_ns);
+        }
     }
     destroy_done(requests);
 }
@@ -109,7 +114,8 @@ uint32_t kv_requests_running(const kv_requests_t *requests)
 {
     uint32_t running = 0;
     for (uint32_t i = 0; i < requests->count; i++) {
-        running += requests->item_ops[i]->is_running(requests->items[i]);
+        const kv_request_ops_t *ops = requests->item_ops[i];
+        running += ops->is_running != NULL && ops->is_running(requests->items[i]);
     }
     return running;
 }

@@ -28,14 +28,14 @@ typedef struct {
     uint32_t token_count;
 } kv_request_context_t;
 
-/* message, moved and computed say whether it was for this request; computed may be NULL where
- * nothing is computed. */
+/* message, moved and computed say whether it was for this request. NULL: of what never concerns it;
+ * never so is_from, peer_down, stop, is_done and destroy. */
 typedef struct {
     bool (*is_from)(const void *request, const kv_peer_t *peer); /* who asked for it */
     bool (*message)(void *request, kv_peer_t *peer, const Kvist__Wire__Envelope *message);
     bool (*moved)(void *request, const kv_mover_event_t *event); /* but for LINK_UP and LINK_DOWN */
     bool (*computed)(void *request, const struct kv_compute_event *event);
-    /* Whether it is the request of that id and this peer works on it; may be NULL: none ever is. */
+    /* Whether it is the request of that id and this peer works on it. */
     bool (*context)(const void *request, const kv_peer_t *peer, const char *request_id,
         kv_request_context_t *context_out);
     void (*peer_down)(void *request, kv_peer_t *peer); /* the handle is gone afterwards */

@@ -240,40 +240,12 @@ static bool is_from(const void *owner, const kv_peer_t *peer)
     return ((const context_t *)owner)->peer == peer;
 }
 
-static bool message(void *owner, kv_peer_t *peer, const Kvist__Wire__Envelope *envelope)
-{
-    (void)owner;
-    (void)peer;
-    (void)envelope;
-    return false;
-}
-
-static bool moved(void *owner, const kv_mover_event_t *event)
-{
-    (void)owner;
-    (void)event;
-    return false;
-}
-
-static bool computed(void *owner, const struct kv_compute_event *event)
-{
-    (void)owner;
-    (void)event;
-    return false;
-}
-
 static void peer_down(void *owner, kv_peer_t *peer)
 {
     context_t *context = owner;
     if (context->peer == peer) {
         context->peer = NULL;
     }
-}
-
-static void tick(void *owner, uint64_t now_ns)
-{
-    (void)owner;
-    (void)now_ns;
 }
 
 /* Its callback still runs, with KV_CANCELLED. */
@@ -285,12 +257,6 @@ static void stop(void *owner)
         context->lease = NULL;
         kvist_lease_release(lease);
     }
-}
-
-static bool is_running(const void *owner)
-{
-    (void)owner;
-    return false;
 }
 
 static bool is_done(const void *owner)
@@ -308,13 +274,8 @@ static void destroy(void *owner)
 
 static const kv_request_ops_t CONTEXT_OPS = {
     .is_from = is_from,
-    .message = message,
-    .moved = moved,
-    .computed = computed,
     .peer_down = peer_down,
-    .tick = tick,
     .stop = stop,
-    .is_running = is_running,
     .is_done = is_done,
     .destroy = destroy,
 };
