@@ -248,6 +248,7 @@ def chat_by_command(cluster, endpoint, certificate):
     assert run.returncode == 0 and "prompt tokens" in run.stdout, run.stdout + run.stderr
     run = cluster.kvist(*where, "--ca", certificate, text="Hi\n")
     assert run.returncode == 1 and "HTTP 401" in run.stderr, run.stdout + run.stderr
+    assert "KVIST_API_KEY" in run.stderr, run.stderr
     run = cluster.kvist(*where, "--key", cluster.keys["alpha"], text="Hi\n")
     assert run.returncode == 1 and "certificate" in run.stderr, run.stdout + run.stderr
     run = cluster.kvist(*where, "--key", "two words")

@@ -168,10 +168,12 @@ static int begin(chat_t *chat, const char *told, const char *folder, const char 
         return kv_command_fail("chat", error.text, "kvist up");
     }
     chat->endpoint.url = url;
-    if (kv_first_model(&chat->endpoint, &chat->model, &error) != KV_OK) {
+    kv_status_t status = kv_first_model(&chat->endpoint, &chat->model, &error);
+    if (status != KV_OK) {
         code = kv_command_fail("chat", error.text,
-            told == NULL ? "kvist up, or kvist status to see what is down"
-                         : "--endpoint http://HOST:PORT or https://HOST:PORT, --key, --ca");
+            status == KV_REFUSED ? "--key KEY, or the variable KVIST_API_KEY"
+            : told == NULL       ? "kvist up, or kvist status to see what is down"
+                                 : "--endpoint http://HOST:PORT or https://HOST:PORT, --key, --ca");
     } else {
         chat->messages = json_array();
         if (system != NULL) {

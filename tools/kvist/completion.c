@@ -182,9 +182,10 @@ static kv_status_t fail_with_answer(long code, const char *body, kv_error_t *err
     char text[KV_ERROR_TEXT_BYTES - 32];
     kv_describe_failure(body, text, sizeof text);
     return kv_fail(error,
-        code == 429  ? KV_BUSY
-        : code < 500 ? KV_INVALID
-                     : KV_FATAL,
+        code == 429                  ? KV_BUSY
+        : code == 401 || code == 403 ? KV_REFUSED
+        : code < 500                 ? KV_INVALID
+                                     : KV_FATAL,
         "HTTP %ld: %s", code, text);
 }
 

@@ -80,7 +80,7 @@ kv_status_t kv_complete(const kv_endpoint_t *endpoint, const char *path, json_t 
     kv_error_t *error);
 void kv_answer_clear(kv_answer_t *answer);
 
-/* The endpoint's first model id; release with free(). */
+/* The endpoint's first model id; release with free(). KV_REFUSED: the key is missing or wrong. */
 kv_status_t kv_first_model(const kv_endpoint_t *endpoint, char **model_out, kv_error_t *error);
 
 /* "5,984 of 6,012 cached (device 5,984)" of an answer. */
