@@ -200,19 +200,21 @@ static void serve_requests(kv_gateway_t *gateway, kv_exchange_t *exchange, const
 static void serve_contexts(kv_gateway_t *gateway, kv_exchange_t *exchange, const kv_call_t *call)
 {
     static const char *const SORTS[] = {"used", "tokens", "tier", "tenant", NULL};
+    static const char *const TIERS[] = {"device", "host", "disk", NULL};
     uint64_t limit = ROWS_DEFAULT, offset = 0;
-    int sort = KV_SORT_USED;
+    int sort = KV_SORT_USED, tier = -1;
     kv_api_error_t error;
     if (!kv_query_number(call, "limit", 1, KV_PAGE_ROWS_MAX, &limit, &error) ||
         !kv_query_number(call, "offset", 0, OFFSET_MAX, &offset, &error) ||
-        !kv_query_choice(call, "sort", SORTS, &sort, &error)) {
+        !kv_query_choice(call, "sort", SORTS, &sort, &error) ||
+        !kv_query_choice(call, "tier", TIERS, &tier, &error)) {
         kv_gateway_reply_error(exchange, &ROUTES[CONTEXTS], NULL, &error);
         return;
     }
     const kv_contexts_query_t query = {.limit = (uint32_t)limit,
         .offset = (uint32_t)offset,
         .sort = (kv_contexts_sort_t)sort,
-        .tier = text_of(call, "tier"),
+        .tier = tier >= 0 ? TIERS[tier] : "",
         .tenant = text_of(call, "tenant"),
         .node = text_of(call, "node")};
     reply(exchange, "contexts", kv_page_contexts(gateway, call, &query));

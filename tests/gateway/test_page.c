@@ -225,6 +225,7 @@ static void test_contexts(void **state)
     assert_int_equal(rows_of(found), 0);
     json_decref(found);
     expect(&fixture, "/v1/contexts?sort=size", NULL, 400, "sort: must be one of used", NULL);
+    expect(&fixture, "/v1/contexts?tier=tape", NULL, 400, "tier: must be one of device", NULL);
     found = look(&fixture, "/v1/overview");
     const json_t *shown = json_object_get(found, "nodes");
     assert_int_equal(json_array_size(shown), 3);
