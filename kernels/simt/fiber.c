@@ -1,0 +1,203 @@
+/* x86-64 switches by a few instructions; elsewhere by ucontext, which costs a system call each way.
+ *
+ * AddressSanitizer must be told of every switch, or it takes the other stack for an overflow of
+ * this one. */
+#include "kernels/simt/fiber.h"
+
+#include "base/check.h"
+#include "base/memory.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+
+#ifdef __SANITIZE_ADDRESS__
+#define FIBER_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define FIBER_ASAN 1
+#endif
+#endif
+#ifndef FIBER_ASAN
+#define FIBER_ASAN 0
+#endif
+#if FIBER_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+struct kv_fiber {
+    void *pointer; /* where its registers lie, while it is switched away from (x86-64) */
+    unsigned char *mapping;
+    size_t mapping_bytes;
+    unsigned char *stack; /* the mapping behind the trapping page */
+    size_t stack_bytes;
+    kv_fiber_entry_t *entry;
+    void *argument;
+    kv_fiber_t *from; /* who switched to it last */
+#ifndef __x86_64__
+    ucontext_t context;
+#endif
+#if FIBER_ASAN
+    void *fake_stack;
+    const void *bottom; /* of the stack that this fiber runs on, a thread's own too */
+    size_t bottom_bytes;
+#endif
+};
+
+/* The fiber being switched to, for its first steps on its own stack. */
+static _Thread_local kv_fiber_t *arriving;
+
+static void arrived(kv_fiber_t *self)
+{
+#if FIBER_ASAN
+    kv_fiber_t *from = self->from;
+    __sanitizer_finish_switch_fiber(self->fake_stack, &from->bottom, &from->bottom_bytes);
+#else
+    (void)self;
+#endif
+}
+
+static void begin(void)
+{
+    kv_fiber_t *self = arriving;
+    arrived(self);
+    self->entry(self->argument);
+    KV_CHECK(!"a fiber returned");
+}
+
+#ifdef __x86_64__
+
+/* Pushes the registers that a call preserves, keeps the stack pointer in *from and takes to's. */
+void kv_fiber_exchange(void **from, void *to);
+
+__asm__(".text\n"
+        ".p2align 4\n"
+        ".globl kv_fiber_exchange\n"
+        ".hidden kv_fiber_exchange\n"
+        ".type kv_fiber_exchange, @function\n"
+        "kv_fiber_exchange:\n"
+        "    pushq %rbp\n"
+        "    pushq %rbx\n"
+        "    pushq %r12\n"
+        "    pushq %r13\n"
+        "    pushq %r14\n"
+        "    pushq %r15\n"
+        "    movq %rsp, (%rdi)\n"
+        "    movq %rsi, %rsp\n"
+        "    popq %r15\n"
+        "    popq %r14\n"
+        "    popq %r13\n"
+        "    popq %r12\n"
+        "    popq %rbx\n"
+        "    popq %rbp\n"
+        "    ret\n"
+        ".size kv_fiber_exchange, . - kv_fiber_exchange\n");
+
+static void prepare(kv_fiber_t *fiber)
+{
+    /* Six registers, the address to return to, and a word that leaves the stack as after a call. */
+    enum { REGISTERS = 6, WORDS = REGISTERS + 2 };
+    uint64_t *top = (uint64_t *)(void *)(fiber->stack + fiber->stack_bytes);
+    uint64_t *words = top - WORDS;
+    memset(words, 0, WORDS * sizeof *words);
+    words[REGISTERS] = (uint64_t)(uintptr_t)begin;
+    fiber->pointer = words;
+}
+
+static void exchange(kv_fiber_t *from, kv_fiber_t *to)
+{
+    kv_fiber_exchange(&from->pointer, to->pointer);
+}
+
+#else
+
+static void prepare(kv_fiber_t *fiber)
+{
+    KV_CHECK(getcontext(&fiber->context) == 0);
+    fiber->context.uc_stack.ss_sp = fiber->stack;
+    fiber->context.uc_stack.ss_size = fiber->stack_bytes;
+    fiber->context.uc_link = NULL;
+    makecontext(&fiber->context, begin, 0);
+}
+
+static void exchange(kv_fiber_t *from, kv_fiber_t *to)
+{
+    KV_CHECK(swapcontext(&from->context, &to->context) == 0);
+}
+
+#endif
+
+kv_fiber_t *kv_fiber_create(size_t stack_bytes)
+{
+    kv_fiber_t *fiber = kv_allocate(sizeof *fiber);
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    fiber->stack_bytes = (stack_bytes + page - 1) / page * page;
+    fiber->mapping_bytes = fiber->stack_bytes + page;
+    void *mapping = mmap(NULL, fiber->mapping_bytes, PROT_READ | PROT_WRITE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    KV_CHECK(mapping != MAP_FAILED);
+    KV_CHECK(mprotect(mapping, page, PROT_NONE) == 0);
+    fiber->mapping = mapping;
+    fiber->stack = fiber->mapping + page;
+#if FIBER_ASAN
+    fiber->bottom = fiber->stack;
+    fiber->bottom_bytes = fiber->stack_bytes;
+#endif
+    return fiber;
+}
+
+kv_fiber_t *kv_fiber_create_for_thread(void)
+{
+    return kv_allocate(sizeof(kv_fiber_t));
+}
+
+void kv_fiber_destroy(kv_fiber_t *fiber)
+{
+    if (fiber == NULL) {
+        return;
+    }
+    if (fiber->mapping != NULL) {
+#if FIBER_ASAN
+        __asan_unpoison_memory_region(fiber->stack, fiber->stack_bytes);
+#endif
+        munmap(fiber->mapping, fiber->mapping_bytes);
+    }
+    free(fiber);
+}
+
+void kv_fiber_restart(kv_fiber_t *fiber, kv_fiber_entry_t *entry, void *argument)
+{
+#if FIBER_ASAN
+    /* A fiber that was left in the middle of its work left its frames' red zones behind. */
+    if (fiber->entry != NULL) {
+        __asan_unpoison_memory_region(fiber->stack, fiber->stack_bytes);
+    }
+    fiber->fake_stack = NULL;
+#endif
+    fiber->entry = entry;
+    fiber->argument = argument;
+    prepare(fiber);
+}
+
+void kv_fiber_switch(kv_fiber_t *from, kv_fiber_t *to)
+{
+    to->from = from;
+    arriving = to;
+#if FIBER_ASAN
+    __sanitizer_start_switch_fiber(&from->fake_stack, to->bottom, to->bottom_bytes);
+#endif
+    exchange(from, to);
+    arrived(from);
+}
+
+const void *kv_fiber_stack(const kv_fiber_t *fiber, size_t *bytes_out)
+{
+    *bytes_out = fiber->stack_bytes;
+    return fiber->stack;
+}
