@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "base/memory.h"
+#include "kernels/simt/asan.h"
 #include "kernels/simt/block_internal.h"
 #include "kernels/simt/watch.h"
 
@@ -11,11 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define STACK_BYTES ((size_t)256 << 10)
-#else
-#define STACK_BYTES ((size_t)64 << 10)
-#endif
+/* Frames are larger with the red zones between their variables. */
+#define STACK_BYTES ((size_t)(KV_SIMT_ASAN ? 256 : 64) << 10)
 
 kv_simt_block_t kv_simt_block;
 _Thread_local bool kv_simt_inside;
@@ -187,6 +185,7 @@ static void set_up_lane(uint32_t index)
     kv_simt_lane_t *lane = &block->lanes[index];
     if (lane->fiber == NULL) {
         lane->fiber = kv_fiber_create(STACK_BYTES);
+        lane->copies = kv_allocate_array(KV_SIMT_COPIES_MAX, sizeof *lane->copies);
     }
     const kv_simt_index_t *size = &launch->block;
     lane->seen = (kv_simt_thread_t){
@@ -256,6 +255,9 @@ static void open_block(const kv_simt_launch_t *launch)
         block->shared = shared;
     }
     block->launch = launch;
+    KV_SIMT_UNPOISON(block->shared, KV_SIMT_SHARED_BYTES_MAX);
+    KV_SIMT_POISON(
+        block->shared + launch->shared_bytes, KV_SIMT_SHARED_BYTES_MAX - launch->shared_bytes);
     block->scheduler = kv_fiber_create_for_thread();
     block->thread_count = launch->block.x * launch->block.y * launch->block.z;
     block->warp_count = (block->thread_count + KV_SIMT_WARP_LANES - 1) / KV_SIMT_WARP_LANES;

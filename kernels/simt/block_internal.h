@@ -46,7 +46,7 @@ typedef struct {
     const void *row;              /* what it loads */
     const char *file;             /* where it waits */
     int line;
-    kv_simt_copy_t copies[KV_SIMT_COPIES_MAX];
+    kv_simt_copy_t *copies; /* [KV_SIMT_COPIES_MAX] */
     uint32_t copy_count;
     uint32_t group; /* the one that is open */
 } kv_simt_lane_t;

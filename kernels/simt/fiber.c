@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/memory.h"
+#include "kernels/simt/asan.h"
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -14,21 +15,6 @@
 #include <unistd.h>
 #ifndef __x86_64__
 #include <ucontext.h>
-#endif
-
-#ifdef __SANITIZE_ADDRESS__
-#define FIBER_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define FIBER_ASAN 1
-#endif
-#endif
-#ifndef FIBER_ASAN
-#define FIBER_ASAN 0
-#endif
-#if FIBER_ASAN
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
 #endif
 
 struct kv_fiber {
@@ -43,7 +29,7 @@ struct kv_fiber {
 #ifndef __x86_64__
     ucontext_t context;
 #endif
-#if FIBER_ASAN
+#if KV_SIMT_ASAN
     void *fake_stack;
     const void *bottom; /* of the stack that this fiber runs on, a thread's own too */
     size_t bottom_bytes;
@@ -55,7 +41,7 @@ static _Thread_local kv_fiber_t *arriving;
 
 static void arrived(kv_fiber_t *self)
 {
-#if FIBER_ASAN
+#if KV_SIMT_ASAN
     kv_fiber_t *from = self->from;
     __sanitizer_finish_switch_fiber(self->fake_stack, &from->bottom, &from->bottom_bytes);
 #else
@@ -145,7 +131,7 @@ kv_fiber_t *kv_fiber_create(size_t stack_bytes)
     KV_CHECK(mprotect(mapping, page, PROT_NONE) == 0);
     fiber->mapping = mapping;
     fiber->stack = fiber->mapping + page;
-#if FIBER_ASAN
+#if KV_SIMT_ASAN
     fiber->bottom = fiber->stack;
     fiber->bottom_bytes = fiber->stack_bytes;
 #endif
@@ -163,21 +149,28 @@ void kv_fiber_destroy(kv_fiber_t *fiber)
         return;
     }
     if (fiber->mapping != NULL) {
-#if FIBER_ASAN
-        __asan_unpoison_memory_region(fiber->stack, fiber->stack_bytes);
-#endif
+        KV_SIMT_UNPOISON(fiber->stack, fiber->stack_bytes);
         munmap(fiber->mapping, fiber->mapping_bytes);
     }
     free(fiber);
 }
 
+#if KV_SIMT_ASAN
+/* The frames that the fiber was left in have red zones, from its stack pointer up. */
+static void forget_frames(kv_fiber_t *fiber)
+{
+    unsigned char *lowest = fiber->stack;
+#ifdef __x86_64__
+    lowest = fiber->pointer != NULL ? fiber->pointer : fiber->stack + fiber->stack_bytes;
+#endif
+    KV_SIMT_UNPOISON(lowest, (size_t)(fiber->stack + fiber->stack_bytes - lowest));
+}
+#endif
+
 void kv_fiber_restart(kv_fiber_t *fiber, kv_fiber_entry_t *entry, void *argument)
 {
-#if FIBER_ASAN
-    /* A fiber that was left in the middle of its work left its frames' red zones behind. */
-    if (fiber->entry != NULL) {
-        __asan_unpoison_memory_region(fiber->stack, fiber->stack_bytes);
-    }
+#if KV_SIMT_ASAN
+    forget_frames(fiber);
     fiber->fake_stack = NULL;
 #endif
     fiber->entry = entry;
@@ -189,7 +182,7 @@ void kv_fiber_switch(kv_fiber_t *from, kv_fiber_t *to)
 {
     to->from = from;
     arriving = to;
-#if FIBER_ASAN
+#if KV_SIMT_ASAN
     __sanitizer_start_switch_fiber(&from->fake_stack, to->bottom, to->bottom_bytes);
 #endif
     exchange(from, to);

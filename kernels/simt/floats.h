@@ -15,7 +15,7 @@ struct __nv_bfloat16 {
     uint16_t bits;
 
     __nv_bfloat16() = default;
-    explicit __nv_bfloat16(float value) : bits(kv_bf16_of_float(value))
+    __nv_bfloat16(float value) : bits(kv_bf16_of_float(value))
     {
     }
     operator float() const
@@ -28,7 +28,7 @@ struct __half {
     uint16_t bits;
 
     __half() = default;
-    explicit __half(float value) : bits(kv_half_of_float(value))
+    __half(float value) : bits(kv_half_of_float(value))
     {
     }
     operator float() const

@@ -58,23 +58,20 @@ static inline float max(float a, float b)
     return fmaxf(a, b);
 }
 
-/* Float functions that round once each, whatever the compiler may contract elsewhere. */
+/* Float functions that round once each: these sources are compiled without contraction. */
 static inline float __fadd_rn(float a, float b)
 {
-    volatile float sum = a + b;
-    return sum;
+    return a + b;
 }
 
 static inline float __fsub_rn(float a, float b)
 {
-    volatile float difference = a - b;
-    return difference;
+    return a - b;
 }
 
 static inline float __fmul_rn(float a, float b)
 {
-    volatile float product = a * b;
-    return product;
+    return a * b;
 }
 
 static inline float __fmaf_rn(float a, float b, float c)

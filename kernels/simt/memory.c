@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "base/memory.h"
+#include "kernels/simt/asan.h"
 #include "kernels/simt/watch.h"
 
 #include <pthread.h>
@@ -16,6 +17,7 @@
 typedef struct {
     uintptr_t begin;
     size_t bytes;
+    bool owned; /* host memory that was allocated here */
 } span_t;
 
 /* Ranges in the order of their addresses. */
@@ -125,13 +127,16 @@ void *kv_simt_memory_allocate(size_t bytes)
         uintptr_t begin = find_room(bytes);
         if (begin != 0 && mprotect((void *)begin, to_pages(bytes), PROT_READ | PROT_WRITE) == 0) {
             memory = (void *)begin;
-            spans_insert(&allocations, spans_above(&allocations, begin), (span_t){begin, bytes});
+            spans_insert(
+                &allocations, spans_above(&allocations, begin), (span_t){begin, bytes, false});
             used_bytes += bytes;
         }
     }
     pthread_mutex_unlock(&lock);
     if (memory != NULL) {
         memset(memory, 0xff, bytes);
+        /* What follows on the last page is nobody's, for AddressSanitizer too. */
+        KV_SIMT_POISON((char *)memory + bytes, to_pages(bytes) - bytes);
         kv_simt_watch_forget(memory, bytes);
     }
     return memory;
@@ -141,6 +146,7 @@ static void give_back(span_t span)
 {
     used_bytes -= span.bytes;
     void *memory = (void *)span.begin;
+    KV_SIMT_UNPOISON(memory, to_pages(span.bytes));
     (void)madvise(memory, to_pages(span.bytes), MADV_DONTNEED);
     KV_CHECK(mprotect(memory, to_pages(span.bytes), PROT_NONE) == 0);
 }
@@ -162,6 +168,9 @@ void kv_simt_memory_release_all(void)
     pthread_mutex_lock(&lock);
     for (size_t i = 0; i < allocations.count; i++) {
         give_back(allocations.spans[i]);
+    }
+    for (size_t i = 0; i < pins.count; i++) {
+        free(pins.spans[i].owned ? (void *)pins.spans[i].begin : NULL);
     }
     free(allocations.spans);
     free(pins.spans);
@@ -212,6 +221,19 @@ bool kv_simt_memory_covers(const void *address, size_t bytes)
     return covered;
 }
 
+bool kv_simt_memory_find(const void *address, uintptr_t *begin_out, size_t *bytes_out)
+{
+    pthread_mutex_lock(&lock);
+    bool found = spans_cover(&allocations, (uintptr_t)address, 1);
+    if (found) {
+        const span_t *span = &allocations.spans[spans_above(&allocations, (uintptr_t)address) - 1];
+        *begin_out = span->begin;
+        *bytes_out = span->bytes;
+    }
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
 bool kv_simt_memory_is_pinned(const void *address, size_t bytes)
 {
     pthread_mutex_lock(&lock);
@@ -220,16 +242,31 @@ bool kv_simt_memory_is_pinned(const void *address, size_t bytes)
     return pinned;
 }
 
-bool kv_simt_memory_pin(void *address, size_t bytes)
+/* Does any span hold a byte of the range? */
+static bool spans_touch(const spans_t *spans, uintptr_t begin, size_t bytes)
+{
+    size_t above = spans_above(spans, begin);
+    bool after = above > 0 && begin - spans->spans[above - 1].begin < spans->spans[above - 1].bytes;
+    bool before = above < spans->count && spans->spans[above].begin - begin < bytes;
+    return after || before;
+}
+
+bool kv_simt_memory_is_cut(const void *address, size_t bytes)
 {
     uintptr_t begin = (uintptr_t)address;
     pthread_mutex_lock(&lock);
-    size_t above = spans_above(&pins, begin);
-    bool after = above > 0 && begin - pins.spans[above - 1].begin < pins.spans[above - 1].bytes;
-    bool before = above < pins.count && pins.spans[above].begin - begin < bytes;
-    bool free_of_pins = bytes > 0 && !after && !before;
+    bool cut = spans_touch(&pins, begin, bytes) && !spans_cover(&pins, begin, bytes);
+    pthread_mutex_unlock(&lock);
+    return cut;
+}
+
+bool kv_simt_memory_pin(void *address, size_t bytes, bool owned)
+{
+    uintptr_t begin = (uintptr_t)address;
+    pthread_mutex_lock(&lock);
+    bool free_of_pins = bytes > 0 && !spans_touch(&pins, begin, bytes);
     if (free_of_pins) {
-        spans_insert(&pins, above, (span_t){begin, bytes});
+        spans_insert(&pins, spans_above(&pins, begin), (span_t){begin, bytes, owned});
     }
     pthread_mutex_unlock(&lock);
     return free_of_pins;

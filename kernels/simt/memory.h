@@ -24,7 +24,7 @@ extern "C" {
 
 void *kv_simt_memory_allocate(size_t bytes); /* aligned to 512; NULL: no room */
 bool kv_simt_memory_release(void *memory);   /* false: no allocation begins there */
-void kv_simt_memory_release_all(void);
+void kv_simt_memory_release_all(void);       /* pinned host memory too */
 
 /* Bytes allocated now, and the cap. */
 size_t kv_simt_memory_used(void);
@@ -38,11 +38,17 @@ size_t kv_simt_memory_offset(const void *address);
 
 /* Do the bytes lie within one allocation, or within registered host memory? */
 bool kv_simt_memory_covers(const void *address, size_t bytes);
+
+/* The allocation that holds the address; false: none does. */
+bool kv_simt_memory_find(const void *address, uintptr_t *begin_out, size_t *bytes_out);
 bool kv_simt_memory_is_pinned(const void *address, size_t bytes);
 
-/* Registers [address, address + bytes); false if part of it is. Ends it, by its address; false if
- * no registration begins there. The count: for leak checks. */
-bool kv_simt_memory_pin(void *address, size_t bytes);
+/* Is some of it registered, and not all of it by one registration? CUDA refuses such copies. */
+bool kv_simt_memory_is_cut(const void *address, size_t bytes);
+
+/* Registers [address, address + bytes); false if part of it is. owned: release_all frees it. Ends
+ * it, by its address; false if no registration begins there. The count: for leak checks. */
+bool kv_simt_memory_pin(void *address, size_t bytes, bool owned);
 bool kv_simt_memory_unpin(void *address);
 size_t kv_simt_memory_pinned_count(void);
 

@@ -187,11 +187,12 @@ cudaError_t cudaMalloc(void **memory_out, size_t bytes)
     return cudaSuccess;
 }
 
-/* Freeing waits for the device, as CUDA's does, and happens on a broken one too. */
+/* Freeing waits for the device, as CUDA's does. What is given back is given back even if the call
+ * answers with an error: on a GPU such an error is an earlier operation's. So it is below. */
 cudaError_t cudaFree(void *memory)
 {
     cudaError_t error = kv_simt_call(__func__);
-    if ((error != cudaSuccess && kv_simt_broken() == cudaSuccess) || memory == NULL) {
+    if (memory == NULL) {
         return error;
     }
     kv_simt_streams_finish();
@@ -208,7 +209,7 @@ static cudaError_t allocate_host(void **memory_out, size_t bytes)
     if (posix_memalign(&memory, 4096, bytes) != 0) {
         return kv_simt_answer(cudaErrorMemoryAllocation);
     }
-    KV_CHECK(kv_simt_memory_pin(memory, bytes));
+    KV_CHECK(kv_simt_memory_pin(memory, bytes, true));
     *memory_out = memory;
     return cudaSuccess;
 }
@@ -229,7 +230,7 @@ cudaError_t cudaHostAlloc(void **memory_out, size_t bytes, unsigned int flags)
 cudaError_t cudaFreeHost(void *memory)
 {
     cudaError_t error = kv_simt_call(__func__);
-    if ((error != cudaSuccess && kv_simt_broken() == cudaSuccess) || memory == NULL) {
+    if (memory == NULL) {
         return error;
     }
     kv_simt_streams_finish();
@@ -250,16 +251,13 @@ cudaError_t cudaHostRegister(void *memory, size_t bytes, unsigned int flags)
     if (memory == NULL || bytes == 0 || kv_simt_memory_is_device(memory)) {
         return kv_simt_answer(cudaErrorInvalidValue);
     }
-    bool pinned = kv_simt_memory_pin(memory, bytes);
+    bool pinned = kv_simt_memory_pin(memory, bytes, false);
     return pinned ? cudaSuccess : kv_simt_answer(cudaErrorHostMemoryAlreadyRegistered);
 }
 
 cudaError_t cudaHostUnregister(void *memory)
 {
     cudaError_t error = kv_simt_call(__func__);
-    if (error != cudaSuccess && kv_simt_broken() == cudaSuccess) {
-        return error;
-    }
     bool found = kv_simt_memory_unpin(memory);
     return found ? error : kv_simt_answer(cudaErrorHostMemoryNotRegistered);
 }
@@ -291,7 +289,7 @@ static size_t span(size_t pitch, size_t width, size_t height)
     return height == 0 ? 0 : pitch * (height - 1) + width;
 }
 
-/* Is each side where the kind says, and within one allocation? */
+/* Is each side where the kind says, and within one allocation or registration? */
 static cudaError_t check_copy(const kv_simt_moved_t *moved, cudaMemcpyKind_t kind)
 {
     bool to = kv_simt_memory_is_device(moved->to), from = kv_simt_memory_is_device(moved->from);
@@ -305,8 +303,10 @@ static cudaError_t check_copy(const kv_simt_moved_t *moved, cudaMemcpyKind_t kin
     }
     size_t to_bytes = span(moved->to_pitch, moved->width, moved->height);
     size_t from_bytes = span(moved->from_pitch, moved->width, moved->height);
-    if ((to && !kv_simt_memory_covers(moved->to, to_bytes)) ||
-        (from && !kv_simt_memory_covers(moved->from, from_bytes)) ||
+    if ((to ? !kv_simt_memory_covers(moved->to, to_bytes)
+            : kv_simt_memory_is_cut(moved->to, to_bytes)) ||
+        (from ? !kv_simt_memory_covers(moved->from, from_bytes)
+              : kv_simt_memory_is_cut(moved->from, from_bytes)) ||
         (moved->height > 1 &&
             (moved->to_pitch < moved->width || moved->from_pitch < moved->width))) {
         return cudaErrorInvalidValue;

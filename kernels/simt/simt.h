@@ -20,6 +20,7 @@
 
 #include "kernels/simt/api.h"
 #include "kernels/simt/block.h"
+#include "kernels/simt/cublaslt.h"
 #include "kernels/simt/numbers.h"
 
 #include <math.h>

@@ -134,44 +134,54 @@ static void match(kv_simt_lane_t *lanes, uint32_t mask)
     }
 }
 
-static void unpack(kv_simt_collective_t operation, uint32_t pair, float out[2])
+/* Four floats that the compiler keeps in one register of the host. */
+typedef float quad_t __attribute__((vector_size(16)));
+
+static void unpack(kv_simt_collective_t operation, uint32_t pair, float *low, float *high)
 {
     if (operation == KV_SIMT_MMA_BF16) {
-        out[0] = kv_bf16_to_float((uint16_t)pair);
-        out[1] = kv_bf16_to_float((uint16_t)(pair >> 16));
+        *low = kv_float_of_bits(pair << 16);
+        *high = kv_float_of_bits(pair & 0xffff0000u);
     } else {
-        out[0] = kv_half_to_float((uint16_t)pair);
-        out[1] = kv_half_to_float((uint16_t)(pair >> 16));
+        *low = kv_half_to_float((uint16_t)pair);
+        *high = kv_half_to_float((uint16_t)(pair >> 16));
     }
 }
 
-/* C (16 x 8) += A (16 x 16) x B (16 x 8); the fragments are drawn in kernels/cuda/tensor.h. */
-static void multiply(kv_simt_lane_t *lanes)
+/* The fragments that the lanes hold as matrices; kernels/cuda/tensor.h draws them. */
+static void gather_fragments(const kv_simt_lane_t *lanes, float a[16][16], float b[16][8])
 {
-    float a[16][16], b[16][8];
     for (uint32_t i = 0; i < LANES; i++) {
         const kv_simt_lane_t *lane = &lanes[i];
-        uint32_t group = i / 4, column = i % 4 * 2;
-        unpack(lane->operation, lane->left[0], &a[group][column]);
-        unpack(lane->operation, lane->left[1], &a[group + 8][column]);
-        unpack(lane->operation, lane->left[2], &a[group][column + 8]);
-        unpack(lane->operation, lane->left[3], &a[group + 8][column + 8]);
-        for (uint32_t half = 0; half < 2; half++) {
-            float pair[2];
-            unpack(lane->operation, lane->right[half], pair);
-            b[column + 8 * half][group] = pair[0];
-            b[column + 8 * half + 1][group] = pair[1];
+        uint32_t group = i / 4, pair = i % 4 * 2;
+        for (uint32_t part = 0; part < 4; part++) {
+            float *at = &a[group + part % 2 * 8][pair + part / 2 * 8];
+            unpack(lane->operation, lane->left[part], at, at + 1);
+        }
+        for (uint32_t part = 0; part < 2; part++) {
+            uint32_t row = pair + part * 8;
+            unpack(lane->operation, lane->right[part], &b[row][group], &b[row + 1][group]);
         }
     }
+}
+
+/* C (16 x 8) += A (16 x 16) x B (16 x 8). */
+static void multiply(kv_simt_lane_t *lanes)
+{
+    float a[16][16];
+    _Alignas(16) float b[16][8];
+    gather_fragments(lanes, a, b);
     for (uint32_t row = 0; row < 16; row++) {
-        float sums[8] = {0};
+        quad_t sums[2] = {{0}, {0}};
         for (uint32_t k = 0; k < 16; k++) {
-            for (uint32_t column = 0; column < 8; column++) {
-                sums[column] += a[row][k] * b[k][column];
-            }
+            const quad_t *right = (const quad_t *)(const void *)b[k];
+            sums[0] += a[row][k] * right[0];
+            sums[1] += a[row][k] * right[1];
         }
-        for (uint32_t column = 0; column < 8; column++) {
-            lanes[row % 8 * 4 + column / 2].sums[row / 8 * 2 + column % 2] += sums[column];
+        for (uint32_t pair = 0; pair < 4; pair++) {
+            float *out = &lanes[row % 8 * 4 + pair].sums[row / 8 * 2];
+            out[0] += sums[pair / 2][pair % 2 * 2];
+            out[1] += sums[pair / 2][pair % 2 * 2 + 1];
         }
     }
 }

@@ -21,7 +21,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { LANES = KV_SIMT_WARP_LANES, NOBODY = UINT16_MAX, IMAGES_MAX = 64, RACES_MAX = 4 };
+enum { LANES = KV_SIMT_WARP_LANES, NOBODY = UINT16_MAX, IMAGES_MAX = 1024, RACES_MAX = 4 };
 
 /* One byte's past. Two readers of the last interval are enough to find a writer that is neither. */
 typedef struct {
@@ -40,6 +40,11 @@ typedef struct {
 } image_t;
 
 static bool watching;
+
+/* The allocation that the last access was in; nothing is freed while a kernel runs. */
+static uintptr_t near_begin;
+static size_t near_bytes;
+
 static uint32_t interval, launch_began, block_began;
 static uint32_t races; /* of this launch; those past RACES_MAX are not told */
 
@@ -49,11 +54,16 @@ static uint16_t known[KV_SIMT_WARPS_MAX][LANES][LANES];
 static record_t *shared_records;   /* [KV_SIMT_SHARED_BYTES_MAX] */
 static record_t *device_records;   /* [KV_SIMT_WATCHED_BYTES], touched where used */
 static image_t images[IMAGES_MAX]; /* what this process loaded: constants, static shared memory */
-static size_t image_count;
+static size_t image_count, near_image; /* near_image: where the last access was */
 
 bool kv_simt_watching(void)
 {
     return watching;
+}
+
+void kv_simt_watch_begin(void)
+{
+    watching = true;
 }
 
 static record_t *map_records(size_t count)
@@ -83,8 +93,12 @@ static int note_image(struct dl_phdr_info *info, size_t info_bytes, void *argume
 
 static image_t *image_of(uintptr_t address)
 {
+    if (near_image < image_count && address - images[near_image].begin < images[near_image].bytes) {
+        return &images[near_image];
+    }
     for (size_t i = 0; i < image_count; i++) {
         if (address - images[i].begin < images[i].bytes) {
+            near_image = i;
             return &images[i];
         }
     }
@@ -112,6 +126,7 @@ static void list_images(void)
 
 void kv_simt_watch_launch(void)
 {
+    near_bytes = 0;
     if (!watching) {
         return;
     }
@@ -124,17 +139,25 @@ void kv_simt_watch_launch(void)
     races = 0;
 }
 
+/* A new interval: what lanes knew of each other is past. */
+static void next_interval(void)
+{
+    interval++;
+    memset(known, 0, kv_simt_block.warp_count * sizeof known[0]);
+}
+
 void kv_simt_watch_block(void)
 {
-    block_began = ++interval;
-    memset(known, 0, sizeof known);
+    if (watching) {
+        next_interval();
+        block_began = interval;
+    }
 }
 
 void kv_simt_watch_barrier(void)
 {
     if (watching) {
-        interval++;
-        memset(known, 0, sizeof known);
+        next_interval();
     }
 }
 
@@ -372,6 +395,16 @@ static void access_other(
     refuse(address, bytes, "memory of the host", site);
 }
 
+static bool in_allocation(const void *address, size_t bytes)
+{
+    uintptr_t at = (uintptr_t)address;
+    if (at - near_begin >= near_bytes && !kv_simt_memory_find(address, &near_begin, &near_bytes)) {
+        near_bytes = 0;
+        return false;
+    }
+    return bytes <= near_bytes - (at - near_begin);
+}
+
 void kv_simt_access(const void *address, size_t bytes, kv_simt_access_kind_t kind, const void *site)
 {
     const kv_simt_block_t *block = &kv_simt_block;
@@ -385,7 +418,7 @@ void kv_simt_access(const void *address, size_t bytes, kv_simt_access_kind_t kin
             judge_all(&shared_records[shared], bytes, false, kind, address, site);
         }
     } else if (kv_simt_memory_is_device(address)) {
-        if (!kv_simt_memory_covers(address, bytes)) {
+        if (!in_allocation(address, bytes)) {
             refuse(address, bytes, "outside every allocation", site);
         }
         size_t offset = kv_simt_memory_offset(address);
@@ -396,80 +429,3 @@ void kv_simt_access(const void *address, size_t bytes, kv_simt_access_kind_t kin
         access_other(address, bytes, kind, site);
     }
 }
-
-/* What instrumented code calls. In a build with ThreadSanitizer itself the names are its own. */
-#if !defined(__SANITIZE_THREAD__)
-
-static void hook(const void *address, size_t bytes, kv_simt_access_kind_t kind, const void *site)
-{
-    if (kv_simt_inside && kv_simt_block.current != NULL) {
-        kv_simt_access(address, bytes, kind, site);
-    } else if (kv_simt_memory_is_device(address)) {
-        kv_simt_find(KV_SIMT_HOST_ACCESS, "host code touches %zu bytes of device memory at %p",
-            bytes, address);
-    }
-}
-
-/* An access that the compiler took for aligned, as a GPU's load or store would be. */
-static void hook_aligned(
-    const void *address, size_t bytes, kv_simt_access_kind_t kind, const void *site)
-{
-    if (kv_simt_inside && kv_simt_block.current != NULL && (uintptr_t)address % bytes != 0) {
-        kv_simt_find(KV_SIMT_MISALIGNED, "%zu bytes at %p, which is less aligned", bytes, address);
-        kv_simt_abandon(KV_SIMT_MISALIGNED_ADDRESS);
-    }
-    hook(address, bytes, kind, site);
-}
-
-#define HOOK(name, judge_by, bytes, kind)                                                          \
-    void name(void *address);                                                                      \
-    void name(void *address)                                                                       \
-    {                                                                                              \
-        judge_by(address, bytes, kind, __builtin_return_address(0));                               \
-    }
-#define HOOKS(bytes)                                                                               \
-    HOOK(__tsan_read##bytes, hook_aligned, bytes, KV_SIMT_READ)                                    \
-    HOOK(__tsan_write##bytes, hook_aligned, bytes, KV_SIMT_WRITE)                                  \
-    HOOK(__tsan_unaligned_read##bytes, hook, bytes, KV_SIMT_READ)                                  \
-    HOOK(__tsan_unaligned_write##bytes, hook, bytes, KV_SIMT_WRITE)                                \
-    HOOK(__tsan_volatile_read##bytes, hook_aligned, bytes, KV_SIMT_READ)                           \
-    HOOK(__tsan_volatile_write##bytes, hook_aligned, bytes, KV_SIMT_WRITE)
-
-HOOKS(1)
-HOOKS(2)
-HOOKS(4)
-HOOKS(8)
-HOOKS(16)
-
-void __tsan_init(void);
-void __tsan_func_entry(void *caller);
-void __tsan_func_exit(void *unused);
-void __tsan_read_range(void *address, long bytes);
-void __tsan_write_range(void *address, long bytes);
-
-void __tsan_init(void)
-{
-    watching = true;
-}
-
-void __tsan_func_entry(void *caller)
-{
-    (void)caller;
-}
-
-void __tsan_func_exit(void *unused)
-{
-    (void)unused;
-}
-
-void __tsan_read_range(void *address, long bytes)
-{
-    hook(address, (size_t)bytes, KV_SIMT_READ, __builtin_return_address(0));
-}
-
-void __tsan_write_range(void *address, long bytes)
-{
-    hook(address, (size_t)bytes, KV_SIMT_WRITE, __builtin_return_address(0));
-}
-
-#endif

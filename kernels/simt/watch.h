@@ -2,8 +2,8 @@
  * accesses of other threads.
  *
  * Sources that are compiled with -fsanitize=thread call a hook for each read and write; the hooks
- * are this folder's own instead of ThreadSanitizer's, so that the instrumentation serves blocks
- * and barriers. Sources compiled without it are judged only where the stand-in itself reads or
+ * are this folder's own (hooks.c) instead of ThreadSanitizer's, so that the instrumentation serves
+ * blocks and barriers. Sources compiled without it are judged only where the stand-in itself reads or
  * writes for them (tensor instructions, asynchronous copies, atomics), and not for races.
  *
  * Owns: a record for each byte of shared memory and of device memory that was touched.
@@ -19,9 +19,11 @@
 
 typedef enum { KV_SIMT_READ, KV_SIMT_WRITE, KV_SIMT_ATOMIC } kv_simt_access_kind_t;
 
-#define KV_SIMT_WATCHED_BYTES ((size_t)1 << 30)
+#define KV_SIMT_WATCHED_BYTES ((size_t)256 << 20)
 
-/* Some source of this program is instrumented. */
+/* From now on accesses are recorded; hooks.c begins it when some source of the program is
+ * instrumented. */
+void kv_simt_watch_begin(void);
 bool kv_simt_watching(void);
 
 /* The current lane is about to access memory; site: the instruction, for the finding. */

@@ -1,0 +1,458 @@
+#include "kernels/simt/cublaslt.h"
+
+#include "base/memory.h"
+#include "kernels/simt/block_internal.h"
+#include "kernels/simt/calls.h"
+#include "kernels/simt/memory.h"
+#include "kernels/simt/numbers.h"
+#include "kernels/simt/product.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { VERSION = 130000, PANEL_ROWS = 32 };
+
+struct kv_simt_blas {
+    int open;
+};
+
+struct kv_simt_blas_description {
+    cublasOperation_t a, b;
+};
+
+struct kv_simt_blas_layout {
+    cudaDataType_t type;
+    uint64_t rows, columns;
+    int64_t pitch;        /* elements from a column to the next */
+    int64_t batch_stride; /* elements from a matrix to the next */
+    int32_t batch_count;
+};
+
+struct kv_simt_blas_preference {
+    size_t workspace_bytes;
+    uint32_t schemes;
+};
+
+/* One side of a product, whatever its order: row i of length depth, element k of it. */
+typedef struct {
+    const unsigned char *data;
+    cudaDataType_t type;
+    size_t row_stride, step; /* elements from a row to the next, and within one */
+} side_t;
+
+typedef struct {
+    side_t left, right;
+    size_t left_count, right_count, depth;
+    const unsigned char *c;
+    unsigned char *d;
+    struct kv_simt_blas_layout c_layout, d_layout;
+    float alpha, beta;
+} product_t;
+
+/* ---- elements ---- */
+
+static size_t element_bytes(cudaDataType_t type)
+{
+    switch (type) {
+    case CUDA_R_32F:
+        return 4;
+    case CUDA_R_16F:
+    case CUDA_R_16BF:
+        return 2;
+    case CUDA_R_8F_E4M3:
+        return 1;
+    }
+    return 0;
+}
+
+static float load(const unsigned char *data, cudaDataType_t type, size_t at)
+{
+    float value;
+    uint16_t half;
+    if (type == CUDA_R_32F) {
+        memcpy(&value, data + 4 * at, sizeof value);
+        return value;
+    }
+    if (type == CUDA_R_8F_E4M3) {
+        return kv_e4m3_to_float(data[at]);
+    }
+    memcpy(&half, data + 2 * at, sizeof half);
+    return type == CUDA_R_16BF ? kv_bf16_to_float(half) : kv_half_to_float(half);
+}
+
+static void store(unsigned char *data, cudaDataType_t type, size_t at, float value)
+{
+    if (type == CUDA_R_32F) {
+        memcpy(data + 4 * at, &value, sizeof value);
+        return;
+    }
+    uint16_t half = type == CUDA_R_16BF ? kv_bf16_of_float(value) : kv_half_of_float(value);
+    memcpy(data + 2 * at, &half, sizeof half);
+}
+
+/* Rows first to first + count - 1 of a side as f32, each filled up with zeros to the pitch. */
+static void widen(
+    const side_t *side, size_t first, size_t count, size_t depth, size_t pitch, float *out)
+{
+    for (size_t i = 0; i < count; i++) {
+        float *row = out + i * pitch;
+        size_t at = (first + i) * side->row_stride;
+        if (side->type == CUDA_R_16BF && side->step == 1) {
+            const unsigned char *from = side->data + 2 * at;
+            for (size_t k = 0; k < depth; k++) {
+                uint16_t bits;
+                memcpy(&bits, from + 2 * k, sizeof bits);
+                row[k] = kv_bf16_to_float(bits);
+            }
+        } else {
+            for (size_t k = 0; k < depth; k++) {
+                row[k] = load(side->data, side->type, at + k * side->step);
+            }
+        }
+        memset(row + depth, 0, (pitch - depth) * sizeof *row);
+    }
+}
+
+/* ---- one matrix of the batch ---- */
+
+static void finish_panel(const product_t *product, const float *sums, size_t first, size_t count)
+{
+    for (size_t j = 0; j < product->right_count; j++) {
+        for (size_t i = 0; i < count; i++) {
+            float value = product->alpha * sums[j * PANEL_ROWS + i];
+            size_t c = j * (size_t)product->c_layout.pitch + first + i;
+            size_t d = j * (size_t)product->d_layout.pitch + first + i;
+            if (product->beta != 0) {
+                value += product->beta * load(product->c, product->c_layout.type, c);
+            }
+            store(product->d, product->d_layout.type, d, value);
+        }
+    }
+}
+
+static void multiply(const product_t *product, float *right, float *left, float *sums, size_t pitch)
+{
+    widen(&product->right, 0, product->right_count, product->depth, pitch, right);
+    for (size_t first = 0; first < product->left_count; first += PANEL_ROWS) {
+        size_t rest = product->left_count - first, count = rest < PANEL_ROWS ? rest : PANEL_ROWS;
+        widen(&product->left, first, count, product->depth, pitch, left);
+        kv_product_f32(left, count, right, product->right_count, pitch, sums, PANEL_ROWS);
+        finish_panel(product, sums, first, count);
+    }
+}
+
+/* ---- bounds ---- */
+
+static size_t layout_bytes(const struct kv_simt_blas_layout *layout)
+{
+    if (layout->rows == 0 || layout->columns == 0) {
+        return 0;
+    }
+    size_t matrix = (size_t)layout->pitch * (layout->columns - 1) + layout->rows;
+    size_t before = (size_t)layout->batch_stride * (size_t)(layout->batch_count - 1);
+    return (before + matrix) * element_bytes(layout->type);
+}
+
+static bool covered(const void *data, const struct kv_simt_blas_layout *layout, const char *name)
+{
+    size_t bytes = layout_bytes(layout);
+    if (bytes == 0 || (kv_simt_memory_is_device(data) && kv_simt_memory_covers(data, bytes))) {
+        return true;
+    }
+    kv_simt_find(KV_SIMT_OUT_OF_BOUNDS,
+        "cublasLtMatmul: %zu bytes of %s at %p are not device memory", bytes, name, data);
+    return false;
+}
+
+/* ---- the enqueued product ---- */
+
+typedef struct {
+    product_t product;
+    struct kv_simt_blas_layout a, b;
+    const void *a_data, *b_data;
+} work_t;
+
+static int run(void *argument)
+{
+    work_t *work = argument;
+    product_t *product = &work->product;
+    if (!covered(work->a_data, &work->a, "a") || !covered(work->b_data, &work->b, "b") ||
+        !covered(product->d, &product->d_layout, "d") ||
+        (product->beta != 0 && !covered(product->c, &product->c_layout, "c"))) {
+        return KV_SIMT_ILLEGAL_ADDRESS;
+    }
+    size_t pitch = (product->depth + KV_PRODUCT_LANES - 1) / KV_PRODUCT_LANES * KV_PRODUCT_LANES;
+    float *right = kv_allocate_array(product->right_count * pitch + 1, sizeof *right);
+    float *left = kv_allocate_array(PANEL_ROWS * pitch + 1, sizeof *left);
+    float *sums = kv_allocate_array(product->right_count * PANEL_ROWS + 1, sizeof *sums);
+    size_t a_bytes = element_bytes(work->a.type), b_bytes = element_bytes(work->b.type);
+    size_t c_bytes = element_bytes(product->c_layout.type);
+    size_t d_bytes = element_bytes(product->d_layout.type);
+    for (int32_t i = 0; i < product->d_layout.batch_count; i++) {
+        multiply(product, right, left, sums, pitch);
+        product->left.data += (size_t)work->a.batch_stride * a_bytes;
+        product->right.data += (size_t)work->b.batch_stride * b_bytes;
+        product->c += (size_t)product->c_layout.batch_stride * c_bytes;
+        product->d += (size_t)product->d_layout.batch_stride * d_bytes;
+    }
+    free(right);
+    free(left);
+    free(sums);
+    return 0;
+}
+
+/* op(a) is left_count x depth: its rows are a's columns when it is transposed. */
+static side_t make_side(
+    const void *data, const struct kv_simt_blas_layout *layout, bool columns_are_rows)
+{
+    return (side_t){
+        .data = data,
+        .type = layout->type,
+        .row_stride = columns_are_rows ? (size_t)layout->pitch : 1,
+        .step = columns_are_rows ? 1 : (size_t)layout->pitch,
+    };
+}
+
+static bool fits(const work_t *work, size_t b_depth)
+{
+    const product_t *product = &work->product;
+    const struct kv_simt_blas_layout *c = &product->c_layout, *d = &product->d_layout;
+    int32_t batch = d->batch_count;
+    bool sizes = product->depth == b_depth && d->rows == product->left_count &&
+                 d->columns == product->right_count && c->rows == d->rows &&
+                 c->columns == d->columns;
+    bool batches = batch > 0 && work->a.batch_count == batch && work->b.batch_count == batch &&
+                   c->batch_count == batch;
+    return sizes && batches && d->type != CUDA_R_8F_E4M3 && c->type != CUDA_R_8F_E4M3;
+}
+
+/* ---- cuBLASLt's functions ---- */
+
+static cublasStatus_t status_of(cudaError_t error)
+{
+    switch (error) {
+    case cudaSuccess:
+        return CUBLAS_STATUS_SUCCESS;
+    case cudaErrorMemoryAllocation:
+        return CUBLAS_STATUS_ALLOC_FAILED;
+    default:
+        return CUBLAS_STATUS_EXECUTION_FAILED;
+    }
+}
+
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t description,
+    const void *alpha, const void *a, cublasLtMatrixLayout_t a_layout, const void *b,
+    cublasLtMatrixLayout_t b_layout, const void *beta, const void *c,
+    cublasLtMatrixLayout_t c_layout, void *d, cublasLtMatrixLayout_t d_layout,
+    const cublasLtMatmulAlgo_t *algorithm, void *workspace, size_t workspace_bytes,
+    cudaStream_t stream)
+{
+    (void)algorithm;
+    (void)workspace;
+    (void)workspace_bytes;
+    cudaError_t refused = kv_simt_call(__func__);
+    if (refused != cudaSuccess || handle == NULL) {
+        return handle == NULL ? CUBLAS_STATUS_NOT_INITIALIZED : status_of(refused);
+    }
+    bool a_turned = description->a == CUBLAS_OP_T, b_turned = description->b == CUBLAS_OP_T;
+    work_t work = {.a = *a_layout, .b = *b_layout, .a_data = a, .b_data = b};
+    product_t *product = &work.product;
+    product->left = make_side(a, a_layout, a_turned);
+    product->right = make_side(b, b_layout, !b_turned);
+    product->left_count = a_turned ? a_layout->columns : a_layout->rows;
+    product->depth = a_turned ? a_layout->rows : a_layout->columns;
+    product->right_count = b_turned ? b_layout->rows : b_layout->columns;
+    product->c = c;
+    product->d = d;
+    product->c_layout = *c_layout;
+    product->d_layout = *d_layout;
+    memcpy(&product->alpha, alpha, sizeof product->alpha);
+    memcpy(&product->beta, beta, sizeof product->beta);
+    if (!fits(&work, b_turned ? b_layout->columns : b_layout->rows)) {
+        return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    return status_of(kv_simt_enqueue_work(run, &work, sizeof work, stream));
+}
+
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle,
+    cublasLtMatmulDesc_t description, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+    cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preference,
+    int wanted, cublasLtMatmulHeuristicResult_t *results_out, int *count_out)
+{
+    cudaError_t refused = kv_simt_call(__func__);
+    if (refused != cudaSuccess) {
+        return status_of(refused);
+    }
+    if (handle == NULL || description == NULL || a == NULL || b == NULL || c == NULL || d == NULL ||
+        preference == NULL || wanted < 1) {
+        return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    results_out[0] = (cublasLtMatmulHeuristicResult_t){.state = CUBLAS_STATUS_SUCCESS};
+    *count_out = 1;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+size_t cublasLtGetVersion(void)
+{
+    return VERSION;
+}
+
+const char *cublasLtGetStatusName(cublasStatus_t status)
+{
+    switch (status) {
+    case CUBLAS_STATUS_SUCCESS:
+        return "CUBLAS_STATUS_SUCCESS";
+    case CUBLAS_STATUS_NOT_INITIALIZED:
+        return "CUBLAS_STATUS_NOT_INITIALIZED";
+    case CUBLAS_STATUS_ALLOC_FAILED:
+        return "CUBLAS_STATUS_ALLOC_FAILED";
+    case CUBLAS_STATUS_INVALID_VALUE:
+        return "CUBLAS_STATUS_INVALID_VALUE";
+    case CUBLAS_STATUS_EXECUTION_FAILED:
+        return "CUBLAS_STATUS_EXECUTION_FAILED";
+    case CUBLAS_STATUS_INTERNAL_ERROR:
+        return "CUBLAS_STATUS_INTERNAL_ERROR";
+    case CUBLAS_STATUS_NOT_SUPPORTED:
+        return "CUBLAS_STATUS_NOT_SUPPORTED";
+    }
+    return "CUBLAS_STATUS_UNKNOWN";
+}
+
+const char *cublasLtGetStatusString(cublasStatus_t status)
+{
+    return cublasLtGetStatusName(status);
+}
+
+cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle_out)
+{
+    cudaError_t refused = kv_simt_call(__func__);
+    if (refused == cudaSuccess) {
+        *handle_out = kv_allocate(sizeof **handle_out);
+    }
+    return status_of(refused);
+}
+
+/* What is held is given back whatever the device's state. */
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle)
+{
+    free(handle);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulDescCreate(
+    cublasLtMatmulDesc_t *description_out, cublasComputeType_t compute, cudaDataType_t scale)
+{
+    cudaError_t refused = kv_simt_call(__func__);
+    if (refused != cudaSuccess) {
+        return status_of(refused);
+    }
+    if (compute != CUBLAS_COMPUTE_32F || scale != CUDA_R_32F) {
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    }
+    *description_out = kv_allocate(sizeof **description_out);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description,
+    cublasLtMatmulDescAttributes_t attribute, const void *value, size_t bytes)
+{
+    cudaError_t refused = kv_simt_call(__func__);
+    if (refused != cudaSuccess) {
+        return status_of(refused);
+    }
+    if (attribute == CUBLASLT_MATMUL_DESC_FAST_ACCUM) {
+        return CUBLAS_STATUS_SUCCESS;
+    }
+    cublasOperation_t *operation = attribute == CUBLASLT_MATMUL_DESC_TRANSA   ? &description->a
+                                   : attribute == CUBLASLT_MATMUL_DESC_TRANSB ? &description->b
+                                                                              : NULL;
+    if (operation == NULL || bytes != sizeof *operation) {
+        return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    memcpy(operation, value, bytes);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t description)
+{
+    free(description);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout_out, cudaDataType_t type,
+    uint64_t rows, uint64_t columns, int64_t pitch)
+{
+    cudaError_t refused = kv_simt_call(__func__);
+    if (refused != cudaSuccess) {
+        return status_of(refused);
+    }
+    if (element_bytes(type) == 0 || pitch < 0 || (uint64_t)pitch < rows) {
+        return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    struct kv_simt_blas_layout *layout = kv_allocate(sizeof *layout);
+    layout->type = type;
+    layout->rows = rows;
+    layout->columns = columns;
+    layout->pitch = pitch;
+    layout->batch_count = 1;
+    *layout_out = layout;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout,
+    cublasLtMatrixLayoutAttribute_t attribute, const void *value, size_t bytes)
+{
+    cudaError_t refused = kv_simt_call(__func__);
+    if (refused != cudaSuccess) {
+        return status_of(refused);
+    }
+    if (attribute == CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT && bytes == sizeof layout->batch_count) {
+        memcpy(&layout->batch_count, value, bytes);
+    } else if (attribute == CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET &&
+               bytes == sizeof layout->batch_stride) {
+        memcpy(&layout->batch_stride, value, bytes);
+    } else {
+        return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout)
+{
+    free(layout);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *preference_out)
+{
+    cudaError_t refused = kv_simt_call(__func__);
+    if (refused == cudaSuccess) {
+        *preference_out = kv_allocate(sizeof **preference_out);
+    }
+    return status_of(refused);
+}
+
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
+    cublasLtMatmulPreferenceAttributes_t attribute, const void *value, size_t bytes)
+{
+    cudaError_t refused = kv_simt_call(__func__);
+    if (refused != cudaSuccess) {
+        return status_of(refused);
+    }
+    if (attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES &&
+        bytes == sizeof preference->workspace_bytes) {
+        memcpy(&preference->workspace_bytes, value, bytes);
+    } else if (attribute == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK &&
+               bytes == sizeof preference->schemes) {
+        memcpy(&preference->schemes, value, bytes);
+    } else {
+        return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference)
+{
+    free(preference);
+    return CUBLAS_STATUS_SUCCESS;
+}
