@@ -3,8 +3,9 @@
 add_library(kvist_options INTERFACE)
 target_include_directories(kvist_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})
 target_compile_definitions(kvist_options INTERFACE _GNU_SOURCE KVIST_VERSION="${PROJECT_VERSION}")
-target_compile_options(kvist_options INTERFACE -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes
-  -Wpointer-arith -Wvla -Wundef -fno-strict-aliasing -fno-omit-frame-pointer)
+target_compile_options(kvist_options INTERFACE -Wall -Wextra -Wshadow -Wpointer-arith -Wvla -Wundef
+  $<$<COMPILE_LANGUAGE:C>:-Wstrict-prototypes> $<$<COMPILE_LANGUAGE:C>:-Wmissing-prototypes>
+  -fno-strict-aliasing -fno-omit-frame-pointer)
 if(KVIST_WARNINGS_AS_ERRORS)
   target_compile_options(kvist_options INTERFACE -Werror)
 endif()

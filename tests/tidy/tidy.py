@@ -314,15 +314,21 @@ def headers_alone(tree):
                  "-I", os.path.join(tree.folder, "tests"), "-I", made]
         flags += foreign_flags()
 
+        # What CUDA sources see is C++: without nvcc, that of the stand-in.
+        cuda_flags = ["-std=gnu++17", "-D_GNU_SOURCE", "-DKVIST_SIMT", "-Wall", "-Wextra",
+                      "-Wno-unused-function", "-I", tree.folder, "-I", made]
+
         def compiles(path):
             # Twice, so that the guard is tried as well.
             text = f'#include "{os.path.join(tree.folder, path)}"\n' * 2
-            run = subprocess.run(["gcc", "-fsyntax-only", "-Werror", "-x", "c", *flags, "-"],
+            cuda = path.startswith("kernels/cuda/") or path == "kernels/simt/simt.h"
+            command = ["g++", "-x", "c++", *cuda_flags] if cuda else ["gcc", "-x", "c", *flags]
+            run = subprocess.run([*command, "-fsyntax-only", "-Werror", "-"],
                                  input=text, capture_output=True, text=True)
             return None if run.returncode == 0 else (
                 f"{path}: does not compile alone:\n"
                 + "\n".join(run.stderr.strip().split("\n")[:8]))
-        headers = [path for path, _ in tree.texts(".h") if not path.startswith("kernels/cuda/")]
+        headers = [path for path, _ in tree.texts(".h")]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return [found for found in pool.map(compiles, headers) if found]
 

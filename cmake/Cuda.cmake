@@ -1,0 +1,72 @@
+# CUDA sources, compiled two ways: by nvcc where there is one, and as C++ for the stand-in of kernels/simt/.
+
+# One compiler for both languages: sanitizers of two do not go together.
+if(NOT CMAKE_CXX_COMPILER AND CMAKE_C_COMPILER_ID MATCHES "Clang")
+  string(REGEX REPLACE "clang(-[0-9]+)?$" "clang++\\1" CMAKE_CXX_COMPILER ${CMAKE_C_COMPILER})
+endif()
+enable_language(CXX)
+set(CMAKE_CXX_STANDARD 17)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS ON)
+set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g")
+
+option(KVIST_CUDA "Build the CUDA device where nvcc is installed" ON)
+set(KVIST_CUDA_ARCHITECTURES 80 90 100 120 CACHE STRING "Compute capabilities that kernels are compiled for")
+find_program(KVIST_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
+
+# What every CUDA source compiled as C++ is compiled with. Sums are rounded as they are written: the device's compiler is
+# told the same where it matters (__fmul_rn), and fused multiplications are asked for by name.
+set(KVIST_SIMT_FLAGS "SHELL:-x c++" -Wall -Wextra -Wno-unused-function -Wno-unknown-pragmas -ffp-contract=off
+  -fno-exceptions -fno-rtti -fno-strict-aliasing -fno-omit-frame-pointer)
+if(KVIST_WARNINGS_AS_ERRORS)
+  list(APPEND KVIST_SIMT_FLAGS -Werror)
+endif()
+
+# kvist_simt_objects(NAME [CHECKED] SOURCES file...): an object library of CUDA sources for the stand-in. CHECKED: each
+# access to memory calls a hook; whoever links it links kv_simt_hooks.
+function(kvist_simt_objects name)
+  cmake_parse_arguments(ARG "CHECKED" "" "SOURCES" ${ARGN})
+  add_library(${name} OBJECT ${ARG_SOURCES})
+  set_source_files_properties(${ARG_SOURCES} PROPERTIES LANGUAGE CXX)
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})
+  target_compile_definitions(${name} PRIVATE _GNU_SOURCE KVIST_SIMT KVIST_VERSION="${PROJECT_VERSION}")
+  target_compile_options(${name} PRIVATE ${KVIST_SIMT_FLAGS})
+  if(ARG_CHECKED)
+    # The hooks instead of a sanitizer of memory; what is undefined in arithmetic is still refused where that is on.
+    target_compile_options(${name} PRIVATE -O1 -fsanitize=thread)
+    if(KVIST_SANITIZE MATCHES undefined)
+      target_compile_options(${name} PRIVATE -fsanitize=undefined -fno-sanitize-recover=all)
+    endif()
+  elseif(KVIST_SANITIZE AND NOT KVIST_SANITIZE MATCHES thread)
+    target_compile_options(${name} PRIVATE -fsanitize=${KVIST_SANITIZE} -fno-sanitize-recover=all)
+  endif()
+endfunction()
+
+# kvist_cuda_objects(OUT SOURCES file...): in OUT the object files that nvcc makes of them.
+function(kvist_cuda_objects out)
+  cmake_parse_arguments(ARG "" "" "SOURCES" ${ARGN})
+  set(code)
+  foreach(architecture ${KVIST_CUDA_ARCHITECTURES})
+    list(APPEND code -gencode arch=compute_${architecture},code=sm_${architecture})
+  endforeach()
+  # A chip that is newer than all of these compiles for itself.
+  list(GET KVIST_CUDA_ARCHITECTURES -1 newest)
+  list(APPEND code -gencode arch=compute_${newest},code=compute_${newest})
+  set(objects)
+  foreach(source ${ARG_SOURCES})
+    get_filename_component(path ${source} ABSOLUTE)
+    get_filename_component(stem ${source} NAME_WE)
+    set(object ${CMAKE_CURRENT_BINARY_DIR}/nvcc/${stem}.o)
+    add_custom_command(OUTPUT ${object}
+      COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_CURRENT_BINARY_DIR}/nvcc
+      COMMAND ${KVIST_NVCC} -std=c++17 -O3 -lineinfo ${code} -Xcompiler=-fPIC,-Wall,-fno-strict-aliasing
+        -D_GNU_SOURCE "-DKVIST_VERSION=\"${PROJECT_VERSION}\"" -I${PROJECT_SOURCE_DIR} -I${PROJECT_BINARY_DIR}
+        -MD -MF ${object}.d -c ${path} -o ${object}
+      DEPENDS ${path}
+      DEPFILE ${object}.d
+      COMMENT "nvcc ${source}"
+      VERBATIM)
+    list(APPEND objects ${object})
+  endforeach()
+  set(${out} ${objects} PARENT_SCOPE)
+endfunction()
