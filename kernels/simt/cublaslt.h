@@ -2,7 +2,8 @@
  * host, at the host's speed, in order with the rest of their stream.
  *
  * Matrices lie column by column, in f32, bf16, f16 or e4m3; sums are f32. What an algorithm, a
- * preference or a workspace says is taken and not needed. A sum's order depends on its length alone.
+ * preference or a workspace says is taken and not needed. A sum's order depends on its length
+ * alone.
  *
  * Owns: descriptions and layouts until they are destroyed. Borrows: matrices, until the product is
  * done.

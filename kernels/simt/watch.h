@@ -3,8 +3,8 @@
  *
  * Sources that are compiled with -fsanitize=thread call a hook for each read and write; the hooks
  * are this folder's own (hooks.c) instead of ThreadSanitizer's, so that the instrumentation serves
- * blocks and barriers. Sources compiled without it are judged only where the stand-in itself reads or
- * writes for them (tensor instructions, asynchronous copies, atomics), and not for races.
+ * blocks and barriers. Sources compiled without it are judged only where the stand-in itself reads
+ * or writes for them (tensor instructions, asynchronous copies, atomics), and not for races.
  *
  * Owns: a record for each byte of shared memory and of device memory that was touched.
  * Threads: the thread that runs the launch.

@@ -61,7 +61,7 @@ static float get(const void *data, cudaDataType_t type, size_t at)
     return type == CUDA_R_16BF ? kv_bf16_to_float(bits) : kv_half_to_float(bits);
 }
 
-/* A matrix on both sides; device memory is the host's here, and read through copies all the same. */
+/* A matrix on both sides; device memory is read through copies, as a device's would be. */
 typedef struct {
     cublasLtMatrixLayout_t layout;
     unsigned char *host;
