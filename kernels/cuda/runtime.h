@@ -23,9 +23,10 @@
 /* Enqueues kernel(arguments...) and gives the thread's last cudaError_t, which stays until
  * cudaGetLastError clears it. A kernel with template arguments stands in parentheses:
  * KV_LAUNCH((attend<64>), grid, block, shared_bytes, stream, ...). */
+/* clang-format off */
 #define KV_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                  \
-    ((kernel) < < < (grid), (block), (shared_bytes), (stream) >>> (__VA_ARGS__),                   \
-        cudaPeekAtLastError())
+    ((kernel)<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__), cudaPeekAtLastError())
+/* clang-format on */
 
 /* Declares name[] as the block's dynamic shared memory, aligned to 128 bytes. A kernel declares it
  * once and cuts its arrays from it. */
