@@ -21,6 +21,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* The geometry of paged KV. One block holds block_tokens positions of every layer; inside a block
  * the order is [layer][K, V][kv_head][token][head_dim], so that a layer is one range and a head
  * range is one range of it. A block table is an array of slot numbers; slot s starts at arena + s x
@@ -190,5 +194,9 @@ struct kv_device {
  * that the machine has is used; the environment's KVIST_ISA (plain, avx2, avx512, amx) caps it. */
 kv_status_t kv_device_cpu_open(uint32_t thread_count, kv_device_t **device_out, kv_error_t *error);
 void kv_device_close(kv_device_t *device);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

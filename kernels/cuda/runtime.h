@@ -22,7 +22,8 @@
 
 /* Enqueues kernel(arguments...) and gives the thread's last cudaError_t, which stays until
  * cudaGetLastError clears it. A kernel with template arguments stands in parentheses:
- * KV_LAUNCH((attend<64>), grid, block, shared_bytes, stream, ...). */
+ * KV_LAUNCH((attend<64>), grid, block, shared_bytes, stream, ...). clang-format would take the
+ * launch apart. */
 /* clang-format off */
 #define KV_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                  \
     ((kernel)<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__), cudaPeekAtLastError())
