@@ -283,7 +283,8 @@ static __device__ uint32_t draw_token(
     return walk(weighing, found.key, found.ordinal - 1, board);
 }
 
-static __global__ void __launch_bounds__(THREADS) sample_kernel(const cuda_sample_t sample)
+/* One block an SM suffices: without that word the compiler spills to fit eight. */
+static __global__ void __launch_bounds__(THREADS, 1) sample_kernel(const cuda_sample_t sample)
 {
     __shared__ board_t board;
     const cuda_draw_t draw = sample.draws[blockIdx.x];

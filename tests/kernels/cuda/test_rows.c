@@ -1,5 +1,6 @@
 /* The kernels over rows and over weights against their C references, at the sizes where blocks
  * begin and end. */
+#include "kernels/cuda/product_rows.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/weights.h"
 
@@ -240,6 +241,91 @@ static void embedding_takes_the_tokens_rows(void **state)
     }
 }
 
+/* Runs a product over rows of one part of a matrix of which others lie on both sides. */
+static float *multiply(const cuda_product_rows_t *host, size_t weights_bytes, size_t out_floats)
+{
+    const size_t in_bytes =
+        (size_t)(host->rows.first + host->rows.count) * host->columns * sizeof(float);
+    float *is = random_floats(out_floats, 0);
+    cuda_product_rows_t product = *host;
+    for (size_t i = 0; i < out_floats; i++) {
+        is[i] = 3.0f;
+    }
+    product.weights = cuda_test_copy_in(host->weights, weights_bytes);
+    product.in = cuda_test_copy_in(host->in, in_bytes);
+    product.out = cuda_test_copy_in(is, out_floats * sizeof(float));
+    assert_int_equal(cuda_product_rows(NULL, &product, NULL), KV_OK);
+    cuda_test_copy_out(is, product.out, out_floats * sizeof(float));
+    cuda_test_copy_out(NULL, (void *)(uintptr_t)product.weights, 0);
+    cuda_test_copy_out(NULL, (void *)(uintptr_t)product.in, 0);
+    return is;
+}
+
+/* One output: the sum in double, and near it within 1e-5 of the sum of the parts' sizes. */
+static void assert_output(const float *in, const float *weights, uint32_t columns, float before,
+    float is, const char *what)
+{
+    double sum = (double)before, size = 1;
+    for (uint32_t i = 0; i < columns; i++) {
+        sum += (double)in[i] * (double)weights[i];
+        size += fabs((double)in[i] * (double)weights[i]);
+    }
+    if (!(fabs(sum - (double)is) <= 1e-5 * size)) {
+        fail_msg("product over rows, %s: %g, in double %g (seed %llu)", what, (double)is, sum,
+            (unsigned long long)kv_test_seed());
+    }
+}
+
+static void check_product(
+    kv_weight_type_t type, uint32_t columns, uint32_t weight_rows, kv_rows_t rows, bool accumulate)
+{
+    enum { BEFORE = 5, AFTER = 2 };
+    const size_t count = (size_t)weight_rows * columns, stride = BEFORE + weight_rows + AFTER;
+    uint8_t *blocks = random_blocks(type, count);
+    float *weights = kv_allocate_array(count, sizeof *weights),
+          *in = random_floats((size_t)(rows.first + rows.count) * columns, 1.0f);
+    cpu_dequantise(type, blocks, count, weights);
+    cuda_product_rows_t product = {
+        type, blocks, weight_rows, columns, in, rows, NULL, (uint32_t)stride, BEFORE, accumulate};
+    const size_t floats = (rows.first + rows.count) * stride;
+    float *is = multiply(&product, weight_bytes(type, count), floats);
+    for (size_t i = 0; i < floats; i++) {
+        const size_t row = i / stride, at = i % stride;
+        if (row < rows.first || at < BEFORE || at >= BEFORE + weight_rows) {
+            assert_true(is[i] == 3.0f);
+            continue;
+        }
+        assert_output(in + row * columns, weights + (at - BEFORE) * columns, columns,
+            accumulate ? 3.0f : 0.0f, is[i], accumulate ? "added" : "written");
+    }
+    /* The last row by itself: the same bits. */
+    product.rows = (kv_rows_t){rows.first + rows.count - 1, 1};
+    float *alone = multiply(&product, weight_bytes(type, count), floats);
+    assert_memory_equal(alone + product.rows.first * stride, is + product.rows.first * stride,
+        stride * sizeof(float));
+    free(blocks);
+    free(weights);
+    free(in);
+    free(is);
+    free(alone);
+}
+
+static void products_over_rows_do_not_depend_on_the_batch(void **state)
+{
+    (void)state;
+    random_state = kv_test_seed();
+    static const uint32_t outputs[] = {1, 4, 7};
+    static const kv_rows_t rows[] = {{0, 1}, {2, 3}, {1, 4}, {0, 9}};
+    for (int at = 0; at < TYPES; at++) {
+        for (int i = 0; i < 12; i++) {
+            const uint32_t step = kv_weight_block_elements(types[at]) > 32 ? 256 : 32;
+            const uint32_t columns = i % 3 == 0 ? step : i % 3 == 1 ? 1536 : 1024 + step;
+            check_product(types[at], columns, outputs[i % 3], rows[i / 3], i % 2 == 0);
+        }
+    }
+    assert_int_equal(cuda_product_rows(NULL, &(cuda_product_rows_t){.columns = 32}, NULL), KV_OK);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -247,6 +333,7 @@ int main(void)
         cmocka_unit_test(no_rows_are_no_launch),
         cmocka_unit_test(weights_equal_the_formats_to_the_bit),
         cmocka_unit_test(embedding_takes_the_tokens_rows),
+        cmocka_unit_test(products_over_rows_do_not_depend_on_the_batch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
