@@ -10,8 +10,8 @@
  * of keys and values; block_tokens a power of two, 16 to 128.
  *
  * A row's numbers depend on that row and its absolute position: over tiles keys are taken 64 at a
- * time from a multiple of 64 on, over rows 256 at a time from a multiple of 256 on, whatever else is
- * computed in the same call. */
+ * time, in runs from a multiple of 2048 on; over rows 256 at a time from a multiple of 256 on;
+ * whatever else is computed in the same call. */
 #ifndef KV_KERNELS_CUDA_ATTEND_H
 #define KV_KERNELS_CUDA_ATTEND_H
 
@@ -70,13 +70,18 @@ typedef struct {
     const float *projected; /* [rows][(heads + 2 kv_heads) x head_dim], the queries rotated */
     void *out;              /* [rows][heads x head_dim] of out_element */
     kv_element_t out_element;
-    float *partial; /* cuda_attend_partial_bytes(CUDA_TILE_ROWS, the last position); NULL where
-                       tensor cores take the shape */
+    float *partial; /* cuda_attend_tiles_partial_bytes(the last position); NULL where that is 0 */
+    size_t partial_bytes;
 } cuda_attend_tiles_t;
 
 /* Whether tensor cores take the shape: KV in bf16, heads of 64, 128 or 256 dimensions. Others go
  * row by row as in decode, a tile's rows at a time. */
 bool cuda_attend_tiles_on_tensor_cores(const cuda_paged_t *paged);
+
+/* Bytes of partial with which attention over tiles, none past position_max, fills the chip. Less
+ * will do, down to one tile's: heads x runs of 2048 keys x 64 x (head_dim + 2) floats, none where
+ * there is one run; what is too little is answered with KV_FATAL. */
+size_t cuda_attend_tiles_partial_bytes(const cuda_paged_t *paged, uint32_t position_max);
 
 kv_status_t cuda_attend_tiles(
     cuda_stream_t *stream, const cuda_attend_tiles_t *attend, kv_error_t *error);

@@ -350,10 +350,9 @@ static rows_t rows_of(const cuda_paged_t *paged, const float *projected)
 template <int HEADS, bool BF16>
 static cudaError_t launch_segments(cudaStream_t stream, rows_t *rows, uint32_t row_count)
 {
-    void (*kernel)(const rows_t) = attend_segment_kernel<HEADS, BF16>;
     const size_t shared_bytes = sizeof(float) * HEADS * (rows->head_dim + SEGMENT + SUMS);
     rows->group_parts = (rows->group + HEADS - 1) / HEADS;
-    return KV_LAUNCH(kernel,
+    return KV_LAUNCH((attend_segment_kernel<HEADS, BF16>),
         dim3(rows->segment_count, rows->view.kv_head_count * rows->group_parts, row_count),
         dim3(THREADS), shared_bytes, stream, *rows);
 }

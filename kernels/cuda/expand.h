@@ -110,8 +110,11 @@ static __device__ __forceinline__ void expand_q6_k(const uint8_t *from, size_t g
 static __device__ __forceinline__ void expand_f32(const uint8_t *from, size_t group, float *to)
 {
     const float4 a = ((const float4 *)from)[2 * group], b = ((const float4 *)from)[2 * group + 1];
-    to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w;
-    to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
+    const float wide[EXPAND_GROUP] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int i = 0; i < EXPAND_GROUP; i++) {
+        to[i] = wide[i];
+    }
 }
 
 static __device__ __forceinline__ void expand_f16(const uint8_t *from, size_t group, float *to)

@@ -25,6 +25,7 @@ static inline kv_status_t cuda_launched(const char *kernel, cudaError_t code, kv
     if (code == cudaSuccess) {
         return KV_OK;
     }
+    (void)cudaGetLastError(); /* or the next launch is taken for it */
     return kv_fail(
         error, KV_FATAL, "the kernel %s did not start: %s", kernel, cudaGetErrorString(code));
 }

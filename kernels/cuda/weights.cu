@@ -1,4 +1,4 @@
-/* Eight weights a thread. The kernels are bound by the bytes that they write: 2 or 4 of each weight.
+/* Eight weights a thread. The kernels are bound by what they write: 2 or 4 bytes of each weight.
  *
  * Tolerance against kernels/cpu/dequantise.c: none, equal to the bit in f32; in bf16 the same
  * number rounded to nearest; a NaN stays one. */

@@ -2,9 +2,9 @@
  * blocks of every size; what is stored by rotate_store; and that a row's bits do not depend on what
  * is computed with it. */
 #include "kernels/cuda/attend.h"
+#include "kernels/cuda/on_device.h"
 
 #include "base/memory.h"
-#include "device_memory.h"
 #include "kernels/cpu/dequantise.h"
 #include "testing/testing.h"
 
@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LAYERS = 2, LAYER = 1, ROWS_MAX = 256 };
+enum { LAYERS = 2, LAYER = 1, ROWS_MAX = 256, FILL = 0x5a };
 
 static uint64_t random_state;
 
@@ -114,17 +114,17 @@ static void open_scene(scene_t *scene, int geometry, uint32_t capacity, uint32_t
     fill_arena(scene);
     scene->projected = kv_allocate_array(ROWS_MAX * scene->columns, sizeof(float));
     fill(scene->projected, ROWS_MAX * scene->columns, 1.0f);
-    scene->paged.arena = cuda_test_copy_in(scene->arena, scene->arena_bytes);
-    scene->device_slots = cuda_test_copy_in(scene->slots, scene->block_count * sizeof(uint32_t));
+    scene->paged.arena = on_device(scene->arena, scene->arena_bytes, 0);
+    scene->device_slots = on_device(scene->slots, scene->block_count * sizeof(uint32_t), 0);
     scene->device_projected =
-        cuda_test_copy_in(scene->projected, ROWS_MAX * scene->columns * sizeof(float));
+        on_device(scene->projected, ROWS_MAX * scene->columns * sizeof(float), 0);
 }
 
 static void close_scene(scene_t *scene)
 {
-    cuda_test_copy_out(NULL, scene->paged.arena, 0);
-    cuda_test_copy_out(NULL, scene->device_slots, 0);
-    cuda_test_copy_out(NULL, scene->device_projected, 0);
+    off_device(scene->paged.arena);
+    off_device(scene->device_slots);
+    off_device(scene->device_projected);
     free(scene->arena);
     free(scene->slots);
     free(scene->projected);
@@ -179,9 +179,16 @@ static void assert_row(const scene_t *scene, const char *what, uint32_t position
 typedef kv_status_t (*attend_t)(
     cuda_stream_t *stream, const cuda_attend_tiles_t *attend, kv_error_t *error);
 
-/* Rows of out up to the sequence's last, 0xff where nothing was written; to be freed. */
+static size_t tiles_partial_bytes(const scene_t *scene, attend_t function, uint32_t position_max)
+{
+    return function == cuda_attend_tiles
+               ? cuda_attend_tiles_partial_bytes(&scene->paged, position_max)
+               : cuda_attend_partial_bytes(&scene->paged, CUDA_TILE_ROWS, position_max);
+}
+
+/* Rows of out up to the sequence's last, FILL where nothing was written; to be freed. */
 static char *attend_tiles(const scene_t *scene, attend_t function, uint32_t position,
-    uint32_t row_count, kv_element_t element)
+    uint32_t row_count, kv_element_t element, size_t partial_bytes)
 {
     const uint32_t row = position % CUDA_TILE_ROWS;
     const size_t out_bytes =
@@ -191,14 +198,15 @@ static char *attend_tiles(const scene_t *scene, attend_t function, uint32_t posi
         .paged = scene->paged,
         .sequence = {scene->device_slots, position, row, row_count},
         .projected = scene->device_projected,
-        .out = cuda_test_copy_in(NULL, out_bytes),
+        .out = on_device(NULL, out_bytes, 0),
         .out_element = element,
-        .partial = cuda_test_copy_in(NULL,
-            cuda_attend_partial_bytes(&scene->paged, CUDA_TILE_ROWS, position + row_count - 1)),
+        .partial = on_device(NULL, partial_bytes, 0),
+        .partial_bytes = partial_bytes,
     };
     assert_int_equal(function(NULL, &attend, NULL), KV_OK);
-    cuda_test_copy_out(is, attend.out, out_bytes);
-    cuda_test_copy_out(NULL, attend.partial, 0);
+    from_device(is, attend.out, out_bytes);
+    off_device(attend.out);
+    off_device(attend.partial);
     return is;
 }
 
@@ -209,9 +217,10 @@ static void check_tiles(
     const size_t row_bytes = scene->out_columns * (element == KV_ELEMENT_BF16 ? 2 : 4);
     const uint32_t row = position % CUDA_TILE_ROWS;
     const float tolerance = !exact ? 0.03f : element == KV_ELEMENT_BF16 ? 0.01f : 1e-4f;
-    char *is = attend_tiles(scene, function, position, row_count, element);
+    const size_t partial_bytes = tiles_partial_bytes(scene, function, position + row_count - 1);
+    char *is = attend_tiles(scene, function, position, row_count, element, partial_bytes);
     for (size_t i = 0; i < row * row_bytes; i++) {
-        assert_int_equal((uint8_t)is[i], 0xff);
+        assert_int_equal((uint8_t)is[i], FILL);
     }
     for (uint32_t at = 0; at < row_count; at++) {
         assert_row(scene, "attend_tiles", position + at,
@@ -221,7 +230,7 @@ static void check_tiles(
     /* The last row by itself, in the place that its position gives it: the same bits. */
     const uint32_t last = position + row_count - 1, own = last % CUDA_TILE_ROWS;
     if (own == row + row_count - 1) {
-        char *alone = attend_tiles(scene, function, last, 1, element);
+        char *alone = attend_tiles(scene, function, last, 1, element, partial_bytes);
         assert_memory_equal(
             alone + own * row_bytes, is + (row + row_count - 1) * row_bytes, row_bytes);
         free(alone);
@@ -261,6 +270,47 @@ static void attention_over_tiles_equals_plain_c(void **state)
     }
 }
 
+/* A chunk that sees several runs of keys: right, and the same bits with room for one tile. */
+static void check_runs(int geometry, uint32_t position, uint32_t row_count, uint32_t window)
+{
+    const uint32_t tokens = position + row_count, runs = (tokens - 1) / 2048 + 1;
+    scene_t scene;
+    open_scene(&scene, geometry, tokens, tokens);
+    scene.paged.window_tokens = window;
+    check_tiles(&scene, cuda_attend_tiles, position, row_count, false);
+    const size_t least = (size_t)scene.paged.head_count * runs * CUDA_TILE_ROWS *
+                         (scene.paged.shape.head_dim + 2) * sizeof(float),
+                 out_bytes = (position % CUDA_TILE_ROWS + row_count) * scene.out_columns * 4;
+    char *is = attend_tiles(&scene, cuda_attend_tiles, position, row_count, KV_ELEMENT_F32,
+             cuda_attend_tiles_partial_bytes(&scene.paged, tokens - 1)),
+         *again =
+             attend_tiles(&scene, cuda_attend_tiles, position, row_count, KV_ELEMENT_F32, least);
+    assert_memory_equal(is, again, out_bytes);
+    cuda_attend_tiles_t little = {
+        .paged = scene.paged,
+        .sequence = {scene.device_slots, position, position % CUDA_TILE_ROWS, row_count},
+        .partial_bytes = least - 1,
+    };
+    kv_error_t error;
+    assert_int_equal(cuda_attend_tiles(NULL, &little, &error), KV_FATAL);
+    free(is);
+    free(again);
+    close_scene(&scene);
+}
+
+static void runs_of_keys_are_merged(void **state)
+{
+    (void)state;
+    random_state = kv_test_seed();
+    check_runs(1, 2040, 20, 0); /* the first row sees one run, the last two */
+    check_runs(1, 2049, 1, 0);
+    check_runs(1, 4090, 70, 0);
+    check_runs(1, 4090, 20, 2060); /* a row's window begins in another run than its neighbour's */
+    check_runs(1, 4100, 3, 40);    /* one run, but not the first */
+    check_runs(2, 2047, 3, 0);
+    check_runs(4, 2111, 2, 64);
+}
+
 /* Rows of out, in the order of the sequences; to be freed. */
 static float *attend_rows(
     const scene_t *scene, const uint32_t *positions, const uint32_t *rows, uint32_t count)
@@ -276,19 +326,20 @@ static float *attend_rows(
     float *is = kv_allocate(out_bytes);
     cuda_attend_rows_t attend = {
         .paged = scene->paged,
-        .sequences = cuda_test_copy_in(sequences, count * sizeof *sequences),
+        .sequences = on_device(sequences, count * sizeof *sequences, 0),
         .sequence_count = count,
         .position_max = position_max,
         .projected = scene->device_projected,
-        .out = cuda_test_copy_in(NULL, out_bytes),
+        .out = on_device(NULL, out_bytes, 0),
         .out_element = KV_ELEMENT_F32,
         .partial =
-            cuda_test_copy_in(NULL, cuda_attend_partial_bytes(&scene->paged, count, position_max)),
+            on_device(NULL, cuda_attend_partial_bytes(&scene->paged, count, position_max), 0),
     };
     assert_int_equal(cuda_attend_rows(NULL, &attend, NULL), KV_OK);
-    cuda_test_copy_out(is, attend.out, out_bytes);
-    cuda_test_copy_out(NULL, attend.partial, 0);
-    cuda_test_copy_out(NULL, (void *)(uintptr_t)attend.sequences, 0);
+    from_device(is, attend.out, out_bytes);
+    off_device(attend.out);
+    off_device(attend.partial);
+    off_device((void *)(uintptr_t)attend.sequences);
     return is;
 }
 
@@ -351,8 +402,10 @@ static void assert_stored(scene_t *scene)
     const size_t floats = ROWS_MAX * scene->columns, step = scene->paged.shape.element_bytes;
     char *arena = kv_allocate(scene->arena_bytes);
     float *projected = kv_allocate_array(floats, sizeof(float));
-    cuda_test_copy_out(arena, scene->paged.arena, scene->arena_bytes);
-    cuda_test_copy_out(projected, scene->device_projected, floats * sizeof(float));
+    from_device(arena, scene->paged.arena, scene->arena_bytes);
+    off_device(scene->paged.arena);
+    from_device(projected, scene->device_projected, floats * sizeof(float));
+    off_device(scene->device_projected);
     for (size_t i = 0; i < floats; i++) {
         assert_true(fabsf(projected[i] - scene->projected[i]) <= 4e-6f);
     }
@@ -383,10 +436,10 @@ static void rotated_keys_and_values_are_stored(void **state)
             {scene.device_slots, 50, 100, 0}, {scene.device_slots, 127, 50, 1}};
         cuda_rotate_store_t rotate = {
             .paged = scene.paged,
-            .sequences = cuda_test_copy_in(sequences, sizeof sequences),
+            .sequences = on_device(sequences, sizeof sequences, 0),
             .sequence_count = 3,
             .row_count_max = 30,
-            .rotation = cuda_test_copy_in(rotation, CAPACITY * head_dim * sizeof(float)),
+            .rotation = on_device(rotation, CAPACITY * head_dim * sizeof(float), 0),
             .projected = scene.device_projected,
         };
         assert_int_equal(cuda_rotate_store(NULL, &rotate, NULL), KV_OK);
@@ -394,8 +447,8 @@ static void rotated_keys_and_values_are_stored(void **state)
             store_plainly(&scene, &sequences[at], rotation);
         }
         assert_stored(&scene);
-        cuda_test_copy_out(NULL, (void *)(uintptr_t)rotate.sequences, 0);
-        cuda_test_copy_out(NULL, (void *)(uintptr_t)rotate.rotation, 0);
+        off_device((void *)(uintptr_t)rotate.sequences);
+        off_device((void *)(uintptr_t)rotate.rotation);
         free(rotation);
         close_scene(&scene);
     }
@@ -416,6 +469,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(attention_over_tiles_equals_plain_c),
+        cmocka_unit_test(runs_of_keys_are_merged),
         cmocka_unit_test(attention_over_rows_equals_plain_c),
         cmocka_unit_test(rotated_keys_and_values_are_stored),
         cmocka_unit_test(nothing_to_do_is_no_launch),

@@ -1,17 +1,19 @@
 /* The kernels over rows and over weights against their C references, at the sizes where blocks
  * begin and end. */
+#include "kernels/cuda/on_device.h"
 #include "kernels/cuda/product_rows.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/weights.h"
 
 #include "base/memory.h"
-#include "device_memory.h"
 #include "kernels/cpu/dequantise.h"
 #include "testing/testing.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { FILL = 0x5a }; /* what on_device writes where it has nothing to copy */
 
 static uint64_t random_state;
 
@@ -40,13 +42,13 @@ static size_t element_bytes(kv_element_t type)
     return type == KV_ELEMENT_BF16 ? 2 : 4;
 }
 
-/* is is near wanted in the rows and untouched (0xff) before them. */
+/* is is near wanted in the rows and untouched (FILL) before them. */
 static void assert_rows(const char *what, const void *is, const void *wanted, uint32_t columns,
     kv_rows_t rows, kv_element_t type)
 {
     const float tolerance = type == KV_ELEMENT_BF16 ? 0.01f : 1e-5f;
     for (size_t i = 0; i < rows.first * columns * element_bytes(type); i++) {
-        assert_int_equal(((const uint8_t *)is)[i], 0xff);
+        assert_int_equal(((const uint8_t *)is)[i], FILL);
     }
     for (size_t i = (size_t)rows.first * columns; i < (size_t)(rows.first + rows.count) * columns;
          i++) {
@@ -65,18 +67,19 @@ static void check_norm(uint32_t columns, kv_rows_t rows, kv_element_t type)
     float *x = random_floats(all * columns, 20.0f), *weight = random_floats(columns, 3.0f);
     char *is = kv_allocate(out_bytes), *wanted = kv_allocate(out_bytes);
     cuda_norm_t norm = {
-        .x = cuda_test_copy_in(x, all * columns * sizeof *x),
-        .weight = cuda_test_copy_in(weight, columns * sizeof *weight),
+        .x = on_device(x, all * columns * sizeof *x, 0),
+        .weight = on_device(weight, columns * sizeof *weight, 0),
         .epsilon = 1e-5f,
         .columns = columns,
         .rows = rows,
-        .out = cuda_test_copy_in(NULL, out_bytes),
+        .out = on_device(NULL, out_bytes, 0),
         .out_element = type,
     };
     assert_int_equal(cuda_norm(NULL, &norm, NULL), KV_OK);
-    cuda_test_copy_out(is, norm.out, out_bytes);
-    cuda_test_copy_out(NULL, (void *)(uintptr_t)norm.x, 0);
-    cuda_test_copy_out(NULL, (void *)(uintptr_t)norm.weight, 0);
+    from_device(is, norm.out, out_bytes);
+    off_device(norm.out);
+    off_device((void *)(uintptr_t)norm.x);
+    off_device((void *)(uintptr_t)norm.weight);
     for (size_t row = rows.first; row < all; row++) {
         cpu_kernels_plain.norm(x + row * columns, weight, norm.epsilon, columns,
             wanted + row * columns * element_bytes(type), type);
@@ -96,15 +99,16 @@ static void check_gate(uint32_t columns, kv_rows_t rows, kv_element_t type)
     in[2 * (size_t)rows.first * columns + 1] = 200.0f;
     char *is = kv_allocate(out_bytes), *wanted = kv_allocate(out_bytes);
     cuda_gate_t gate = {
-        .in = cuda_test_copy_in(in, 2 * all * columns * sizeof *in),
+        .in = on_device(in, 2 * all * columns * sizeof *in, 0),
         .columns = columns,
         .rows = rows,
-        .out = cuda_test_copy_in(NULL, out_bytes),
+        .out = on_device(NULL, out_bytes, 0),
         .out_element = type,
     };
     assert_int_equal(cuda_gate(NULL, &gate, NULL), KV_OK);
-    cuda_test_copy_out(is, gate.out, out_bytes);
-    cuda_test_copy_out(NULL, (void *)(uintptr_t)gate.in, 0);
+    from_device(is, gate.out, out_bytes);
+    off_device(gate.out);
+    off_device((void *)(uintptr_t)gate.in);
     for (size_t row = rows.first; row < all; row++) {
         const float *from = in + row * 2 * columns;
         cpu_kernels_plain.gate(
@@ -172,14 +176,15 @@ static void check_dequantise(kv_weight_type_t type, size_t count)
         char *is = kv_allocate(out_bytes);
         cuda_dequantise_t dequantise = {
             .type = type,
-            .from = cuda_test_copy_in(blocks, weight_bytes(type, count)),
+            .from = on_device(blocks, weight_bytes(type, count), 0),
             .count = count,
-            .to = cuda_test_copy_in(NULL, out_bytes),
+            .to = on_device(NULL, out_bytes, 0),
             .to_element = (kv_element_t)to,
         };
         assert_int_equal(cuda_dequantise(NULL, &dequantise, NULL), KV_OK);
-        cuda_test_copy_out(is, dequantise.to, out_bytes);
-        cuda_test_copy_out(NULL, (void *)(uintptr_t)dequantise.from, 0);
+        from_device(is, dequantise.to, out_bytes);
+        off_device(dequantise.to);
+        off_device((void *)(uintptr_t)dequantise.from);
         for (size_t i = 0; i < count; i++) {
             if (to == KV_ELEMENT_BF16) {
                 assert_int_equal(((uint16_t *)is)[i], cpu_bf16_from_float(wanted[i]));
@@ -222,17 +227,17 @@ static void embedding_takes_the_tokens_rows(void **state)
         cpu_dequantise(types[at], blocks, (size_t)VOCABULARY * COLUMNS, wanted);
         cuda_embed_t embed = {
             .type = types[at],
-            .matrix =
-                cuda_test_copy_in(blocks, weight_bytes(types[at], (size_t)VOCABULARY * COLUMNS)),
+            .matrix = on_device(blocks, weight_bytes(types[at], (size_t)VOCABULARY * COLUMNS), 0),
             .columns = COLUMNS,
-            .tokens = cuda_test_copy_in(tokens, sizeof tokens),
+            .tokens = on_device(tokens, sizeof tokens, 0),
             .rows = {1, ROWS},
-            .out = cuda_test_copy_in(NULL, sizeof is),
+            .out = on_device(NULL, sizeof is, 0),
         };
         assert_int_equal(cuda_embed(NULL, &embed, NULL), KV_OK);
-        cuda_test_copy_out(is, embed.out, sizeof is);
-        cuda_test_copy_out(NULL, (void *)(uintptr_t)embed.matrix, 0);
-        cuda_test_copy_out(NULL, (void *)(uintptr_t)embed.tokens, 0);
+        from_device(is, embed.out, sizeof is);
+        off_device(embed.out);
+        off_device((void *)(uintptr_t)embed.matrix);
+        off_device((void *)(uintptr_t)embed.tokens);
         for (int row = 0; row < ROWS; row++) {
             assert_memory_equal(is[1 + row], wanted + (size_t)tokens[row] * COLUMNS, sizeof is[0]);
         }
@@ -251,13 +256,14 @@ static float *multiply(const cuda_product_rows_t *host, size_t weights_bytes, si
     for (size_t i = 0; i < out_floats; i++) {
         is[i] = 3.0f;
     }
-    product.weights = cuda_test_copy_in(host->weights, weights_bytes);
-    product.in = cuda_test_copy_in(host->in, in_bytes);
-    product.out = cuda_test_copy_in(is, out_floats * sizeof(float));
+    product.weights = on_device(host->weights, weights_bytes, 0);
+    product.in = on_device(host->in, in_bytes, 0);
+    product.out = on_device(is, out_floats * sizeof(float), 0);
     assert_int_equal(cuda_product_rows(NULL, &product, NULL), KV_OK);
-    cuda_test_copy_out(is, product.out, out_floats * sizeof(float));
-    cuda_test_copy_out(NULL, (void *)(uintptr_t)product.weights, 0);
-    cuda_test_copy_out(NULL, (void *)(uintptr_t)product.in, 0);
+    from_device(is, product.out, out_floats * sizeof(float));
+    off_device(product.out);
+    off_device((void *)(uintptr_t)product.weights);
+    off_device((void *)(uintptr_t)product.in);
     return is;
 }
 

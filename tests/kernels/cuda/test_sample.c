@@ -1,8 +1,8 @@
 /* The device's sampler against the engine's: the same tokens. */
+#include "kernels/cuda/on_device.h"
 #include "kernels/cuda/sample.h"
 
 #include "base/memory.h"
-#include "device_memory.h"
 #include "engine/sampler.h"
 #include "testing/testing.h"
 
@@ -36,18 +36,20 @@ static void run(const float *logits, uint32_t count, const cuda_draw_t *draws, u
     float *logprobs)
 {
     cuda_sample_t sample = {
-        .logits = cuda_test_copy_in(logits, (size_t)ROWS * count * sizeof *logits),
+        .logits = on_device(logits, (size_t)ROWS * count * sizeof *logits, 0),
         .row_count = ROWS,
         .vocabulary_count = count,
-        .draws = cuda_test_copy_in(draws, ROWS * sizeof *draws),
-        .tokens_out = cuda_test_copy_in(NULL, ROWS * sizeof *tokens),
-        .logprobs_out = cuda_test_copy_in(NULL, ROWS * sizeof *logprobs),
+        .draws = on_device(draws, ROWS * sizeof *draws, 0),
+        .tokens_out = on_device(NULL, ROWS * sizeof *tokens, 0),
+        .logprobs_out = on_device(NULL, ROWS * sizeof *logprobs, 0),
     };
     assert_int_equal(cuda_sample(NULL, &sample, NULL), KV_OK);
-    cuda_test_copy_out(tokens, sample.tokens_out, ROWS * sizeof *tokens);
-    cuda_test_copy_out(logprobs, sample.logprobs_out, ROWS * sizeof *logprobs);
-    cuda_test_copy_out(NULL, (void *)(uintptr_t)sample.logits, 0);
-    cuda_test_copy_out(NULL, (void *)(uintptr_t)sample.draws, 0);
+    from_device(tokens, sample.tokens_out, ROWS * sizeof *tokens);
+    off_device(sample.tokens_out);
+    from_device(logprobs, sample.logprobs_out, ROWS * sizeof *logprobs);
+    off_device(sample.logprobs_out);
+    off_device((void *)(uintptr_t)sample.logits);
+    off_device((void *)(uintptr_t)sample.draws);
 }
 
 /* Every way to cut: none, greedy, top-k, top-p, both; limits at and past what there is. */

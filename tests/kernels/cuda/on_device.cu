@@ -1,0 +1,39 @@
+#include "kernels/cuda/on_device.h"
+
+#include "kernels/cuda/runtime.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { BOUNDARY = 256, FILL = 0x5a };
+
+static void check(cudaError_t code, const char *what)
+{
+    if (code != cudaSuccess) {
+        fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(code));
+        abort();
+    }
+}
+
+extern "C" void *on_device(const void *from, size_t bytes, size_t skew)
+{
+    uint8_t *memory = nullptr;
+    check(cudaMalloc((void **)&memory, skew + bytes > 0 ? skew + bytes : 1), "cudaMalloc");
+    memory += skew;
+    check(from != nullptr ? cudaMemcpy(memory, from, bytes, cudaMemcpyHostToDevice)
+                          : cudaMemset(memory, FILL, bytes),
+        "filling device memory");
+    return memory;
+}
+
+extern "C" void off_device(void *memory)
+{
+    check(cudaFree((void *)((uintptr_t)memory / BOUNDARY * BOUNDARY)), "cudaFree");
+}
+
+extern "C" void from_device(void *to, const void *device_from, size_t bytes)
+{
+    check(cudaDeviceSynchronize(), "waiting for the device");
+    check(cudaMemcpy(to, device_from, bytes, cudaMemcpyDeviceToHost), "cudaMemcpy");
+}
