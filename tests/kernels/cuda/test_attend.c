@@ -306,7 +306,8 @@ static void runs_of_keys_are_merged(void **state)
     check_runs(1, 2049, 1, 0);
     check_runs(1, 4090, 70, 0);
     check_runs(1, 4090, 20, 2060); /* a row's window begins in another run than its neighbour's */
-    check_runs(1, 4100, 3, 40);    /* one run, but not the first */
+    check_runs(1, 4100, 3, 40);    /* a window on both sides of a border: little on one of them */
+    check_runs(1, 4170, 3, 40);    /* one run, but not the first */
     check_runs(2, 2047, 3, 0);
     check_runs(4, 2111, 2, 64);
 }
