@@ -171,12 +171,14 @@ static void check_pack(const shape_t *shape, const uint8_t *objects, uint32_t co
     free(offsets);
 }
 
-/* Unpacks one object; holds every unit, and what is said of the damaged ones, against the host. */
-static void check_unpack(const shape_t *shape, const packed_t *packed, size_t skew)
+/* Unpacks one object, of which packed_bytes are there; holds every unit, and what is said of the
+ * damaged ones, against the host. */
+static void check_unpack_of(
+    const shape_t *shape, const packed_t *packed, size_t packed_bytes, size_t skew)
 {
     const size_t bytes = shape->object_bytes;
     uint32_t damaged = 0, expected_damaged = 0;
-    uint8_t *device_packed = on_device(packed->packed, bytes, skew);
+    uint8_t *device_packed = on_device(packed->packed, packed_bytes, skew);
     uint8_t *to = on_device(NULL, bytes, 0), *got = kv_allocate(bytes + 1);
     uint8_t *unit_host = kv_allocate(bytes + 1);
     uint32_t *lengths = on_device(packed->lengths, shape->units.unit_count * 4, 0);
@@ -218,6 +220,11 @@ static void check_unpack(const shape_t *shape, const packed_t *packed, size_t sk
     off_device(damaged_out);
     free(got);
     free(unit_host);
+}
+
+static void check_unpack(const shape_t *shape, const packed_t *packed, size_t skew)
+{
+    check_unpack_of(shape, packed, shape->object_bytes, skew);
 }
 
 /* ---- the cases ---- */
@@ -297,11 +304,37 @@ static void what_no_encoder_made_is_refused_as_on_the_host(void **state)
     }
 }
 
+/* A unit that ends too early, wherever: nothing is read beyond its end. */
+static void a_unit_that_is_cut_is_refused(void **state)
+{
+    (void)state;
+    enum { BYTES = 4096, HALF = BYTES / 2 };
+    static const uint32_t unit_bytes[PARTS] = {BYTES, 0, 0, 0}, elements[PARTS] = {2, 2, 2, 2};
+    const shape_t shape = shape_of(unit_bytes, elements, 1);
+    uint8_t object[BYTES], half[HALF];
+    fill(every_exponent, kv_test_seed(), object, HALF);
+    fill(like_kv, kv_test_seed(), object + HALF, HALF);
+    fill(like_kv, kv_test_seed(), object, 3 * HALF / 4);
+    packed_t packed = pack_on_host(&shape, object);
+    const uint32_t length = packed.lengths[0];
+    const size_t first = kv_codec_encode(KVIST_CODEC_BF16, object, HALF, 2, half);
+    assert_true(first < HALF && length < BYTES);
+    for (uint32_t cut = 1; cut < length; cut++) {
+        if (cut % 61 != 0 && (cut + 4 < first || cut > first + 4)) {
+            continue;
+        }
+        packed.lengths[0] = cut;
+        check_unpack_of(&shape, &packed, cut, cut % 3);
+    }
+    free_packed(&packed);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(objects_pack_and_unpack_as_on_the_host),
         cmocka_unit_test(many_units_and_many_blocks),
+        cmocka_unit_test(a_unit_that_is_cut_is_refused),
         cmocka_unit_test(what_no_encoder_made_is_refused_as_on_the_host),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
