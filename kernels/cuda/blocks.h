@@ -63,8 +63,8 @@ typedef struct {
     uint32_t block_count;
     const cuda_range_t *ranges; /* host: [range_count] */
     uint32_t range_count;
-    /* It occupies no more of the device's processors than so many thread blocks do, so that kernels
-     * beside it keep theirs; 0: as many as help. */
+    /* It occupies no more of the device's processors than so many thread blocks of 256 threads do,
+     * so that kernels beside it keep theirs; 0: as many as help. */
     uint32_t thread_blocks_max;
 } cuda_copy_t;
 

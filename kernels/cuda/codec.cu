@@ -541,10 +541,11 @@ static __global__ void __launch_bounds__(THREADS) decode_units(const batch_t bat
 
 /* ---- launches ---- */
 
-static uint32_t grid_of(const batch_t *batch)
+/* Thread blocks of 128 threads, where the bound counts such of 256. */
+static uint32_t grid_of(const batch_t *batch, uint32_t thread_blocks_max)
 {
     uint32_t units = batch->block_count * batch->units.unit_count;
-    return cuda_thread_blocks((units + WARPS - 1) / WARPS, 0);
+    return cuda_thread_blocks((units + WARPS - 1) / WARPS, 2 * thread_blocks_max);
 }
 
 static batch_t pack_batch(const cuda_pack_t *pack, uint32_t first)
@@ -570,8 +571,9 @@ extern "C" kv_status_t cuda_pack(cuda_stream_t *stream, const cuda_pack_t *pack,
     uint32_t block_count = pack->units->unit_count > 0 ? pack->block_count : 0;
     for (uint32_t first = 0; first < block_count && status == KV_OK; first += CUDA_BATCH) {
         const batch_t batch = pack_batch(pack, first);
+        const uint32_t grid = grid_of(&batch, pack->thread_blocks_max);
         status = cuda_launch_status(
-            KV_LAUNCH(encode_units, grid_of(&batch), THREADS, 0, on, batch), "encode_units", error);
+            KV_LAUNCH(encode_units, grid, THREADS, 0, on, batch), "encode_units", error);
         if (status == KV_OK) {
             status = cuda_launch_status(
                 KV_LAUNCH(scan_lengths, batch.block_count, SCAN_THREADS, 0, on, batch),
@@ -579,7 +581,7 @@ extern "C" kv_status_t cuda_pack(cuda_stream_t *stream, const cuda_pack_t *pack,
         }
         if (status == KV_OK) {
             status = cuda_launch_status(
-                KV_LAUNCH(pack_units, grid_of(&batch), THREADS, 0, on, batch), "pack_units", error);
+                KV_LAUNCH(pack_units, grid, THREADS, 0, on, batch), "pack_units", error);
         }
     }
     return status;
@@ -609,12 +611,13 @@ extern "C" kv_status_t cuda_unpack(
     uint32_t block_count = unpack->units->unit_count > 0 ? unpack->block_count : 0;
     for (uint32_t first = 0; first < block_count && status == KV_OK; first += CUDA_BATCH) {
         const batch_t batch = unpack_batch(unpack, first);
+        const uint32_t grid = grid_of(&batch, unpack->thread_blocks_max);
         status = cuda_launch_status(
             KV_LAUNCH(scan_lengths, batch.block_count, SCAN_THREADS, 0, on, batch), "scan_lengths",
             error);
         if (status == KV_OK) {
             status =
-                cuda_launch_status(KV_LAUNCH(decode_units, grid_of(&batch), THREADS, 0, on, batch),
+                cuda_launch_status(KV_LAUNCH(decode_units, grid, THREADS, 0, on, batch),
                     "decode_units", error);
         }
     }

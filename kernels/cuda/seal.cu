@@ -3,11 +3,13 @@
  * Above 240 bytes XXH3 goes through 64-byte stripes with eight sums of 64 bits, and after each 16
  * stripes (here: a stretch, 1 KiB) it scrambles the sums. What a stretch adds to them depends on
  * nothing but its bytes and its place: so 32 lanes take 16 bytes each, twice, and fold their pair
- * of sums by shuffles; the warps of a thread block take stretches in turn, and its first warp adds
- * and scrambles in their order while the others go on. The last, shorter stretch is not scrambled,
- * and the last 64 bytes are added once more with keys of their own.
+ * of sums by shuffles. The last, shorter stretch is not scrambled, and the last 64 bytes are added
+ * once more with keys of their own.
  *
  *   lane l: of the stretch's stripes l / 4 and 8 + l / 4 the two sums 2 x (l % 4) and the next one
+ *
+ * A unit is a warp's. Large ones are a thread block's: its warps take stretches in turn, and the
+ * first one scrambles in their order while the others go on.
  *
  * Source of the algorithm: doc/xxhash_spec.md and xxhash.h of xxHash 0.8 (its constants are facts
  * of the format). */
@@ -19,11 +21,14 @@ enum {
     STRIPE_BYTES = 64,
     STRETCH_STRIPES = 16,
     STRETCH_BYTES = STRETCH_STRIPES * STRIPE_BYTES,
-    PAIRS = 4,         /* of sums */
-    WARPS_MAX = 8,     /* that share a unit */
-    WARP_BYTES = 4096, /* units of no more go to one warp */
+    PAIRS = 4, /* of sums */
+    WARPS = 8, /* of a thread block */
+    THREADS = WARPS * CUDA_WARP,
+    THREAD_BLOCKS_MAX = 1024,   /* more than a chip holds at a time: they go round */
+    WARP_BYTES_MAX = 16 * 1024, /* larger units take a whole thread block */
     SHORT_BYTES_MAX = 240,
-    SCRAMBLE_WORD = 16,   /* of the secret, in words of 8 bytes */
+    SECRET_WORDS = 24, /* of 8 bytes */
+    SCRAMBLE_WORD = 16,
     LAST_STRIPE_AT = 121, /* in bytes */
     MERGE_AT = 11,
 };
@@ -39,8 +44,9 @@ enum {
 #define AVALANCHE 0x165667919e3779f9ull
 #define SHORT_MIX 0x9fb21c651e98df25ull
 
-/* The secret that every seed starts from: 192 bytes. */
-static __constant__ const uint64_t SECRET[24] = {
+/* The secret that every seed starts from. Kernels read it from shared memory: lanes want different
+ * words, and constant memory gives one at a time. */
+static __constant__ const uint64_t SECRET[SECRET_WORDS] = {
     0xbe4ba423396cfeb8ull,
     0x1cad21f72c81017cull,
     0xdb979083e96dd4deull,
@@ -86,34 +92,44 @@ typedef struct {
 
 static_assert(sizeof(seal_t) <= CUDA_PARAMETER_BYTES_MAX, "the parameters of a launch");
 
-/* The unit that a thread block works on. */
+/* The unit that a warp or a thread block works on. */
 typedef struct {
     const uint8_t *from;
     uint8_t *to; /* or null */
     uint32_t bytes;
     uint64_t seed;
+    const uint64_t *secret; /* shared: [SECRET_WORDS] */
 } item_t;
+
+/* What a lane mixes with: of its two stripes the even and the odd word each. */
+typedef struct {
+    uint64_t stripes[4], scramble_even, scramble_odd;
+} keys_t;
 
 /* ---- arithmetic ---- */
 
-/* A word of the secret, as long inputs are mixed with: a seed is added to every second one and
- * taken from the others. */
-static __device__ uint64_t seeded_word(uint32_t word, uint64_t seed)
-{
-    return word % 2 == 0 ? SECRET[word] + seed : SECRET[word] - seed;
-}
-
-/* 8 bytes of that secret, from any byte on. */
-static __device__ uint64_t seeded_at(uint32_t at, uint64_t seed)
+/* 8 bytes of the secret, from any byte on, a word of which has `even` or `odd` added to it. */
+static __device__ uint64_t words_at(
+    const uint64_t *secret, uint32_t at, uint64_t even, uint64_t odd)
 {
     uint32_t word = at / 8, shift = at % 8 * 8;
-    uint64_t low = seeded_word(word, seed);
-    return shift == 0 ? low : low >> shift | seeded_word(word + 1, seed) << (64 - shift);
+    uint64_t low = secret[word] + (word % 2 == 0 ? even : odd);
+    if (shift == 0) {
+        return low;
+    }
+    return low >> shift | (secret[word + 1] + (word % 2 == 0 ? odd : even)) << (64 - shift);
 }
 
-static __device__ uint64_t secret_at(uint32_t at)
+/* As short inputs are mixed with it. */
+static __device__ uint64_t secret_at(const item_t *item, uint32_t at)
 {
-    return seeded_at(at, 0);
+    return words_at(item->secret, at, 0, 0);
+}
+
+/* As long ones are: the seed is added to every second word and taken from the others. */
+static __device__ uint64_t seeded_at(const item_t *item, uint32_t at)
+{
+    return words_at(item->secret, at, item->seed, 0 - item->seed);
 }
 
 static __device__ uint64_t fold_product(uint64_t left, uint64_t right)
@@ -151,60 +167,98 @@ static __device__ uint64_t swap_8(uint64_t value)
 
 /* ---- at most 240 bytes: by one lane ---- */
 
-static __device__ uint64_t sum_to_16(const uint8_t *from, uint32_t bytes, uint64_t seed)
+static __device__ uint64_t sum_to_8(const item_t *item)
 {
+    const uint8_t *from = item->from;
+    const uint32_t bytes = item->bytes;
+    uint64_t seed = item->seed;
     if (bytes == 0) {
-        return avalanche_of_few(seed ^ secret_at(56) ^ secret_at(64));
+        return avalanche_of_few(seed ^ secret_at(item, 56) ^ secret_at(item, 64));
     }
     if (bytes < 4) {
         uint32_t three = (uint32_t)from[0] << 16 | (uint32_t)from[bytes / 2] << 24 |
                          (uint32_t)from[bytes - 1] | bytes << 8;
-        uint64_t first = secret_at(0);
+        uint64_t first = secret_at(item, 0);
         return avalanche_of_few(three ^ (((uint32_t)first ^ first >> 32) + seed));
     }
-    if (bytes <= 8) {
-        seed ^= (uint64_t)swap_4((uint32_t)seed) << 32;
-        uint64_t both = (uint64_t)cuda_load_4(from) << 32 | cuda_load_4(from + bytes - 4);
-        uint64_t value = both ^ ((secret_at(8) ^ secret_at(16)) - seed);
-        value ^= rotate_left(value, 49) ^ rotate_left(value, 24);
-        value *= SHORT_MIX;
-        value ^= (value >> 35) + bytes;
-        value *= SHORT_MIX;
-        return value ^ value >> 28;
-    }
-    uint64_t low = cuda_load_8(from) ^ ((secret_at(24) ^ secret_at(32)) + seed);
-    uint64_t high = cuda_load_8(from + bytes - 8) ^ ((secret_at(40) ^ secret_at(48)) - seed);
-    return avalanche(bytes + swap_8(low) + high + fold_product(low, high));
+    seed ^= (uint64_t)swap_4((uint32_t)seed) << 32;
+    uint64_t both = (uint64_t)cuda_load_4(from) << 32 | cuda_load_4(from + bytes - 4);
+    uint64_t value = both ^ ((secret_at(item, 8) ^ secret_at(item, 16)) - seed);
+    value ^= rotate_left(value, 49) ^ rotate_left(value, 24);
+    value *= SHORT_MIX;
+    value ^= (value >> 35) + bytes;
+    value *= SHORT_MIX;
+    return value ^ value >> 28;
 }
 
-static __device__ uint64_t mix_16(const uint8_t *from, uint32_t secret, uint64_t seed)
+static __device__ uint64_t sum_to_16(const item_t *item)
 {
-    return fold_product(cuda_load_8(from) ^ (secret_at(secret) + seed),
-        cuda_load_8(from + 8) ^ (secret_at(secret + 8) - seed));
+    uint64_t low_key = (secret_at(item, 24) ^ secret_at(item, 32)) + item->seed;
+    uint64_t high_key = (secret_at(item, 40) ^ secret_at(item, 48)) - item->seed;
+    uint64_t low = cuda_load_8(item->from) ^ low_key;
+    uint64_t high = cuda_load_8(item->from + item->bytes - 8) ^ high_key;
+    return avalanche(item->bytes + swap_8(low) + high + fold_product(low, high));
 }
 
-static __device__ uint64_t sum_to_240(const uint8_t *from, uint32_t bytes, uint64_t seed)
+/* The 16 bytes from `at` on. */
+static __device__ uint64_t mix_16(const item_t *item, uint32_t at, uint32_t secret)
+{
+    return fold_product(cuda_load_8(item->from + at) ^ (secret_at(item, secret) + item->seed),
+        cuda_load_8(item->from + at + 8) ^ (secret_at(item, secret + 8) - item->seed));
+}
+
+static __device__ uint64_t sum_to_240(const item_t *item)
 {
     enum { FIRST = 8, LATER_SECRET_AT = 3, LAST_SECRET_AT = 119 };
+    const uint32_t bytes = item->bytes;
     uint64_t sum = bytes * PRIME64_1;
     if (bytes <= 128) { /* from both ends, until they meet */
         for (uint32_t i = 0; i <= (bytes - 1) / 32; i++) {
-            sum += mix_16(from + 16 * i, 32 * i, seed);
-            sum += mix_16(from + bytes - 16 * (i + 1), 32 * i + 16, seed);
+            sum += mix_16(item, 16 * i, 32 * i);
+            sum += mix_16(item, bytes - 16 * (i + 1), 32 * i + 16);
         }
         return avalanche(sum);
     }
     for (uint32_t i = 0; i < FIRST; i++) {
-        sum += mix_16(from + 16 * i, 16 * i, seed);
+        sum += mix_16(item, 16 * i, 16 * i);
     }
     sum = avalanche(sum);
     for (uint32_t i = FIRST; i < bytes / 16; i++) {
-        sum += mix_16(from + 16 * i, 16 * (i - FIRST) + LATER_SECRET_AT, seed);
+        sum += mix_16(item, 16 * i, 16 * (i - FIRST) + LATER_SECRET_AT);
     }
-    return avalanche(sum + mix_16(from + bytes - 16, LAST_SECRET_AT, seed));
+    return avalanche(sum + mix_16(item, bytes - 16, LAST_SECRET_AT));
+}
+
+/* A warp calls; its first lane gets the checksum. */
+static __device__ uint64_t sum_short(const item_t *item, uint32_t lane)
+{
+    if (item->to != nullptr) {
+        for (uint32_t at = lane; at < item->bytes; at += CUDA_WARP) {
+            item->to[at] = item->from[at];
+        }
+    }
+    if (lane != 0) {
+        return 0;
+    }
+    return item->bytes <= 8    ? sum_to_8(item)
+           : item->bytes <= 16 ? sum_to_16(item)
+                               : sum_to_240(item);
 }
 
 /* ---- more: by warps ---- */
+
+static __device__ keys_t keys_of(const item_t *item, uint32_t lane)
+{
+    const uint32_t pair = lane % PAIRS, row = lane / PAIRS;
+    keys_t keys;
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t stripe = row + i / 2 * (STRETCH_STRIPES / 2);
+        keys.stripes[i] = seeded_at(item, 8 * (stripe + 2 * pair + i % 2));
+    }
+    keys.scramble_even = seeded_at(item, 8 * (SCRAMBLE_WORD + 2 * pair));
+    keys.scramble_odd = seeded_at(item, 8 * (SCRAMBLE_WORD + 2 * pair + 1));
+    return keys;
+}
 
 static __device__ void add_16(pair_t *sum, uint4 bytes, uint64_t even_key, uint64_t odd_key)
 {
@@ -227,7 +281,7 @@ static __device__ pair_t fold_lanes(pair_t sum)
 /* The lane's part of a stretch that begins at `at` and of which so many stripes count; copies all
  * whole vectors of it. */
 static __device__ pair_t sum_stretch(
-    const item_t *item, uint32_t at, uint32_t stripes, const uint64_t *keys, uint32_t lane)
+    const item_t *item, uint32_t at, uint32_t stripes, const keys_t *keys, uint32_t lane)
 {
     enum { HALF_BYTES = STRETCH_BYTES / 2, HALF_STRIPES = STRETCH_STRIPES / 2 };
     pair_t sum = {0, 0};
@@ -239,29 +293,48 @@ static __device__ pair_t sum_stretch(
                 cuda_store_16(item->to + at + mine, vector);
             }
             if (half * HALF_STRIPES + lane / PAIRS < stripes) {
-                add_16(&sum, vector, keys[2 * half], keys[2 * half + 1]);
+                add_16(&sum, vector, keys->stripes[2 * half], keys->stripes[2 * half + 1]);
             }
         }
     }
     return sum;
 }
 
-static __device__ void scramble(uint64_t *sum, uint64_t key)
+static __device__ pair_t sum_whole_stretch(
+    const item_t *item, uint32_t number, const keys_t *keys, uint32_t lane)
 {
-    *sum = (*sum ^ *sum >> 47 ^ key) * PRIME32_1;
+    return fold_lanes(
+        sum_stretch(item, number * STRETCH_BYTES, STRETCH_STRIPES, keys, lane));
 }
 
-/* What is left after the whole stretches, 1 to 1024 bytes: the sums of a whole warp. */
+static __device__ pair_t first_sums(uint32_t lane)
+{
+    pair_t sum = {FIRST_SUMS[2 * (lane % PAIRS)], FIRST_SUMS[2 * (lane % PAIRS) + 1]};
+    return sum;
+}
+
+static __device__ uint64_t scrambled(uint64_t sum, uint64_t key)
+{
+    return (sum ^ sum >> 47 ^ key) * PRIME32_1;
+}
+
+static __device__ void take_stretch(pair_t *sum, pair_t stretch, const keys_t *keys)
+{
+    sum->even = scrambled(sum->even + stretch.even, keys->scramble_even);
+    sum->odd = scrambled(sum->odd + stretch.odd, keys->scramble_odd);
+}
+
+/* What is left after the whole stretches, 1 to 1024 bytes. */
 static __device__ pair_t sum_rest(
-    const item_t *item, uint32_t at, const uint64_t *keys, uint32_t lane)
+    const item_t *item, uint32_t at, const keys_t *keys, uint32_t lane)
 {
     uint32_t rest = item->bytes - at;
     pair_t sum = sum_stretch(item, at, (rest - 1) / STRIPE_BYTES, keys, lane);
     if (lane < PAIRS) {
         const uint8_t *last = item->from + item->bytes - STRIPE_BYTES;
         uint32_t secret = LAST_STRIPE_AT + lane * CUDA_VECTOR_BYTES;
-        add_16(&sum, cuda_load_16(last + lane * CUDA_VECTOR_BYTES), seeded_at(secret, item->seed),
-            seeded_at(secret + 8, item->seed));
+        add_16(&sum, cuda_load_16(last + lane * CUDA_VECTOR_BYTES), seeded_at(item, secret),
+            seeded_at(item, secret + 8));
     }
     uint32_t tail = item->bytes % CUDA_VECTOR_BYTES;
     if (item->to != nullptr && lane < tail) {
@@ -270,105 +343,144 @@ static __device__ pair_t sum_rest(
     return fold_lanes(sum);
 }
 
-static __device__ uint64_t merge(const item_t *item, pair_t sum, uint32_t pair)
+/* The checksum of all, from the sums after the last whole stretch; a warp calls. */
+static __device__ uint64_t finish(
+    const item_t *item, pair_t sum, uint32_t stretches, const keys_t *keys, uint32_t lane)
 {
-    uint32_t secret = MERGE_AT + pair * CUDA_VECTOR_BYTES;
-    uint64_t value = fold_product(
-        sum.even ^ seeded_at(secret, item->seed), sum.odd ^ seeded_at(secret + 8, item->seed));
+    pair_t rest = sum_rest(item, stretches * STRETCH_BYTES, keys, lane);
+    uint32_t secret = MERGE_AT + lane % PAIRS * CUDA_VECTOR_BYTES;
+    uint64_t value = fold_product((sum.even + rest.even) ^ seeded_at(item, secret),
+        (sum.odd + rest.odd) ^ seeded_at(item, secret + 8));
     for (uint32_t distance = 1; distance < PAIRS; distance *= 2) {
         value += __shfl_xor_sync(CUDA_ALL_LANES, value, distance);
     }
     return avalanche(value + item->bytes * PRIME64_1);
 }
 
-/* All threads of the thread block call; its first warp gets the checksum. Two sets of sums in
- * turn: while the first warp goes through one, the others fill the other one. */
-static __device__ uint64_t sum_long(const item_t *item)
+/* By one warp. */
+static __device__ uint64_t sum_long(const item_t *item, uint32_t lane)
 {
-    __shared__ pair_t shared[2][WARPS_MAX][PAIRS];
-    const uint32_t lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x / CUDA_WARP;
-    const uint32_t warps = blockDim.x / CUDA_WARP, pair = lane % PAIRS, row = lane / PAIRS;
-    uint64_t keys[4];
-    for (uint32_t i = 0; i < 4; i++) {
-        keys[i] = seeded_word(row + i / 2 * (STRETCH_STRIPES / 2) + 2 * pair + i % 2, item->seed);
-    }
-    const uint64_t even_key = seeded_word(SCRAMBLE_WORD + 2 * pair, item->seed);
-    const uint64_t odd_key = seeded_word(SCRAMBLE_WORD + 2 * pair + 1, item->seed);
-    pair_t sum = {FIRST_SUMS[2 * pair], FIRST_SUMS[2 * pair + 1]};
+    const keys_t keys = keys_of(item, lane);
     const uint32_t stretches = (item->bytes - 1) / STRETCH_BYTES;
+    pair_t sum = first_sums(lane);
+    for (uint32_t i = 0; i < stretches; i++) {
+        take_stretch(&sum, sum_whole_stretch(item, i, &keys, lane), &keys);
+    }
+    return finish(item, sum, stretches, &keys, lane);
+}
+
+/* By all warps of the thread block; the first one gets the checksum. Two sets of sums in turn:
+ * while the first warp goes through one, the others fill the other one. */
+static __device__ uint64_t sum_together(const item_t *item)
+{
+    __shared__ pair_t sums[2][WARPS][PAIRS];
+    const uint32_t lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x / CUDA_WARP;
+    const uint32_t stretches = (item->bytes - 1) / STRETCH_BYTES;
+    const keys_t keys = keys_of(item, lane);
+    pair_t sum = first_sums(lane);
     uint32_t set = 0;
-    for (uint32_t first = 0; first < stretches; first += warps, set ^= 1) {
+    for (uint32_t first = 0; first < stretches; first += WARPS, set ^= 1) {
         if (first + warp < stretches) {
-            pair_t mine = fold_lanes(
-                sum_stretch(item, (first + warp) * STRETCH_BYTES, STRETCH_STRIPES, keys, lane));
-            if (row == 0) {
-                shared[set][warp][pair] = mine;
+            pair_t mine = sum_whole_stretch(item, first + warp, &keys, lane);
+            if (lane < PAIRS) {
+                sums[set][warp][lane] = mine;
             }
         }
         __syncthreads();
-        for (uint32_t i = 0; warp == 0 && i < warps && first + i < stretches; i++) {
-            sum.even += shared[set][i][pair].even;
-            sum.odd += shared[set][i][pair].odd;
-            scramble(&sum.even, even_key);
-            scramble(&sum.odd, odd_key);
+        for (uint32_t i = 0; warp == 0 && i < WARPS && first + i < stretches; i++) {
+            take_stretch(&sum, sums[set][i][lane % PAIRS], &keys);
         }
     }
-    uint64_t value = 0;
-    if (warp == 0) {
-        pair_t rest = sum_rest(item, stretches * STRETCH_BYTES, keys, lane);
-        sum.even += rest.even;
-        sum.odd += rest.odd;
-        value = merge(item, sum, pair);
-    }
-    return value;
+    return warp == 0 ? finish(item, sum, stretches, &keys, lane) : 0;
 }
 
-static __device__ uint64_t sum_short(const item_t *item)
+/* ---- kernels ---- */
+
+static __device__ void load_secret(uint64_t *secret)
 {
-    if (item->to != nullptr) {
-        for (uint32_t at = threadIdx.x; at < item->bytes; at += blockDim.x) {
-            item->to[at] = item->from[at];
-        }
+    if (threadIdx.x < SECRET_WORDS) {
+        secret[threadIdx.x] = SECRET[threadIdx.x];
     }
-    if (threadIdx.x != 0) {
-        return 0;
-    }
-    return item->bytes <= 16 ? sum_to_16(item->from, item->bytes, item->seed)
-                             : sum_to_240(item->from, item->bytes, item->seed);
+    __syncthreads();
 }
 
-static __global__ void __launch_bounds__(WARPS_MAX *CUDA_WARP) seal_units(const seal_t seal)
+static __device__ item_t item_of(
+    const seal_t *seal, const uint64_t *secret, uint32_t at, uint32_t *block_out)
 {
+    const uint32_t block = at / seal->units.unit_count;
+    const cuda_unit_t unit = cuda_unit(&seal->units, at % seal->units.unit_count);
+    item_t item;
+    item.from = cuda_place(&seal->from, block) + unit.offset_bytes;
+    item.to = seal->to.base != nullptr ? cuda_place(&seal->to, block) + unit.offset_bytes
+                                       : nullptr;
+    item.bytes = unit.bytes;
+    item.seed = seal->seeds[block];
+    item.secret = secret;
+    *block_out = block;
+    return item;
+}
+
+static __device__ void tell(const seal_t *seal, uint32_t at, uint32_t block, uint64_t sum)
+{
+    if (seal->checksums_out != nullptr) {
+        seal->checksums_out[at] = sum;
+    }
+    if (seal->expected != nullptr && seal->expected[at] != sum) {
+        atomicAdd(&seal->differing[block], 1u);
+    }
+}
+
+/* A warp for each unit. */
+static __global__ void __launch_bounds__(THREADS) seal_units(const seal_t seal)
+{
+    __shared__ uint64_t secret[SECRET_WORDS];
+    const uint32_t lane = threadIdx.x % CUDA_WARP;
     const uint32_t count = seal.block_count * seal.units.unit_count;
-    for (uint32_t i = blockIdx.x; i < count; i += gridDim.x) {
-        uint32_t block = i / seal.units.unit_count;
-        cuda_unit_t unit = cuda_unit(&seal.units, i % seal.units.unit_count);
-        item_t item;
-        item.from = cuda_place(&seal.from, block) + unit.offset_bytes;
-        item.to =
-            seal.to.base != nullptr ? cuda_place(&seal.to, block) + unit.offset_bytes : nullptr;
-        item.bytes = unit.bytes;
-        item.seed = seal.seeds[block];
-        uint64_t sum = unit.bytes > SHORT_BYTES_MAX ? sum_long(&item) : sum_short(&item);
-        if (threadIdx.x == 0 && seal.checksums_out != nullptr) {
-            seal.checksums_out[i] = sum;
+    load_secret(secret);
+    for (uint32_t i = blockIdx.x * WARPS + threadIdx.x / CUDA_WARP; i < count;
+         i += gridDim.x * WARPS) {
+        uint32_t block;
+        const item_t item = item_of(&seal, secret, i, &block);
+        uint64_t sum =
+            item.bytes > SHORT_BYTES_MAX ? sum_long(&item, lane) : sum_short(&item, lane);
+        if (lane == 0) {
+            tell(&seal, i, block, sum);
         }
-        if (threadIdx.x == 0 && seal.expected != nullptr && seal.expected[i] != sum) {
-            atomicAdd(&seal.differing[block], 1);
+    }
+}
+
+/* A thread block for each unit. */
+static __global__ void __launch_bounds__(THREADS) seal_large_units(const seal_t seal)
+{
+    __shared__ uint64_t secret[SECRET_WORDS];
+    const uint32_t count = seal.block_count * seal.units.unit_count;
+    load_secret(secret);
+    for (uint32_t i = blockIdx.x; i < count; i += gridDim.x) {
+        uint32_t block;
+        const item_t item = item_of(&seal, secret, i, &block);
+        uint64_t sum = 0;
+        if (item.bytes > SHORT_BYTES_MAX) {
+            sum = sum_together(&item);
+        } else if (threadIdx.x < CUDA_WARP) {
+            sum = sum_short(&item, threadIdx.x);
+        }
+        if (threadIdx.x == 0) {
+            tell(&seal, i, block, sum);
         }
         __syncthreads(); /* the next unit's sums come to where this one's lay */
     }
 }
 
-static uint32_t warps_for(const cuda_units_t *units)
+/* ---- launches ---- */
+
+static uint32_t unit_bytes_max(const cuda_units_t *units)
 {
     uint32_t bytes_max = 0;
     for (uint32_t i = 0; i < units->part_count; i++) {
         uint32_t bytes = units->parts[i].unit_bytes;
         bytes_max = bytes > bytes_max ? bytes : bytes_max;
     }
-    uint32_t warps = bytes_max / WARP_BYTES;
-    return warps < 1 ? 1 : warps < WARPS_MAX ? warps : (uint32_t)WARPS_MAX;
+    return bytes_max;
 }
 
 static seal_t batch_of(const cuda_seal_t *all, uint32_t first)
@@ -394,18 +506,31 @@ static seal_t batch_of(const cuda_seal_t *all, uint32_t first)
     return seal;
 }
 
+static cudaError_t launch(cudaStream_t stream, const seal_t *batch, uint32_t thread_blocks_max)
+{
+    const bool large = unit_bytes_max(&batch->units) > WARP_BYTES_MAX;
+    const uint32_t units = batch->block_count * batch->units.unit_count;
+    const uint32_t bound = thread_blocks_max > 0 && thread_blocks_max < THREAD_BLOCKS_MAX
+                               ? thread_blocks_max
+                               : (uint32_t)THREAD_BLOCKS_MAX;
+    if (units == 0) {
+        return cudaSuccess;
+    }
+    if (large) {
+        const uint32_t grid = cuda_thread_blocks(units, bound);
+        return KV_LAUNCH(seal_large_units, grid, THREADS, 0, stream, *batch);
+    }
+    const uint32_t grid = cuda_thread_blocks((units + WARPS - 1) / WARPS, bound);
+    return KV_LAUNCH(seal_units, grid, THREADS, 0, stream, *batch);
+}
+
 extern "C" kv_status_t cuda_seal(cuda_stream_t *stream, const cuda_seal_t *seal, kv_error_t *error)
 {
-    const uint32_t threads = warps_for(seal->units) * CUDA_WARP;
     cudaError_t code = cudaSuccess;
     for (uint32_t first = 0; first < seal->block_count && code == cudaSuccess;
          first += CUDA_BATCH) {
         const seal_t batch = batch_of(seal, first);
-        uint32_t units = batch.block_count * batch.units.unit_count;
-        if (units > 0) {
-            uint32_t grid = cuda_thread_blocks(units, seal->thread_blocks_max);
-            code = KV_LAUNCH(seal_units, grid, threads, 0, (cudaStream_t)stream, batch);
-        }
+        code = launch((cudaStream_t)stream, &batch, seal->thread_blocks_max);
     }
     return cuda_launch_status(code, "seal_units", error);
 }

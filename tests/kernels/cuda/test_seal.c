@@ -219,6 +219,53 @@ static void units_that_differ_are_counted_for_their_block(void **state)
     free(arena_host);
 }
 
+/* Where one part's units are large, a whole thread block takes each of the others, too. */
+static void short_units_beside_large_ones(void **state)
+{
+    (void)state;
+    enum { LARGE = 40001, SHORT = 100, MIDDLE = 3000, BYTES = LARGE + SHORT + MIDDLE, FEW = 3 };
+    static const uint32_t SIZES[] = {LARGE, SHORT, MIDDLE};
+    const cuda_units_t units = {
+        .parts = {{.unit_bytes = LARGE, .element_bytes = 1},
+            {.unit_first = 1, .offset_bytes = LARGE, .unit_bytes = SHORT, .element_bytes = 1},
+            {.unit_first = 2,
+                .offset_bytes = LARGE + SHORT,
+                .unit_bytes = MIDDLE,
+                .element_bytes = 1}},
+        .part_count = 3,
+        .layer_units = 3,
+        .unit_count = 3,
+        .layer_bytes = BYTES,
+    };
+    uint8_t *host = random_bytes(FEW * BYTES, 7), *copied = kv_allocate(FEW * BYTES);
+    uint8_t *from = on_device(host, FEW * BYTES, 0), *to = on_device(NULL, FEW * BYTES, 0);
+    uint64_t sums[FEW][3], *sums_out = on_device(NULL, sizeof sums, 0);
+    kv_error_t error;
+    const cuda_blocks_t from_blocks = {from, BYTES, NULL}, to_blocks = {to, BYTES, NULL};
+    assert_int_equal(cuda_seal(NULL,
+                         &(cuda_seal_t){.units = &units,
+                             .from = &from_blocks,
+                             .to = &to_blocks,
+                             .block_count = FEW,
+                             .thread_blocks_max = 2,
+                             .checksums_out = sums_out},
+                         &error),
+        KV_OK);
+    from_device(sums, sums_out, sizeof sums);
+    from_device(copied, to, FEW * BYTES);
+    assert_memory_equal(copied, host, FEW * BYTES);
+    const uint8_t *at = host;
+    for (uint32_t i = 0; i < FEW * 3; i++) {
+        assert_true(sums[i / 3][i % 3] == kv_checksum(at, SIZES[i % 3]));
+        at += SIZES[i % 3];
+    }
+    off_device(from);
+    off_device(to);
+    off_device(sums_out);
+    free(host);
+    free(copied);
+}
+
 static void nothing_to_seal_is_no_launch(void **state)
 {
     (void)state;
@@ -235,6 +282,7 @@ int main(void)
         cmocka_unit_test(long_lengths_around_every_boundary),
         cmocka_unit_test(every_unit_of_objects_at_slots),
         cmocka_unit_test(units_that_differ_are_counted_for_their_block),
+        cmocka_unit_test(short_units_beside_large_ones),
         cmocka_unit_test(nothing_to_seal_is_no_launch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
