@@ -116,5 +116,5 @@ extern "C" kv_status_t cuda_copy_blocks(
             code = KV_LAUNCH(copy_blocks, grid, THREADS, 0, (cudaStream_t)stream, batch);
         }
     }
-    return cuda_launch_status(code, "copy_blocks", error);
+    return cuda_launched("copy_blocks", code, error);
 }

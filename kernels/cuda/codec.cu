@@ -567,24 +567,20 @@ static batch_t pack_batch(const cuda_pack_t *pack, uint32_t first)
 extern "C" kv_status_t cuda_pack(cuda_stream_t *stream, const cuda_pack_t *pack, kv_error_t *error)
 {
     cudaStream_t on = (cudaStream_t)stream;
-    kv_status_t status = KV_OK;
+    cudaError_t code = cudaSuccess;
     uint32_t block_count = pack->units->unit_count > 0 ? pack->block_count : 0;
-    for (uint32_t first = 0; first < block_count && status == KV_OK; first += CUDA_BATCH) {
+    for (uint32_t first = 0; first < block_count && code == cudaSuccess; first += CUDA_BATCH) {
         const batch_t batch = pack_batch(pack, first);
         const uint32_t grid = grid_of(&batch, pack->thread_blocks_max);
-        status = cuda_launch_status(
-            KV_LAUNCH(encode_units, grid, THREADS, 0, on, batch), "encode_units", error);
-        if (status == KV_OK) {
-            status = cuda_launch_status(
-                KV_LAUNCH(scan_lengths, batch.block_count, SCAN_THREADS, 0, on, batch),
-                "scan_lengths", error);
+        code = KV_LAUNCH(encode_units, grid, THREADS, 0, on, batch);
+        if (code == cudaSuccess) {
+            code = KV_LAUNCH(scan_lengths, batch.block_count, SCAN_THREADS, 0, on, batch);
         }
-        if (status == KV_OK) {
-            status = cuda_launch_status(
-                KV_LAUNCH(pack_units, grid, THREADS, 0, on, batch), "pack_units", error);
+        if (code == cudaSuccess) {
+            code = KV_LAUNCH(pack_units, grid, THREADS, 0, on, batch);
         }
     }
-    return status;
+    return cuda_launched("pack", code, error);
 }
 
 static batch_t unpack_batch(const cuda_unpack_t *unpack, uint32_t first)
@@ -607,19 +603,15 @@ extern "C" kv_status_t cuda_unpack(
     cuda_stream_t *stream, const cuda_unpack_t *unpack, kv_error_t *error)
 {
     cudaStream_t on = (cudaStream_t)stream;
-    kv_status_t status = KV_OK;
+    cudaError_t code = cudaSuccess;
     uint32_t block_count = unpack->units->unit_count > 0 ? unpack->block_count : 0;
-    for (uint32_t first = 0; first < block_count && status == KV_OK; first += CUDA_BATCH) {
+    for (uint32_t first = 0; first < block_count && code == cudaSuccess; first += CUDA_BATCH) {
         const batch_t batch = unpack_batch(unpack, first);
         const uint32_t grid = grid_of(&batch, unpack->thread_blocks_max);
-        status = cuda_launch_status(
-            KV_LAUNCH(scan_lengths, batch.block_count, SCAN_THREADS, 0, on, batch), "scan_lengths",
-            error);
-        if (status == KV_OK) {
-            status =
-                cuda_launch_status(KV_LAUNCH(decode_units, grid, THREADS, 0, on, batch),
-                    "decode_units", error);
+        code = KV_LAUNCH(scan_lengths, batch.block_count, SCAN_THREADS, 0, on, batch);
+        if (code == cudaSuccess) {
+            code = KV_LAUNCH(decode_units, grid, THREADS, 0, on, batch);
         }
     }
-    return status;
+    return cuda_launched("unpack", code, error);
 }

@@ -532,5 +532,5 @@ extern "C" kv_status_t cuda_seal(cuda_stream_t *stream, const cuda_seal_t *seal,
         const seal_t batch = batch_of(seal, first);
         code = launch((cudaStream_t)stream, &batch, seal->thread_blocks_max);
     }
-    return cuda_launch_status(code, "seal_units", error);
+    return cuda_launched("seal_units", code, error);
 }
