@@ -21,7 +21,7 @@ typedef struct {
     const cuda_units_t *units;
     const cuda_blocks_t *from; /* [block_count][units] */
     uint32_t block_count;
-    uint32_t thread_blocks_max; /* as cuda_copy_t */
+    uint32_t thread_blocks_max;                 /* as cuda_copy_t */
     uint8_t *scratch;                           /* device: [block_count][object_bytes] */
     uint8_t *packed_out;                        /* device: block_count times packed_stride_bytes */
     uint64_t object_bytes, packed_stride_bytes; /* the stride is no less */
@@ -36,7 +36,7 @@ typedef struct {
     const cuda_units_t *units;
     const cuda_blocks_t *to; /* [block_count][units] */
     uint32_t block_count;
-    uint32_t thread_blocks_max; /* as cuda_copy_t */
+    uint32_t thread_blocks_max;                 /* as cuda_copy_t */
     const uint8_t *packed;                      /* device: block_count times packed_stride_bytes */
     uint64_t object_bytes, packed_stride_bytes; /* the stride is no less */
     const uint32_t *lengths; /* device: [block_count][unit_count]; anything may stand there */

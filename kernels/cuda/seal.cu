@@ -285,15 +285,15 @@ static __device__ pair_t sum_stretch(
 {
     enum { HALF_BYTES = STRETCH_BYTES / 2, HALF_STRIPES = STRETCH_STRIPES / 2 };
     pair_t sum = {0, 0};
-    for (uint32_t half = 0; half < 2; half++) {
-        uint32_t mine = half * HALF_BYTES + lane * CUDA_VECTOR_BYTES;
+    for (uint32_t turn = 0; turn < 2; turn++) {
+        uint32_t mine = turn * HALF_BYTES + lane * CUDA_VECTOR_BYTES;
         if (mine + CUDA_VECTOR_BYTES <= item->bytes - at) {
             uint4 vector = cuda_load_16(item->from + at + mine);
             if (item->to != nullptr) {
                 cuda_store_16(item->to + at + mine, vector);
             }
-            if (half * HALF_STRIPES + lane / PAIRS < stripes) {
-                add_16(&sum, vector, keys->stripes[2 * half], keys->stripes[2 * half + 1]);
+            if (turn * HALF_STRIPES + lane / PAIRS < stripes) {
+                add_16(&sum, vector, keys->stripes[2 * turn], keys->stripes[2 * turn + 1]);
             }
         }
     }
@@ -303,8 +303,7 @@ static __device__ pair_t sum_stretch(
 static __device__ pair_t sum_whole_stretch(
     const item_t *item, uint32_t number, const keys_t *keys, uint32_t lane)
 {
-    return fold_lanes(
-        sum_stretch(item, number * STRETCH_BYTES, STRETCH_STRIPES, keys, lane));
+    return fold_lanes(sum_stretch(item, number * STRETCH_BYTES, STRETCH_STRIPES, keys, lane));
 }
 
 static __device__ pair_t first_sums(uint32_t lane)
@@ -411,8 +410,7 @@ static __device__ item_t item_of(
     const cuda_unit_t unit = cuda_unit(&seal->units, at % seal->units.unit_count);
     item_t item;
     item.from = cuda_place(&seal->from, block) + unit.offset_bytes;
-    item.to = seal->to.base != nullptr ? cuda_place(&seal->to, block) + unit.offset_bytes
-                                       : nullptr;
+    item.to = seal->to.base != nullptr ? cuda_place(&seal->to, block) + unit.offset_bytes : nullptr;
     item.bytes = unit.bytes;
     item.seed = seal->seeds[block];
     item.secret = secret;
