@@ -279,7 +279,6 @@ static __device__ uint32_t encode_unit(
             return 0;
         }
         cuda_copy_alike(to + used, encoded, got, lane);
-        __syncwarp(); /* before the next chunk comes there */
         at += elements * ELEMENT_BYTES;
         used += got;
     }

@@ -1,6 +1,9 @@
 #include "kernels/cuda/on_device.h"
 
 #include "kernels/cuda/runtime.h"
+#ifdef KVIST_SIMT
+#include "kernels/simt/finding.h"
+#endif
 
 #include <stdint.h>
 #include <stdio.h>
@@ -35,5 +38,11 @@ extern "C" void off_device(void *memory)
 extern "C" void from_device(void *to, const void *device_from, size_t bytes)
 {
     check(cudaDeviceSynchronize(), "waiting for the device");
+#ifdef KVIST_SIMT
+    if (kv_simt_finding_count(KV_SIMT_FINDING_KINDS) > 0) {
+        fprintf(stderr, "the stand-in found mistakes in a kernel (above)\n");
+        abort();
+    }
+#endif
     check(cudaMemcpy(to, device_from, bytes, cudaMemcpyDeviceToHost), "cudaMemcpy");
 }

@@ -2,7 +2,7 @@
  *
  * Owns: what on_device returned, until off_device. Each array lies alone, so that what is read or
  * written beyond it shows; `skew` bytes from a 256-byte boundary.
- * Errors: any ends the test. */
+ * Errors: any ends the test, and so does whatever the stand-in has found in a kernel. */
 #ifndef KV_TESTS_KERNELS_CUDA_ON_DEVICE_H
 #define KV_TESTS_KERNELS_CUDA_ON_DEVICE_H
 
