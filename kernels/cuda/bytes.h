@@ -53,7 +53,7 @@ static inline uint32_t cuda_thread_blocks(uint64_t wanted, uint32_t thread_block
     return (uint32_t)(wanted < bound ? wanted : bound);
 }
 
-/* What KV_LAUNCH gave, as a status; a failure is cleared, so that no later call is blamed for it. */
+/* What KV_LAUNCH gave, as a status; a failure is cleared, so that no later call is blamed. */
 static inline kv_status_t cuda_launched(const char *kernel, cudaError_t code, kv_error_t *error)
 {
     if (code == cudaSuccess) {
