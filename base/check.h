@@ -6,8 +6,16 @@
 #ifndef KV_BASE_CHECK_H
 #define KV_BASE_CHECK_H
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Prints the expression and its place, flushes the log and aborts. */
-_Noreturn void kv_check_failed(const char *expression, const char *file, int line);
+__attribute__((noreturn)) void kv_check_failed(const char *expression, const char *file, int line);
+
+#ifdef __cplusplus
+}
+#endif
 
 #define KV_CHECK(expression)                                                                       \
     ((expression) ? (void)0 : kv_check_failed(#expression, __FILE__, __LINE__))

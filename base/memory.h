@@ -13,6 +13,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 void *kv_allocate(size_t bytes); /* zeroed; release with free() */
 void *kv_allocate_array(
     size_t count, size_t bytes); /* zeroed; count x bytes is checked for overflow */
@@ -33,5 +37,9 @@ kv_status_t kv_region_map(size_t bytes, kv_region_t *region_out, kv_error_t *err
 kv_status_t kv_region_map_file(
     int fd, size_t bytes, bool writable, kv_region_t *region_out, kv_error_t *error);
 void kv_region_unmap(kv_region_t *region);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif
