@@ -297,8 +297,8 @@ static kv_status_t read_logits(
         device, engine->model->logits, engine->operand, rows, false, engine->logits);
     kv_status_t status = device->ops->finish(device, error);
     if (status == KV_OK) {
-        device->ops->copy_out(device, logits_out, engine->logits,
-            (size_t)row_count * shape->vocabulary_count * sizeof(float));
+        status = device->ops->copy_out(device, logits_out, engine->logits,
+            (size_t)row_count * shape->vocabulary_count * sizeof(float), error);
     }
     return status;
 }
@@ -319,6 +319,53 @@ static bool is_cancelled(const kv_engine_chunk_t *chunk)
     return chunk->cancelled != NULL && __atomic_load_n(chunk->cancelled, __ATOMIC_RELAXED);
 }
 
+/* Waits for a layer's keys and values and tells of them. */
+static kv_status_t end_layer(kv_engine_t *engine, const kv_engine_chunk_t *chunk, uint32_t layer,
+    uint32_t mark, kv_error_t *error)
+{
+    kv_status_t status = engine->device->ops->reach(engine->device, mark, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    if (chunk->layer_done != NULL) {
+        chunk->layer_done(chunk->context, layer);
+    }
+    if (is_cancelled(chunk)) {
+        return kv_fail(error, KV_CANCELLED, "prefill was cancelled after layer %u", layer);
+    }
+    return KV_OK;
+}
+
+/* Every layer up to its keys and values, the rest of all but the last. On a device that runs ahead,
+ * layers are enqueued behind the one that is waited for: what leaves a layer's slots does so while
+ * the next ones are computed, and the device never waits for this thread. */
+static kv_status_t prefill_layers(kv_engine_t *engine, const kv_engine_chunk_t *chunk,
+    const kv_sequence_t *sequence, kv_rows_t rows, kv_error_t *error)
+{
+    const kv_device_ops_t *ops = engine->device->ops;
+    const uint32_t layer_count = engine->model->shape.layer_count,
+                   ahead = ops->ahead ? KV_DEVICE_MARKS_MAX - 1 : 0;
+    uint32_t marks[KV_DEVICE_MARKS_MAX];
+    kv_status_t status = KV_OK;
+    for (uint32_t at = 0; at < layer_count + ahead && status == KV_OK; at++) {
+        if (at < layer_count) {
+            prefill_projection(engine, at, sequence, rows);
+            marks[at % KV_DEVICE_MARKS_MAX] = ops->mark(engine->device);
+        }
+        if (at + 1 < layer_count && ahead > 0) {
+            prefill_rest(engine, at, sequence, rows);
+        }
+        if (at >= ahead) {
+            const uint32_t layer = at - ahead;
+            status = end_layer(engine, chunk, layer, marks[layer % KV_DEVICE_MARKS_MAX], error);
+        }
+        if (status == KV_OK && at + 1 < layer_count && ahead == 0) {
+            prefill_rest(engine, at, sequence, rows);
+        }
+    }
+    return status;
+}
+
 kv_status_t kv_engine_prefill(
     kv_engine_t *engine, const kv_engine_chunk_t *chunk, float *logits_out, kv_error_t *error)
 {
@@ -327,35 +374,21 @@ kv_status_t kv_engine_prefill(
         return status;
     }
     kv_device_t *device = engine->device;
-    const uint32_t layer_count = engine->model->shape.layer_count,
-                   row = chunk->position % engine->arithmetic.tile_rows;
-    kv_sequence_t sequence = {chunk->slots, chunk->position, row, chunk->token_count};
-    kv_rows_t rows = {row, chunk->token_count};
+    const uint32_t row = chunk->position % engine->arithmetic.tile_rows;
+    const kv_sequence_t sequence = {chunk->slots, chunk->position, row, chunk->token_count};
+    const kv_rows_t rows = {row, chunk->token_count};
     device->ops->embed(device, engine->model->embedding, chunk->tokens, rows, engine->x);
-    for (uint32_t layer = 0; layer < layer_count; layer++) {
-        prefill_projection(engine, layer, &sequence, rows);
-        status = device->ops->finish(device, error);
-        if (status != KV_OK) {
-            return status;
-        }
-        if (chunk->layer_done != NULL) {
-            chunk->layer_done(chunk->context, layer);
-        }
-        if (is_cancelled(chunk)) {
-            return kv_fail(error, KV_CANCELLED, "prefill was cancelled after layer %u", layer);
-        }
-        if (layer + 1 < layer_count) {
-            prefill_rest(engine, layer, &sequence, rows);
-        }
-    }
-    if (logits_out == NULL) {
-        return KV_OK;
+    status = prefill_layers(engine, chunk, &sequence, rows, error);
+    if (status != KV_OK || logits_out == NULL) {
+        /* What was enqueued behind still writes to the slots, and reads what the call named. */
+        kv_status_t finished = device->ops->finish(device, status == KV_OK ? error : NULL);
+        return status != KV_OK ? status : finished;
     }
     /* After the last layer's keys and values only the last token's row is of use. */
     const uint32_t last = chunk->token_count - 1;
-    sequence = (kv_sequence_t){chunk->slots, chunk->position + last, row + last, 1};
-    rows = (kv_rows_t){row + last, 1};
-    prefill_rest(engine, layer_count - 1, &sequence, rows);
+    const kv_sequence_t last_row = {chunk->slots, chunk->position + last, row + last, 1};
+    prefill_rest(
+        engine, engine->model->shape.layer_count - 1, &last_row, (kv_rows_t){row + last, 1});
     return read_logits(engine, row + last, 1, logits_out, error);
 }
 

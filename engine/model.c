@@ -311,9 +311,8 @@ static kv_status_t load_norm(const loader_t *loader, const char *name, float *to
         return kv_fail(loader->error, KV_INVALID, "the model's tensor %s has type %d, not f32 (%d)",
             name, (int)tensor->type, (int)KV_TENSOR_F32);
     }
-    loader->model->device->ops->copy_in(
-        loader->model->device, to, tensor->data, embedding * sizeof(float));
-    return KV_OK;
+    return loader->model->device->ops->copy_in(
+        loader->model->device, to, tensor->data, embedding * sizeof(float), loader->error);
 }
 
 static kv_status_t load_layer(const loader_t *loader, uint32_t at)
@@ -412,22 +411,30 @@ static kv_status_t load_vocabularies(const loader_t *loader)
 }
 
 /* cos and sin of position x base^(-2 i / head_dim), in double before they are rounded. */
-static void load_rotation(const loader_t *loader)
+static kv_status_t load_rotation(const loader_t *loader)
 {
+    enum { LINES = 256 }; /* positions of one copy */
     kv_model_t *model = loader->model;
-    const uint32_t head_dim = model->shape.head_dim;
-    float *line = kv_allocate_array(head_dim, sizeof(float));
-    for (uint32_t position = 0; position < model->shape.context_tokens_max; position++) {
-        for (uint32_t i = 0; i < head_dim; i += 2) {
-            double angle =
-                position * pow(model->shape.rotation_base, -(double)i / (double)head_dim);
-            line[i] = (float)cos(angle);
-            line[i + 1] = (float)sin(angle);
+    const uint32_t head_dim = model->shape.head_dim, count = model->shape.context_tokens_max;
+    float *lines = kv_allocate_array((size_t)LINES * head_dim, sizeof(float));
+    kv_status_t status = KV_OK;
+    for (uint32_t first = 0; first < count && status == KV_OK; first += LINES) {
+        const uint32_t end = count - first < LINES ? count : first + LINES;
+        for (uint32_t position = first; position < end; position++) {
+            float *line = lines + (size_t)(position - first) * head_dim;
+            for (uint32_t i = 0; i < head_dim; i += 2) {
+                double angle =
+                    position * pow(model->shape.rotation_base, -(double)i / (double)head_dim);
+                line[i] = (float)cos(angle);
+                line[i + 1] = (float)sin(angle);
+            }
         }
-        model->device->ops->copy_in(model->device, model->rotation + (size_t)position * head_dim,
-            line, head_dim * sizeof(float));
+        status =
+            model->device->ops->copy_in(model->device, model->rotation + (size_t)first * head_dim,
+                lines, (size_t)(end - first) * head_dim * sizeof(float), loader->error);
     }
-    free(line);
+    free(lines);
+    return status;
 }
 
 /* One allocation holds all norms and the rotation table. */
@@ -466,7 +473,9 @@ static kv_status_t load(const loader_t *loader)
         status = allocate_vectors(loader);
     }
     if (status == KV_OK) {
-        load_rotation(loader);
+        status = load_rotation(loader);
+    }
+    if (status == KV_OK) {
         status = load_norm(loader, "output_norm.weight", model->norm);
     }
     if (status == KV_OK) {

@@ -16,16 +16,22 @@ struct kv_bounce {
     uint32_t *free_slots; /* [free_count], a stack: what was used last is in the caches */
 };
 
-static void copy_in(kv_device_t *device, void *device_to, const void *from, size_t bytes)
+static kv_status_t copy_in(
+    kv_device_t *device, void *device_to, const void *from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     memcpy(device_to, from, bytes);
+    return KV_OK;
 }
 
-static void copy_out(kv_device_t *device, void *to, const void *device_from, size_t bytes)
+static kv_status_t copy_out(
+    kv_device_t *device, void *to, const void *device_from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     memcpy(to, device_from, bytes);
+    return KV_OK;
 }
 
 static const kv_device_ops_t OPS = {

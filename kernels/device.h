@@ -2,16 +2,20 @@
  *
  * A device is the CPU or one GPU. Callers hold device pointers and never dereference them: on a GPU
  * they are not addresses of this process. The engine calls compute kernels, the store and the
- * transport memory and copies, only through the table.
+ * transport memory, copies and moves (kernels/moves.h), only through the table.
  *
  * Kernels are enqueued and run in order, at the latest when finish returns; every array that a call
- * names (device or host) belongs to the device until then, the call's own struct does not.
+ * names (device or host) belongs to the device until then, the call's own struct does not. Copies
+ * and moves run beside the kernels and know nothing of them: who moves what a kernel writes or
+ * reads waits for that kernel first (reach or finish), or enqueues it after the move has ended.
  *
- * Owns: the memory that it allocated, its matrices, its thread team.
- * Threads: memory and copies may be called from any thread; matrices, kernels and finish only from
- * the thread that leads the device's team (the node's compute thread), in order.
- * Errors: KV_NO_SPACE from allocation, KV_FATAL from a device that failed, reported by finish; a
- * copy cannot fail on the CPU. Kernels check nothing that a user sent: the engine has. */
+ * Owns: the memory that it allocated, its matrices, its thread team or streams.
+ * Threads: memory, pinning, copies and moves may be called from any thread; matrices, kernels,
+ * marks and finish only from the thread that leads the device's team (the node's compute thread),
+ * in order.
+ * Errors: KV_NO_SPACE from allocation and pinning; KV_FATAL from a device that failed, of which
+ * every later call says the first cause. Copies and moves cannot fail on the CPU. Kernels check
+ * nothing that a user sent: the engine has. */
 #ifndef KV_KERNELS_DEVICE_H
 #define KV_KERNELS_DEVICE_H
 
@@ -123,21 +127,74 @@ typedef struct {
     char prefill[48], decode[48];
 } kv_arithmetic_t;
 
+/* A part of every slot that a move touches. */
+typedef struct {
+    size_t offset_bytes, bytes;
+} kv_slot_part_t;
+
+typedef enum { KV_MOVE_OUT, KV_MOVE_IN } kv_move_direction_t;
+
+/* Bytes on their way between slots and memory of this process. Of each slot move the same parts, in
+ * their order; outside they lie one after the other. */
+typedef struct {
+    kv_move_direction_t direction;
+    char *arena;                 /* device: slot s starts at arena + s x slot_bytes */
+    size_t slot_bytes;           /* a multiple of 16 */
+    const uint32_t *slots;       /* [slot_count]; moving in: each once */
+    uint32_t slot_count;         /* 1 to KV_MOVE_SLOTS_MAX */
+    const kv_slot_part_t *parts; /* [part_count], disjoint, multiples of 4 bytes */
+    uint32_t part_count;         /* 1 to KV_MOVE_PARTS_MAX */
+    char *const *outside;        /* [slot_count]: host memory of a slot's parts; pinned or not */
+    size_t unit_bytes;           /* the one part is so many whole units; 0: no checksums */
+    uint64_t *checksums;         /* [slot_count][units of the part]: kv_checksum of each unit,
+                                    taken where the bytes are when they move out and where they
+                                    have come to when they move in */
+} kv_move_params_t;
+
+enum { KV_MOVE_SLOTS_MAX = 1024, KV_MOVE_PARTS_MAX = 128 };
+
+typedef struct kv_move kv_move_t; /* one that was started; belongs to the device */
+
+/* How many marks can stand behind kernels that have not run. */
+enum { KV_DEVICE_MARKS_MAX = 4 };
+
 typedef struct {
     const char *name; /* "cpu" */
     bool host;        /* its pointers are addresses of this process after all: who copies may do so
                          without it, and do more on the way */
+    bool ahead;       /* kernels run while more are enqueued; else all wait for reach or finish, and
+                         what is enqueued too early is in the way */
 
     void (*close)(kv_device_t *device);
 
-    /* Memory of the device, 2 MiB aligned, zeroed. */
+    /* Memory of the device, zeroed, aligned to 2 MiB (on a GPU to 256 bytes). */
     kv_status_t (*allocate)(
         kv_device_t *device, size_t bytes, void **memory_out, kv_error_t *error);
     void (*release)(kv_device_t *device, void *memory, size_t bytes);
 
-    /* Copies between this process's memory and the device's; complete when the call returns. */
-    void (*copy_in)(kv_device_t *device, void *device_to, const void *from, size_t bytes);
-    void (*copy_out)(kv_device_t *device, void *to, const void *device_from, size_t bytes);
+    /* Copies between this process's memory and the device's; complete when the call returns. On an
+     * error the destination may hold anything. */
+    kv_status_t (*copy_in)(
+        kv_device_t *device, void *device_to, const void *from, size_t bytes, kv_error_t *error);
+    kv_status_t (*copy_out)(
+        kv_device_t *device, void *to, const void *device_from, size_t bytes, kv_error_t *error);
+
+    /* Makes moves from and to this memory run by themselves at full speed, until unpin or close;
+     * without, they are right but slower. NULL: there is nothing to gain. The memory is there and
+     * stays; no part of it is pinned already. KV_NO_SPACE: not so much; as before the call. */
+    kv_status_t (*pin)(kv_device_t *device, void *memory, size_t bytes, kv_error_t *error);
+    void (*unpin)(kv_device_t *device, void *memory, size_t bytes);
+
+    /* Moves, for kernels/moves.h; NULL: they are made of copies. start waits where as many moves
+     * are under way as can be: a thread has one at a time. It may end the move at once, which a
+     * *move_out of NULL tells; where it always does, poll and wait are NULL. The parameters' arrays
+     * are the caller's again when start returns, the memory outside and the checksums when the move
+     * has ended. poll: KV_BUSY while it is under way; every other answer of poll and wait ends it,
+     * and frees it. On an error the destination may hold anything. */
+    kv_status_t (*move_start)(kv_device_t *device, const kv_move_params_t *params,
+        kv_move_t **move_out, kv_error_t *error);
+    kv_status_t (*move_poll)(kv_device_t *device, kv_move_t *move, kv_error_t *error);
+    kv_status_t (*move_wait)(kv_device_t *device, kv_move_t *move, kv_error_t *error);
 
     /* How the device computes, with f32 products or without. */
     void (*describe)(const kv_device_t *device, bool f32, kv_arithmetic_t *arithmetic_out);
@@ -181,6 +238,11 @@ typedef struct {
     /* out[row][columns] = silu(in[row][0..columns)) x in[row][columns..2 columns). */
     void (*gate)(kv_device_t *device, const float *in, uint32_t columns, kv_rows_t rows, void *out,
         kv_element_t out_element);
+
+    /* A mark behind what was enqueued so far, and the wait until all before it has run. Marks are
+     * reached in their order; finish forgets them. At most KV_DEVICE_MARKS_MAX stand at once. */
+    uint32_t (*mark)(kv_device_t *device);
+    kv_status_t (*reach)(kv_device_t *device, uint32_t mark, kv_error_t *error);
 
     /* Returns when everything that was enqueued has run. */
     kv_status_t (*finish)(kv_device_t *device, kv_error_t *error);

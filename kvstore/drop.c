@@ -62,8 +62,8 @@ static void overwrite(kv_task_t *task)
     }
     if (erasure->device_slot != KV_SLOT_NONE) {
         char *zeros = kv_allocate(bytes);
-        store->device->ops->copy_in(
-            store->device, kv_store_device_bytes(store, erasure->device_slot), zeros, bytes);
+        /* On a device that failed nobody reads the slot again, nor writes it. */
+        (void)kv_device_slot_in(store, erasure->device_slot, zeros, NULL);
         memset(kv_pool_words(&store->device_pool, erasure->device_slot), 0, word_bytes);
         free(zeros);
     }

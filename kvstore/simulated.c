@@ -17,16 +17,22 @@ struct kv_simulated_parts {
     kv_index_t index;
 };
 
-static void copy_in(kv_device_t *device, void *device_to, const void *from, size_t bytes)
+static kv_status_t copy_in(
+    kv_device_t *device, void *device_to, const void *from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     memcpy(device_to, from, bytes);
+    return KV_OK;
 }
 
-static void copy_out(kv_device_t *device, void *to, const void *device_from, size_t bytes)
+static kv_status_t copy_out(
+    kv_device_t *device, void *to, const void *device_from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     memcpy(to, device_from, bytes);
+    return KV_OK;
 }
 
 /* ---- an index that keeps nothing: only an opening reads what it was given ---- */

@@ -13,7 +13,7 @@
  *   budget.c   bytes written in a day            changes.c  who is told of what the tiers hold
  *   populate.c the host tier's memory, in chunks
  *   history.c  what went, why, for whom          why.c      why something is not found
- *   spill.c    a context to disk, on request
+ *   spill.c    a context to disk, on request     device_slot.c  to and from the device
  *
  * The rules that hold between them are numbered in kvstore/README.md. */
 #ifndef KV_KVSTORE_STORE_INTERNAL_H
@@ -299,6 +299,15 @@ static inline char *kv_store_device_bytes(const kvist_store_t *store, uint32_t s
 {
     return store->arena + slot * store->groups[0].layout.object_bytes;
 }
+
+/* ---- device_slot.c: on a worker; KV_IO: the device failed, which is logged ---- */
+
+/* A device slot's object to or from memory of this process; checksums_out: [unit_count], of what
+ * left the device or of what has come there, or NULL. */
+kv_status_t kv_device_slot_out(
+    const kvist_store_t *store, uint32_t slot, void *to, uint64_t *checksums_out);
+kv_status_t kv_device_slot_in(
+    const kvist_store_t *store, uint32_t slot, const void *from, uint64_t *checksums_out);
 
 static inline char *kv_group_host_bytes(const kv_store_group_t *group, uint32_t slot)
 {

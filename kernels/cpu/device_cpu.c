@@ -32,16 +32,22 @@ static void cpu_release(kv_device_t *device, void *memory, size_t bytes)
     kv_region_unmap(&(kv_region_t){memory, mapped});
 }
 
-static void cpu_copy_in(kv_device_t *device, void *device_to, const void *from, size_t bytes)
+static kv_status_t cpu_copy_in(
+    kv_device_t *device, void *device_to, const void *from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     memcpy(device_to, from, bytes);
+    return KV_OK;
 }
 
-static void cpu_copy_out(kv_device_t *device, void *to, const void *device_from, size_t bytes)
+static kv_status_t cpu_copy_out(
+    kv_device_t *device, void *to, const void *device_from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     memcpy(to, device_from, bytes);
+    return KV_OK;
 }
 
 static void cpu_describe(const kv_device_t *device, bool f32, kv_arithmetic_t *arithmetic_out)
@@ -88,6 +94,7 @@ static const kv_device_ops_t cpu_ops = {
     .release = cpu_release,
     .copy_in = cpu_copy_in,
     .copy_out = cpu_copy_out,
+    .move_start = cpu_move_start,
     .describe = cpu_describe,
     .matrix_create = cpu_matrix_create,
     .matrix_destroy = cpu_matrix_destroy,
@@ -100,6 +107,8 @@ static const kv_device_ops_t cpu_ops = {
     .attend_tiles = cpu_attend_tiles,
     .attend_rows = cpu_attend_rows,
     .gate = cpu_gate,
+    .mark = cpu_mark,
+    .reach = cpu_reach,
     .finish = cpu_finish,
 };
 

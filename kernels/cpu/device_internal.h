@@ -71,7 +71,12 @@ void cpu_attend_rows(kv_device_t *device, const kv_paged_t *paged, const kv_sequ
     uint32_t sequence_count, const float *projected, float *out);
 void cpu_gate(kv_device_t *device, const float *in, uint32_t columns, kv_rows_t rows, void *out,
     kv_element_t out_element);
+uint32_t cpu_mark(kv_device_t *device);
+kv_status_t cpu_reach(kv_device_t *device, uint32_t mark, kv_error_t *error);
 kv_status_t cpu_finish(kv_device_t *device, kv_error_t *error);
+
+kv_status_t cpu_move_start(
+    kv_device_t *device, const kv_move_params_t *params, kv_move_t **move_out, kv_error_t *error);
 
 kv_status_t cpu_matrix_create(kv_device_t *device, const kv_matrix_params_t *params,
     kv_matrix_t **matrix_out, kv_error_t *error);

@@ -101,11 +101,13 @@ static void copy_in(kv_task_t *task)
     const kvist_store_t *inner = task->store;
     const uint32_t *slots = kv_embedded_lease_slots(prepare->transfer.lease->inner);
     size_t bytes = inner->groups[0].layout.object_bytes;
-    for (uint32_t i = 0; i < prepare->good; i++) {
-        inner->device->ops->copy_in(inner->device,
-            kv_store_device_bytes(inner, slots[prepare->first + i]),
-            (const char *)prepare->bounce.base + i * bytes, bytes);
+    uint32_t good = 0;
+    while (good < prepare->good &&
+           kv_device_slot_in(inner, slots[prepare->first + good],
+               (const char *)prepare->bounce.base + good * bytes, NULL) == KV_OK) {
+        good++;
     }
+    prepare->good = good;
     kv_store_finish(task);
 }
 

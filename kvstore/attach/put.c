@@ -32,7 +32,8 @@ struct part {
     uint32_t window, first, count; /* of the put */
     uint64_t *checksums;           /* [count] of objects */
     bool copied;
-    part_t *next; /* in the order of their blocks, until it is sent */
+    kv_status_t status; /* of the copy */
+    part_t *next;       /* in the order of their blocks, until it is sent */
 };
 
 struct kv_attached_put {
@@ -90,34 +91,24 @@ static void copy_pieces(const part_t *part, uint32_t index, char *to, uint64_t *
     }
 }
 
-static void copy_slot(const part_t *part, uint32_t index, char *to, uint64_t *sums)
+static kv_status_t copy_slot(const part_t *part, uint32_t index, char *to, uint64_t *sums)
 {
     const kv_attached_put_t *put = part->put;
-    const kvist_store_t *inner = store_of(put)->inner;
-    const kv_layout_t *layout = layout_of(put);
-    const char *from = kv_store_device_bytes(inner, put->slots[part->first + index]);
-    if (!inner->device->ops->host) {
-        inner->device->ops->copy_out(inner->device, to, from, layout->object_bytes);
-        kv_layout_unit_checksums(layout, to, sums);
-        return;
-    }
-    for (uint32_t unit = 0; unit < layout->unit_count; unit++) {
-        size_t bytes, offset = kv_layout_unit(layout, unit, &bytes);
-        sums[unit] = kv_checksum_copy(to + offset, from + offset, bytes);
-    }
+    return kv_device_slot_out(store_of(put)->inner, put->slots[part->first + index], to, sums);
 }
 
 static void copy_out(kv_task_t *task)
 {
     part_t *part = (part_t *)task;
+    part->status = KV_OK;
     const kv_attached_put_t *put = part->put;
     const kv_layout_t *layout = layout_of(put);
     uint64_t *sums = kv_allocate_array(layout->unit_count, sizeof *sums);
     char *window = kv_window_bytes(part->life, part->window);
-    for (uint32_t i = 0; i < part->count; i++) {
+    for (uint32_t i = 0; i < part->count && part->status == KV_OK; i++) {
         char *to = window + i * layout->object_bytes;
         if (put->slots != NULL) {
-            copy_slot(part, i, to, sums);
+            part->status = copy_slot(part, i, to, sums);
         } else {
             copy_pieces(part, i, to, sums);
         }
@@ -232,6 +223,9 @@ static void copied(kv_task_t *task)
 {
     part_t *part = (part_t *)task;
     part->copied = true;
+    if (part->status != KV_OK) {
+        stop(part->put, part->status);
+    }
     advance(part->put);
 }
 

@@ -198,11 +198,12 @@ static void encode_batch(kv_task_t *task)
             char *to = scratch != NULL
                            ? scratch
                            : at + kv_record_header_bytes(layout, item->words, keys != NULL);
-            store->device->ops->copy_out(
-                store->device, to, item->device_bytes, layout->object_bytes);
             object = to;
+            if (kv_device_slot_out(store, item->device_slot, to, NULL) != KV_OK) {
+                batch->status = kv_fail(&batch->error, KV_IO, "the device cannot be read");
+            }
         }
-        if (keys != NULL) {
+        if (batch->status == KV_OK && keys != NULL) {
             batch->status = take_key(keys, item, &key, &batch->error);
         }
         if (batch->status == KV_OK && kv_identity_has_extra(item->words, layout->block_tokens)) {
@@ -258,7 +259,7 @@ static void fill_item(kvist_store_t *store, uint32_t number, kv_write_item_t *it
     kv_object_t *object = kv_table_at(store->table, number);
     *item = (kv_write_item_t){.object = number};
     if (kv_object_on_device(store, object)) {
-        item->device_bytes = kv_store_device_bytes(store, object->device_slot);
+        item->device_slot = object->device_slot;
         item->words = kv_pool_words(&store->device_pool, object->device_slot);
     } else {
         const kv_store_group_t *group = kv_object_group(store, object);

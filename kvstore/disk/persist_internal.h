@@ -7,7 +7,7 @@
 typedef struct {
     uint32_t object;
     const char *host_bytes;         /* or NULL: */
-    const char *device_bytes;       /* in device memory; or, of a survivor, on disk */
+    uint32_t device_slot;           /* in device memory; or, of a survivor, on disk */
     const uint64_t *host_checksums; /* of its units: what changed there is not written */
     bool damaged, unread;
     const uint32_t *words;

@@ -145,8 +145,10 @@ static kv_status_t move_from_host(const kvist_store_t *store, kv_read_t *read)
 static kv_status_t move_from_device(const kvist_store_t *store, kv_read_t *read, void *scratch)
 {
     const kv_layout_t *layout = &store->groups[0].layout;
-    store->device->ops->copy_out(
-        store->device, scratch, kv_store_device_bytes(store, read->slot), layout->object_bytes);
+    kv_status_t status = kv_device_slot_out(store, read->slot, scratch, NULL);
+    if (status != KV_OK) {
+        return status;
+    }
     const kv_read_bytes_t bytes = {
         .layout = layout,
         .object = scratch,

@@ -21,16 +21,22 @@ struct kv_load {
     waiting_lease_t *waiting;
 };
 
-/* A device cannot verify: the bytes are proved where they lie, then copied in. */
+/* The bytes are proved where they have come to: until the load has ended well the slot is nobody's.
+ */
 static kv_status_t move_to_slot(kv_read_t *read, const kv_read_bytes_t *bytes)
 {
     const kv_load_t *load = (const kv_load_t *)read;
     kvist_store_t *store = load->store;
-    if (!kv_layout_units_agree(bytes->layout, bytes->object, bytes->checksums)) {
-        return KV_CORRUPT;
+    const size_t sums_bytes = bytes->layout->unit_count * sizeof(uint64_t);
+    uint64_t *sums = kv_allocate(sums_bytes);
+    kv_status_t status = kv_device_slot_in(store, load->slot, bytes->object, sums);
+    if (status == KV_OK && memcmp(sums, bytes->checksums, sums_bytes) != 0) {
+        status = KV_CORRUPT;
     }
-    store->device->ops->copy_in(store->device, kv_store_device_bytes(store, load->slot),
-        bytes->object, bytes->layout->object_bytes);
+    free(sums);
+    if (status != KV_OK) {
+        return status;
+    }
     memcpy(kv_pool_words(&store->device_pool, load->slot), bytes->words,
         store->block_words * sizeof *bytes->words);
     return KV_OK;

@@ -22,6 +22,7 @@ enum {
 typedef struct {
     kv_task_t task;
     uint32_t object, device_slot, host_slot;
+    kv_status_t status;
 } move_t;
 
 /* Only group 0 has device slots. */
@@ -35,12 +36,28 @@ static void copy_to_host(kv_task_t *task)
     move_t *move = (move_t *)task;
     kvist_store_t *store = task->store;
     const kv_store_group_t *group = device_group(store);
-    char *to = kv_group_host_bytes(group, move->host_slot);
-    store->device->ops->copy_out(store->device, to, kv_store_device_bytes(store, move->device_slot),
-        group->layout.object_bytes);
-    kv_layout_unit_checksums(
-        &group->layout, to, kv_pool_checksums(&group->host_pool, move->host_slot));
+    move->status =
+        kv_device_slot_out(store, move->device_slot, kv_group_host_bytes(group, move->host_slot),
+            kv_pool_checksums(&group->host_pool, move->host_slot));
     kv_store_finish(task);
+}
+
+/* What a device cannot give any more is lost, with what goes on from it. */
+static void move_failed(kvist_store_t *store, const move_t *move)
+{
+    kv_object_t *object = kv_table_at(store->table, move->object);
+    kv_pool_give(&device_group(store)->host_pool, move->host_slot);
+    const bool held = object->reference_count > 0 || (object->flags & KV_OBJECT_BUSY) != 0;
+    if ((object->flags & KV_OBJECT_DEAD) == 0 && !held) {
+        if (kv_object_on_disk(object)) {
+            kv_object_list(store, move->object);
+            kv_object_leave_device(store, move->object);
+        } else {
+            kv_object_drop(store, move->object, KV_GONE_DAMAGED);
+        }
+        return;
+    }
+    kv_object_settle(store, move->object);
 }
 
 static void move_done(kv_task_t *task)
@@ -50,6 +67,11 @@ static void move_done(kv_task_t *task)
     kv_object_t *object = kv_table_at(store->table, move->object);
     object->flags &= ~KV_OBJECT_MOVING;
     store->moves_out--;
+    if (move->status != KV_OK) {
+        move_failed(store, move);
+        free(move);
+        return;
+    }
     kv_object_enter_host(store, move->object, move->host_slot);
     if ((object->flags & KV_OBJECT_DEAD) != 0) {
         kv_object_settle(store, move->object);

@@ -73,10 +73,13 @@ static const kv_wire_driver_t WIRE = {
     .drop = wire_drop,
 };
 
-static void copy_in(kv_device_t *device, void *device_to, const void *from, size_t bytes)
+static kv_status_t copy_in(
+    kv_device_t *device, void *device_to, const void *from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     memcpy(device_to, from, bytes);
+    return KV_OK;
 }
 
 /* One whose memory is written to directly, and one that copies. */

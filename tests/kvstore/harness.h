@@ -36,16 +36,22 @@ static inline void plain_release(kv_device_t *device, void *memory, size_t bytes
     free(memory);
 }
 
-static inline void plain_copy_in(kv_device_t *device, void *to, const void *from, size_t bytes)
+static inline kv_status_t plain_copy_in(
+    kv_device_t *device, void *to, const void *from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     memcpy(to, from, bytes);
+    return KV_OK;
 }
 
-static inline void plain_copy_out(kv_device_t *device, void *to, const void *from, size_t bytes)
+static inline kv_status_t plain_copy_out(
+    kv_device_t *device, void *to, const void *from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     memcpy(to, from, bytes);
+    return KV_OK;
 }
 
 /* ---- a bench: parameters, device, store ---- */

@@ -417,17 +417,23 @@ static void written(process_t *process, const void *to)
     }
 }
 
-static void copy_in(kv_device_t *device, void *to, const void *from, size_t bytes)
+static kv_status_t copy_in(
+    kv_device_t *device, void *to, const void *from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     written(process_current(), to);
     memcpy(to, from, bytes);
+    return KV_OK;
 }
 
-static void copy_out(kv_device_t *device, void *to, const void *from, size_t bytes)
+static kv_status_t copy_out(
+    kv_device_t *device, void *to, const void *from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     memcpy(to, from, bytes);
+    return KV_OK;
 }
 
 /* The mover's own way into memory that is the host's. */

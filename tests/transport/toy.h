@@ -15,17 +15,22 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static inline void toy_copy_in(kv_device_t *device, void *device_to, const void *from, size_t bytes)
+static inline kv_status_t toy_copy_in(
+    kv_device_t *device, void *device_to, const void *from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     memcpy(device_to, from, bytes);
+    return KV_OK;
 }
 
-static inline void toy_copy_out(
-    kv_device_t *device, void *to, const void *device_from, size_t bytes)
+static inline kv_status_t toy_copy_out(
+    kv_device_t *device, void *to, const void *device_from, size_t bytes, kv_error_t *error)
 {
     (void)device;
+    (void)error;
     memcpy(to, device_from, bytes);
+    return KV_OK;
 }
 
 static const kv_device_ops_t TOY_OPS = {

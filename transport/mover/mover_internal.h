@@ -167,6 +167,12 @@ void send_done(void *owner, void *tag, kv_status_t status);
 void send_cancel(link_t *link, uint64_t transfer_id);
 void send_fail_queue(link_t *link);
 
+/* moving.c: the parts of each block lie in data one after the other, the blocks likewise. A failure
+ * of the device is logged. */
+kv_status_t move_blocks(const kv_mover_t *mover, kv_move_direction_t direction,
+    const kv_data_blocks_t *blocks, const uint32_t *slots, const kv_slot_part_t *parts,
+    uint8_t *data);
+
 /* receive.c */
 void receive_adopt(kv_mover_t *mover, expectation_t *expectation);
 void receive_blocks(link_t *link, const uint8_t *bytes, size_t count);

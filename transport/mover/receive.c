@@ -231,23 +231,37 @@ static kv_status_t check_blocks(const kv_mover_t *mover, const expectation_t *ex
     return KV_OK;
 }
 
-/* A block's data into its slot; false: not with this checksum. */
-static bool write_block(const kv_mover_t *mover, const kv_data_blocks_t *blocks, uint64_t place,
-    uint32_t index, uint8_t *slot, const uint8_t *data, uint64_t checksum)
+/* A block's one range into memory of this process, in the pass that proves it. */
+static bool copy_block(const kv_mover_t *mover, const expectation_t *expectation,
+    const kv_data_blocks_t *blocks, uint64_t place, uint32_t index, const uint8_t *message)
 {
-    if (mover->device->ops->host && blocks->range_count == 1) { /* one pass over memory */
-        return kv_checksum_copy_seeded(slot + blocks->ranges[0].offset_bytes, data,
-                   blocks->block_bytes, kv_data_seed(blocks, place, index)) == checksum;
+    uint8_t *slot =
+        mover->arena + expectation->slots[blocks->first_block + index] * mover->slot_bytes;
+    return kv_checksum_copy_seeded(slot + blocks->ranges[0].offset_bytes,
+               message + kv_data_block_at(blocks, index), blocks->block_bytes,
+               kv_data_seed(blocks, place, index)) ==
+           kv_get_u64(message + kv_data_checksum_at(blocks, index));
+}
+
+static bool block_agrees(
+    const kv_data_blocks_t *blocks, uint64_t place, uint32_t index, const uint8_t *message)
+{
+    return kv_data_checksum(blocks, place, index, message + kv_data_block_at(blocks, index)) ==
+           kv_get_u64(message + kv_data_checksum_at(blocks, index));
+}
+
+/* How many leading blocks are what was sent. */
+static uint32_t good_blocks(const kv_mover_t *mover, const expectation_t *expectation,
+    const kv_data_blocks_t *blocks, const uint8_t *message, bool direct)
+{
+    const uint64_t place = kv_data_place(blocks);
+    uint32_t good = 0;
+    while (good < blocks->block_count &&
+           (direct ? copy_block(mover, expectation, blocks, place, good, message)
+                   : block_agrees(blocks, place, good, message))) {
+        good++;
     }
-    if (kv_data_checksum(blocks, place, index, data) != checksum) {
-        return false;
-    }
-    for (uint32_t j = 0; j < blocks->range_count; j++) {
-        const kv_data_range_t *range = &blocks->ranges[j];
-        mover->device->ops->copy_in(mover->device, slot + range->offset_bytes, data, range->bytes);
-        data += range->bytes;
-    }
-    return true;
+    return good;
 }
 
 static void close_block(const kv_mover_t *mover, expectation_t *expectation,
@@ -264,26 +278,40 @@ static void close_block(const kv_mover_t *mover, expectation_t *expectation,
     expectation->units_left -= blocks->block_bytes / mover->unit_bytes;
 }
 
-/* false: a block's bytes are not what was sent. Those before it are good. */
-static bool scatter(kv_mover_t *mover, expectation_t *expectation, const kv_data_blocks_t *blocks,
-    const uint8_t *bytes)
+/* The blocks that are proved go to their slots in one move. */
+static kv_status_t move_good(kv_mover_t *mover, const expectation_t *expectation,
+    const kv_data_blocks_t *blocks, uint32_t good, const uint8_t *message)
 {
-    uint64_t place = kv_data_place(blocks);
-    uint32_t written = 0;
-    while (written < blocks->block_count) {
-        uint32_t block = blocks->first_block + written;
-        uint8_t *slot = mover->arena + expectation->slots[block] * mover->slot_bytes;
-        if (!write_block(mover, blocks, place, written, slot,
-                bytes + kv_data_block_at(blocks, written),
-                kv_get_u64(bytes + kv_data_checksum_at(blocks, written)))) {
-            break;
+    kv_slot_part_t parts[KV_DATA_RANGES_MAX];
+    for (uint32_t j = 0; j < blocks->range_count; j++) {
+        parts[j] = (kv_slot_part_t){blocks->ranges[j].offset_bytes, blocks->ranges[j].bytes};
+    }
+    kv_data_blocks_t proved = *blocks;
+    proved.block_count = good;
+    /* Moving in only reads outside. */
+    uint8_t *data = (uint8_t *)(uintptr_t)message + kv_data_block_at(blocks, 0);
+    return move_blocks(
+        mover, KV_MOVE_IN, &proved, expectation->slots + blocks->first_block, parts, data);
+}
+
+/* KV_CORRUPT: a block's bytes are not what was sent; those before it are good. */
+static kv_status_t scatter(kv_mover_t *mover, expectation_t *expectation,
+    const kv_data_blocks_t *blocks, const uint8_t *bytes)
+{
+    const bool direct = mover->device->ops->host && blocks->range_count == 1;
+    const uint32_t good = good_blocks(mover, expectation, blocks, bytes, direct);
+    if (!direct) {
+        kv_status_t status = move_good(mover, expectation, blocks, good, bytes);
+        if (status != KV_OK) {
+            return status;
         }
-        close_block(mover, expectation, blocks, block);
-        written++;
+    }
+    for (uint32_t i = 0; i < good; i++) {
+        close_block(mover, expectation, blocks, blocks->first_block + i);
     }
     kv_checksum_copy_fence(); /* before another thread is told */
-    atomic_fetch_add(&mover->received_bytes, (uint64_t)written * blocks->block_bytes);
-    return written == blocks->block_count;
+    atomic_fetch_add(&mover->received_bytes, (uint64_t)good * blocks->block_bytes);
+    return good == blocks->block_count ? KV_OK : KV_CORRUPT;
 }
 
 void receive_blocks(link_t *link, const uint8_t *bytes, size_t count)
@@ -308,9 +336,10 @@ void receive_blocks(link_t *link, const uint8_t *bytes, size_t count)
     }
     const char *reason = NULL;
     kv_status_t status = check_blocks(mover, expectation, &blocks, &reason);
-    if (status == KV_OK && !scatter(mover, expectation, &blocks, bytes)) {
-        reason = "a checksum does not agree";
-        status = KV_CORRUPT;
+    if (status == KV_OK) {
+        status = scatter(mover, expectation, &blocks, bytes);
+        reason =
+            status == KV_CORRUPT ? "a checksum does not agree" : "the device cannot be written";
     }
     if (status != KV_OK) {
         if (status == KV_CORRUPT) {

@@ -114,35 +114,52 @@ static void next_blocks(const kv_mover_t *mover, const piece_t *piece, kv_data_b
     }
 }
 
-/* One block's ranges, one after the other; the checksum of all. */
-static uint64_t gather_block(const kv_mover_t *mover, const piece_t *piece,
+/* Where the message's ranges lie in this node's slots. */
+static void source_parts(
+    const piece_t *piece, const kv_data_blocks_t *blocks, kv_slot_part_t *parts_out)
+{
+    const kv_range_t *range = &piece->ranges[piece->next_range];
+    size_t skip = piece->next_offset_bytes;
+    for (uint32_t j = 0; j < blocks->range_count; j++, skip = 0) {
+        parts_out[j] =
+            (kv_slot_part_t){range[j].source_offset_bytes + skip, blocks->ranges[j].bytes};
+    }
+}
+
+/* A block's one range in memory of this process; its checksum, in the same pass. */
+static uint64_t copy_block(const kv_mover_t *mover, const piece_t *piece,
     const kv_data_blocks_t *blocks, uint64_t place, uint32_t index, uint8_t *data)
 {
     const uint8_t *slot =
         mover->arena + piece->slots[piece->next_block + index] * mover->slot_bytes;
-    const kv_range_t *range = &piece->ranges[piece->next_range];
-    size_t at = 0, skip = piece->next_offset_bytes;
-    if (mover->device->ops->host && blocks->range_count == 1) { /* one pass over memory */
-        return kv_checksum_copy_near(data, slot + range->source_offset_bytes + skip,
-            blocks->block_bytes, kv_data_seed(blocks, place, index));
-    }
-    for (uint32_t j = 0; j < blocks->range_count; j++, range++, skip = 0) {
-        mover->device->ops->copy_out(mover->device, data + at,
-            slot + range->source_offset_bytes + skip, blocks->ranges[j].bytes);
-        at += blocks->ranges[j].bytes;
-    }
-    return kv_data_checksum(blocks, place, index, data);
+    kv_slot_part_t part;
+    source_parts(piece, blocks, &part);
+    return kv_checksum_copy_near(
+        data, slot + part.offset_bytes, blocks->block_bytes, kv_data_seed(blocks, place, index));
 }
 
-static void gather(
-    const kv_mover_t *mover, const piece_t *piece, const kv_data_blocks_t *blocks, uint8_t *message)
+static kv_status_t gather(
+    kv_mover_t *mover, const piece_t *piece, const kv_data_blocks_t *blocks, uint8_t *message)
 {
     kv_data_blocks_encode(message, blocks);
-    uint64_t place = kv_data_place(blocks);
-    for (uint32_t i = 0; i < blocks->block_count; i++) {
-        kv_put_u64(message + kv_data_checksum_at(blocks, i),
-            gather_block(mover, piece, blocks, place, i, message + kv_data_block_at(blocks, i)));
+    const uint64_t place = kv_data_place(blocks);
+    const bool direct = mover->device->ops->host && blocks->range_count == 1;
+    if (!direct) {
+        kv_slot_part_t parts[KV_DATA_RANGES_MAX];
+        source_parts(piece, blocks, parts);
+        kv_status_t status = move_blocks(mover, KV_MOVE_OUT, blocks,
+            piece->slots + piece->next_block, parts, message + kv_data_block_at(blocks, 0));
+        if (status != KV_OK) {
+            return status;
+        }
     }
+    for (uint32_t i = 0; i < blocks->block_count; i++) {
+        uint8_t *data = message + kv_data_block_at(blocks, i);
+        kv_put_u64(message + kv_data_checksum_at(blocks, i),
+            direct ? copy_block(mover, piece, blocks, place, i, data)
+                   : kv_data_checksum(blocks, place, i, data));
+    }
+    return KV_OK;
 }
 
 /* Moves the cursor behind what a message took. */
@@ -180,10 +197,14 @@ static bool send_next_message(link_t *link, piece_t *piece, staging_t *staging)
     kv_mover_t *mover = link->mover;
     kv_data_blocks_t blocks;
     next_blocks(mover, piece, &blocks);
-    gather(mover, piece, &blocks, staging->bytes);
+    kv_status_t status = gather(mover, piece, &blocks, staging->bytes);
+    if (status != KV_OK) {
+        link_fail(link, status, "cannot send: the device could not be read");
+        return false;
+    }
     staging_take(link, staging, piece);
     piece->messages++;
-    kv_status_t status =
+    status =
         mover->driver->send(link->pipe, staging->bytes, kv_data_blocks_bytes(&blocks), staging);
     if (status != KV_OK && status != KV_BUSY) {
         staging_give(link, staging);
