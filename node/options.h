@@ -61,6 +61,7 @@ typedef struct {
     } node;
     struct {
         char *path;
+        char *device; /* "auto", "cpu", "cuda:N", "simt" */
         bool f32;
         uint32_t threads; /* never 0 after kv_options_load */
         uint32_t block_tokens;

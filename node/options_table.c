@@ -106,6 +106,9 @@ const kv_option_t KV_OPTIONS[] = {
         "the lowest level that is logged"),
 
     TEXT(MODEL, model, path, KV_OPTION_PATH, "", 0, 4096, "the model, a GGUF file"),
+    TEXT(MODEL, model, device, KV_OPTION_STRING, "auto", 1, 15,
+        "what computes and holds KV: cpu, cuda:N (a GPU), simt (a GPU's kernels on the CPU, for "
+        "tests); auto: the first GPU, without one the CPU"),
     {.section = KV_SECTION_MODEL,
         .name = "f32",
         .type = KV_OPTION_BOOL,

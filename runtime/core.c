@@ -8,6 +8,7 @@
 #include "base/metrics.h"
 #include "holder/quotas.h"
 #include "holder/shape.h"
+#include "kernels/plugin.h"
 #include "node/notify.h"
 
 #include <stdio.h>
@@ -227,7 +228,8 @@ static void compute_ready(void *context)
 static kv_status_t open_engine(core_t *core, kv_error_t *error)
 {
     const kv_options_t *options = core->public.holder.options;
-    kv_status_t status = kv_device_cpu_open(options->model.threads, &core->device, error);
+    kv_status_t status =
+        kv_device_open(options->model.device, options->model.threads, &core->device, error);
     if (status != KV_OK) {
         return status;
     }

@@ -2,6 +2,7 @@
  * and end, device, model file, admin socket; and where the real store and mover get their seams. */
 #include "base/check.h"
 #include "base/memory.h"
+#include "kernels/plugin.h"
 #include "kvstore/store_internal.h"
 #include "node/admin.h"
 #include "node/process.h"
@@ -151,8 +152,10 @@ kv_status_t simulated_core_run(
 
 /* ---- device and model ---- */
 
-kv_status_t kv_device_cpu_open(uint32_t thread_count, kv_device_t **device_out, kv_error_t *error)
+kv_status_t kv_device_open(
+    const char *name, uint32_t thread_count, kv_device_t **device_out, kv_error_t *error)
 {
+    (void)name;
     (void)thread_count;
     (void)error;
     static kv_device_t devices[] = {{&OWNED_DEVICE}, {&OWNED_HOST_DEVICE}};

@@ -1,0 +1,64 @@
+/* Devices by name: which names there are, and what is said of plug-ins that are not there or not
+ * ours. */
+#include "kernels/plugin.h"
+
+#include "testing/testing.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void other_names_are_refused(void **state)
+{
+    (void)state;
+    static const char *const NAMES[] = {
+        "", "gpu", "cuda:", "cuda:x", "cuda:1024", "cuda:1 ", "cuda0", "CPU", "simt:0", "cpu:1"};
+    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
+        kv_device_t *device = NULL;
+        kv_error_t error;
+        assert_int_equal(kv_device_open(NAMES[i], 1, &device, &error), KV_INVALID);
+        assert_null(device);
+        assert_non_null(strstr(error.text, "cuda:N"));
+    }
+}
+
+static void the_cpu_is_always_there(void **state)
+{
+    (void)state;
+    kv_device_t *device;
+    kv_error_t error;
+    assert_int_equal(kv_device_open("cpu", 1, &device, &error), KV_OK);
+    assert_string_equal(device->ops->name, "cpu");
+    kv_device_close(device);
+}
+
+/* A file under a plug-in's name that is no library. */
+static void what_is_no_library_is_told(void **state)
+{
+    (void)state;
+    char path[512];
+    snprintf(path, sizeof path, "%s/libkvist-cuda.so", kv_test_folder());
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fputs("not a library", file);
+    fclose(file);
+    setenv("KVIST_PLUGINS", kv_test_folder(), 1);
+    kv_device_t *device = NULL;
+    kv_error_t error;
+    kv_status_t status = kv_device_open("cuda:1023", 1, &device, &error);
+    assert_int_equal(status, KV_MISSING); /* ours lies beside: it has no such GPU */
+    assert_null(device);
+    assert_int_equal(kv_device_open("auto", 1, &device, &error), KV_OK);
+    kv_device_close(device);
+    unsetenv("KVIST_PLUGINS");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(other_names_are_refused),
+        cmocka_unit_test(the_cpu_is_always_there),
+        cmocka_unit_test(what_is_no_library_is_told),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
