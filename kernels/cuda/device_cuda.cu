@@ -1,0 +1,176 @@
+/* The CUDA device: opening, closing, the table, and the plug-in that exports it. With KVIST_SIMT
+ * the same source makes the device of libkvist-simt.so. */
+#include "kernels/cuda/device_internal.h"
+
+#include "kernels/plugin.h"
+
+#include "base/memory.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef KVIST_SIMT
+#define DEVICE_NAME "simt"
+#else
+#define DEVICE_NAME "cuda"
+#endif
+
+enum { SM_MIN = 80 };
+
+static void device_describe(const kv_device_t *device, bool f32, kv_arithmetic_t *arithmetic_out)
+{
+    const cuda_device_t *cuda = (const cuda_device_t *)device;
+    const char *products = cuda->products_ops->name(cuda->products), *type = f32 ? "f32" : "bf16";
+    kv_arithmetic_t arithmetic = {};
+    arithmetic.tile_rows = CUDA_PRODUCT_ROWS;
+    arithmetic.operand = f32 ? KV_ELEMENT_F32 : KV_ELEMENT_BF16;
+    /* family / phase / products + attention / type / chip / version: the library chooses its
+     * instructions by version and chip; ours moves when a kernel's arithmetic does. */
+    snprintf(arithmetic.prefill, sizeof arithmetic.prefill, DEVICE_NAME "/prefill/%s+%s/%s/sm%d/v1",
+        products, f32 ? "fma" : "mma", type, cuda->sm);
+    snprintf(arithmetic.decode, sizeof arithmetic.decode, DEVICE_NAME "/decode/%s+fma/%s/sm%d/v1",
+        products, type, cuda->sm);
+    *arithmetic_out = arithmetic;
+}
+
+static void device_close(kv_device_t *device)
+{
+    cuda_device_t *cuda = cuda_of(device);
+    (void)cudaSetDevice(cuda->ordinal);
+    if (cuda->compute != nullptr) {
+        (void)cuda_check(
+            cuda, cudaStreamSynchronize(cuda->compute), "cudaStreamSynchronize", nullptr);
+    }
+    if (cuda->products != nullptr) {
+        cuda->products_ops->close(cuda->products);
+    }
+    cuda_uploads_close(cuda);
+    cuda_release(device, cuda->rows_in.memory, cuda->rows_in.bytes);
+    cuda_release(device, cuda->rows_out.memory, cuda->rows_out.bytes);
+    cuda_release(device, cuda->partial.memory, cuda->partial.bytes);
+    cuda_lanes_close(cuda);
+    cuda_pins_close(cuda);
+    for (uint32_t i = 0; i < KV_DEVICE_MARKS_MAX; i++) {
+        if (cuda->marks[i] != nullptr) {
+            (void)cuda_check(cuda, cudaEventDestroy(cuda->marks[i]), "cudaEventDestroy", nullptr);
+        }
+    }
+    if (cuda->compute != nullptr) {
+        (void)cuda_check(cuda, cudaStreamDestroy(cuda->compute), "cudaStreamDestroy", nullptr);
+    }
+    pthread_mutex_destroy(&cuda->health.lock);
+    free(cuda);
+}
+
+static void fill_table(kv_device_ops_t *ops)
+{
+    ops->name = DEVICE_NAME;
+    ops->ahead = true;
+    ops->close = device_close;
+    ops->allocate = cuda_allocate;
+    ops->release = cuda_release;
+    ops->copy_in = cuda_copy_in;
+    ops->copy_out = cuda_copy_out;
+    ops->pin = cuda_pin;
+    ops->unpin = cuda_unpin;
+    ops->move_start = cuda_move_start;
+    ops->move_poll = cuda_move_poll;
+    ops->move_wait = cuda_move_wait;
+    ops->describe = device_describe;
+    ops->matrix_create = cuda_matrix_create;
+    ops->matrix_destroy = cuda_matrix_destroy;
+    ops->matrix_bytes = cuda_matrix_bytes;
+    cuda_calls_fill(ops);
+}
+
+/* KV_MISSING where there is no such GPU, or none at all: no driver is one of the causes. */
+static kv_status_t find_gpu(cuda_device_t *cuda, kv_error_t *error)
+{
+    int count = 0;
+    const cudaError_t code = cudaGetDeviceCount(&count);
+    if (code != cudaSuccess) {
+        (void)cudaGetLastError();
+        return kv_fail(error, KV_MISSING, "no gpu: %s (%d)", cudaGetErrorString(code), (int)code);
+    }
+    if (cuda->ordinal >= count) {
+        return kv_fail(
+            error, KV_MISSING, "there is no gpu %d: this machine has %d", cuda->ordinal, count);
+    }
+    int major = 0, minor = 0;
+    kv_status_t status = cuda_check(cuda,
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, cuda->ordinal),
+        "cudaDeviceGetAttribute", error);
+    if (status == KV_OK) {
+        status = cuda_check(cuda,
+            cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, cuda->ordinal),
+            "cudaDeviceGetAttribute", error);
+    }
+    cuda->sm = major * 10 + minor;
+    if (status == KV_OK && cuda->sm < SM_MIN) {
+        return kv_fail(error, KV_MISSING, "gpu %d is of compute capability %d.%d; 8.0 is the least",
+            cuda->ordinal, major, minor);
+    }
+    return status;
+}
+
+static kv_status_t open_streams(cuda_device_t *cuda, kv_error_t *error)
+{
+    kv_status_t status =
+        cuda_check(cuda, cudaStreamCreateWithFlags(&cuda->compute, cudaStreamNonBlocking),
+            "cudaStreamCreateWithFlags", error);
+    for (uint32_t i = 0; i < KV_DEVICE_MARKS_MAX && status == KV_OK; i++) {
+        status = cuda_check(cuda,
+            cudaEventCreateWithFlags(
+                &cuda->marks[i], cudaEventBlockingSync | cudaEventDisableTiming),
+            "cudaEventCreateWithFlags", error);
+    }
+    kv_status_t lanes = cuda_lanes_open(cuda, status == KV_OK ? error : nullptr);
+    return status != KV_OK ? status : lanes;
+}
+
+/* The environment's KVIST_PRODUCTS (lt, plain) chooses, for comparisons. */
+static kv_status_t open_products(cuda_device_t *cuda, kv_error_t *error)
+{
+    const char *wanted = getenv("KVIST_PRODUCTS");
+    if (wanted != nullptr && strcmp(wanted, "lt") != 0 && strcmp(wanted, "plain") != 0) {
+        return kv_fail(
+            error, KV_INVALID, "KVIST_PRODUCTS is \"%s\"; lt and plain are possible", wanted);
+    }
+    cuda->products_ops = wanted != nullptr && strcmp(wanted, "plain") == 0 ? &cuda_products_plain
+                                                                           : &cuda_products_lt;
+    return cuda->products_ops->open(&cuda->products, error);
+}
+
+static kv_status_t open_device(uint32_t number, kv_device_t **device_out, kv_error_t *error)
+{
+    cuda_device_t *cuda = (cuda_device_t *)kv_allocate(sizeof *cuda);
+    pthread_mutex_init(&cuda->health.lock, nullptr);
+    pthread_mutex_init(&cuda->pins.lock, nullptr);
+    fill_table(&cuda->ops);
+    cuda->device.ops = &cuda->ops;
+    cuda->ordinal = (int)number;
+    kv_status_t status = find_gpu(cuda, error);
+    if (status == KV_OK) {
+        status = cuda_enter(cuda, error);
+    }
+    if (status != KV_OK) {
+        pthread_mutex_destroy(&cuda->pins.lock);
+        pthread_mutex_destroy(&cuda->health.lock);
+        free(cuda);
+        return status;
+    }
+    status = open_streams(cuda, error);
+    if (status == KV_OK) {
+        status = open_products(cuda, error);
+    }
+    if (status != KV_OK) {
+        device_close(&cuda->device);
+        return status;
+    }
+    *device_out = &cuda->device;
+    return KV_OK;
+}
+
+extern "C" __attribute__((visibility("default"))) const kv_device_plugin_t kv_device_plugin = {
+    KV_PLUGIN_VERSION, (uint32_t)sizeof(kv_device_ops_t), KVIST_VERSION, DEVICE_NAME, open_device};

@@ -1,0 +1,87 @@
+#include "kernels/cuda/device_internal.h"
+
+/* Codes after which the context gives no other answer any more, whatever is asked of it. */
+static bool is_sticky(cudaError_t code)
+{
+    switch (code) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorAssert:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorContained:
+    case cudaErrorUnknown:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static kv_status_t status_of(cudaError_t code)
+{
+    switch (code) {
+    case cudaSuccess:
+        return KV_OK;
+    case cudaErrorNotReady:
+        return KV_BUSY;
+    case cudaErrorMemoryAllocation:
+    case cudaErrorHostMemoryAlreadyRegistered:
+    case cudaErrorLaunchOutOfResources:
+        return KV_NO_SPACE;
+    default:
+        return KV_FATAL;
+    }
+}
+
+static void lose(cuda_device_t *cuda, const char *call, cudaError_t code)
+{
+    cuda_health_t *health = &cuda->health;
+    pthread_mutex_lock(&health->lock);
+    if (!health->lost) {
+        kv_fail(&health->cause, KV_FATAL,
+            "%s of gpu %d failed: %s (%d); the gpu is lost to this process: restart it", call,
+            cuda->ordinal, cudaGetErrorString(code), (int)code);
+        health->lost = true;
+    }
+    pthread_mutex_unlock(&health->lock);
+}
+
+static bool is_lost(cuda_device_t *cuda, kv_error_t *error)
+{
+    pthread_mutex_lock(&cuda->health.lock);
+    const bool lost = cuda->health.lost;
+    if (lost && error != nullptr) {
+        *error = cuda->health.cause;
+    }
+    pthread_mutex_unlock(&cuda->health.lock);
+    return lost;
+}
+
+kv_status_t cuda_check(cuda_device_t *cuda, cudaError_t code, const char *call, kv_error_t *error)
+{
+    if (code == cudaSuccess) {
+        return KV_OK;
+    }
+    (void)cudaGetLastError(); /* else the next launch that is checked would be blamed */
+    if (is_sticky(code)) {
+        lose(cuda, call, code);
+        (void)is_lost(cuda, error);
+        return KV_FATAL;
+    }
+    return kv_fail(error, status_of(code), "%s of gpu %d failed: %s (%d)", call, cuda->ordinal,
+        cudaGetErrorString(code), (int)code);
+}
+
+kv_status_t cuda_enter(cuda_device_t *cuda, kv_error_t *error)
+{
+    if (is_lost(cuda, error)) {
+        return KV_FATAL;
+    }
+    return cuda_check(cuda, cudaSetDevice(cuda->ordinal), "cudaSetDevice", error);
+}

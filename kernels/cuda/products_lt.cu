@@ -1,0 +1,282 @@
+/* Products by cuBLASLt. It reads matrices column by column, where ours lie row by row: what it
+ * computes is out^T = weights x in^T, whose columns are our rows.
+ *
+ * An algorithm is chosen once for each shape of one tile; many tiles are a batch of it with the
+ * weights shared. So the same instructions in the same order make a row, whatever else is computed:
+ * only schemes that add partial sums in a fixed order are asked for.
+ *
+ * Tolerance against the plain twin: 1e-5 x columns^0.5 of the largest |in| x |weight| in f32; the
+ * operands of a bf16 product are the same bf16 numbers there and here. */
+#include "kernels/cuda/products.h"
+
+#include "kernels/cuda/runtime.h"
+
+#include "base/memory.h"
+
+#ifndef KVIST_SIMT
+#include <cublasLt.h>
+#endif
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { SHAPES_MAX = 64, NAME_BYTES = 16 };
+#define WORKSPACE_BYTES ((size_t)32 << 20)
+
+/* What the algorithm was chosen for. */
+typedef struct {
+    kv_element_t element;
+    uint32_t rows, columns, tile_rows;
+    cublasLtMatmulAlgo_t algorithm;
+} shape_t;
+
+struct cuda_products {
+    cublasLtHandle_t handle;
+    cublasLtMatmulDesc_t description; /* the same for every shape */
+    cublasLtMatmulPreference_t preference;
+    void *workspace;
+    shape_t shapes[SHAPES_MAX];
+    uint32_t shape_count;
+    char name[NAME_BYTES];
+};
+
+typedef struct {
+    cublasLtMatrixLayout_t weights, in, out;
+} layouts_t;
+
+static kv_status_t check(cublasStatus_t code, const char *call, kv_error_t *error)
+{
+    switch (code) {
+    case CUBLAS_STATUS_SUCCESS:
+        return KV_OK;
+    case CUBLAS_STATUS_ALLOC_FAILED:
+        return kv_fail(error, KV_NO_SPACE, "%s failed: no memory (%d)", call, (int)code);
+    default:
+        return kv_fail(
+            error, KV_FATAL, "%s failed: %s (%d)", call, cublasLtGetStatusName(code), (int)code);
+    }
+}
+
+/* ---- layouts ---- */
+
+static void destroy_layouts(layouts_t *layouts)
+{
+    (void)cublasLtMatrixLayoutDestroy(layouts->weights);
+    (void)cublasLtMatrixLayoutDestroy(layouts->in);
+    (void)cublasLtMatrixLayoutDestroy(layouts->out);
+}
+
+static kv_status_t make_layout(cudaDataType_t type, uint32_t rows, uint32_t columns,
+    int32_t batch_count, int64_t batch_stride, cublasLtMatrixLayout_t *layout_out,
+    kv_error_t *error)
+{
+    kv_status_t status = check(cublasLtMatrixLayoutCreate(layout_out, type, rows, columns, rows),
+        "cublasLtMatrixLayoutCreate", error);
+    if (status == KV_OK) {
+        status = check(cublasLtMatrixLayoutSetAttribute(*layout_out,
+                           CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch_count, sizeof batch_count),
+            "cublasLtMatrixLayoutSetAttribute", error);
+    }
+    if (status == KV_OK) {
+        status = check(
+            cublasLtMatrixLayoutSetAttribute(*layout_out,
+                CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &batch_stride, sizeof batch_stride),
+            "cublasLtMatrixLayoutSetAttribute", error);
+    }
+    return status;
+}
+
+static kv_status_t make_layouts(
+    const cuda_product_t *product, uint32_t tile_count, layouts_t *layouts_out, kv_error_t *error)
+{
+    const cudaDataType_t type = product->element == KV_ELEMENT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+    const int64_t tile_rows = product->tile_rows;
+    layouts_t layouts = {};
+    kv_status_t status = make_layout(
+        type, product->columns, product->rows, (int32_t)tile_count, 0, &layouts.weights, error);
+    if (status == KV_OK) {
+        status = make_layout(type, product->columns, product->tile_rows, (int32_t)tile_count,
+            tile_rows * product->columns, &layouts.in, error);
+    }
+    if (status == KV_OK) {
+        status = make_layout(CUDA_R_32F, product->rows, product->tile_rows, (int32_t)tile_count,
+            tile_rows * product->rows, &layouts.out, error);
+    }
+    if (status != KV_OK) {
+        destroy_layouts(&layouts);
+        return status;
+    }
+    *layouts_out = layouts;
+    return KV_OK;
+}
+
+/* ---- algorithms ---- */
+
+static const shape_t *find_shape(const cuda_products_t *products, const cuda_product_t *product)
+{
+    for (uint32_t i = 0; i < products->shape_count; i++) {
+        const shape_t *shape = &products->shapes[i];
+        if (shape->element == product->element && shape->rows == product->rows &&
+            shape->columns == product->columns && shape->tile_rows == product->tile_rows) {
+            return shape;
+        }
+    }
+    return nullptr;
+}
+
+static kv_status_t choose(cuda_products_t *products, const cuda_product_t *product,
+    cublasLtMatmulAlgo_t *algorithm_out, kv_error_t *error)
+{
+    layouts_t layouts;
+    kv_status_t status = make_layouts(product, 1, &layouts, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    cublasLtMatmulHeuristicResult_t result = {};
+    int count = 0;
+    status = check(
+        cublasLtMatmulAlgoGetHeuristic(products->handle, products->description, layouts.weights,
+            layouts.in, layouts.out, layouts.out, products->preference, 1, &result, &count),
+        "cublasLtMatmulAlgoGetHeuristic", error);
+    destroy_layouts(&layouts);
+    if (status == KV_OK && count == 0) {
+        status = kv_fail(error, KV_FATAL, "cublasLt has no algorithm for %u x %u, %u rows a tile",
+            product->rows, product->columns, product->tile_rows);
+    }
+    if (status == KV_OK) {
+        *algorithm_out = result.algo;
+    }
+    return status;
+}
+
+static kv_status_t lt_prepare(
+    cuda_products_t *products, const cuda_product_t *product, kv_error_t *error)
+{
+    if (find_shape(products, product) != nullptr) {
+        return KV_OK;
+    }
+    if (products->shape_count == SHAPES_MAX) {
+        return kv_fail(error, KV_FATAL, "products of more than %d shapes", (int)SHAPES_MAX);
+    }
+    shape_t *shape = &products->shapes[products->shape_count];
+    kv_status_t status = choose(products, product, &shape->algorithm, error);
+    if (status == KV_OK) {
+        shape->element = product->element;
+        shape->rows = product->rows;
+        shape->columns = product->columns;
+        shape->tile_rows = product->tile_rows;
+        products->shape_count++;
+    }
+    return status;
+}
+
+static kv_status_t lt_run(cuda_products_t *products, cuda_stream_t *stream,
+    const cuda_product_t *product, kv_error_t *error)
+{
+    kv_status_t status = lt_prepare(products, product, error);
+    if (status != KV_OK || product->tile_count == 0) {
+        return status;
+    }
+    layouts_t layouts;
+    status = make_layouts(product, product->tile_count, &layouts, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    const float one = 1, scale = product->accumulate ? 1 : 0;
+    status = check(cublasLtMatmul(products->handle, products->description, &one, product->weights,
+                       layouts.weights, product->in, layouts.in, &scale, product->out, layouts.out,
+                       product->out, layouts.out, &find_shape(products, product)->algorithm,
+                       products->workspace, WORKSPACE_BYTES, (cudaStream_t)stream),
+        "cublasLtMatmul", error);
+    destroy_layouts(&layouts);
+    return status;
+}
+
+/* ---- open and close ---- */
+
+static void lt_close(cuda_products_t *products)
+{
+    if (products == nullptr) {
+        return;
+    }
+    if (products->preference != nullptr) {
+        (void)cublasLtMatmulPreferenceDestroy(products->preference);
+    }
+    if (products->description != nullptr) {
+        (void)cublasLtMatmulDescDestroy(products->description);
+    }
+    if (products->handle != nullptr) {
+        (void)cublasLtDestroy(products->handle);
+    }
+    (void)cudaFree(products->workspace);
+    free(products);
+}
+
+static kv_status_t describe(cuda_products_t *products, kv_error_t *error)
+{
+    const cublasOperation_t turned = CUBLAS_OP_T;
+    kv_status_t status =
+        check(cublasLtMatmulDescCreate(&products->description, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+            "cublasLtMatmulDescCreate", error);
+    if (status == KV_OK) {
+        status = check(cublasLtMatmulDescSetAttribute(products->description,
+                           CUBLASLT_MATMUL_DESC_TRANSA, &turned, sizeof turned),
+            "cublasLtMatmulDescSetAttribute", error);
+    }
+    return status;
+}
+
+/* Partial sums in a workspace, added in their order, or none at all. */
+static kv_status_t prefer(cuda_products_t *products, kv_error_t *error)
+{
+    const size_t workspace_bytes = WORKSPACE_BYTES;
+    const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    kv_status_t status = check(cublasLtMatmulPreferenceCreate(&products->preference),
+        "cublasLtMatmulPreferenceCreate", error);
+    if (status == KV_OK) {
+        status = check(
+            cublasLtMatmulPreferenceSetAttribute(products->preference,
+                CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes, sizeof workspace_bytes),
+            "cublasLtMatmulPreferenceSetAttribute", error);
+    }
+    if (status == KV_OK) {
+        status = check(cublasLtMatmulPreferenceSetAttribute(products->preference,
+                           CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes),
+            "cublasLtMatmulPreferenceSetAttribute", error);
+    }
+    return status;
+}
+
+static kv_status_t lt_open(cuda_products_t **products_out, kv_error_t *error)
+{
+    cuda_products_t *products = (cuda_products_t *)kv_allocate(sizeof *products);
+    snprintf(products->name, sizeof products->name, "lt%zu", cublasLtGetVersion());
+    kv_status_t status = check(cublasLtCreate(&products->handle), "cublasLtCreate", error);
+    if (status == KV_OK) {
+        status = describe(products, error);
+    }
+    if (status == KV_OK) {
+        status = prefer(products, error);
+    }
+    if (status == KV_OK) {
+        const cudaError_t code = cudaMalloc(&products->workspace, WORKSPACE_BYTES);
+        if (code != cudaSuccess) {
+            (void)cudaGetLastError();
+            status = kv_fail(error, KV_NO_SPACE, "cudaMalloc of %zu bytes failed: %s",
+                WORKSPACE_BYTES, cudaGetErrorString(code));
+        }
+    }
+    if (status != KV_OK) {
+        lt_close(products);
+        return status;
+    }
+    *products_out = products;
+    return KV_OK;
+}
+
+static const char *lt_name(const cuda_products_t *products)
+{
+    return products->name;
+}
+
+const cuda_products_ops_t cuda_products_lt = {lt_open, lt_close, lt_name, lt_prepare, lt_run};
