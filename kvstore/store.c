@@ -395,6 +395,9 @@ static kv_status_t open_host(kvist_store_t *store, const kvist_store_params_t *p
         const bool machine = seams == NULL || seams->memory == NULL;
         status = kv_populate_open(store, machine ? &KV_ARENA_MACHINE : seams->memory, error);
     }
+    if (status == KV_OK && !store->threadless) {
+        kv_pin_open(store);
+    }
     return status;
 }
 
@@ -451,6 +454,7 @@ static void release_store(kvist_store_t *store)
 {
     kv_workers_destroy(store->workers);
     kv_populate_close(store);
+    kv_pin_close(store);
     kv_queue_destroy(store->finished);
     int fds[] = {store->epoll_fd, store->timer_fd, store->kick_fd};
     for (size_t i = 0; i < sizeof fds / sizeof fds[0]; i++) {

@@ -11,7 +11,7 @@
  *   disks.c    further folders of segments
  *   keep.c     terms by key, the sweep           fill.c, take.c  the disk -> the table
  *   budget.c   bytes written in a day            changes.c  who is told of what the tiers hold
- *   populate.c the host tier's memory, in chunks
+ *   populate.c the host tier's memory, in chunks pin.c      and what the device knows of it
  *   history.c  what went, why, for whom          why.c      why something is not found
  *   spill.c    a context to disk, on request     device_slot.c  to and from the device
  *
@@ -79,6 +79,7 @@ typedef struct kv_budget kv_budget_t;
 typedef struct kv_changes kv_changes_t;
 typedef struct kv_tenants kv_tenants_t;
 typedef struct kv_populate kv_populate_t;
+typedef struct kv_pinning kv_pinning_t;
 typedef struct kv_described kv_described_t;
 
 typedef struct kv_flush kv_flush_t;
@@ -254,6 +255,7 @@ struct kvist_store {
 
     kv_changes_t *changes;   /* NULL: nobody listens */
     kv_populate_t *populate; /* NULL: the host tier's memory is there */
+    kv_pinning_t *pinning;   /* NULL: the device pins none of it */
 
     kv_history_t *history;
     kv_maker_t maker, disk_maker;     /* for whom room is made: in memory; on disk */
@@ -458,6 +460,12 @@ static inline bool kv_populate_coming(const kv_store_group_t *group)
     return group->host_pool.ready_count < group->host_pool.slot_count;
 }
 uint64_t kv_populate_coming_bytes(const kvist_store_t *store);
+
+/* ---- pin.c ---- */
+
+/* Begins to pin the host tier for the device, where it can; close ends that and undoes it. */
+void kv_pin_open(kvist_store_t *store);
+void kv_pin_close(kvist_store_t *store);
 
 /* ---- persist.c ---- */
 

@@ -18,6 +18,7 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "kernels/moves.h"
 #include "transport/mover/mover_internal.h"
 
 #include <openssl/crypto.h>
@@ -83,6 +84,8 @@ static bool staging_open(link_t *link)
             link_fail(link, KV_NO_SPACE, "no memory for staging");
             return false;
         }
+        staging->pinned = kv_device_pin(link->mover->device, staging->bytes,
+                              link->mover->message_bytes, NULL) == KV_OK;
     }
     return true;
 }
@@ -224,6 +227,11 @@ void link_lost(void *owner, kv_status_t status, const char *reason)
 static void link_end(link_t *link)
 {
     kv_mover_t *mover = link->mover;
+    for (int i = 0; i < KV_MOVER_IN_FLIGHT; i++) { /* before the pipe takes its buffers back */
+        if (link->staging[i].pinned) {
+            kv_device_unpin(mover->device, link->staging[i].bytes, mover->message_bytes);
+        }
+    }
     if (link->pipe != NULL) {
         mover->driver->drop(link->pipe);
         link->pipe = NULL;

@@ -61,7 +61,7 @@ typedef struct {
     uint8_t *bytes; /* staging memory of one message: the pipe's, or */
     uint8_t *own;   /* this link's own */
     piece_t *piece; /* that it carries; NULL: an opening message */
-    bool busy;
+    bool busy, pinned;
 } staging_t;
 
 /* ---- links ---- */
