@@ -86,10 +86,18 @@ void kv_store_submit(kvist_store_t *store, kv_task_t *task)
     start_tasks(store);
 }
 
+/* A device that moves by itself makes who asks it wait, for a lane or for the bytes. */
+static bool device_waits(const kvist_store_t *store)
+{
+    return store->device != NULL && !store->device->ops->host &&
+           store->device->ops->move_start != NULL;
+}
+
 void kv_store_submit_sized(kvist_store_t *store, kv_task_t *task, size_t bytes)
 {
     const size_t limit = store->tasks_out == 0 ? SHORT_ALONE_BYTES_MAX : SHORT_BYTES_MAX;
-    if (bytes > limit || store->first_task != NULL || store->tasks_out == KV_TASKS_MAX) {
+    if (bytes > limit || device_waits(store) || store->first_task != NULL ||
+        store->tasks_out == KV_TASKS_MAX) {
         kv_store_submit(store, task);
         return;
     }

@@ -20,7 +20,8 @@ typedef struct kv_attached_prepare {
     bool loading;
     kv_region_t bounce;    /* where a device's memory is no address of this process */
     uint32_t first, count; /* blocks that are loaded */
-    uint32_t good;
+    uint32_t good;         /* of them, in the bounce or the slots */
+    uint32_t copied;       /* from the bounce into the slots */
     kv_task_t task;
     kv_status_t status;
     kvist_prepared_t done;
@@ -101,19 +102,23 @@ static void copy_in(kv_task_t *task)
     const kvist_store_t *inner = task->store;
     const uint32_t *slots = kv_embedded_lease_slots(prepare->transfer.lease->inner);
     size_t bytes = inner->groups[0].layout.object_bytes;
-    uint32_t good = 0;
-    while (good < prepare->good &&
-           kv_device_slot_in(inner, slots[prepare->first + good],
-               (const char *)prepare->bounce.base + good * bytes, NULL) == KV_OK) {
-        good++;
+    prepare->copied = 0;
+    while (prepare->copied < prepare->good &&
+           kv_device_slot_in(inner, slots[prepare->first + prepare->copied],
+               (const char *)prepare->bounce.base + prepare->copied * bytes, NULL) == KV_OK) {
+        prepare->copied++;
     }
-    prepare->good = good;
     kv_store_finish(task);
 }
 
 static void copied_in(kv_task_t *task)
 {
-    seal_loaded((prepare_t *)((char *)task - offsetof(prepare_t, task)));
+    prepare_t *prepare = (prepare_t *)((char *)task - offsetof(prepare_t, task));
+    if (prepare->copied < prepare->good) {
+        prepare->good = prepare->copied;
+        shorten(prepare->transfer.lease, prepare->first + prepare->good, KVIST_MISS_FAILED);
+    }
+    seal_loaded(prepare);
 }
 
 static void loaded(void *context, uint32_t block_count, kvist_miss_t miss)

@@ -31,7 +31,9 @@ static kv_status_t move_to_slot(kv_read_t *read, const kv_read_bytes_t *bytes)
     uint64_t *sums = kv_allocate(sums_bytes);
     kv_status_t status = kv_device_slot_in(store, load->slot, bytes->object, sums);
     if (status == KV_OK && memcmp(sums, bytes->checksums, sums_bytes) != 0) {
-        status = KV_CORRUPT;
+        /* Right where they were read from: they were damaged on their way, not for good. */
+        status = kv_layout_units_agree(bytes->layout, bytes->object, bytes->checksums) ? KV_IO
+                                                                                       : KV_CORRUPT;
     }
     free(sums);
     if (status != KV_OK) {

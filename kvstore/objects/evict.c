@@ -47,17 +47,21 @@ static void move_failed(kvist_store_t *store, const move_t *move)
 {
     kv_object_t *object = kv_table_at(store->table, move->object);
     kv_pool_give(&device_group(store)->host_pool, move->host_slot);
-    const bool held = object->reference_count > 0 || (object->flags & KV_OBJECT_BUSY) != 0;
-    if ((object->flags & KV_OBJECT_DEAD) == 0 && !held) {
+    if ((object->flags & KV_OBJECT_DEAD) != 0) {
+        kv_object_settle(store, move->object);
+        return;
+    }
+    if (object->reference_count > 0) {
+        return;
+    }
+    kv_object_list(store, move->object);
+    if ((object->flags & KV_OBJECT_BUSY) == 0) {
         if (kv_object_on_disk(object)) {
-            kv_object_list(store, move->object);
             kv_object_leave_device(store, move->object);
         } else {
             kv_object_drop(store, move->object, KV_GONE_DAMAGED);
         }
-        return;
     }
-    kv_object_settle(store, move->object);
 }
 
 static void move_done(kv_task_t *task)
