@@ -147,6 +147,7 @@ static void fill_info(kv_engine_t *engine)
             },
         .prefill_arithmetic = engine->arithmetic.prefill,
         .decode_arithmetic = engine->arithmetic.decode,
+        .draws = engine->device->ops->draw != NULL,
         .weight_bytes = kv_model_bytes(engine->model),
     };
 }
@@ -284,9 +285,8 @@ static void prefill_rest(
     device->ops->product_tiles(device, layer->down, engine->operand, rows, true, engine->x);
 }
 
-/* Logits of row_count rows from row on, into the first rows of engine->logits and out. */
-static kv_status_t read_logits(
-    kv_engine_t *engine, uint32_t row, uint32_t row_count, float *logits_out, kv_error_t *error)
+/* Enqueues the logits of row_count rows from row on, into the first rows of engine->logits. */
+static void make_logits(kv_engine_t *engine, uint32_t row, uint32_t row_count)
 {
     kv_device_t *device = engine->device;
     const kv_model_shape_t *shape = &engine->model->shape;
@@ -295,6 +295,14 @@ static kv_status_t read_logits(
         shape->norm_epsilon, shape->embedding, rows, engine->operand, KV_ELEMENT_F32);
     device->ops->product_rows(
         device, engine->model->logits, engine->operand, rows, false, engine->logits);
+}
+
+static kv_status_t read_logits(
+    kv_engine_t *engine, uint32_t row, uint32_t row_count, float *logits_out, kv_error_t *error)
+{
+    kv_device_t *device = engine->device;
+    const kv_model_shape_t *shape = &engine->model->shape;
+    make_logits(engine, row, row_count);
     kv_status_t status = device->ops->finish(device, error);
     if (status == KV_OK) {
         status = device->ops->copy_out(device, logits_out, engine->logits,
@@ -415,8 +423,9 @@ static void decode_layer(kv_engine_t *engine, uint32_t at, uint32_t row_count)
     device->ops->product_rows(device, layer->down, in, rows, true, engine->x);
 }
 
-kv_status_t kv_engine_decode(kv_engine_t *engine, const kv_engine_row_t *rows, uint32_t row_count,
-    float *logits_out, kv_error_t *error)
+/* Checks a batch and enqueues its layers. */
+static kv_status_t begin_decode(
+    kv_engine_t *engine, const kv_engine_row_t *rows, uint32_t row_count, kv_error_t *error)
 {
     if (row_count < 1 || row_count > engine->params.batch_rows_max) {
         return kv_fail(error, KV_INVALID, "a batch of %u rows; 1 to %u are possible", row_count,
@@ -437,5 +446,28 @@ kv_status_t kv_engine_decode(kv_engine_t *engine, const kv_engine_row_t *rows, u
     for (uint32_t layer = 0; layer < engine->model->shape.layer_count; layer++) {
         decode_layer(engine, layer, row_count);
     }
-    return read_logits(engine, 0, row_count, logits_out, error);
+    return KV_OK;
+}
+
+kv_status_t kv_engine_decode(kv_engine_t *engine, const kv_engine_row_t *rows, uint32_t row_count,
+    float *logits_out, kv_error_t *error)
+{
+    kv_status_t status = begin_decode(engine, rows, row_count, error);
+    return status == KV_OK ? read_logits(engine, 0, row_count, logits_out, error) : status;
+}
+
+kv_status_t kv_engine_draw(kv_engine_t *engine, const kv_engine_row_t *rows, uint32_t row_count,
+    const kv_draw_t *draws, uint32_t *tokens_out, float *logprobs_out, kv_error_t *error)
+{
+    kv_device_t *device = engine->device;
+    if (device->ops->draw == NULL) {
+        return kv_fail(error, KV_INVALID, "the device %s draws no tokens", device->ops->name);
+    }
+    kv_status_t status = begin_decode(engine, rows, row_count, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    make_logits(engine, 0, row_count);
+    return device->ops->draw(device, engine->logits, engine->model->shape.vocabulary_count, draws,
+        row_count, tokens_out, logprobs_out, error);
 }

@@ -43,6 +43,7 @@ typedef struct {
     /* Which kernels make KV: family, phase, instruction sets, types, version
      * ("cpu/prefill/amx+amx/bf16/v1"). At most 47 bytes. */
     const char *prefill_arithmetic, *decode_arithmetic;
+    bool draws;           /* the device draws tokens: kv_engine_draw */
     size_t weight_bytes;  /* device memory of the weights, in every form that kernels read */
     size_t scratch_bytes; /* and of one chunk's and one batch's activations */
 } kv_engine_info_t;
@@ -86,5 +87,11 @@ typedef struct {
  * logits_out: [row_count][vocabulary_count], in host memory. */
 kv_status_t kv_engine_decode(kv_engine_t *engine, const kv_engine_row_t *rows, uint32_t row_count,
     float *logits_out, kv_error_t *error);
+
+/* The same step, of which only tokens leave the device: one of each row, as the sampler would draw
+ * it (engine/sampler.h), and its logprob in the unmodified distribution. info's draws says whether
+ * the device can. draws, tokens_out, logprobs_out: [row_count]. */
+kv_status_t kv_engine_draw(kv_engine_t *engine, const kv_engine_row_t *rows, uint32_t row_count,
+    const kv_draw_t *draws, uint32_t *tokens_out, float *logprobs_out, kv_error_t *error);
 
 #endif

@@ -127,6 +127,14 @@ typedef struct {
     char prefill[48], decode[48];
 } kv_arithmetic_t;
 
+/* How a row's token is drawn: engine/sampler.h has the rules. */
+typedef struct {
+    float temperature; /* 0: the likeliest, of equals the lowest */
+    uint32_t top_k;    /* 0: no limit */
+    float top_p;       /* above 0, at most 1 */
+    uint64_t seed, position;
+} kv_draw_t;
+
 /* A part of every slot that a move touches. */
 typedef struct {
     size_t offset_bytes, bytes;
@@ -238,6 +246,13 @@ typedef struct {
     /* out[row][columns] = silu(in[row][0..columns)) x in[row][columns..2 columns). */
     void (*gate)(kv_device_t *device, const float *in, uint32_t columns, kv_rows_t rows, void *out,
         kv_element_t out_element);
+
+    /* Draws a token from each of the first row_count rows of logits[row][vocabulary_count], and
+     * the natural logarithm of its probability in the unmodified distribution; finishes. Outputs:
+     * host, [row_count]. NULL: who wants tokens copies the logits out. */
+    kv_status_t (*draw)(kv_device_t *device, const float *logits, uint32_t vocabulary_count,
+        const kv_draw_t *draws, uint32_t row_count, uint32_t *tokens_out, float *logprobs_out,
+        kv_error_t *error);
 
     /* A mark behind what was enqueued so far, and the wait until all before it has run. Marks are
      * reached in their order; finish forgets them. At most KV_DEVICE_MARKS_MAX stand at once. */

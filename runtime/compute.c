@@ -45,6 +45,9 @@ struct kv_compute {
     float *logits; /* [batch_rows_max][vocabulary_count] */
     kv_engine_row_t *rows;
     sequence_t **row_sequences;
+    kv_draw_t *draws;       /* of a step whose tokens the device draws: [batch_rows_max] */
+    uint32_t *drawn_tokens; /* likewise */
+    float *drawn_logprobs;
 };
 
 /* ---- the compute thread ---- */
@@ -93,27 +96,32 @@ static bool is_cancelled(const sequence_t *sequence)
     return __atomic_load_n(&sequence->cancelled, __ATOMIC_RELAXED);
 }
 
-/* Draws the next token from its logits; the sequence goes on generating or ends. */
-static void take_token(sequence_t *sequence, const float *logits)
+/* The event's token is the sequence's next, which goes on generating or ends. */
+static void take_drawn(sequence_t *sequence, const kv_compute_event_t *event)
 {
     kv_compute_t *compute = sequence->compute;
-    float logprob;
-    uint32_t token = kv_sampler_draw(
-        compute->sampler, &sequence->params.sampling, sequence->token_count, logits, &logprob);
-    sequence->tokens[sequence->token_count++] = token;
+    sequence->tokens[sequence->token_count++] = event->token;
     sequence->generated_count++;
-    kv_compute_event_t event = {
-        .type = KV_COMPUTE_TOKEN, .id = sequence->params.id, .token = token, .logprob = logprob};
-    if (sequence->params.top_logprobs > 0) {
-        kv_sampler_tops(compute->sampler, logits, sequence->params.top_logprobs, &event.tops);
-    }
-    emit(compute, event);
-    bool end_token = token == compute->info->end_token && !sequence->params.ignore_end;
+    emit(compute, *event);
+    bool end_token = event->token == compute->info->end_token && !sequence->params.ignore_end;
     if (end_token || sequence->generated_count == sequence->params.generate_max) {
         end(sequence, KV_OK, end_token);
     } else {
         append(&compute->generating, sequence);
     }
+}
+
+/* Draws the next token from its logits. */
+static void take_token(sequence_t *sequence, const float *logits)
+{
+    kv_compute_t *compute = sequence->compute;
+    kv_compute_event_t event = {.type = KV_COMPUTE_TOKEN, .id = sequence->params.id};
+    event.token = kv_sampler_draw(compute->sampler, &sequence->params.sampling,
+        sequence->token_count, logits, &event.logprob);
+    if (sequence->params.top_logprobs > 0) {
+        kv_sampler_tops(compute->sampler, logits, sequence->params.top_logprobs, &event.tops);
+    }
+    take_drawn(sequence, &event);
 }
 
 static void layer_done(void *context, uint32_t layer)
@@ -205,13 +213,57 @@ static uint32_t fill_rows(kv_compute_t *compute)
     return row_count;
 }
 
+/* Whether the step's tokens are drawn where its logits are: nobody wants to see these. */
+static bool device_draws(const kv_compute_t *compute, uint32_t row_count)
+{
+    bool draws = compute->info->draws;
+    for (uint32_t i = 0; i < row_count && draws; i++) {
+        draws = compute->row_sequences[i]->params.top_logprobs == 0;
+    }
+    return draws;
+}
+
+/* What the sampler would be asked. A row whose sequence has more to compute is drawn too, for
+ * nothing. */
+static kv_status_t decode_drawn(kv_compute_t *compute, uint32_t row_count, kv_error_t *error)
+{
+    for (uint32_t i = 0; i < row_count; i++) {
+        const kv_sampling_t *sampling = &compute->row_sequences[i]->params.sampling;
+        compute->draws[i] = (kv_draw_t){
+            .temperature = sampling->temperature,
+            .top_k = sampling->top_k,
+            .top_p = sampling->top_p,
+            .seed = sampling->seed,
+            .position = (uint64_t)compute->rows[i].position + 1,
+        };
+    }
+    return kv_engine_draw(compute->engine, compute->rows, row_count, compute->draws,
+        compute->drawn_tokens, compute->drawn_logprobs, error);
+}
+
+/* The token of a row of the step. */
+static void take_row(kv_compute_t *compute, uint32_t row, bool drawn)
+{
+    sequence_t *sequence = compute->row_sequences[row];
+    if (drawn) {
+        take_drawn(sequence, &(kv_compute_event_t){.type = KV_COMPUTE_TOKEN,
+                                 .id = sequence->params.id,
+                                 .token = compute->drawn_tokens[row],
+                                 .logprob = compute->drawn_logprobs[row]});
+    } else {
+        take_token(sequence, compute->logits + (size_t)row * compute->info->vocabulary_count);
+    }
+}
+
 /* One decode step for up to batch_rows_max tokens of generating sequences. */
 static void run_step(kv_compute_t *compute)
 {
     uint32_t row_count = fill_rows(compute);
+    const bool drawn = device_draws(compute, row_count);
     kv_error_t error;
-    kv_status_t status =
-        kv_engine_decode(compute->engine, compute->rows, row_count, compute->logits, &error);
+    kv_status_t status = drawn ? decode_drawn(compute, row_count, &error)
+                               : kv_engine_decode(compute->engine, compute->rows, row_count,
+                                     compute->logits, &error);
     if (status != KV_OK) {
         kv_log_error("runtime", "decode of %u rows failed: %s", row_count, error.text);
     }
@@ -225,7 +277,7 @@ static void run_step(kv_compute_t *compute)
         } else if (sequence->computed_count < sequence->token_count) {
             append(&compute->generating, sequence);
         } else {
-            take_token(sequence, compute->logits + (size_t)i * compute->info->vocabulary_count);
+            take_row(compute, i, drawn);
         }
     }
 }
@@ -291,6 +343,9 @@ kv_compute_t *kv_compute_create(kv_engine_t *engine, uint32_t chunk_tokens, uint
         batch_rows_max, compute->info->vocabulary_count * sizeof *compute->logits);
     compute->rows = kv_allocate_array(batch_rows_max, sizeof *compute->rows);
     compute->row_sequences = kv_allocate_array(batch_rows_max, sizeof(sequence_t *));
+    compute->draws = kv_allocate_array(batch_rows_max, sizeof *compute->draws);
+    compute->drawn_tokens = kv_allocate_array(batch_rows_max, sizeof *compute->drawn_tokens);
+    compute->drawn_logprobs = kv_allocate_array(batch_rows_max, sizeof *compute->drawn_logprobs);
     KV_CHECK(pthread_create(&compute->thread, NULL, run, compute) == 0);
     pthread_setname_np(compute->thread, "compute");
     return compute;
@@ -310,6 +365,9 @@ void kv_compute_destroy(kv_compute_t *compute)
     free(compute->logits);
     free(compute->rows);
     free(compute->row_sequences);
+    free(compute->draws);
+    free(compute->drawn_tokens);
+    free(compute->drawn_logprobs);
     free(compute);
 }
 

@@ -3,13 +3,13 @@
  */
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/device_internal.h"
+#include "kernels/cuda/product_rows.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/weights.h"
 
 #include "base/check.h"
 
-/* true: the pass goes on. */
-static bool begin(cuda_device_t *cuda)
+bool cuda_pass_begin(cuda_device_t *cuda)
 {
     kv_error_t error;
     if (!cuda->failing && cuda_enter(cuda, &error) != KV_OK) {
@@ -19,8 +19,7 @@ static bool begin(cuda_device_t *cuda)
     return !cuda->failing;
 }
 
-/* What a call came to; the first failure of a pass is what it is known by. */
-static void end(cuda_device_t *cuda, kv_status_t status, const kv_error_t *error)
+void cuda_pass_end(cuda_device_t *cuda, kv_status_t status, const kv_error_t *error)
 {
     if (status != KV_OK && !cuda->failing) {
         (void)cudaGetLastError();
@@ -46,7 +45,7 @@ static void call_embed(kv_device_t *device, const kv_matrix_t *matrix, const uin
 {
     cuda_device_t *cuda = cuda_of(device);
     kv_error_t error;
-    if (!begin(cuda) || rows.count == 0) {
+    if (!cuda_pass_begin(cuda) || rows.count == 0) {
         return;
     }
     cuda_embed_t embed = {};
@@ -59,7 +58,7 @@ static void call_embed(kv_device_t *device, const kv_matrix_t *matrix, const uin
         embed.out = out;
         status = cuda_embed(cuda_opaque(cuda->compute), &embed, &error);
     }
-    end(cuda, status, &error);
+    cuda_pass_end(cuda, status, &error);
 }
 
 static void call_norm(kv_device_t *device, const float *x, const float *weight, float epsilon,
@@ -67,9 +66,9 @@ static void call_norm(kv_device_t *device, const float *x, const float *weight, 
 {
     cuda_device_t *cuda = cuda_of(device);
     kv_error_t error;
-    if (begin(cuda)) {
+    if (cuda_pass_begin(cuda)) {
         const cuda_norm_t norm = {x, weight, epsilon, columns, rows, out, out_element};
-        end(cuda, cuda_norm(cuda_opaque(cuda->compute), &norm, &error), &error);
+        cuda_pass_end(cuda, cuda_norm(cuda_opaque(cuda->compute), &norm, &error), &error);
     }
 }
 
@@ -78,9 +77,9 @@ static void call_gate(kv_device_t *device, const float *in, uint32_t columns, kv
 {
     cuda_device_t *cuda = cuda_of(device);
     kv_error_t error;
-    if (begin(cuda)) {
+    if (cuda_pass_begin(cuda)) {
         const cuda_gate_t gate = {in, columns, rows, out, out_element};
-        end(cuda, cuda_gate(cuda_opaque(cuda->compute), &gate, &error), &error);
+        cuda_pass_end(cuda, cuda_gate(cuda_opaque(cuda->compute), &gate, &error), &error);
     }
 }
 
@@ -102,7 +101,7 @@ static void call_product_tiles(kv_device_t *device, const kv_matrix_t *matrix, c
 {
     cuda_device_t *cuda = cuda_of(device);
     kv_error_t error;
-    if (!begin(cuda) || rows.count == 0) {
+    if (!cuda_pass_begin(cuda) || rows.count == 0) {
         return;
     }
     const uint32_t first = rows.first / CUDA_PRODUCT_ROWS * CUDA_PRODUCT_ROWS,
@@ -113,12 +112,13 @@ static void call_product_tiles(kv_device_t *device, const kv_matrix_t *matrix, c
         (const char *)in + (size_t)first * matrix->columns * element_bytes(matrix->element);
     product.out = out + (size_t)first * matrix->rows;
     product.accumulate = accumulate;
-    end(cuda, cuda->products_ops->run(cuda->products, cuda_opaque(cuda->compute), &product, &error),
+    cuda_pass_end(cuda,
+        cuda->products_ops->run(cuda->products, cuda_opaque(cuda->compute), &product, &error),
         &error);
 }
 
-/* Single rows, in a tile of their own: it holds what they are rounded to, and what comes out goes
- * to them alone, since behind the last one there may be no room. */
+/* Single rows in bf16 go in a tile of their own: it holds what they are rounded to, and what comes
+ * out goes to them alone, since behind the last one there may be no room. */
 static kv_status_t product_some(cuda_device_t *cuda, const kv_matrix_t *matrix, const float *in,
     kv_rows_t rows, bool accumulate, float *out, kv_error_t *error)
 {
@@ -126,7 +126,6 @@ static kv_status_t product_some(cuda_device_t *cuda, const kv_matrix_t *matrix, 
     cuda_rows_in_t rows_in = {};
     rows_in.in = in;
     rows_in.to = cuda->rows_in.memory;
-    rows_in.element = matrix->element;
     rows_in.columns = matrix->columns;
     rows_in.tile_rows = CUDA_DECODE_ROWS;
     rows_in.rows = rows;
@@ -147,17 +146,38 @@ static kv_status_t product_some(cuda_device_t *cuda, const kv_matrix_t *matrix, 
     return status == KV_OK ? cuda_rows_out(stream, &rows_out, error) : status;
 }
 
+/* In f32 nothing is rounded, and nothing goes through a tile. */
+static kv_status_t product_f32(cuda_device_t *cuda, const kv_matrix_t *matrix, const float *in,
+    kv_rows_t rows, bool accumulate, float *out, kv_error_t *error)
+{
+    cuda_product_rows_t product = {};
+    product.type = KV_WEIGHT_F32;
+    product.weights = matrix->weights;
+    product.weight_rows = product.out_stride = matrix->rows;
+    product.columns = matrix->columns;
+    product.in = in;
+    product.rows = rows;
+    product.out = out;
+    product.accumulate = accumulate;
+    return cuda_product_rows(cuda_opaque(cuda->compute), &product, error);
+}
+
 static void call_product_rows(kv_device_t *device, const kv_matrix_t *matrix, const float *in,
     kv_rows_t rows, bool accumulate, float *out)
 {
     cuda_device_t *cuda = cuda_of(device);
-    for (uint32_t at = 0; at < rows.count && begin(cuda); at += CUDA_DECODE_ROWS) {
+    const bool f32 = matrix->element == KV_ELEMENT_F32;
+    const uint32_t at_once = f32 ? rows.count : (uint32_t)CUDA_DECODE_ROWS;
+    for (uint32_t at = 0; at < rows.count && cuda_pass_begin(cuda); at += at_once) {
         const uint32_t left = rows.count - at;
         kv_rows_t some = rows;
         some.first += at;
-        some.count = left < CUDA_DECODE_ROWS ? left : (uint32_t)CUDA_DECODE_ROWS;
+        some.count = left < at_once ? left : at_once;
         kv_error_t error;
-        end(cuda, product_some(cuda, matrix, in, some, accumulate, out, &error), &error);
+        cuda_pass_end(cuda,
+            f32 ? product_f32(cuda, matrix, in, some, accumulate, out, &error)
+                : product_some(cuda, matrix, in, some, accumulate, out, &error),
+            &error);
     }
 }
 
@@ -184,7 +204,7 @@ static void call_rotate_store(kv_device_t *device, const kv_paged_t *paged,
 {
     cuda_device_t *cuda = cuda_of(device);
     kv_error_t error;
-    if (!begin(cuda) || sequence_count == 0) {
+    if (!cuda_pass_begin(cuda) || sequence_count == 0) {
         return;
     }
     cuda_rotate_store_t rotate = {};
@@ -202,7 +222,7 @@ static void call_rotate_store(kv_device_t *device, const kv_paged_t *paged,
         rotate.projected = projected;
         status = cuda_rotate_store(cuda_opaque(cuda->compute), &rotate, &error);
     }
-    end(cuda, status, &error);
+    cuda_pass_end(cuda, status, &error);
 }
 
 /* The block table of one sequence, which goes by value. */
@@ -223,7 +243,7 @@ static void call_attend_tiles(kv_device_t *device, const kv_paged_t *paged,
 {
     cuda_device_t *cuda = cuda_of(device);
     kv_error_t error;
-    if (!begin(cuda) || sequence->row_count == 0) {
+    if (!cuda_pass_begin(cuda) || sequence->row_count == 0) {
         return;
     }
     cuda_attend_tiles_t attend = {};
@@ -242,7 +262,7 @@ static void call_attend_tiles(kv_device_t *device, const kv_paged_t *paged,
     if (status == KV_OK) {
         status = cuda_attend_tiles(cuda_opaque(cuda->compute), &attend, &error);
     }
-    end(cuda, status, &error);
+    cuda_pass_end(cuda, status, &error);
 }
 
 static void call_attend_rows(kv_device_t *device, const kv_paged_t *paged,
@@ -250,7 +270,7 @@ static void call_attend_rows(kv_device_t *device, const kv_paged_t *paged,
 {
     cuda_device_t *cuda = cuda_of(device);
     kv_error_t error;
-    if (!begin(cuda) || sequence_count == 0) {
+    if (!cuda_pass_begin(cuda) || sequence_count == 0) {
         return;
     }
     cuda_attend_rows_t attend = {};
@@ -273,7 +293,7 @@ static void call_attend_rows(kv_device_t *device, const kv_paged_t *paged,
     if (status == KV_OK) {
         status = cuda_attend_rows(cuda_opaque(cuda->compute), &attend, &error);
     }
-    end(cuda, status, &error);
+    cuda_pass_end(cuda, status, &error);
 }
 
 /* ---- waiting ---- */
@@ -283,10 +303,10 @@ static uint32_t call_mark(kv_device_t *device)
     cuda_device_t *cuda = cuda_of(device);
     const uint32_t mark = cuda->mark_count++;
     kv_error_t error;
-    if (begin(cuda)) {
+    if (cuda_pass_begin(cuda)) {
         const cudaError_t code =
             cudaEventRecord(cuda->marks[mark % KV_DEVICE_MARKS_MAX], cuda->compute);
-        end(cuda, cuda_check(cuda, code, "cudaEventRecord", &error), &error);
+        cuda_pass_end(cuda, cuda_check(cuda, code, "cudaEventRecord", &error), &error);
     }
     return mark;
 }
@@ -295,16 +315,16 @@ static kv_status_t call_reach(kv_device_t *device, uint32_t mark, kv_error_t *er
 {
     cuda_device_t *cuda = cuda_of(device);
     KV_CHECK(cuda->mark_count - mark <= KV_DEVICE_MARKS_MAX);
-    if (begin(cuda)) {
+    if (cuda_pass_begin(cuda)) {
         kv_error_t own;
         const cudaError_t code = cudaEventSynchronize(cuda->marks[mark % KV_DEVICE_MARKS_MAX]);
-        end(cuda, cuda_check(cuda, code, "cudaEventSynchronize", &own), &own);
+        cuda_pass_end(cuda, cuda_check(cuda, code, "cudaEventSynchronize", &own), &own);
     }
     return pass_status(cuda, error);
 }
 
 /* The stream is waited for in every case: what the pass named is the caller's again. */
-static kv_status_t call_finish(kv_device_t *device, kv_error_t *error)
+kv_status_t cuda_pass_finish(kv_device_t *device, kv_error_t *error)
 {
     cuda_device_t *cuda = cuda_of(device);
     kv_error_t own;
@@ -313,7 +333,7 @@ static kv_status_t call_finish(kv_device_t *device, kv_error_t *error)
         status =
             cuda_check(cuda, cudaStreamSynchronize(cuda->compute), "cudaStreamSynchronize", &own);
     }
-    end(cuda, status, &own);
+    cuda_pass_end(cuda, status, &own);
     cuda_uploads_reset(&cuda->uploads);
     status = pass_status(cuda, error);
     cuda->failing = false;
@@ -330,7 +350,8 @@ void cuda_calls_fill(kv_device_ops_t *ops)
     ops->attend_tiles = call_attend_tiles;
     ops->attend_rows = call_attend_rows;
     ops->gate = call_gate;
+    ops->draw = cuda_pass_draw;
     ops->mark = call_mark;
     ops->reach = call_reach;
-    ops->finish = call_finish;
+    ops->finish = cuda_pass_finish;
 }

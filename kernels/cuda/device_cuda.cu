@@ -30,7 +30,7 @@ static void device_describe(const kv_device_t *device, bool f32, kv_arithmetic_t
     snprintf(arithmetic.prefill, sizeof arithmetic.prefill, DEVICE_NAME "/prefill/%s+%s/%s/sm%d/v1",
         products, f32 ? "fma" : "mma", type, cuda->sm);
     snprintf(arithmetic.decode, sizeof arithmetic.decode, DEVICE_NAME "/decode/%s+fma/%s/sm%d/v1",
-        products, type, cuda->sm);
+        f32 ? "rows" : products, type, cuda->sm);
     *arithmetic_out = arithmetic;
 }
 

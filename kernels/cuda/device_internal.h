@@ -3,6 +3,7 @@
  *   device_cuda.cu  open, close, the table           calls.cu    the table's kernels
  *   health.cu       what failed, and whether for good matrix.cu   weights
  *   memory.cu       allocation, copies, pinning       uploads.cu  small arrays that kernels read
+ *   draw.cu         tokens from logits
  *   lanes.cu        streams for copies and moves      products.h  matrix products
  *
  * Threads: everything but lanes, pins and health belongs to the compute thread. Entries of the
@@ -130,6 +131,13 @@ typedef struct {
 void cuda_uploads_close(cuda_device_t *cuda);
 void cuda_uploads_reset(cuda_uploads_t *uploads);
 
+/* Room for so many bytes at *at_out of the ring, here and on the device, until the next call. */
+kv_status_t cuda_upload_reserve(
+    cuda_device_t *cuda, size_t bytes, size_t *at_out, kv_error_t *error);
+
+/* What was written to the ring's memory here goes to the device. */
+kv_status_t cuda_upload_send(cuda_device_t *cuda, size_t at, size_t bytes, kv_error_t *error);
+
 /* [count] on the device, for the kernel that is enqueued next. */
 kv_status_t cuda_upload_tokens(cuda_device_t *cuda, const uint32_t *tokens, uint32_t count,
     const uint32_t **device_out, kv_error_t *error);
@@ -150,9 +158,19 @@ kv_status_t cuda_matrix_create(kv_device_t *device, const kv_matrix_params_t *pa
 void cuda_matrix_destroy(kv_device_t *device, kv_matrix_t *matrix);
 size_t cuda_matrix_bytes(const kv_matrix_t *matrix);
 
-/* ---- calls.cu ---- */
+/* ---- calls.cu, draw.cu ---- */
 
 void cuda_calls_fill(kv_device_ops_t *ops);
+
+/* true: the pass goes on. */
+bool cuda_pass_begin(cuda_device_t *cuda);
+/* What a call came to; the first failure of a pass is what it is known by. */
+void cuda_pass_end(cuda_device_t *cuda, kv_status_t status, const kv_error_t *error);
+kv_status_t cuda_pass_finish(kv_device_t *device, kv_error_t *error);
+
+kv_status_t cuda_pass_draw(kv_device_t *device, const float *logits, uint32_t vocabulary_count,
+    const kv_draw_t *draws, uint32_t row_count, uint32_t *tokens_out, float *logprobs_out,
+    kv_error_t *error);
 
 /* Device memory that grows while the device is idle, at set-up. */
 typedef struct {

@@ -1,26 +1,15 @@
 #include "kernels/cuda/device_internal.h"
 
-/* Codes after which the context gives no other answer any more, whatever is asked of it. */
-static bool is_sticky(cudaError_t code)
+/* Whether CUDA keeps giving an error: after one of a kernel or of the hardware every call answers
+ * with it, whatever is asked. */
+static bool stays(const cuda_device_t *cuda)
 {
-    switch (code) {
-    case cudaErrorIllegalAddress:
-    case cudaErrorLaunchFailure:
-    case cudaErrorLaunchTimeout:
-    case cudaErrorIllegalInstruction:
-    case cudaErrorMisalignedAddress:
-    case cudaErrorInvalidAddressSpace:
-    case cudaErrorInvalidPc:
-    case cudaErrorHardwareStackError:
-    case cudaErrorAssert:
-    case cudaErrorECCUncorrectable:
-    case cudaErrorNvlinkUncorrectable:
-    case cudaErrorContained:
-    case cudaErrorUnknown:
-        return true;
-    default:
-        return false;
+    if (cuda->compute == nullptr) {
+        return false; /* nothing ran yet */
     }
+    const cudaError_t code = cudaStreamQuery(cuda->compute);
+    (void)cudaGetLastError();
+    return code != cudaSuccess && code != cudaErrorNotReady;
 }
 
 static kv_status_t status_of(cudaError_t code)
@@ -69,7 +58,7 @@ kv_status_t cuda_check(cuda_device_t *cuda, cudaError_t code, const char *call, 
         return KV_OK;
     }
     (void)cudaGetLastError(); /* else the next launch that is checked would be blamed */
-    if (is_sticky(code)) {
+    if (stays(cuda)) {
         lose(cuda, call, code);
         (void)is_lost(cuda, error);
         return KV_FATAL;

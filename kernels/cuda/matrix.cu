@@ -70,15 +70,16 @@ static kv_status_t prepare(cuda_device_t *cuda, const kv_matrix_t *matrix,
         product.tile_rows = CUDA_PRODUCT_ROWS;
         status = cuda->products_ops->prepare(cuda->products, &product, error);
     }
-    if (status == KV_OK && params->decode) {
+    const bool tiles = params->decode && matrix->element == KV_ELEMENT_BF16;
+    if (status == KV_OK && tiles) {
         product.tile_rows = CUDA_DECODE_ROWS;
         status = cuda->products_ops->prepare(cuda->products, &product, error);
     }
-    if (status == KV_OK && params->decode) {
+    if (status == KV_OK && tiles) {
         status = cuda_scratch_reserve(cuda, &cuda->rows_in,
-            (size_t)CUDA_DECODE_ROWS * matrix->columns * sizeof(float), error);
+            (size_t)CUDA_DECODE_ROWS * matrix->columns * element_bytes(KV_ELEMENT_BF16), error);
     }
-    if (status == KV_OK && params->decode) {
+    if (status == KV_OK && tiles) {
         status = cuda_scratch_reserve(
             cuda, &cuda->rows_out, (size_t)CUDA_DECODE_ROWS * matrix->rows * sizeof(float), error);
     }

@@ -51,12 +51,11 @@ typedef struct {
 
 extern const cuda_products_ops_t cuda_products_lt, cuda_products_plain;
 
-/* Rows of f32 activations to a tile of the operand's type: to[i] = in[rows.first + i] for i below
- * rows.count, zero up to tile_rows. */
+/* Rows of activations to a tile in bf16: to[i] = in[rows.first + i] for i below rows.count, zero up
+ * to tile_rows. */
 typedef struct {
     const float *in; /* [rows.first + rows.count][columns] */
-    void *to;        /* [tile_rows][columns] of element */
-    kv_element_t element;
+    void *to;        /* [tile_rows][columns] of bf16 */
     uint32_t columns, tile_rows;
     kv_rows_t rows;
 } cuda_rows_in_t;

@@ -13,7 +13,9 @@
 
 #include "base/memory.h"
 
-#ifndef KVIST_SIMT
+#ifdef KVIST_SIMT
+#include "kernels/simt/cublaslt.h"
+#else
 #include <cublasLt.h>
 #endif
 
@@ -59,11 +61,14 @@ static kv_status_t check(cublasStatus_t code, const char *call, kv_error_t *erro
 
 /* ---- layouts ---- */
 
-static void destroy_layouts(layouts_t *layouts)
+static void destroy_layouts(const layouts_t *layouts)
 {
-    (void)cublasLtMatrixLayoutDestroy(layouts->weights);
-    (void)cublasLtMatrixLayoutDestroy(layouts->in);
-    (void)cublasLtMatrixLayoutDestroy(layouts->out);
+    const cublasLtMatrixLayout_t all[] = {layouts->weights, layouts->in, layouts->out};
+    for (uint32_t i = 0; i < sizeof all / sizeof *all; i++) {
+        if (all[i] != nullptr) {
+            (void)cublasLtMatrixLayoutDestroy(all[i]);
+        }
+    }
 }
 
 static kv_status_t make_layout(cudaDataType_t type, uint32_t rows, uint32_t columns,

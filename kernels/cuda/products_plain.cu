@@ -152,7 +152,7 @@ static __global__ void __launch_bounds__(THREADS) rows_in_kernel(const cuda_rows
     const float4 *in = (const float4 *)rows_in.in;
     const float4 value =
         row < rows_in.rows.count ? in[rows_in.rows.first * quarter + at] : make_float4(0, 0, 0, 0);
-    cuda_store4(rows_in.to, at, value, rows_in.element);
+    cuda_store4(rows_in.to, at, value, KV_ELEMENT_BF16);
 }
 
 kv_status_t cuda_rows_in(cuda_stream_t *stream, const cuda_rows_in_t *rows_in, kv_error_t *error)

@@ -48,9 +48,10 @@ static kv_status_t grow(cuda_device_t *cuda, size_t bytes, kv_error_t *error)
     return KV_OK;
 }
 
-/* Room for so many bytes, at *at_out of both. A full ring is waited for: what lies in it may still
- * be read, and tables go up again when they are named next. */
-static kv_status_t reserve(cuda_device_t *cuda, size_t bytes, size_t *at_out, kv_error_t *error)
+/* A full ring is waited for: what lies in it may still be read, and tables go up again when they
+ * are named next. */
+kv_status_t cuda_upload_reserve(
+    cuda_device_t *cuda, size_t bytes, size_t *at_out, kv_error_t *error)
 {
     cuda_uploads_t *uploads = &cuda->uploads;
     bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
@@ -73,7 +74,7 @@ static kv_status_t reserve(cuda_device_t *cuda, size_t bytes, size_t *at_out, kv
     return KV_OK;
 }
 
-static kv_status_t send(cuda_device_t *cuda, size_t at, size_t bytes, kv_error_t *error)
+kv_status_t cuda_upload_send(cuda_device_t *cuda, size_t at, size_t bytes, kv_error_t *error)
 {
     return cuda_check(cuda,
         cudaMemcpyAsync(cuda->uploads.device + at, cuda->uploads.host + at, bytes,
@@ -86,12 +87,12 @@ kv_status_t cuda_upload_tokens(cuda_device_t *cuda, const uint32_t *tokens, uint
 {
     size_t at;
     const size_t bytes = count * sizeof *tokens;
-    kv_status_t status = reserve(cuda, bytes, &at, error);
+    kv_status_t status = cuda_upload_reserve(cuda, bytes, &at, error);
     if (status != KV_OK) {
         return status;
     }
     memcpy(cuda->uploads.host + at, tokens, bytes);
-    status = send(cuda, at, bytes, error);
+    status = cuda_upload_send(cuda, at, bytes, error);
     if (status == KV_OK) {
         *device_out = (const uint32_t *)(cuda->uploads.device + at);
     }
@@ -140,7 +141,7 @@ kv_status_t cuda_upload_sequences(cuda_device_t *cuda, const kv_sequence_t *sequ
     for (uint32_t i = 0; i < count; i++) {
         bytes += table_length(&sequences[i], block_tokens) * sizeof(uint32_t);
     }
-    kv_status_t status = reserve(cuda, bytes, &at, error);
+    kv_status_t status = cuda_upload_reserve(cuda, bytes, &at, error);
     if (status != KV_OK) {
         return status;
     }
@@ -153,7 +154,7 @@ kv_status_t cuda_upload_sequences(cuda_device_t *cuda, const kv_sequence_t *sequ
         copies[i].slots = (const uint32_t *)(uploads->device + slots_at);
         slots_at += slots_bytes;
     }
-    status = send(cuda, at, bytes, error);
+    status = cuda_upload_send(cuda, at, bytes, error);
     if (status == KV_OK) {
         *device_out = (const kv_sequence_t *)(uploads->device + at);
         note_table(uploads, sequences, count, block_tokens, *device_out);

@@ -22,15 +22,16 @@ static call_t calls[CALLS_MAX];
 static uint32_t call_count;
 static uint32_t fail_at_position = UINT32_MAX;
 static bool wait_for_cancel;
+static uint32_t drawn_count; /* rows whose token the engine drew */
+static kv_engine_info_t info = {.vocabulary_count = VOCABULARY,
+    .context_tokens_max = 1000,
+    .end_token = END_TOKEN,
+    .shape = {LAYERS, 1, 8, 16, 2}};
 
 const kv_engine_info_t *kv_engine_info(const kv_engine_t *engine)
 {
-    static const kv_engine_info_t INFO = {.vocabulary_count = VOCABULARY,
-        .context_tokens_max = 1000,
-        .end_token = END_TOKEN,
-        .shape = {LAYERS, 1, 8, 16, 2}};
     (void)engine;
-    return &INFO;
+    return &info;
 }
 
 static void answer(uint32_t position, float *logits)
@@ -75,6 +76,23 @@ kv_status_t kv_engine_decode(kv_engine_t *engine, const kv_engine_row_t *rows, u
     return KV_OK;
 }
 
+kv_status_t kv_engine_draw(kv_engine_t *engine, const kv_engine_row_t *rows, uint32_t row_count,
+    const kv_draw_t *draws, uint32_t *tokens_out, float *logprobs_out, kv_error_t *error)
+{
+    (void)engine;
+    (void)error;
+    calls[call_count++] = (call_t){0, row_count, true};
+    drawn_count += row_count;
+    for (uint32_t i = 0; i < row_count; i++) {
+        assert_int_equal(rows[i].token, rows[i].position % VOCABULARY);
+        assert_int_equal(draws[i].position, rows[i].position + 1);
+        assert_true(draws[i].top_p == 1);
+        tokens_out[i] = (rows[i].position + 1) % VOCABULARY;
+        logprobs_out[i] = -0.5f;
+    }
+    return KV_OK;
+}
+
 static uint32_t tokens[1000];
 static const uint32_t SLOTS[100];
 
@@ -83,6 +101,8 @@ static kv_compute_t *begin(void)
     call_count = 0;
     fail_at_position = UINT32_MAX;
     wait_for_cancel = false;
+    drawn_count = 0;
+    info.draws = false;
     for (uint32_t i = 0; i < 1000; i++) {
         tokens[i] = i % VOCABULARY;
     }
@@ -157,6 +177,30 @@ static void sequence_from_elsewhere_goes_straight_to_decoding(void **state)
     assert_int_equal(event.type, KV_COMPUTE_ENDED);
     assert_true(event.end_token);
     assert_true(calls[0].decode && calls[1].decode);
+    kv_compute_destroy(compute);
+}
+
+/* The first token comes from the prompt's logits; those of a sequence that shows its alternatives
+ * from logits always. */
+static void what_a_device_draws_is_taken(void **state)
+{
+    (void)state;
+    kv_compute_t *compute = begin();
+    info.draws = true;
+    for (uint32_t tops = 0; tops <= 2; tops += 2) {
+        kv_compute_sequence_t params = sequence(1 + tops, 20, 4);
+        params.top_logprobs = tops;
+        assert_int_equal(kv_compute_submit(compute, &params, NULL), KV_OK);
+        assert_int_equal(next_event(compute).type, KV_COMPUTE_CHUNK);
+        for (uint32_t i = 0; i < 4; i++) {
+            kv_compute_event_t event = next_event(compute);
+            assert_int_equal(event.token, 20 + i);
+            assert_int_equal(event.tops.count, tops);
+            assert_true((event.logprob == -0.5f) == (tops == 0 && i > 0));
+        }
+        assert_int_equal(next_event(compute).type, KV_COMPUTE_ENDED);
+        assert_int_equal(drawn_count, 3);
+    }
     kv_compute_destroy(compute);
 }
 
@@ -321,6 +365,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(prompt_runs_in_aligned_chunks_then_generates),
         cmocka_unit_test(sequence_from_elsewhere_goes_straight_to_decoding),
+        cmocka_unit_test(what_a_device_draws_is_taken),
         cmocka_unit_test(what_was_generated_elsewhere_is_decoded_again),
         cmocka_unit_test(decoding_again_holds_nobody_up),
         cmocka_unit_test(end_token_is_passed_over_when_told),
