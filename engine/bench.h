@@ -11,7 +11,8 @@ enum { KV_ENGINE_BENCH_REPETITIONS_MAX = 99 };
 
 typedef struct {
     const char *model_path;
-    uint32_t thread_count;
+    const char *device;    /* "cpu", "cuda:0" (kernels/plugin.h) */
+    uint32_t thread_count; /* of the cpu */
     bool f32;
     uint32_t repetitions; /* 1 to KV_ENGINE_BENCH_REPETITIONS_MAX */
 } kv_engine_bench_params_t;

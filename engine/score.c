@@ -3,6 +3,7 @@
 #include "base/memory.h"
 #include "engine/engine.h"
 #include "engine/json_lines.h"
+#include "kernels/plugin.h"
 
 #include <math.h>
 #include <sched.h>
@@ -171,17 +172,23 @@ kv_status_t kv_score_run_on(
     return status;
 }
 
-kv_status_t kv_score_run(FILE *in, FILE *out, const char *model_path, bool f32, kv_error_t *error)
+kv_status_t kv_score_run_named(
+    const char *name, FILE *in, FILE *out, const char *model_path, bool f32, kv_error_t *error)
 {
     cpu_set_t allowed;
     int count = sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
     kv_device_t *device;
     kv_status_t status =
-        kv_device_cpu_open((uint32_t)(count < THREADS_MAX ? count : THREADS_MAX), &device, error);
+        kv_device_open(name, (uint32_t)(count < THREADS_MAX ? count : THREADS_MAX), &device, error);
     if (status != KV_OK) {
         return status;
     }
     status = kv_score_run_on(device, in, out, model_path, f32, error);
     kv_device_close(device);
     return status;
+}
+
+kv_status_t kv_score_run(FILE *in, FILE *out, const char *model_path, bool f32, kv_error_t *error)
+{
+    return kv_score_run_named("cpu", in, out, model_path, f32, error);
 }

@@ -16,9 +16,11 @@
  * e^logit. KV_INVALID names the line and the field; what came before it was written. */
 kv_status_t kv_score_run(FILE *in, FILE *out, const char *model_path, bool f32, kv_error_t *error);
 
-/* The same with a device of the caller's; kv_score_run opens one with as many threads as the
- * process may use, at most 16. */
+/* The same with a device of the caller's, or one by its name (kernels/plugin.h): the CPU has as
+ * many threads as the process may use, at most 16. */
 kv_status_t kv_score_run_on(
     kv_device_t *device, FILE *in, FILE *out, const char *model_path, bool f32, kv_error_t *error);
+kv_status_t kv_score_run_named(
+    const char *device, FILE *in, FILE *out, const char *model_path, bool f32, kv_error_t *error);
 
 #endif

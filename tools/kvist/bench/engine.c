@@ -38,12 +38,14 @@ static void print(void *context, const kv_engine_bench_row_t *row)
 
 int kv_bench_engine(int argc, char **argv)
 {
-    const char *model = NULL;
+    const char *model = NULL, *device = "auto";
     bool f32 = false, json = false;
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     uint64_t threads = cores > 0 ? (uint64_t)cores : 1, repetitions = 3;
     const kv_argument_t rows[] = {
         {"--model", KV_ARGUMENT_TEXT, "FILE", "the GGUF file", &model, 0, 0},
+        {"--device", KV_ARGUMENT_TEXT, "NAME", "auto (default), cpu, cuda:N or simt", &device, 0,
+            0},
         {"--threads", KV_ARGUMENT_NUMBER, "N", "default: one for each core", &threads, 1, 1024},
         {"--repetitions", KV_ARGUMENT_NUMBER, "N", "of each measurement (default: 3)", &repetitions,
             1, KV_ENGINE_BENCH_REPETITIONS_MAX},
@@ -66,12 +68,14 @@ int kv_bench_engine(int argc, char **argv)
         return KV_EXIT_USAGE;
     }
     const kv_engine_bench_params_t params = {.model_path = model,
+        .device = device,
         .thread_count = (uint32_t)threads,
         .f32 = f32,
         .repetitions = (uint32_t)repetitions};
     run_t run = {.report = {.out = stdout, .json = json}, .notes = json ? stderr : stdout};
     kv_machine_print(run.notes, NULL);
-    fprintf(run.notes, "# %s, %llu threads\n", model, (unsigned long long)threads);
+    fprintf(
+        run.notes, "# %s, device %s, %llu threads\n", model, device, (unsigned long long)threads);
     kv_error_t error;
     return kv_engine_bench(&params, print, &run, &error) == KV_OK
                ? KV_EXIT_DONE
