@@ -53,6 +53,13 @@ static kv_status_t read_name(
     return KV_OK;
 }
 
+/* What auto stands for in this environment; itself, where nobody said. */
+static const char *meant(const char *name)
+{
+    const char *wanted = getenv("KVIST_DEVICE");
+    return strcmp(name, "auto") == 0 && wanted != NULL && wanted[0] != '\0' ? wanted : name;
+}
+
 /* ---- where plug-ins lie ---- */
 
 /* The program's folder, without the slash at its end; empty: unknown. */
@@ -133,7 +140,7 @@ kv_status_t kv_device_open(
     name_kind_t kind;
     uint32_t number;
     kv_error_t cause;
-    kv_status_t status = read_name(name, &kind, &number, error);
+    kv_status_t status = read_name(meant(name), &kind, &number, error);
     if (status != KV_OK) {
         return status;
     }

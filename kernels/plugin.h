@@ -3,7 +3,8 @@
  * program, or in ../lib/kvist from there, or in the folder that the environment's KVIST_PLUGINS
  * names; without it, or without a GPU, everything goes on without that device.
  *
- *   auto    the first GPU where there is one that the plug-in can use, else the CPU
+ *   auto    what the environment's KVIST_DEVICE names; without it the first GPU where there is one
+ *           that the plug-in can use, else the CPU
  *   cpu     the CPU
  *   cuda:N  the GPU of that number; cuda: number 0
  *   simt    the GPU's kernels on the CPU

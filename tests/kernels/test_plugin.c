@@ -50,6 +50,13 @@ static void what_is_no_library_is_told(void **state)
     assert_null(device);
     assert_int_equal(kv_device_open("auto", 1, &device, &error), KV_OK);
     kv_device_close(device);
+    setenv("KVIST_DEVICE", "cpu", 1);
+    assert_int_equal(kv_device_open("auto", 1, &device, &error), KV_OK);
+    assert_string_equal(device->ops->name, "cpu");
+    kv_device_close(device);
+    setenv("KVIST_DEVICE", "gpu", 1);
+    assert_int_equal(kv_device_open("auto", 1, &device, &error), KV_INVALID);
+    unsetenv("KVIST_DEVICE");
     unsetenv("KVIST_PLUGINS");
 }
 
