@@ -1,4 +1,4 @@
-#include "kernels/cuda/on_device.h"
+#include "on_device.h"
 
 #include "kernels/cuda/runtime.h"
 #ifdef KVIST_SIMT

@@ -2,7 +2,7 @@
  * blocks of every size; what is stored by rotate_store; and that a row's bits do not depend on what
  * is computed with it. */
 #include "kernels/cuda/attend.h"
-#include "kernels/cuda/on_device.h"
+#include "on_device.h"
 
 #include "base/memory.h"
 #include "kernels/cpu/dequantise.h"

@@ -1,7 +1,7 @@
 /* Gather and scatter against memcpy, range by range: every alignment, more blocks and ranges than
  * one launch takes, and not a byte beside them. */
 #include "kernels/cuda/blocks.h"
-#include "kernels/cuda/on_device.h"
+#include "on_device.h"
 #include "testing/testing.h"
 
 #include "base/memory.h"

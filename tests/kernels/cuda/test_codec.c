@@ -1,7 +1,7 @@
 /* The codec on the device against kvstore/codec: the same bytes, packed as in a record, and back;
  * of what no encoder made the same answer, and not a byte beyond. */
 #include "kernels/cuda/codec.h"
-#include "kernels/cuda/on_device.h"
+#include "on_device.h"
 #include "testing/testing.h"
 
 #include "base/memory.h"

@@ -1,6 +1,6 @@
 /* The kernels over rows and over weights against their C references, at the sizes where blocks
  * begin and end. */
-#include "kernels/cuda/on_device.h"
+#include "on_device.h"
 #include "kernels/cuda/product_rows.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/weights.h"

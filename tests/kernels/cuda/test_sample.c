@@ -1,5 +1,5 @@
 /* The device's sampler against the engine's: the same tokens. */
-#include "kernels/cuda/on_device.h"
+#include "on_device.h"
 #include "kernels/cuda/sample.h"
 
 #include "base/memory.h"

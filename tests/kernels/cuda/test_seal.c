@@ -1,6 +1,6 @@
 /* Checksums on the device against those of base/checksum.h: every short length, long ones around
  * each boundary, any alignment and seed; copies on the way; what is said of units that differ. */
-#include "kernels/cuda/on_device.h"
+#include "on_device.h"
 #include "kernels/cuda/seal.h"
 #include "testing/testing.h"
 

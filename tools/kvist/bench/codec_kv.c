@@ -134,7 +134,12 @@ static kv_status_t compute_on(kv_device_t *device, const char *model_path, const
             .block_bytes = (uint32_t)block_bytes,
         };
         kv_out->bytes = kv_allocate(kv_out->count);
-        device->ops->copy_out(device, kv_out->bytes, kv_engine_arena(engine), kv_out->count);
+        status = device->ops->copy_out(
+            device, kv_out->bytes, kv_engine_arena(engine), kv_out->count, error);
+        if (status != KV_OK) {
+            free(kv_out->bytes);
+            *kv_out = (kv_bench_kv_t){0};
+        }
     }
     kv_engine_close(engine);
     return status;
