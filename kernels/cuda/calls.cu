@@ -253,10 +253,10 @@ static void call_attend_tiles(kv_device_t *device, const kv_paged_t *paged,
     attend.out_element = out_element;
     kv_status_t status =
         upload_one(cuda, sequence, paged->shape->block_tokens, &attend.sequence, &error);
-    if (status == KV_OK && !cuda_attend_tiles_on_tensor_cores(&attend.paged)) {
-        status = cuda_scratch_reserve(cuda, &cuda->partial,
-            cuda_attend_partial_bytes(&attend.paged, CUDA_TILE_ROWS, last_position(sequence)),
-            &error);
+    if (status == KV_OK) {
+        attend.partial_bytes =
+            cuda_attend_tiles_partial_bytes(&attend.paged, last_position(sequence));
+        status = cuda_scratch_reserve(cuda, &cuda->partial, attend.partial_bytes, &error);
         attend.partial = (float *)cuda->partial.memory;
     }
     if (status == KV_OK) {

@@ -316,7 +316,8 @@ def headers_alone(tree):
 
         # What CUDA sources see is C++: without nvcc, that of the stand-in.
         cuda_flags = ["-std=gnu++17", "-D_GNU_SOURCE", "-DKVIST_SIMT", "-Wall", "-Wextra",
-                      "-Wno-unused-function", "-I", tree.folder, "-I", made]
+                      "-Wno-unused-function", "-Wno-unknown-pragmas", "-I", tree.folder,
+                      "-I", made]
 
         def compiles(path):
             # Twice, so that the guard is tried as well.

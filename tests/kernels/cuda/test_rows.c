@@ -1,9 +1,9 @@
 /* The kernels over rows and over weights against their C references, at the sizes where blocks
  * begin and end. */
-#include "on_device.h"
 #include "kernels/cuda/product_rows.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/weights.h"
+#include "on_device.h"
 
 #include "base/memory.h"
 #include "kernels/cpu/dequantise.h"

@@ -1,6 +1,6 @@
 /* The device's sampler against the engine's: the same tokens. */
-#include "on_device.h"
 #include "kernels/cuda/sample.h"
+#include "on_device.h"
 
 #include "base/memory.h"
 #include "engine/sampler.h"

@@ -1,7 +1,7 @@
 /* Checksums on the device against those of base/checksum.h: every short length, long ones around
  * each boundary, any alignment and seed; copies on the way; what is said of units that differ. */
-#include "on_device.h"
 #include "kernels/cuda/seal.h"
+#include "on_device.h"
 #include "testing/testing.h"
 
 #include "base/checksum.h"
