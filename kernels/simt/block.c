@@ -283,6 +283,9 @@ int kv_simt_grid_run(const kv_simt_launch_t *launch)
         run_block();
     }
     int error = block->error;
+    if (error == 0) {
+        kv_simt_kernel_count(launch->known);
+    }
     kv_simt_inside = false;
     kv_fiber_destroy(block->scheduler);
     block->scheduler = NULL;

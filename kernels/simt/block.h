@@ -13,6 +13,8 @@
 #ifndef KV_KERNELS_SIMT_BLOCK_H
 #define KV_KERNELS_SIMT_BLOCK_H
 
+#include "kernels/simt/launched.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -39,6 +41,7 @@ typedef struct {
 
 typedef struct {
     const char *name;        /* the kernel's, for findings; a constant */
+    kv_simt_kernel_t *known; /* where its runs are counted */
     const void *function;    /* its address, which attributes are kept for */
     void (*run)(void *body); /* one thread of it */
     void *body;              /* [body_bytes] the arguments */

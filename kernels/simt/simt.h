@@ -99,8 +99,22 @@ struct dim3 {
 #define gridDim (kv_simt_self()->grid_dim)
 #define warpSize 32
 
+/* Each kernel that is launched anywhere, variants of templates apart (launched.h). */
+template <auto launched> static inline const char *kv_simt_name_of(void)
+{
+    return __PRETTY_FUNCTION__;
+}
+
+template <auto launched> struct kv_simt_known {
+    static kv_simt_kernel_t kernel;
+};
+
+template <auto launched>
+kv_simt_kernel_t kv_simt_known<launched>::kernel =
+    kv_simt_kernel_note(&kv_simt_known<launched>::kernel, kv_simt_name_of<launched>());
+
 /* Launches. The arguments are converted and copied before the call returns, as CUDA does. */
-template <typename... parameters_t, typename... arguments_t>
+template <auto launched, typename... parameters_t, typename... arguments_t>
 static inline cudaError_t kv_simt_launch(const char *name, void (*kernel)(parameters_t...),
     dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, arguments_t... arguments)
 {
@@ -108,6 +122,7 @@ static inline cudaError_t kv_simt_launch(const char *name, void (*kernel)(parame
     static_assert(__is_trivially_copyable(decltype(body)), "a kernel's arguments are plain data");
     kv_simt_launch_t launch = {};
     launch.name = name;
+    launch.known = &kv_simt_known<launched>::kernel;
     launch.function = reinterpret_cast<const void *>(kernel);
     launch.run = [](void *of) { (*static_cast<decltype(body) *>(of))(); };
     launch.body = &body;
@@ -119,7 +134,7 @@ static inline cudaError_t kv_simt_launch(const char *name, void (*kernel)(parame
 }
 
 #define KV_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                  \
-    kv_simt_launch(#kernel, kernel, grid, block, shared_bytes, stream, ##__VA_ARGS__)
+    kv_simt_launch<(kernel)>(#kernel, kernel, grid, block, shared_bytes, stream, ##__VA_ARGS__)
 
 #define KV_SHARED(type, name) type *const name = static_cast<type *>(kv_simt_shared())
 
