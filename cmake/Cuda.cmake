@@ -2,7 +2,7 @@
 
 # One compiler for both languages: sanitizers of two do not go together.
 if(NOT CMAKE_CXX_COMPILER AND CMAKE_C_COMPILER_ID MATCHES "Clang")
-  string(REGEX REPLACE "clang(-[0-9]+)?$" "clang++\\1" CMAKE_CXX_COMPILER ${CMAKE_C_COMPILER})
+  string(REGEX REPLACE "clang([-0-9]*)$" "clang++\\1" CMAKE_CXX_COMPILER ${CMAKE_C_COMPILER})
 endif()
 enable_language(CXX)
 set(CMAKE_CXX_STANDARD 17)
