@@ -110,8 +110,8 @@ template <auto launched> struct kv_simt_known {
 };
 
 template <auto launched>
-kv_simt_kernel_t kv_simt_known<launched>::kernel =
-    kv_simt_kernel_note(&kv_simt_known<launched>::kernel, kv_simt_name_of<launched>());
+kv_simt_kernel_t kv_simt_known<launched>::kernel = kv_simt_kernel_note(
+    &kv_simt_known<launched>::kernel, kv_simt_name_of<launched>());
 
 /* Launches. The arguments are converted and copied before the call returns, as CUDA does. */
 template <auto launched, typename... parameters_t, typename... arguments_t>
