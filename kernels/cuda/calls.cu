@@ -85,7 +85,7 @@ static void call_gate(kv_device_t *device, const float *in, uint32_t columns, kv
 
 /* ---- products ---- */
 
-static cuda_product_t product_of(const kv_matrix_t *matrix, uint32_t tile_rows)
+static cuda_product_t product_of(const kv_matrix_t *matrix, uint32_t tile_rows, uint32_t tiles_max)
 {
     cuda_product_t product = {};
     product.weights = matrix->weights;
@@ -93,6 +93,7 @@ static cuda_product_t product_of(const kv_matrix_t *matrix, uint32_t tile_rows)
     product.rows = matrix->rows;
     product.columns = matrix->columns;
     product.tile_rows = tile_rows;
+    product.tiles_max = tiles_max;
     return product;
 }
 
@@ -106,7 +107,7 @@ static void call_product_tiles(kv_device_t *device, const kv_matrix_t *matrix, c
     }
     const uint32_t first = rows.first / CUDA_PRODUCT_ROWS * CUDA_PRODUCT_ROWS,
                    end_row = rows.first + rows.count;
-    cuda_product_t product = product_of(matrix, CUDA_PRODUCT_ROWS);
+    cuda_product_t product = product_of(matrix, CUDA_PRODUCT_ROWS, CUDA_PRODUCT_TILES);
     product.tile_count = (end_row - first + CUDA_PRODUCT_ROWS - 1) / CUDA_PRODUCT_ROWS;
     product.in =
         (const char *)in + (size_t)first * matrix->columns * element_bytes(matrix->element);
@@ -129,7 +130,7 @@ static kv_status_t product_some(cuda_device_t *cuda, const kv_matrix_t *matrix, 
     rows_in.columns = matrix->columns;
     rows_in.tile_rows = CUDA_DECODE_ROWS;
     rows_in.rows = rows;
-    cuda_product_t product = product_of(matrix, CUDA_DECODE_ROWS);
+    cuda_product_t product = product_of(matrix, CUDA_DECODE_ROWS, 1);
     product.tile_count = 1;
     product.in = cuda->rows_in.memory;
     product.out = (float *)cuda->rows_out.memory;

@@ -25,6 +25,7 @@ enum {
     /* Rows of a tile of prefill, and of one product of single rows: the number of rows that a
      * product computes never changes, so that a row's numbers do not depend on who is beside it. */
     CUDA_PRODUCT_ROWS = 128,
+    CUDA_PRODUCT_TILES = 16, /* of prefill, computed at once */
     CUDA_DECODE_ROWS = 64,
     CUDA_LANES = 8,
     CUDA_PINS_MAX = 4096,
@@ -185,6 +186,7 @@ struct cuda_device {
     kv_device_t device; /* first */
     kv_device_ops_t ops;
     int ordinal, sm; /* sm: 90 for compute capability 9.0 */
+    int processors;
     bool failing;    /* the runtime refused a kernel of this pass: its numbers are worth nothing */
     kv_error_t failure;
     cuda_health_t health;

@@ -68,11 +68,13 @@ static kv_status_t prepare(cuda_device_t *cuda, const kv_matrix_t *matrix,
     kv_status_t status = KV_OK;
     if (params->prefill) {
         product.tile_rows = CUDA_PRODUCT_ROWS;
+        product.tiles_max = CUDA_PRODUCT_TILES;
         status = cuda->products_ops->prepare(cuda->products, &product, error);
     }
     const bool tiles = params->decode && matrix->element == KV_ELEMENT_BF16;
     if (status == KV_OK && tiles) {
         product.tile_rows = CUDA_DECODE_ROWS;
+        product.tiles_max = 1;
         status = cuda->products_ops->prepare(cuda->products, &product, error);
     }
     if (status == KV_OK && tiles) {

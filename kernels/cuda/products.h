@@ -9,7 +9,8 @@
  * Borrows: device memory of a product until the stream has run it.
  * Threads: one.
  * Errors: KV_FATAL with the library's status.
- * Limits: columns are a multiple of 32; everything is 16-byte aligned. */
+ * Limits: columns are a multiple of 32; matrices begin on 256 bytes, which is what cuBLASLt
+ * chooses its algorithms for. */
 #ifndef KV_KERNELS_CUDA_PRODUCTS_H
 #define KV_KERNELS_CUDA_PRODUCTS_H
 
@@ -29,6 +30,7 @@ typedef struct {
     kv_element_t element; /* sums are f32 either way */
     uint32_t rows, columns;
     uint32_t tile_rows, tile_count;
+    uint32_t tiles_max; /* computed at once: part of what chooses the instructions, as tile_rows */
     bool accumulate; /* out += instead of out = */
 } cuda_product_t;
 
@@ -39,8 +41,8 @@ typedef struct {
     /* "lt130100": which arithmetic this is, at most 15 bytes. */
     const char *(*name)(const cuda_products_t *products);
 
-    /* Chooses how it is computed, once for each shape; only element, rows, columns and tile_rows
-     * are looked at. run does it where nobody did. */
+    /* Chooses how it is computed, once for each shape; only element, rows, columns, tile_rows and
+     * tiles_max are looked at. run does it where nobody did. */
     kv_status_t (*prepare)(
         cuda_products_t *products, const cuda_product_t *product, kv_error_t *error);
 

@@ -2,8 +2,11 @@
  * computes is out^T = weights x in^T, whose columns are our rows.
  *
  * An algorithm is chosen once for each shape of one tile; many tiles are a batch of it with the
- * weights shared. So the same instructions in the same order make a row, whatever else is computed:
- * only schemes that add partial sums in a fixed order are asked for.
+ * weights shared. So the same instructions in the same order make a row, whatever else is computed.
+ * Where one tile is all that is computed at once, sums may be split over the chip, if their parts
+ * lie in the workspace and are added in their order; in batches no sum is split, since the parts'
+ * room grows with the batch. An algorithm chosen for the largest batch is asked whether it takes a
+ * single tile too.
  *
  * Tolerance against the plain twin: 1e-5 x columns^0.5 of the largest |in| x |weight| in f32; the
  * operands of a bf16 product are the same bf16 numbers there and here. */
@@ -22,13 +25,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { SHAPES_MAX = 64, NAME_BYTES = 16 };
+enum { SHAPES_MAX = 64, NAME_BYTES = 16, CANDIDATES = 8 };
 #define WORKSPACE_BYTES ((size_t)32 << 20)
 
 /* What the algorithm was chosen for. */
 typedef struct {
     kv_element_t element;
-    uint32_t rows, columns, tile_rows;
+    uint32_t rows, columns, tile_rows, tiles_max;
     cublasLtMatmulAlgo_t algorithm;
 } shape_t;
 
@@ -122,36 +125,85 @@ static const shape_t *find_shape(const cuda_products_t *products, const cuda_pro
     for (uint32_t i = 0; i < products->shape_count; i++) {
         const shape_t *shape = &products->shapes[i];
         if (shape->element == product->element && shape->rows == product->rows &&
-            shape->columns == product->columns && shape->tile_rows == product->tile_rows) {
+            shape->columns == product->columns && shape->tile_rows == product->tile_rows &&
+            shape->tiles_max == product->tiles_max) {
             return shape;
         }
     }
     return nullptr;
 }
 
-static kv_status_t choose(cuda_products_t *products, const cuda_product_t *product,
-    cublasLtMatmulAlgo_t *algorithm_out, kv_error_t *error)
+/* Split sums only where one tile is computed at once. */
+static kv_status_t allow_split(cuda_products_t *products, bool split, kv_error_t *error)
+{
+    const uint32_t schemes =
+        split ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE;
+    return check(cublasLtMatmulPreferenceSetAttribute(products->preference,
+                     CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes),
+        "cublasLtMatmulPreferenceSetAttribute", error);
+}
+
+/* Algorithms for the largest batch, the best first. */
+static kv_status_t list_algorithms(cuda_products_t *products, const cuda_product_t *product,
+    cublasLtMatmulHeuristicResult_t *results_out, int *count_out, kv_error_t *error)
 {
     layouts_t layouts;
-    kv_status_t status = make_layouts(product, 1, &layouts, error);
+    kv_status_t status = allow_split(products, product->tiles_max == 1, error);
+    if (status == KV_OK) {
+        status = make_layouts(product, product->tiles_max, &layouts, error);
+    }
     if (status != KV_OK) {
         return status;
     }
-    cublasLtMatmulHeuristicResult_t result = {};
-    int count = 0;
-    status = check(
-        cublasLtMatmulAlgoGetHeuristic(products->handle, products->description, layouts.weights,
-            layouts.in, layouts.out, layouts.out, products->preference, 1, &result, &count),
-        "cublasLtMatmulAlgoGetHeuristic", error);
+    const cublasStatus_t code = cublasLtMatmulAlgoGetHeuristic(products->handle,
+        products->description, layouts.weights, layouts.in, layouts.out, layouts.out,
+        products->preference, CANDIDATES, results_out, count_out);
     destroy_layouts(&layouts);
-    if (status == KV_OK && count == 0) {
-        status = kv_fail(error, KV_FATAL, "cublasLt has no algorithm for %u x %u, %u rows a tile",
-            product->rows, product->columns, product->tile_rows);
+    if (code == CUBLAS_STATUS_NOT_SUPPORTED) { /* none at all */
+        *count_out = 0;
+        return KV_OK;
     }
+    return check(code, "cublasLtMatmulAlgoGetHeuristic", error);
+}
+
+/* Whether it computes one tile too, and with the workspace that there is. */
+static bool takes_one(cuda_products_t *products, const layouts_t *one,
+    const cublasLtMatmulHeuristicResult_t *candidate)
+{
+    cublasLtMatmulHeuristicResult_t result = {};
+    return candidate->state == CUBLAS_STATUS_SUCCESS &&
+           candidate->workspaceSize <= WORKSPACE_BYTES &&
+           cublasLtMatmulAlgoCheck(products->handle, products->description, one->weights, one->in,
+               one->out, one->out, &candidate->algo, &result) == CUBLAS_STATUS_SUCCESS &&
+           result.workspaceSize <= WORKSPACE_BYTES;
+}
+
+static kv_status_t choose(cuda_products_t *products, const cuda_product_t *product,
+    cublasLtMatmulAlgo_t *algorithm_out, kv_error_t *error)
+{
+    cublasLtMatmulHeuristicResult_t results[CANDIDATES] = {};
+    layouts_t one;
+    int count = 0;
+    kv_status_t status = list_algorithms(products, product, results, &count, error);
     if (status == KV_OK) {
-        *algorithm_out = result.algo;
+        status = make_layouts(product, 1, &one, error);
     }
-    return status;
+    if (status != KV_OK) {
+        return status;
+    }
+    int at = 0;
+    while (at < count && !takes_one(products, &one, &results[at])) {
+        at++;
+    }
+    destroy_layouts(&one);
+    if (at == count) {
+        return kv_fail(error, KV_FATAL,
+            "cublasLt has no algorithm for %u x %u, 1 to %u tiles of %u rows; KVIST_PRODUCTS=plain "
+            "does without",
+            product->rows, product->columns, product->tiles_max, product->tile_rows);
+    }
+    *algorithm_out = results[at].algo;
+    return KV_OK;
 }
 
 static kv_status_t lt_prepare(
@@ -170,8 +222,28 @@ static kv_status_t lt_prepare(
         shape->rows = product->rows;
         shape->columns = product->columns;
         shape->tile_rows = product->tile_rows;
+        shape->tiles_max = product->tiles_max;
         products->shape_count++;
     }
+    return status;
+}
+
+/* At most as many tiles as the algorithm was chosen for. */
+static kv_status_t run_batch(cuda_products_t *products, cuda_stream_t *stream,
+    const cuda_product_t *product, const cublasLtMatmulAlgo_t *algorithm, kv_error_t *error)
+{
+    layouts_t layouts;
+    kv_status_t status = make_layouts(product, product->tile_count, &layouts, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    const float one = 1, scale = product->accumulate ? 1 : 0;
+    status = check(cublasLtMatmul(products->handle, products->description, &one, product->weights,
+                       layouts.weights, product->in, layouts.in, &scale, product->out, layouts.out,
+                       product->out, layouts.out, algorithm, products->workspace, WORKSPACE_BYTES,
+                       (cudaStream_t)stream),
+        "cublasLtMatmul", error);
+    destroy_layouts(&layouts);
     return status;
 }
 
@@ -179,21 +251,17 @@ static kv_status_t lt_run(cuda_products_t *products, cuda_stream_t *stream,
     const cuda_product_t *product, kv_error_t *error)
 {
     kv_status_t status = lt_prepare(products, product, error);
-    if (status != KV_OK || product->tile_count == 0) {
-        return status;
+    const shape_t *shape = find_shape(products, product);
+    const size_t element_bytes = product->element == KV_ELEMENT_BF16 ? 2 : 4;
+    cuda_product_t batch = *product;
+    for (uint32_t at = 0; at < product->tile_count && status == KV_OK; at += batch.tile_count) {
+        const uint32_t left = product->tile_count - at;
+        const size_t row = (size_t)at * product->tile_rows;
+        batch.tile_count = left < product->tiles_max ? left : product->tiles_max;
+        batch.in = (const char *)product->in + row * product->columns * element_bytes;
+        batch.out = product->out + row * product->rows;
+        status = run_batch(products, stream, &batch, &shape->algorithm, error);
     }
-    layouts_t layouts;
-    status = make_layouts(product, product->tile_count, &layouts, error);
-    if (status != KV_OK) {
-        return status;
-    }
-    const float one = 1, scale = product->accumulate ? 1 : 0;
-    status = check(cublasLtMatmul(products->handle, products->description, &one, product->weights,
-                       layouts.weights, product->in, layouts.in, &scale, product->out, layouts.out,
-                       product->out, layouts.out, &find_shape(products, product)->algorithm,
-                       products->workspace, WORKSPACE_BYTES, (cudaStream_t)stream),
-        "cublasLtMatmul", error);
-    destroy_layouts(&layouts);
     return status;
 }
 
@@ -231,22 +299,15 @@ static kv_status_t describe(cuda_products_t *products, kv_error_t *error)
     return status;
 }
 
-/* Partial sums in a workspace, added in their order, or none at all. */
 static kv_status_t prefer(cuda_products_t *products, kv_error_t *error)
 {
     const size_t workspace_bytes = WORKSPACE_BYTES;
-    const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     kv_status_t status = check(cublasLtMatmulPreferenceCreate(&products->preference),
         "cublasLtMatmulPreferenceCreate", error);
     if (status == KV_OK) {
         status = check(
             cublasLtMatmulPreferenceSetAttribute(products->preference,
                 CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes, sizeof workspace_bytes),
-            "cublasLtMatmulPreferenceSetAttribute", error);
-    }
-    if (status == KV_OK) {
-        status = check(cublasLtMatmulPreferenceSetAttribute(products->preference,
-                           CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes),
             "cublasLtMatmulPreferenceSetAttribute", error);
     }
     return status;

@@ -226,6 +226,48 @@ static bool fits(const work_t *work, size_t b_depth)
     return sizes && batches && d->type != CUDA_R_8F_E4M3 && c->type != CUDA_R_8F_E4M3;
 }
 
+/* ---- algorithms ---- */
+
+enum {
+    ALGORITHM = 0x6b766c74, /* the first word of one that was chosen here */
+    ALIGNMENT_BYTES = 256,
+    PARTS = 2, /* of a sum that is split */
+};
+
+/* What the algorithm keeps its parts of sums in: as f32, of every matrix of the batch. */
+static size_t parts_bytes(bool split, const struct kv_simt_blas_layout *d)
+{
+    return split ? PARTS * sizeof(float) * d->rows * d->columns * (size_t)d->batch_count : 0;
+}
+
+static cublasLtMatmulHeuristicResult_t algorithm_result(
+    bool split, const struct kv_simt_blas_layout *d)
+{
+    return (cublasLtMatmulHeuristicResult_t){
+        .algo = {{ALGORITHM, split}},
+        .workspaceSize = parts_bytes(split, d),
+        .state = CUBLAS_STATUS_SUCCESS,
+    };
+}
+
+static bool aligned(const void *data)
+{
+    return (uintptr_t)data % ALIGNMENT_BYTES == 0;
+}
+
+/* Without one cuBLASLt looks for one that fits the call. */
+static bool algorithm_takes(const cublasLtMatmulAlgo_t *algorithm, const product_t *product,
+    const void *a, const void *b, const void *workspace, size_t workspace_bytes)
+{
+    if (algorithm == NULL) {
+        return true;
+    }
+    size_t parts = parts_bytes(algorithm->data[1] != 0, &product->d_layout);
+    return algorithm->data[0] == ALGORITHM && parts <= workspace_bytes &&
+           (parts == 0 || (workspace != NULL && aligned(workspace))) && aligned(a) && aligned(b) &&
+           aligned(product->c) && aligned(product->d);
+}
+
 /* ---- cuBLASLt's functions ---- */
 
 static cublasStatus_t status_of(cudaError_t error)
@@ -247,9 +289,6 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     const cublasLtMatmulAlgo_t *algorithm, void *workspace, size_t workspace_bytes,
     cudaStream_t stream)
 {
-    (void)algorithm;
-    (void)workspace;
-    (void)workspace_bytes;
     cudaError_t refused = kv_simt_call(__func__);
     if (refused != cudaSuccess || handle == NULL) {
         return handle == NULL ? CUBLAS_STATUS_NOT_INITIALIZED : status_of(refused);
@@ -268,7 +307,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     product->d_layout = *d_layout;
     memcpy(&product->alpha, alpha, sizeof product->alpha);
     memcpy(&product->beta, beta, sizeof product->beta);
-    if (!fits(&work, b_turned ? b_layout->columns : b_layout->rows)) {
+    if (!fits(&work, b_turned ? b_layout->columns : b_layout->rows) ||
+        !algorithm_takes(algorithm, product, a, b, workspace, workspace_bytes)) {
         return CUBLAS_STATUS_INVALID_VALUE;
     }
     return status_of(kv_simt_enqueue_work(run, &work, sizeof work, stream));
@@ -287,8 +327,27 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle,
         preference == NULL || wanted < 1) {
         return CUBLAS_STATUS_INVALID_VALUE;
     }
-    results_out[0] = (cublasLtMatmulHeuristicResult_t){.state = CUBLAS_STATUS_SUCCESS};
+    bool split = (preference->schemes & CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE) != 0 &&
+                 parts_bytes(true, d) <= preference->workspace_bytes;
+    results_out[0] = algorithm_result(split, d);
     *count_out = 1;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDesc_t description,
+    cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
+    cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t *algorithm,
+    cublasLtMatmulHeuristicResult_t *result_out)
+{
+    cudaError_t refused = kv_simt_call(__func__);
+    if (refused != cudaSuccess) {
+        return status_of(refused);
+    }
+    if (handle == NULL || description == NULL || a == NULL || b == NULL || c == NULL || d == NULL ||
+        algorithm->data[0] != ALGORITHM) {
+        return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    *result_out = algorithm_result(algorithm->data[1] != 0, d);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -428,6 +487,7 @@ cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *prefer
     cudaError_t refused = kv_simt_call(__func__);
     if (refused == cudaSuccess) {
         *preference_out = kv_allocate(sizeof **preference_out);
+        (*preference_out)->schemes = UINT32_MAX; /* all */
     }
     return status_of(refused);
 }

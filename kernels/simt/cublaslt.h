@@ -1,9 +1,9 @@
 /* The part of cuBLASLt that Kvist uses, under its names and numbers: products of matrices on the
  * host, at the host's speed, in order with the rest of their stream.
  *
- * Matrices lie column by column, in f32, bf16, f16 or e4m3; sums are f32. What an algorithm, a
- * preference or a workspace says is taken and not needed. A sum's order depends on its length
- * alone.
+ * Matrices lie column by column, in f32, bf16, f16 or e4m3; sums are f32, and a sum's order depends
+ * on its length alone. Algorithms are as strict as a GPU's: they want matrices that begin on 256
+ * bytes, and where split sums were allowed a workspace for the parts, which grows with the batch.
  *
  * Owns: descriptions and layouts until they are destroyed. Borrows: matrices, until the product is
  * done.
@@ -103,6 +103,12 @@ cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *prefer
 cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
     cublasLtMatmulPreferenceAttributes_t attribute, const void *value, size_t bytes);
 cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference);
+
+/* Whether the algorithm computes this, and with how much workspace. */
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDesc_t description,
+    cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
+    cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t *algorithm,
+    cublasLtMatmulHeuristicResult_t *result_out);
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle,
     cublasLtMatmulDesc_t description, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,

@@ -250,7 +250,8 @@ static void calls_of_cublaslt(void **state)
     static const char *const ASK[] = {"cublasLtCreate", "cublasLtMatmulDescCreate",
         "cublasLtMatmulDescSetAttribute", "cublasLtMatmulPreferenceCreate",
         "cublasLtMatmulPreferenceSetAttribute", "cublasLtMatrixLayoutCreate",
-        "cublasLtMatrixLayoutSetAttribute", "cublasLtMatmulAlgoGetHeuristic", "cublasLtMatmul"},
+        "cublasLtMatrixLayoutSetAttribute", "cublasLtMatmulAlgoGetHeuristic",
+        "cublasLtMatmulAlgoCheck", "cublasLtMatmul"},
                              *const GIVE_BACK[] = {"cublasLtMatrixLayoutDestroy",
                                  "cublasLtMatmulPreferenceDestroy", "cublasLtMatmulDescDestroy",
                                  "cublasLtDestroy"};

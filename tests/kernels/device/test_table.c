@@ -165,6 +165,51 @@ static void rows_stand_alone(void **state)
     row_alone_and_together(false);
 }
 
+/* Nor do a tile's on the tiles beside it, of which there are more than one batch takes. */
+static void tiles_alone_and_together(bool f32)
+{
+    enum { ROWS = 70, COLUMNS = 64, TILE = 128, TILES = 19, COUNT = TILE * TILES };
+    bench_t bench;
+    bench_open(&bench);
+    const kv_device_ops_t *ops = bench.tested->ops;
+    const kv_element_t element = f32 ? KV_ELEMENT_F32 : KV_ELEMENT_BF16;
+    matrices_t matrices = make_matrices(&bench, ROWS, COLUMNS, f32);
+    buffer_t x = bench_buffer(&bench, (size_t)COUNT * COLUMNS, 1),
+             weight = bench_buffer(&bench, COLUMNS, 1),
+             in = bench_buffer(&bench, (size_t)COUNT * COLUMNS, 0),
+             together = bench_buffer(&bench, (size_t)COUNT * ROWS, 0),
+             alone = bench_buffer(&bench, (size_t)COUNT * ROWS, 0);
+    const kv_rows_t all = {0, COUNT};
+    ops->norm(bench.tested, x.tested, weight.tested, 1e-5f, COLUMNS, all, in.tested, element);
+    for (int twice = 0; twice < 2; twice++) { /* the second time it is added */
+        ops->product_tiles(
+            bench.tested, matrices.tested, in.tested, all, twice == 1, together.tested);
+        for (uint32_t tile = 0; tile < TILES; tile++) {
+            ops->product_tiles(bench.tested, matrices.tested, in.tested,
+                (kv_rows_t){tile * TILE + tile % 3, 1}, twice == 1, alone.tested);
+        }
+    }
+    bench_finish(&bench);
+    static float a[COUNT * ROWS], b[COUNT * ROWS];
+    kv_error_t error;
+    assert_int_equal(ops->copy_out(bench.tested, a, together.tested, sizeof a, &error), KV_OK);
+    assert_int_equal(ops->copy_out(bench.tested, b, alone.tested, sizeof b, &error), KV_OK);
+    assert_memory_equal(a, b, sizeof a);
+    buffer_t *const buffers[] = {&x, &weight, &in, &together, &alone};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
+        bench_release(&bench, buffers[i]);
+    }
+    free_matrices(&bench, &matrices);
+    bench_close(&bench);
+}
+
+static void tiles_stand_alone(void **state)
+{
+    (void)state;
+    tiles_alone_and_together(true);
+    tiles_alone_and_together(false);
+}
+
 /* ---- paged KV ---- */
 
 typedef struct {
@@ -346,6 +391,7 @@ int main(void)
         cmocka_unit_test(norm_and_gate),
         cmocka_unit_test(embedding_and_products),
         cmocka_unit_test(rows_stand_alone),
+        cmocka_unit_test(tiles_stand_alone),
         cmocka_unit_test(paged_attention),
         cmocka_unit_test(tokens_are_drawn),
         cmocka_unit_test(marks_are_reached_in_order),
