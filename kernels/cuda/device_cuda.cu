@@ -25,12 +25,15 @@ static void device_describe(const kv_device_t *device, bool f32, kv_arithmetic_t
     kv_arithmetic_t arithmetic = {};
     arithmetic.tile_rows = CUDA_PRODUCT_ROWS;
     arithmetic.operand = f32 ? KV_ELEMENT_F32 : KV_ELEMENT_BF16;
-    /* family / phase / products + attention / type / chip / version: the library chooses its
-     * instructions by version and chip; ours moves when a kernel's arithmetic does. */
-    snprintf(arithmetic.prefill, sizeof arithmetic.prefill, DEVICE_NAME "/prefill/%s+%s/%s/sm%d/v1",
-        products, f32 ? "fma" : "mma", type, cuda->sm);
-    snprintf(arithmetic.decode, sizeof arithmetic.decode, DEVICE_NAME "/decode/%s+fma/%s/sm%d/v1",
-        f32 ? "rows" : products, type, cuda->sm);
+    /* family / phase / products + attention / type / chip x processors / version: the library
+     * chooses its instructions by its version, the chip, and how many processors that has; ours
+     * moves when a kernel's arithmetic does. */
+    snprintf(arithmetic.prefill, sizeof arithmetic.prefill,
+        DEVICE_NAME "/prefill/%s+%s/%s/sm%dx%d/v1", products, f32 ? "fma" : "mma", type, cuda->sm,
+        cuda->processors);
+    snprintf(arithmetic.decode, sizeof arithmetic.decode,
+        DEVICE_NAME "/decode/%s+fma/%s/sm%dx%d/v1", f32 ? "rows" : products, type, cuda->sm,
+        cuda->processors);
     *arithmetic_out = arithmetic;
 }
 
@@ -104,6 +107,12 @@ static kv_status_t find_gpu(cuda_device_t *cuda, kv_error_t *error)
     if (status == KV_OK) {
         status = cuda_check(cuda,
             cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, cuda->ordinal),
+            "cudaDeviceGetAttribute", error);
+    }
+    if (status == KV_OK) {
+        status = cuda_check(cuda,
+            cudaDeviceGetAttribute(
+                &cuda->processors, cudaDevAttrMultiProcessorCount, cuda->ordinal),
             "cudaDeviceGetAttribute", error);
     }
     cuda->sm = major * 10 + minor;
