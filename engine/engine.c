@@ -1,11 +1,14 @@
 #include "engine/engine.h"
 
 #include "base/bytes.h"
+#include "base/check.h"
 #include "base/memory.h"
 #include "engine/model.h"
 
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { CHUNK_TOKENS_MIN = 64, CHUNK_TOKENS_MAX = 8192, BATCH_ROWS_MAX = 256 };
 
@@ -128,6 +131,25 @@ static kv_status_t allocate_scratch(kv_engine_t *engine, kv_error_t *error)
     return KV_OK;
 }
 
+/* The window is part of what makes KV: a version that did not know windows made other KV of the
+ * same file. In hexadecimal, so that it always fits. */
+static void name_window(char *arithmetic, size_t arithmetic_bytes, uint32_t window_tokens)
+{
+    const size_t used = strlen(arithmetic);
+    const int added = snprintf(arithmetic + used, arithmetic_bytes - used, "/w%x", window_tokens);
+    KV_CHECK(added > 0 && used + (size_t)added < arithmetic_bytes);
+}
+
+static void name_arithmetic(kv_engine_t *engine)
+{
+    kv_arithmetic_t *arithmetic = &engine->arithmetic;
+    const uint32_t window_tokens = engine->model->shape.window_tokens;
+    if (window_tokens > 0) {
+        name_window(arithmetic->prefill, sizeof arithmetic->prefill, window_tokens);
+        name_window(arithmetic->decode, sizeof arithmetic->decode, window_tokens);
+    }
+}
+
 static void fill_info(kv_engine_t *engine)
 {
     const kv_model_shape_t *shape = &engine->model->shape;
@@ -165,6 +187,7 @@ kv_status_t kv_engine_open(kv_device_t *device, const kv_engine_params_t *params
     device->ops->describe(device, params->f32, &engine->arithmetic);
     status = kv_model_open(device, params->model_path, params->f32, &engine->model, error);
     if (status == KV_OK) {
+        name_arithmetic(engine);
         fill_info(engine);
         status = allocate_arena(engine, error);
     }
@@ -247,6 +270,7 @@ static kv_paged_t paged_layer(const kv_engine_t *engine, uint32_t layer)
         .arena = engine->arena,
         .layer = layer,
         .head_count = engine->model->shape.head_count,
+        .window_tokens = engine->model->shape.window_tokens,
     };
 }
 

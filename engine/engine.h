@@ -41,7 +41,7 @@ typedef struct {
     kv_block_shape_t shape;
     uint32_t slot_count; /* of the arena */
     /* Which kernels make KV: family, phase, instruction sets, types, version
-     * ("cpu/prefill/amx+amx/bf16/v1"). At most 47 bytes. */
+     * ("cpu/prefill/amx+amx/bf16/v1"), and a window ("/w1000"). At most 47 bytes. */
     const char *prefill_arithmetic, *decode_arithmetic;
     bool draws;           /* the device draws tokens: kv_engine_draw */
     size_t weight_bytes;  /* device memory of the weights, in every form that kernels read */

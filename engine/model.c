@@ -137,6 +137,22 @@ static kv_status_t read_heads(const loader_t *loader, kv_model_shape_t *shape)
     return KV_OK;
 }
 
+/* A window that no context outgrows is none. */
+static kv_status_t read_window(const loader_t *loader, kv_model_shape_t *shape)
+{
+    kv_status_t status = read_optional_u32(
+        loader, "llama.attention.sliding_window", 0, UINT32_MAX, 0, &shape->window_tokens);
+    if (status == KV_OK && shape->window_tokens >= shape->context_tokens_max) {
+        shape->window_tokens = 0;
+    }
+    const char *const pattern = "llama.attention.sliding_window_pattern";
+    if (status == KV_OK && kv_gguf_u32(loader->gguf, pattern, &(uint32_t){0}, NULL) != KV_MISSING) {
+        return kv_fail(loader->error, KV_INVALID,
+            "the model has a field %s; windows of some layers only are not supported", pattern);
+    }
+    return status;
+}
+
 /* What would change the arithmetic and is not implemented is refused, not ignored. */
 static kv_status_t refuse_unsupported(const loader_t *loader, const kv_model_shape_t *shape)
 {
@@ -220,6 +236,9 @@ static kv_status_t read_shape(const loader_t *loader, kv_model_shape_t *shape)
     }
     if (status == KV_OK) {
         status = read_heads(loader, shape);
+    }
+    if (status == KV_OK) {
+        status = read_window(loader, shape);
     }
     if (status == KV_OK) {
         status = read_f32(

@@ -12,6 +12,7 @@
 typedef struct {
     uint32_t layer_count, embedding, head_count, kv_head_count, head_dim, feed_forward;
     uint32_t vocabulary_count, context_tokens_max, end_token;
+    uint32_t window_tokens; /* a token sees so many, itself among them; 0: all before it */
     float norm_epsilon, rotation_base;
     char architecture[32], name[128];
 } kv_model_shape_t;

@@ -115,7 +115,8 @@ typedef struct {
     const kv_block_shape_t *shape;
     void *arena;
     uint32_t layer;
-    uint32_t head_count; /* a multiple of shape->kv_head_count */
+    uint32_t head_count;    /* a multiple of shape->kv_head_count */
+    uint32_t window_tokens; /* a token sees so many, itself among them; 0: all before it */
 } kv_paged_t;
 
 typedef struct {

@@ -23,6 +23,10 @@ typedef struct {
 /* A score that no key has: its weight is zero, without the trouble of infinities. */
 static const float NO_SCORE = -1e30f;
 
+/* Below every score that a key has, and far above NO_SCORE: from where a query counts that has seen
+ * no key yet, so that those hidden from it have no weight either. */
+static const float NO_PEAK = -1e20f;
+
 typedef struct {
     uint16_t *queries;    /* [group][block][head_dim / 2 pairs][16 queries][2] */
     uint16_t *values;     /* [head_dim][64 keys] */
@@ -206,7 +210,7 @@ static __m512 soften_columns(
     }
     const __m512 peak = _mm512_max_ps(before, _mm512_max_ps(_mm512_max_ps(peaks[0], peaks[1]),
                                                   _mm512_max_ps(peaks[2], peaks[3]))),
-                 shift = _mm512_mul_ps(peak, factor);
+                 shift = _mm512_mul_ps(_mm512_max_ps(peak, _mm512_set1_ps(NO_PEAK)), factor);
     __m512 even_sum = _mm512_setzero_ps(), odd_sum = _mm512_setzero_ps();
     for (uint32_t j = 0; j < CPU_KEY_TILE; j += 2) {
         __m512 even = power_of_two(
@@ -270,11 +274,27 @@ static void hide_later_keys(float *scores, uint32_t first_position, uint32_t fir
     }
 }
 
+/* And those before its window. */
+static void hide_earlier_keys(
+    float *scores, uint32_t first_position, uint32_t first_key, uint32_t window_tokens)
+{
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (uint32_t j = 0; j < CPU_KEY_TILE; j++) {
+        /* A key at first_key + j is hidden from positions of window_tokens behind it on. */
+        const int ahead = (int)(first_key + j + window_tokens) - (int)first_position;
+        __mmask16 hidden = _mm512_cmpge_epi32_mask(lanes, _mm512_set1_epi32(ahead));
+        float *line = scores + (size_t)j * COLUMNS;
+        _mm512_mask_store_ps(line, hidden, _mm512_set1_ps(NO_SCORE));
+    }
+}
+
 /* One key tile for all the tile's queries. */
 static void attend_key_tile(const cpu_attend_tile_t *tile, const amx_scratch_t *scratch,
     uint32_t first, uint32_t last, uint32_t block_first, uint32_t block_last)
 {
-    const uint32_t head_dim = tile->keys.head_dim;
+    const uint32_t head_dim = tile->keys.head_dim,
+                   all_seen =
+                       cpu_first_seen(tile->position + CPU_QUERY_TILE - 1, tile->window_tokens);
     const size_t block_floats = (size_t)head_dim * COLUMNS;
     const __m512 factor = _mm512_set1_ps(tile->scale * 1.44269504f);
     const void *keys[4] = {NULL};
@@ -291,6 +311,10 @@ static void attend_key_tile(const cpu_attend_tile_t *tile, const amx_scratch_t *
                 tile, keys, groups_valid, scratch->queries + at * block_floats, scratch->scores);
             if (first == tile->position) {
                 hide_later_keys(scratch->scores, tile->position + block * COLUMNS, first);
+            }
+            if (first < all_seen) {
+                hide_earlier_keys(
+                    scratch->scores, tile->position + block * COLUMNS, first, tile->window_tokens);
             }
             const __m512 fade = soften_columns(scratch->scores, scratch->weights, factor,
                 scratch->largest + (size_t)at * COLUMNS, scratch->sum + (size_t)at * COLUMNS);
@@ -353,7 +377,8 @@ static void attend_tile_amx(const cpu_attend_tile_t *tile)
             _mm512_store_ps(scratch.sum + at * COLUMNS, _mm512_setzero_ps());
         }
     }
-    for (uint32_t first = 0; first < last; first += CPU_KEY_TILE) {
+    for (uint32_t first = cpu_first_key_tile(tile->position, tile->window_tokens); first < last;
+         first += CPU_KEY_TILE) {
         attend_key_tile(tile, &scratch, first, last, block_first, block_last);
     }
     for (uint32_t head = 0; head < tile->group; head++) {

@@ -319,6 +319,7 @@ static void attend_tiles_item(const cpu_command_t *command, uint32_t item, uint3
         .position = sequence->position - sequence->row + tile_row,
         .row_first = begin - tile_row,
         .row_count = end - begin,
+        .window_tokens = call->paged.window_tokens,
         .group = group,
         .scale = 1.0f / sqrtf((float)head_dim),
         .queries = (const float *)call->in + tile_row * projected_columns(call) + head_first,
@@ -369,16 +370,19 @@ static void attend_rows_item(const cpu_command_t *command, uint32_t item, uint32
     const cpu_kernel_call_t *call = (const cpu_kernel_call_t *)command;
     const uint32_t kv_heads = call->shape.kv_head_count, segment = item % call->group,
                    kv_head = item / call->group % kv_heads, at = item / call->group / kv_heads,
-                   first = segment * CPU_KEY_SEGMENT;
+                   begin = segment * CPU_KEY_SEGMENT;
     const kv_sequence_t *sequence = &call->sequences[at];
-    if (first > sequence->position) {
+    const uint32_t seen = cpu_first_seen(sequence->position, call->paged.window_tokens),
+                   first = seen > begin ? seen : begin,
+                   last = least(begin + CPU_KEY_SEGMENT, sequence->position + 1);
+    if (first >= last) {
         return;
     }
     const cpu_attend_segment_t attend = {
         .keys = vectors_of(call, sequence, 0, kv_head),
         .values = vectors_of(call, sequence, 1, kv_head),
         .first = first,
-        .last = least(first + CPU_KEY_SEGMENT, sequence->position + 1),
+        .last = last,
         .group = call->paged.head_count / kv_heads,
         .scale = 1.0f / sqrtf((float)call->shape.head_dim),
         .queries = query_at(call, at, kv_head),
@@ -418,12 +422,15 @@ static void merge_rows_item(const cpu_command_t *command, uint32_t item, uint32_
     const uint32_t head_dim = call->shape.head_dim, kv_heads = call->shape.kv_head_count,
                    group = call->paged.head_count / kv_heads;
     const kv_sequence_t *sequence = &call->sequences[item];
+    const uint32_t first = cpu_first_seen(sequence->position, call->paged.window_tokens) /
+                           CPU_KEY_SEGMENT,
+                   last = sequence->position / CPU_KEY_SEGMENT;
     float *out = (float *)call->out + (size_t)sequence->row * call->paged.head_count * head_dim;
     for (uint32_t head = 0; head < call->paged.head_count; head++) {
         const float *partial =
-            partial_at(call, item, head / group, 0) + (size_t)(head % group) * (head_dim + 2);
-        merge_head(partial, (size_t)group * (head_dim + 2),
-            sequence->position / CPU_KEY_SEGMENT + 1, head_dim, out + (size_t)head * head_dim);
+            partial_at(call, item, head / group, first) + (size_t)(head % group) * (head_dim + 2);
+        merge_head(partial, (size_t)group * (head_dim + 2), last - first + 1, head_dim,
+            out + (size_t)head * head_dim);
     }
 }
 

@@ -39,6 +39,18 @@ static inline const void *cpu_vector_at(const cpu_vectors_t *vectors, uint32_t p
            (size_t)(position % vectors->block_tokens) * vectors->head_dim * vectors->element_bytes;
 }
 
+/* The first position that the token at position sees; a window of 0 tokens has no begin. */
+static inline uint32_t cpu_first_seen(uint32_t position, uint32_t window_tokens)
+{
+    return window_tokens == 0 || position < window_tokens ? 0 : position + 1 - window_tokens;
+}
+
+/* Where the key tiles of a query tile begin: the same for all its rows, whichever are computed. */
+static inline uint32_t cpu_first_key_tile(uint32_t position, uint32_t window_tokens)
+{
+    return cpu_first_seen(position, window_tokens) / CPU_KEY_TILE * CPU_KEY_TILE;
+}
+
 /* How a decode matrix' rows are held. The two compact forms have the file's own numbers. */
 typedef enum { CPU_ROWS_F32, CPU_ROWS_BF16, CPU_ROWS_BLOCK8, CPU_ROWS_BLOCK4 } cpu_rows_format_t;
 
@@ -90,6 +102,7 @@ typedef struct {
     cpu_vectors_t keys, values;
     uint32_t position;             /* of the tile's row 0 */
     uint32_t row_first, row_count; /* within the tile */
+    uint32_t window_tokens;        /* as in kv_paged_t */
     uint32_t group;                /* query heads */
     float scale;
     const float *queries; /* tile row r, head h of the group: + r x query_stride + h x head_dim */
@@ -103,7 +116,7 @@ typedef struct {
 /* One query row of one KV head's group over the keys from first to last - 1. */
 typedef struct {
     cpu_vectors_t keys, values;
-    uint32_t first, last; /* first: a multiple of CPU_KEY_SEGMENT; last - first at most that */
+    uint32_t first, last; /* of one segment of CPU_KEY_SEGMENT positions; first below last */
     uint32_t group;
     float scale;
     const float *queries; /* [group][head_dim] */

@@ -109,9 +109,10 @@ static void attend_tile(const cpu_attend_tile_t *tile)
             for (uint32_t i = 0; i < head_dim; i++) {
                 weighted[i] = 0;
             }
-            attend_keys(&tile->keys, &tile->values, 0, tile->position + row + 1, tile->scale,
-                tile->queries + row * tile->query_stride + head * head_dim, &largest, &sum,
-                weighted);
+            attend_keys(&tile->keys, &tile->values,
+                cpu_first_seen(tile->position + row, tile->window_tokens), tile->position + row + 1,
+                tile->scale, tile->queries + row * tile->query_stride + head * head_dim, &largest,
+                &sum, weighted);
             for (uint32_t i = 0; i < head_dim; i++) {
                 store(tile->out, row * tile->out_stride + head * head_dim + i, weighted[i] / sum,
                     tile->out_element);

@@ -8,6 +8,7 @@
 
 #include <math.h>
 #include <stdbool.h>
+#include <string.h>
 
 static inline void store(void *out, uint32_t at, vector_t value, kv_element_t element)
 {
@@ -278,10 +279,19 @@ static void unpack_keys(
     }
 }
 
-/* Turns a row's scores into weights of the running softmax; valid: keys that the row may see. */
-static float soften(float *scores, uint32_t valid, float scale, float *largest, float *sum)
+/* Turns a row's scores into weights of the running softmax; the row sees the keys from first to
+ * last - 1 of the tile. One that sees none stays as it was. */
+static float soften(
+    float *scores, uint32_t first, uint32_t last, float scale, float *largest, float *sum)
 {
-    for (uint32_t j = valid; j < CPU_KEY_TILE; j++) {
+    if (first >= last) {
+        memset(scores, 0, CPU_KEY_TILE * sizeof(float));
+        return 1.0f;
+    }
+    for (uint32_t j = 0; j < first; j++) {
+        scores[j] = -INFINITY;
+    }
+    for (uint32_t j = last; j < CPU_KEY_TILE; j++) {
         scores[j] = -INFINITY;
     }
     vector_t peaks = v_load(scores);
@@ -320,11 +330,12 @@ static void attend_head(
     };
     small_product(&score, tile->row_count, CPU_KEY_TILE, false);
     for (uint32_t at = 0; at < tile->row_count; at++) {
-        const uint32_t row = tile->row_first + at, visible = tile->position + row + 1 - first,
-                       state = head * CPU_QUERY_TILE + row;
+        const uint32_t row = tile->row_first + at, position = tile->position + row,
+                       seen = cpu_first_seen(position, tile->window_tokens),
+                       visible = position + 1 - first, state = head * CPU_QUERY_TILE + row;
         float fade = soften(scratch->scores + (size_t)at * CPU_KEY_TILE,
-            visible < CPU_KEY_TILE ? visible : CPU_KEY_TILE, tile->scale, &scratch->largest[state],
-            &scratch->sum[state]);
+            seen > first ? seen - first : 0, visible < CPU_KEY_TILE ? visible : CPU_KEY_TILE,
+            tile->scale, &scratch->largest[state], &scratch->sum[state]);
         if (fade != 1.0f) {
             for (uint32_t i = 0; i < head_dim; i += LANES) {
                 float *line = weighted + (size_t)at * head_dim + i;
@@ -356,7 +367,8 @@ static void attend_tile(const cpu_attend_tile_t *tile)
         v_store(scratch.largest + i, v_all(-INFINITY));
         v_store(scratch.sum + i, v_all(0));
     }
-    for (uint32_t first = 0; first < last; first += CPU_KEY_TILE) {
+    for (uint32_t first = cpu_first_key_tile(tile->position, tile->window_tokens); first < last;
+         first += CPU_KEY_TILE) {
         unpack_keys(tile, &scratch, first, last);
         for (uint32_t head = 0; head < tile->group; head++) {
             attend_head(tile, &scratch, head, first);
@@ -388,8 +400,8 @@ static inline __attribute__((always_inline)) void segment_scores(
     float *scores = (float *)segment->scratch + (size_t)head * CPU_KEY_SEGMENT;
     const char *key = NULL;
     for (uint32_t position = segment->first; position < segment->last; position++) {
-        key = position % 16 == 0 ? cpu_vector_at(&segment->keys, position)
-                                 : key + head_dim * segment->keys.element_bytes;
+        key = position % 16 == 0 || key == NULL ? cpu_vector_at(&segment->keys, position)
+                                                : key + head_dim * segment->keys.element_bytes;
         vector_t sums[HEADS_AT_ONCE];
         for (uint32_t h = 0; h < heads; h++) {
             sums[h] = v_all(0);
@@ -422,8 +434,9 @@ static inline __attribute__((always_inline)) void segment_values(
     }
     const char *value = NULL;
     for (uint32_t position = segment->first; position < segment->last; position++) {
-        value = position % 16 == 0 ? cpu_vector_at(&segment->values, position)
-                                   : value + head_dim * segment->values.element_bytes;
+        value = position % 16 == 0 || value == NULL
+                    ? cpu_vector_at(&segment->values, position)
+                    : value + head_dim * segment->values.element_bytes;
         vector_t wide[4];
         for (uint32_t i = 0; i < parts; i++) {
             wide[i] = load(value, first + i * LANES, bf16);

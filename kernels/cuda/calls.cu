@@ -191,6 +191,7 @@ static cuda_paged_t paged_of(const kv_paged_t *paged)
     own.arena = paged->arena;
     own.layer = paged->layer;
     own.head_count = paged->head_count;
+    own.window_tokens = paged->window_tokens;
     return own;
 }
 

@@ -5,6 +5,7 @@
 #include "testing/testing.h"
 #include "testing/tiny_model.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -148,6 +149,8 @@ static void prefill_does_not_depend_on_chunks_or_blocks(void **state)
         &(kv_tiny_model_t){
             .seed = 3, .embedding = 192, .head_count = 3, .kv_head_count = 1, .untied = true},
         false, rounds);
+    check_splits(&(kv_tiny_model_t){.seed = 11, .window = 50}, false, rounds);
+    check_splits(&(kv_tiny_model_t){.seed = 12, .window = 129}, true, rounds);
 }
 
 /* A token's row stands once at every place of a tile: before it, all that changes is where the
@@ -205,6 +208,76 @@ static void decode_follows_prefill(void **state)
         kv_engine_close(prefilled.engine);
         kv_engine_close(decoded.engine);
     }
+}
+
+/* What a window hides is not seen, the last that it shows is: with one layer, by the bit. */
+static void check_window(uint32_t window, uint32_t count, uint32_t tail, bool f32)
+{
+    static subject_t subject;
+    static uint32_t tokens[TOKENS_MAX];
+    static float wanted[KV_TINY_MODEL_VOCABULARY];
+    uint64_t random = kv_test_seed();
+    const char *path = kv_tiny_model_write(
+        &(kv_tiny_model_t){.seed = 13, .layer_count = 1, .window = window}, "window.gguf");
+    fill_tokens(tokens, &random);
+    open_subject(&subject, path, 16, f32, &random);
+    for (uint32_t round = 0; round < 3; round++) {
+        if (round > 0) {
+            /* First the last hidden one, then the first seen one. */
+            const uint32_t changed = count - 1 - window + round - 1;
+            tokens[changed] = (tokens[changed] + 1) % KV_TINY_MODEL_VOCABULARY;
+        }
+        prefill(&subject, tokens, 0, tail);
+        for (uint32_t position = tail; position < count; position++) {
+            decode_one(&subject, tokens, position);
+        }
+        if (round == 0) {
+            memcpy(wanted, subject.logits[0], sizeof wanted);
+        }
+        const bool same = memcmp(wanted, subject.logits[0], sizeof wanted) == 0;
+        assert_true(same == (round < 2));
+    }
+    kv_engine_close(subject.engine);
+}
+
+static void a_window_hides_what_is_before_it(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t window, count;
+    } cases[] = {{1, 2}, {16, 65}, {64, 128}, {65, 200}, {300, 390}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (int f32 = 0; f32 < 2; f32++) {
+            check_window(cases[i].window, cases[i].count, cases[i].count, f32);
+            check_window(cases[i].window, cases[i].count, cases[i].count - 1, f32);
+        }
+    }
+}
+
+/* KV of another window is other KV; one as long as the context is none. */
+static void a_window_is_part_of_the_arithmetic(void **state)
+{
+    (void)state;
+    static subject_t plain, windowed, wide;
+    uint64_t random = kv_test_seed();
+    open_subject(&plain, kv_tiny_model_write(&(kv_tiny_model_t){.seed = 13}, "plain.gguf"), 16,
+        false, &random);
+    open_subject(&windowed,
+        kv_tiny_model_write(&(kv_tiny_model_t){.seed = 13, .window = 80}, "window.gguf"), 16, false,
+        &random);
+    open_subject(&wide,
+        kv_tiny_model_write(&(kv_tiny_model_t){.seed = 13, .window = 512}, "wide.gguf"), 16, false,
+        &random);
+    char wanted[64];
+    snprintf(wanted, sizeof wanted, "%s/w50", plain.info->prefill_arithmetic);
+    assert_string_equal(windowed.info->prefill_arithmetic, wanted);
+    snprintf(wanted, sizeof wanted, "%s/w50", plain.info->decode_arithmetic);
+    assert_string_equal(windowed.info->decode_arithmetic, wanted);
+    assert_string_equal(wide.info->prefill_arithmetic, plain.info->prefill_arithmetic);
+    assert_string_equal(wide.info->decode_arithmetic, plain.info->decode_arithmetic);
+    kv_engine_close(plain.engine);
+    kv_engine_close(windowed.engine);
+    kv_engine_close(wide.engine);
 }
 
 /* Rows of different lengths decoded one by one and in batches of every size: the same bits. */
@@ -422,6 +495,7 @@ static void models_that_lie_are_refused(void **state)
     assert_model_refused(
         &(kv_tiny_model_t){.extra_tensor = "blk.0.attn_q.bias"}, "blk.0.attn_q.bias");
     assert_model_refused(&(kv_tiny_model_t){.context = 1 << 21}, "context_length");
+    assert_model_refused(&(kv_tiny_model_t){.window_pattern = 2}, "sliding_window_pattern");
 }
 
 static void params_out_of_bounds_are_refused(void **state)
@@ -455,6 +529,8 @@ int main(void)
         cmocka_unit_test(prefill_does_not_depend_on_chunks_or_blocks),
         cmocka_unit_test(a_row_moves_through_its_tile),
         cmocka_unit_test(decode_follows_prefill),
+        cmocka_unit_test(a_window_hides_what_is_before_it),
+        cmocka_unit_test(a_window_is_part_of_the_arithmetic),
         cmocka_unit_test(decode_does_not_depend_on_the_batch),
         cmocka_unit_test(rows_of_one_sequence_are_as_one_by_one),
         cmocka_unit_test(layers_are_announced_in_order_and_cancelled),

@@ -261,7 +261,7 @@ static void check_tile(const cpu_kernels_t *kernels)
         const uint32_t head_dim = geometries[at].head_dim, group = geometries[at].group;
         void *scratch =
             aligned_alloc(64, kv_round_up(cpu_attend_scratch_bytes(head_dim, group), 64));
-        for (int round = 0; round < 20; round++) {
+        for (int round = 0; round < 30; round++) {
             const uint32_t tile = (uint32_t)(kv_test_random(&random_state) % 4),
                            first = (uint32_t)(kv_test_random(&random_state) % CPU_QUERY_TILE),
                            rows = 1 + (uint32_t)(kv_test_random(&random_state) %
@@ -275,6 +275,8 @@ static void check_tile(const cpu_kernels_t *kernels)
                 .position = tile * CPU_QUERY_TILE,
                 .row_first = first,
                 .row_count = rows,
+                .window_tokens =
+                    round < 20 ? 0 : 1 + (uint32_t)(kv_test_random(&random_state) % 200),
                 .group = group,
                 .scale = 1.0f / sqrtf((float)head_dim),
                 .queries = queries,
@@ -323,14 +325,16 @@ static void check_segment(const cpu_kernels_t *kernels)
     fill(queries, GROUP_MAX * CPU_HEAD_DIM_MAX, 1.0f);
     for (int at = 0; at < GEOMETRIES; at++) {
         const uint32_t head_dim = geometries[at].head_dim, group = geometries[at].group;
-        for (size_t i = 0; i < sizeof lasts / sizeof *lasts; i++) {
+        for (size_t i = 0; i < 2 * (sizeof lasts / sizeof *lasts); i++) {
+            const uint32_t last = lasts[i / 2];
             arena_t arena;
-            make_arena(&arena, head_dim, geometries[at].block_tokens, geometries[at].element_bytes,
-                lasts[i]);
+            make_arena(
+                &arena, head_dim, geometries[at].block_tokens, geometries[at].element_bytes, last);
             cpu_attend_segment_t attend = {
                 .keys = arena.keys,
                 .values = arena.values,
-                .last = lasts[i],
+                .first = i % 2 == 0 ? 0 : (uint32_t)(kv_test_random(&random_state) % last),
+                .last = last,
                 .group = group,
                 .scale = 1.0f / sqrtf((float)head_dim),
                 .queries = queries,

@@ -69,6 +69,12 @@ static void write_keys(builder_t *builder)
     key_u32(builder, "llama.feed_forward_length", model->feed_forward);
     key_u32(builder, "llama.attention.head_count", model->head_count);
     key_u32(builder, "llama.attention.head_count_kv", model->kv_head_count);
+    if (model->window != 0) {
+        key_u32(builder, "llama.attention.sliding_window", model->window);
+    }
+    if (model->window_pattern != 0) {
+        key_u32(builder, "llama.attention.sliding_window_pattern", model->window_pattern);
+    }
     key_f32(builder, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
     key_f32(builder, "llama.rope.freq_base", 10000.0f);
     if (model->vocabulary_field != 0) {

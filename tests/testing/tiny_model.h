@@ -16,6 +16,8 @@ typedef struct {
     uint32_t feed_forward;     /* 192 */
     uint32_t context;          /* 512 */
     uint32_t end_token;        /* 0 */
+    uint32_t window;           /* llama.attention.sliding_window: left out */
+    uint32_t window_pattern;   /* llama.attention.sliding_window_pattern: left out */
     uint32_t vocabulary_field; /* llama.vocab_size: left out */
     uint64_t seed;
     bool untied; /* has an output matrix of its own */

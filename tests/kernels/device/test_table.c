@@ -216,6 +216,7 @@ typedef struct {
     bench_t bench;
     kv_block_shape_t shape;
     uint32_t slots[SLOTS]; /* a block table, not in order */
+    uint32_t window_tokens;
     buffer_t arena, rotation, projected, out;
 } paged_bench_t;
 
@@ -226,6 +227,7 @@ static kv_paged_t paged_on(const paged_bench_t *paged, bool tested)
         .arena = tested ? paged->arena.tested : paged->arena.cpu,
         .layer = 1,
         .head_count = HEADS,
+        .window_tokens = paged->window_tokens,
     };
 }
 
@@ -301,10 +303,11 @@ static void attend_batch(paged_bench_t *paged)
 static void paged_attention(void **state)
 {
     (void)state;
-    static const uint32_t HEAD_DIMS[] = {32, 64, 128};
+    static const uint32_t HEAD_DIMS[] = {32, 64, 128}, WINDOWS[] = {0, 40, 300};
     for (size_t i = 0; i < sizeof HEAD_DIMS / sizeof *HEAD_DIMS; i++) {
         paged_bench_t paged;
         open_paged(&paged, HEAD_DIMS[i]);
+        paged.window_tokens = WINDOWS[i];
         attend_chunk(&paged, &(kv_sequence_t){paged.slots, 0, 0, 1});
         attend_chunk(&paged, &(kv_sequence_t){paged.slots, 1, 1, 70});
         attend_chunk(&paged, &(kv_sequence_t){paged.slots, 128 + 17, 17, 60});
