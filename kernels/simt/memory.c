@@ -89,6 +89,7 @@ static void open_range(void)
     void *mapping = mmap(
         NULL, KV_SIMT_DEVICE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     KV_CHECK(mapping != MAP_FAILED);
+    (void)madvise(mapping, KV_SIMT_DEVICE_BYTES, MADV_HUGEPAGE); /* a wish: it makes it fast */
     base = (uintptr_t)mapping;
     const char *bound = getenv("KVIST_SIMT_MEMORY");
     unsigned long long mebibytes = bound == NULL ? 0 : strtoull(bound, NULL, 10);

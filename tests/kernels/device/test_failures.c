@@ -203,7 +203,7 @@ static void sweep(const char *name, int code, bool ends_badly)
         simt.fail_none();
         if (!happened) {
             assert_int_equal(status, KV_OK);
-            assert_true(nth > 1);
+            if (nth == 1) { fail_msg("%s is never called", name); }
             return;
         }
         if (ends_badly) {
