@@ -394,8 +394,9 @@ cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle_out)
 /* What is held is given back whatever the device's state. */
 cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle)
 {
+    cudaError_t refused = kv_simt_call(__func__);
     free(handle);
-    return CUBLAS_STATUS_SUCCESS;
+    return status_of(refused);
 }
 
 cublasStatus_t cublasLtMatmulDescCreate(
@@ -434,8 +435,9 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description,
 
 cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t description)
 {
+    cudaError_t refused = kv_simt_call(__func__);
     free(description);
-    return CUBLAS_STATUS_SUCCESS;
+    return status_of(refused);
 }
 
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout_out, cudaDataType_t type,
@@ -478,8 +480,9 @@ cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout,
 
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout)
 {
+    cudaError_t refused = kv_simt_call(__func__);
     free(layout);
-    return CUBLAS_STATUS_SUCCESS;
+    return status_of(refused);
 }
 
 cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *preference_out)
@@ -513,6 +516,7 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
 
 cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference)
 {
+    cudaError_t refused = kv_simt_call(__func__);
     free(preference);
-    return CUBLAS_STATUS_SUCCESS;
+    return status_of(refused);
 }
