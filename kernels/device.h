@@ -143,8 +143,16 @@ typedef struct {
 
 typedef enum { KV_MOVE_OUT, KV_MOVE_IN } kv_move_direction_t;
 
-/* Bytes on their way between slots and memory of this process. Of each slot move the same parts, in
- * their order; outside they lie one after the other. */
+/* How a network may reach memory that the device allocated, beside copies and moves. */
+typedef enum {
+    KV_NETWORK_NONE, /* not at all */
+    KV_NETWORK_HOST, /* as this process's memory, which it is for a network alone */
+    KV_NETWORK_CUDA, /* as a GPU's, by a network that knows CUDA */
+} kv_network_t;
+
+/* Bytes on their way between slots and memory of this process, or beside the slots: memory of the
+ * device that a network reads or has written. Of each slot move the same parts, in their order;
+ * outside they lie one after the other. */
 typedef struct {
     kv_move_direction_t direction;
     char *arena;                 /* device: slot s starts at arena + s x slot_bytes */
@@ -154,13 +162,23 @@ typedef struct {
     const kv_slot_part_t *parts; /* [part_count], disjoint, multiples of 4 bytes */
     uint32_t part_count;         /* 1 to KV_MOVE_PARTS_MAX */
     char *const *outside;        /* [slot_count]: host memory of a slot's parts; pinned or not */
-    size_t unit_bytes;           /* the one part is so many whole units; 0: no checksums */
+    bool beside;                 /* outside is memory of the device, one slot's parts behind the
+                                    other's; only where a network reaches the device */
+    size_t unit_bytes;           /* the one part is so many whole units; 0: none are sealed */
+    const uint64_t *seeds;       /* [slot_count]: all that moves of a slot is sealed at once, with a
+                                    seed of its own; unit_bytes is 0. NULL: not so */
     uint64_t *checksums;         /* [slot_count][units of the part]: kv_checksum of each unit,
                                     taken where the bytes are when they move out and where they
-                                    have come to when they move in */
+                                    have come to when they move in. With seeds [slot_count]:
+                                    kv_checksum_seeded of a slot's parts, one after the other; of
+                                    one part taken there too, of several where they lie together */
 } kv_move_params_t;
 
-enum { KV_MOVE_SLOTS_MAX = 1024, KV_MOVE_PARTS_MAX = 128 };
+enum {
+    KV_MOVE_SLOTS_MAX = 1024,
+    KV_MOVE_PARTS_MAX = 128,
+    KV_MOVE_SEALED_PARTS_BYTES_MAX = 8 << 20, /* of a slot, where several parts have one seed */
+};
 
 typedef struct kv_move kv_move_t; /* one that was started; belongs to the device */
 
@@ -173,6 +191,7 @@ typedef struct {
                          without it, and do more on the way */
     bool ahead;       /* kernels run while more are enqueued; else all wait for reach or finish, and
                          what is enqueued too early is in the way */
+    kv_network_t network;
 
     void (*close)(kv_device_t *device);
 

@@ -19,9 +19,14 @@ uint32_t kv_move_slot_units(const kv_move_params_t *params)
 
 /* ---- made of copies ---- */
 
-/* The units are hashed outside, where this processor can read them. */
+/* Hashed outside, where this processor can read it. */
 static void seal(const kv_move_params_t *params, uint32_t at)
 {
+    if (params->seeds != NULL) {
+        params->checksums[at] =
+            kv_checksum_seeded(params->outside[at], kv_move_slot_bytes(params), params->seeds[at]);
+        return;
+    }
     const uint32_t units = kv_move_slot_units(params);
     for (uint32_t unit = 0; unit < units; unit++) {
         params->checksums[(size_t)at * units + unit] =
@@ -56,8 +61,11 @@ kv_status_t kv_move_start(
 {
     KV_CHECK(params->slot_count >= 1 && params->slot_count <= KV_MOVE_SLOTS_MAX);
     KV_CHECK(params->part_count >= 1 && params->part_count <= KV_MOVE_PARTS_MAX);
-    KV_CHECK((params->unit_bytes > 0) == (params->checksums != NULL));
-    KV_CHECK(params->unit_bytes == 0 || params->part_count == 1);
+    KV_CHECK((params->unit_bytes > 0 || params->seeds != NULL) == (params->checksums != NULL));
+    KV_CHECK(params->unit_bytes == 0 || (params->part_count == 1 && params->seeds == NULL));
+    KV_CHECK(params->seeds == NULL || params->part_count == 1 ||
+             kv_move_slot_bytes(params) <= KV_MOVE_SEALED_PARTS_BYTES_MAX);
+    KV_CHECK(!params->beside || device->ops->network != KV_NETWORK_NONE);
     if (device->ops->move_start != NULL) {
         return device->ops->move_start(device, params, move_out, error);
     }

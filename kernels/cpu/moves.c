@@ -38,6 +38,10 @@ kv_status_t cpu_move_start(
                 checksums += part->bytes / params->unit_bytes;
             }
         }
+        if (params->seeds != NULL) {
+            *checksums++ = kv_checksum_seeded(
+                params->outside[at], (size_t)(outside - params->outside[at]), params->seeds[at]);
+        }
     }
     kv_checksum_copy_fence();
     *move_out = NULL;

@@ -70,6 +70,11 @@ static void fill_table(kv_device_ops_t *ops)
 {
     ops->name = DEVICE_NAME;
     ops->ahead = true;
+#ifdef KVIST_SIMT
+    ops->network = KV_NETWORK_HOST;
+#else
+    ops->network = KV_NETWORK_CUDA;
+#endif
     ops->close = device_close;
     ops->allocate = cuda_allocate;
     ops->release = cuda_release;

@@ -5,7 +5,9 @@
  *
  * Large parts go between slot and memory by the copy engine alone; small ones are gathered first,
  * since an engine needs as long for a fragment of 4 KiB as for one of 64. A move that does not fit
- * the staging goes in runs of slots, which the stream keeps apart. */
+ * the staging goes in runs of slots, which the stream keeps apart. What lies beside the slots, in
+ * memory that a network reads, is gathered there and copied no further. Several parts that have
+ * one checksum are sealed where they lie together, in the staging or beside. */
 #include "kernels/cuda/blocks.h"
 #include "kernels/cuda/device_internal.h"
 #include "kernels/cuda/seal.h"
@@ -122,8 +124,10 @@ typedef struct {
     cuda_lane_t *lane;
     const kv_move_params_t *params;
     size_t slot_bytes; /* of one slot's parts */
+    size_t unit_bytes; /* sealed at once; 0: nothing is */
     uint32_t slot_units;
-    bool direct; /* without the staging */
+    bool direct;   /* without the staging */
+    bool together; /* several parts, sealed where they lie together */
     uint32_t first, count;
 } run_t;
 
@@ -136,15 +140,23 @@ static cuda_blocks_t slots_of(const run_t *run, size_t offset_bytes)
     return blocks;
 }
 
-/* Gathers into the staging, or scatters what lies there. */
+/* Where the run's parts lie together: in the staging, or where a network reaches them. */
+static cuda_blocks_t together_of(const run_t *run)
+{
+    cuda_blocks_t blocks = {};
+    blocks.base =
+        (uint8_t *)(run->params->beside ? run->params->outside[run->first] : run->lane->staging);
+    blocks.stride_bytes = run->slot_bytes;
+    return blocks;
+}
+
+/* Gathers the parts to where they lie together, or scatters them from there. */
 static kv_status_t gather(const run_t *run, kv_error_t *error)
 {
     const kv_move_params_t *params = run->params;
     const bool out = params->direction == KV_MOVE_OUT;
     const cuda_blocks_t slots = slots_of(run, 0);
-    cuda_blocks_t staging = {};
-    staging.base = (uint8_t *)run->lane->staging;
-    staging.stride_bytes = run->slot_bytes;
+    const cuda_blocks_t staging = together_of(run);
     cuda_range_t ranges[KV_MOVE_PARTS_MAX];
     size_t at = 0;
     for (uint32_t i = 0; i < params->part_count; i++) {
@@ -169,6 +181,9 @@ static kv_status_t copy_staging(const run_t *run, kv_error_t *error)
 {
     char *const *outside = run->params->outside + run->first;
     kv_status_t status = KV_OK;
+    if (run->params->beside) {
+        return KV_OK; /* there already */
+    }
     for (uint32_t at = 0; at < run->count && status == KV_OK;) {
         uint32_t end = at + 1;
         while (end < run->count && outside[end] == outside[end - 1] + run->slot_bytes) {
@@ -199,16 +214,14 @@ static kv_status_t copy_slots(const run_t *run, kv_error_t *error)
     return status;
 }
 
-/* Checksums of the units where they lie in the slots, to the caller's array. */
+/* Checksums of the units where they lie, to the caller's array. */
 static kv_status_t seal(const run_t *run, kv_error_t *error)
 {
     const kv_move_params_t *params = run->params;
-    if (params->unit_bytes == 0) {
-        return KV_OK;
-    }
-    const cuda_blocks_t slots = slots_of(run, params->parts[0].offset_bytes);
+    const cuda_blocks_t slots =
+        run->together ? together_of(run) : slots_of(run, params->parts[0].offset_bytes);
     cuda_units_t units = {};
-    units.parts[0].unit_bytes = (uint32_t)params->unit_bytes;
+    units.parts[0].unit_bytes = (uint32_t)run->unit_bytes;
     units.part_count = 1;
     units.layer_units = units.unit_count = run->slot_units;
     units.layer_bytes = run->slot_bytes;
@@ -217,6 +230,7 @@ static kv_status_t seal(const run_t *run, kv_error_t *error)
     sealing.from = &slots;
     sealing.block_count = run->count;
     sealing.thread_blocks_max = THREAD_BLOCKS_MAX;
+    sealing.seeds = params->seeds != nullptr ? params->seeds + run->first : nullptr;
     sealing.checksums_out = run->lane->sums;
     kv_status_t status = cuda_seal(cuda_opaque(run->lane->stream), &sealing, error);
     if (status != KV_OK) {
@@ -227,30 +241,37 @@ static kv_status_t seal(const run_t *run, kv_error_t *error)
         (size_t)run->count * run->slot_units * sizeof *params->checksums, error);
 }
 
-static kv_status_t enqueue_run(const run_t *run, kv_error_t *error)
+static kv_status_t enqueue_out(const run_t *run, kv_error_t *error)
 {
-    const bool out = run->params->direction == KV_MOVE_OUT;
-    kv_status_t status = out ? seal(run, error) : KV_OK;
-    if (status == KV_OK && run->direct) {
-        status = copy_slots(run, error);
+    const bool seals = run->unit_bytes > 0;
+    kv_status_t status = seals && !run->together ? seal(run, error) : KV_OK;
+    if (status == KV_OK) {
+        status = run->direct ? copy_slots(run, error) : gather(run, error);
     }
-    if (status == KV_OK && !run->direct && out) {
-        status = gather(run, error);
+    if (status == KV_OK && seals && run->together) {
+        status = seal(run, error);
+    }
+    return status == KV_OK && !run->direct ? copy_staging(run, error) : status;
+}
+
+static kv_status_t enqueue_in(const run_t *run, kv_error_t *error)
+{
+    const bool seals = run->unit_bytes > 0;
+    kv_status_t status = run->direct ? copy_slots(run, error) : copy_staging(run, error);
+    if (status == KV_OK && seals && run->together) {
+        status = seal(run, error);
     }
     if (status == KV_OK && !run->direct) {
-        status = copy_staging(run, error);
-    }
-    if (status == KV_OK && !run->direct && !out) {
         status = gather(run, error);
     }
-    return status == KV_OK && !out ? seal(run, error) : status;
+    return status == KV_OK && seals && !run->together ? seal(run, error) : status;
 }
 
 /* ---- a move ---- */
 
 static uint32_t slots_in_run(const run_t *run, uint32_t left)
 {
-    if (!run->direct && left > CUDA_LANE_BYTES / run->slot_bytes) {
+    if (!run->direct && !run->params->beside && left > CUDA_LANE_BYTES / run->slot_bytes) {
         left = (uint32_t)(CUDA_LANE_BYTES / run->slot_bytes);
     }
     if (run->slot_units > 0 && left > CUDA_SUMS_MAX / run->slot_units) {
@@ -269,14 +290,18 @@ static kv_status_t enqueue_move(
     for (uint32_t i = 0; i < params->part_count; i++) {
         run.slot_bytes += params->parts[i].bytes;
     }
-    run.slot_units = params->unit_bytes > 0 ? (uint32_t)(run.slot_bytes / params->unit_bytes) : 0;
+    run.unit_bytes = params->seeds != nullptr ? run.slot_bytes : params->unit_bytes;
+    run.slot_units = run.unit_bytes > 0 ? (uint32_t)(run.slot_bytes / run.unit_bytes) : 0;
     KV_CHECK(run.slot_units <= CUDA_SUMS_MAX);
-    run.direct = run.slot_bytes / params->part_count >= DIRECT_PART_BYTES ||
-                 run.slot_bytes > CUDA_LANE_BYTES;
+    run.together = params->seeds != nullptr && params->part_count > 1;
+    run.direct = !params->beside && !run.together &&
+                 (run.slot_bytes / params->part_count >= DIRECT_PART_BYTES ||
+                     run.slot_bytes > CUDA_LANE_BYTES);
     kv_status_t status = KV_OK;
     while (run.first < params->slot_count && status == KV_OK) {
         run.count = slots_in_run(&run, params->slot_count - run.first);
-        status = enqueue_run(&run, error);
+        status =
+            params->direction == KV_MOVE_OUT ? enqueue_out(&run, error) : enqueue_in(&run, error);
         run.first += run.count;
     }
     if (status == KV_OK) {

@@ -133,6 +133,31 @@ static void units_are_sealed(kv_device_t *device)
     free_bench(bench);
 }
 
+/* A slot's parts have one checksum, as if they lay together, with the slot's own seed. */
+static void slots_are_sealed(kv_device_t *device)
+{
+    static const kv_slot_part_t PARTS[] = {{256, 512}, {1024, 4}, {4000, 96}};
+    const uint64_t seeds[COUNT] = {9, 8, 7};
+    bench_t *bench = make_bench(device);
+    uint64_t out[COUNT] = {0}, in[COUNT] = {0};
+    kv_move_params_t params = params_of(bench, KV_MOVE_OUT, PARTS, 3);
+    params.seeds = seeds;
+    params.checksums = out;
+    kv_error_t error;
+    assert_int_equal(kv_move(device, &params, &error), KV_OK);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        assert_true(out[i] == kv_checksum_seeded(bench->outside[i], 512 + 4 + 96, seeds[i]));
+    }
+    bench->outside[2][512] ^= 1;
+    params.direction = KV_MOVE_IN;
+    params.checksums = in;
+    assert_int_equal(kv_move(device, &params, &error), KV_OK);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        assert_true((in[i] == out[i]) == (i != 2));
+    }
+    free_bench(bench);
+}
+
 static void on_the_cpu(void **state)
 {
     (void)state;
@@ -141,6 +166,7 @@ static void on_the_cpu(void **state)
     assert_int_equal(kv_device_cpu_open(1, &device, &error), KV_OK);
     parts_go_out_and_in(device);
     units_are_sealed(device);
+    slots_are_sealed(device);
     kv_device_close(device);
 }
 
@@ -151,6 +177,7 @@ static void made_of_copies(void **state)
     kv_device_t device = {&ops};
     parts_go_out_and_in(&device);
     units_are_sealed(&device);
+    slots_are_sealed(&device);
 }
 
 static void a_failure_is_told(void **state)

@@ -134,6 +134,96 @@ static void sealed_there_and_back(moving_t *moving, size_t unit_bytes)
     free(in);
 }
 
+/* ---- with a seed for each slot ---- */
+
+static void sealed_move(const moving_t *moving, kv_move_direction_t direction,
+    const kv_slot_part_t *parts, uint32_t part_count, char *beside, uint64_t *checksums)
+{
+    uint64_t seeds[COUNT];
+    char *places[COUNT];
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < part_count; i++) {
+        bytes += parts[i].bytes;
+    }
+    for (uint32_t i = 0; i < COUNT; i++) {
+        seeds[i] = 7 * i;
+        places[i] = beside != NULL ? beside + i * bytes : moving->places[i];
+    }
+    const kv_move_params_t params = {
+        .direction = direction,
+        .arena = moving->slots,
+        .slot_bytes = moving->slot_bytes,
+        .slots = SOME,
+        .slot_count = COUNT,
+        .parts = parts,
+        .part_count = part_count,
+        .outside = places,
+        .beside = beside != NULL,
+        .seeds = seeds,
+        .checksums = checksums,
+    };
+    kv_error_t error = {0};
+    if (kv_move(moving->device, &params, &error) != KV_OK) {
+        fail_msg("move: %s", error.text);
+    }
+}
+
+/* Each slot's parts have one checksum, wherever they go; together holds them afterwards. */
+static void check_seeded(const moving_t *moving, const kv_slot_part_t *parts, uint32_t part_count,
+    const uint64_t *checksums, char *together)
+{
+    for (uint32_t i = 0; i < COUNT; i++) {
+        size_t bytes = 0;
+        for (uint32_t j = 0; j < part_count; j++) {
+            memcpy(together + bytes,
+                moving->mirror + SOME[i] * moving->slot_bytes + parts[j].offset_bytes,
+                parts[j].bytes);
+            bytes += parts[j].bytes;
+        }
+        assert_true(checksums[i] == kv_checksum_seeded(together, bytes, 7 * i));
+        together += bytes;
+    }
+}
+
+static void seeded_there_and_back(
+    const moving_t *moving, const kv_slot_part_t *parts, uint32_t part_count)
+{
+    kv_device_t *device = moving->device;
+    kv_error_t error;
+    uint64_t checksums[COUNT];
+    const size_t bytes = COUNT * moving->slot_bytes;
+    char *together = calloc(1, bytes), *copy = calloc(1, bytes);
+    sealed_move(moving, KV_MOVE_OUT, parts, part_count, NULL, checksums);
+    check_seeded(moving, parts, part_count, checksums, together);
+    compare(moving, parts, part_count);
+    memset(checksums, 0, sizeof checksums);
+    sealed_move(moving, KV_MOVE_IN, parts, part_count, NULL, checksums);
+    check_seeded(moving, parts, part_count, checksums, together);
+    if (device->ops->network != KV_NETWORK_NONE) {
+        void *beside;
+        assert_int_equal(device->ops->allocate(device, bytes, &beside, &error), KV_OK);
+        sealed_move(moving, KV_MOVE_OUT, parts, part_count, beside, checksums);
+        check_seeded(moving, parts, part_count, checksums, together);
+        assert_int_equal(device->ops->copy_out(device, copy, beside, bytes, &error), KV_OK);
+        assert_memory_equal(copy, together, bytes);
+        copy[parts[0].bytes - 1] ^= 1; /* of the first slot */
+        assert_int_equal(device->ops->copy_in(device, beside, copy, bytes, &error), KV_OK);
+        uint64_t in[COUNT];
+        sealed_move(moving, KV_MOVE_IN, parts, part_count, beside, in);
+        assert_true(in[0] != checksums[0]);
+        assert_memory_equal(in + 1, checksums + 1, sizeof in - sizeof *in);
+        copy[parts[0].bytes - 1] ^= 1;
+        assert_int_equal(device->ops->copy_in(device, beside, copy, bytes, &error), KV_OK);
+        sealed_move(moving, KV_MOVE_IN, parts, part_count, beside, in);
+        assert_memory_equal(in, checksums, sizeof in);
+        device->ops->release(device, beside, bytes);
+    }
+    sealed_move(moving, KV_MOVE_OUT, parts, part_count, NULL, checksums);
+    compare(moving, parts, part_count);
+    free(together);
+    free(copy);
+}
+
 static void check_moves(moving_t *moving)
 {
     const size_t slot = moving->slot_bytes;
@@ -144,6 +234,9 @@ static void check_moves(moving_t *moving)
     there_and_back(moving, scattered, 4);
     sealed_there_and_back(moving, slot / 8);
     sealed_there_and_back(moving, slot / 64);
+    seeded_there_and_back(moving, &whole, 1);
+    seeded_there_and_back(moving, &layer, 1);
+    seeded_there_and_back(moving, scattered, 4);
 }
 
 static void every_size(void **state)
