@@ -1,5 +1,6 @@
 /* The headers of the data connection: front, open, welcome, blocks. What is accepted encodes to
  * the same bytes again, and what it describes lies within the message. */
+#include "base/checksum.h"
 #include "fuzz.h"
 #include "transport/mover/data_message.h"
 
@@ -39,8 +40,8 @@ static void look_at_blocks(const uint8_t *bytes, size_t count)
     uint64_t sum = 0;
     for (uint32_t i = 0; i < blocks.block_count; i++) {
         sum += kv_get_u64(bytes + kv_data_checksum_at(&blocks, i));
-        sum += kv_data_checksum(
-            &blocks, kv_data_place(&blocks), i, bytes + kv_data_block_at(&blocks, i));
+        sum += kv_checksum_seeded(bytes + kv_data_block_at(&blocks, i), blocks.block_bytes,
+            kv_data_seed(&blocks, kv_data_place(&blocks), i));
     }
     uint8_t again[KV_DATA_HEADER_BYTES + KV_DATA_RANGES_MAX * KV_DATA_RANGE_BYTES];
     kv_data_blocks_encode(again, &blocks);

@@ -310,7 +310,8 @@ static void deliver_blocks(world_t *world, fuzz_input_t *input)
         uint8_t *data = message + kv_data_block_at(&blocks, i);
         memset(data, fill + (int)i, blocks.block_bytes);
         kv_put_u64(message + kv_data_checksum_at(&blocks, i),
-            kv_data_checksum(&blocks, kv_data_place(&blocks), i, data));
+            kv_checksum_seeded(
+                data, blocks.block_bytes, kv_data_seed(&blocks, kv_data_place(&blocks), i)));
     }
     if (choice & 32) {
         message[fuzz_u16(input) % count] ^= fuzz_u8(input);

@@ -184,9 +184,3 @@ uint64_t kv_data_seed(const kv_data_blocks_t *blocks, uint64_t place, uint32_t i
     kv_put_u64(position + 16, blocks->ranges[0].offset_bytes);
     return kv_checksum_seeded(position, sizeof position, place);
 }
-
-uint64_t kv_data_checksum(
-    const kv_data_blocks_t *blocks, uint64_t place, uint32_t index, const void *data)
-{
-    return kv_checksum_seeded(data, blocks->block_bytes, kv_data_seed(blocks, place, index));
-}

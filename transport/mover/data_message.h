@@ -93,10 +93,8 @@ static inline size_t kv_data_block_at(const kv_data_blocks_t *blocks, uint32_t i
 /* Binds a block's checksum to transfer and ranges: the same for all blocks of a message. */
 uint64_t kv_data_place(const kv_data_blocks_t *blocks);
 
-/* The seed of the i-th block's checksum, and the checksum of its data: bound to that place and to
- * the block. */
+/* The seed of the i-th block's checksum, which is its data's kv_checksum_seeded: binds it to that
+ * place and to the block. */
 uint64_t kv_data_seed(const kv_data_blocks_t *blocks, uint64_t place, uint32_t index);
-uint64_t kv_data_checksum(
-    const kv_data_blocks_t *blocks, uint64_t place, uint32_t index, const void *data);
 
 #endif

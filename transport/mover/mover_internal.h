@@ -167,11 +167,22 @@ void send_done(void *owner, void *tag, kv_status_t status);
 void send_cancel(link_t *link, uint64_t transfer_id);
 void send_fail_queue(link_t *link);
 
-/* moving.c: the parts of each block lie in data one after the other, the blocks likewise. A failure
- * of the device is logged. */
-kv_status_t move_blocks(const kv_mover_t *mover, kv_move_direction_t direction,
-    const kv_data_blocks_t *blocks, const uint32_t *slots, const kv_slot_part_t *parts,
-    uint8_t *data);
+/* moving.c */
+
+/* A message's data on its way: the parts of each block lie in data one after the other, the blocks
+ * likewise. */
+typedef struct {
+    kv_move_direction_t direction;
+    const kv_data_blocks_t *blocks;
+    const uint32_t *slots;       /* [block_count] */
+    const kv_slot_part_t *parts; /* [range_count] */
+    uint8_t *data;               /* of this process, or */
+    bool beside;                 /* of the device */
+} moving_t;
+
+/* checksums_out: [block_count], of the blocks' data as it left or has come to be. A failure of the
+ * device is logged. */
+kv_status_t move_blocks(const kv_mover_t *mover, const moving_t *moving, uint64_t *checksums_out);
 
 /* receive.c */
 void receive_adopt(kv_mover_t *mover, expectation_t *expectation);

@@ -1,7 +1,7 @@
 /* Receiving: a message of blocks is written into the slots of the transfer that expects it, or
  * nowhere. Where it would be written is checked before any byte is: transfer, link, ranges, nothing
- * twice. The bytes themselves are hashed on their way into the slots, which are nobody's until they
- * landed: what proves wrong is never said to have landed, and ends the transfer. Slots are written
+ * twice. The bytes themselves are hashed on their way into the slots, or by the device where they have
+ * come to; slots are nobody's until they landed: what proves wrong is never said to have landed, and ends the transfer. Slots are written
  * on this thread and inside receive_blocks alone: once an expectation left the table, nothing
  * reaches its slots. */
 #include "base/bytes.h"
@@ -243,22 +243,14 @@ static bool copy_block(const kv_mover_t *mover, const expectation_t *expectation
            kv_get_u64(message + kv_data_checksum_at(blocks, index));
 }
 
-static bool block_agrees(
-    const kv_data_blocks_t *blocks, uint64_t place, uint32_t index, const uint8_t *message)
-{
-    return kv_data_checksum(blocks, place, index, message + kv_data_block_at(blocks, index)) ==
-           kv_get_u64(message + kv_data_checksum_at(blocks, index));
-}
-
 /* How many leading blocks are what was sent. */
-static uint32_t good_blocks(const kv_mover_t *mover, const expectation_t *expectation,
-    const kv_data_blocks_t *blocks, const uint8_t *message, bool direct)
+static uint32_t copy_good(const kv_mover_t *mover, const expectation_t *expectation,
+    const kv_data_blocks_t *blocks, const uint8_t *message)
 {
     const uint64_t place = kv_data_place(blocks);
     uint32_t good = 0;
     while (good < blocks->block_count &&
-           (direct ? copy_block(mover, expectation, blocks, place, good, message)
-                   : block_agrees(blocks, place, good, message))) {
+           copy_block(mover, expectation, blocks, place, good, message)) {
         good++;
     }
     return good;
@@ -278,33 +270,47 @@ static void close_block(const kv_mover_t *mover, expectation_t *expectation,
     expectation->units_left -= blocks->block_bytes / mover->unit_bytes;
 }
 
-/* The blocks that are proved go to their slots in one move. */
-static kv_status_t move_good(kv_mover_t *mover, const expectation_t *expectation,
-    const kv_data_blocks_t *blocks, uint32_t good, const uint8_t *message)
+/* The same by the device, in one move: it says what it wrote. checksums: as in a message. */
+static kv_status_t move_good(const kv_mover_t *mover, const expectation_t *expectation,
+    const kv_data_blocks_t *blocks, const uint8_t *data, const uint8_t *checksums,
+    uint32_t *good_out)
 {
     kv_slot_part_t parts[KV_DATA_RANGES_MAX];
     for (uint32_t j = 0; j < blocks->range_count; j++) {
         parts[j] = (kv_slot_part_t){blocks->ranges[j].offset_bytes, blocks->ranges[j].bytes};
     }
-    kv_data_blocks_t proved = *blocks;
-    proved.block_count = good;
-    /* Moving in only reads outside. */
-    uint8_t *data = (uint8_t *)(uintptr_t)message + kv_data_block_at(blocks, 0);
-    return move_blocks(
-        mover, KV_MOVE_IN, &proved, expectation->slots + blocks->first_block, parts, data);
+    const moving_t moving = {
+        .direction = KV_MOVE_IN,
+        .blocks = blocks,
+        .slots = expectation->slots + blocks->first_block,
+        .parts = parts,
+        .data = (uint8_t *)(uintptr_t)data, /* moving in only reads there */
+    };
+    uint64_t *sums = kv_allocate_array(blocks->block_count, sizeof *sums);
+    kv_status_t status = move_blocks(mover, &moving, sums);
+    uint32_t good = 0;
+    while (status == KV_OK && good < blocks->block_count &&
+           sums[good] == kv_get_u64(checksums + good * sizeof *sums)) {
+        good++;
+    }
+    free(sums);
+    *good_out = good;
+    return status;
 }
 
 /* KV_CORRUPT: a block's bytes are not what was sent; those before it are good. */
 static kv_status_t scatter(kv_mover_t *mover, expectation_t *expectation,
-    const kv_data_blocks_t *blocks, const uint8_t *bytes)
+    const kv_data_blocks_t *blocks, const uint8_t *message)
 {
-    const bool direct = mover->device->ops->host && blocks->range_count == 1;
-    const uint32_t good = good_blocks(mover, expectation, blocks, bytes, direct);
-    if (!direct) {
-        kv_status_t status = move_good(mover, expectation, blocks, good, bytes);
+    uint32_t good;
+    if (!mover->device->ops->host || blocks->range_count > 1) {
+        kv_status_t status = move_good(mover, expectation, blocks,
+            message + kv_data_block_at(blocks, 0), message + kv_data_checksum_at(blocks, 0), &good);
         if (status != KV_OK) {
             return status;
         }
+    } else {
+        good = copy_good(mover, expectation, blocks, message);
     }
     for (uint32_t i = 0; i < good; i++) {
         close_block(mover, expectation, blocks, blocks->first_block + i);

@@ -5,6 +5,7 @@
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/checksum.h"
+#include "base/memory.h"
 #include "transport/mover/mover_internal.h"
 
 #include <stdlib.h>
@@ -138,26 +139,40 @@ static uint64_t copy_block(const kv_mover_t *mover, const piece_t *piece,
         data, slot + part.offset_bytes, blocks->block_bytes, kv_data_seed(blocks, place, index));
 }
 
+/* The blocks' data to where it is sent from; their checksums, which lie as they do in a message. */
+static kv_status_t gather_by_device(const kv_mover_t *mover, const piece_t *piece,
+    const kv_data_blocks_t *blocks, uint8_t *data, uint8_t *checksums)
+{
+    kv_slot_part_t parts[KV_DATA_RANGES_MAX];
+    source_parts(piece, blocks, parts);
+    const moving_t moving = {
+        .direction = KV_MOVE_OUT,
+        .blocks = blocks,
+        .slots = piece->slots + piece->next_block,
+        .parts = parts,
+        .data = data,
+    };
+    uint64_t *sums = kv_allocate_array(blocks->block_count, sizeof *sums);
+    kv_status_t status = move_blocks(mover, &moving, sums);
+    for (uint32_t i = 0; i < blocks->block_count && status == KV_OK; i++) {
+        kv_put_u64(checksums + i * sizeof *sums, sums[i]);
+    }
+    free(sums);
+    return status;
+}
+
 static kv_status_t gather(
     kv_mover_t *mover, const piece_t *piece, const kv_data_blocks_t *blocks, uint8_t *message)
 {
     kv_data_blocks_encode(message, blocks);
-    const uint64_t place = kv_data_place(blocks);
-    const bool direct = mover->device->ops->host && blocks->range_count == 1;
-    if (!direct) {
-        kv_slot_part_t parts[KV_DATA_RANGES_MAX];
-        source_parts(piece, blocks, parts);
-        kv_status_t status = move_blocks(mover, KV_MOVE_OUT, blocks,
-            piece->slots + piece->next_block, parts, message + kv_data_block_at(blocks, 0));
-        if (status != KV_OK) {
-            return status;
-        }
+    if (!mover->device->ops->host || blocks->range_count > 1) {
+        return gather_by_device(mover, piece, blocks, message + kv_data_block_at(blocks, 0),
+            message + kv_data_checksum_at(blocks, 0));
     }
+    const uint64_t place = kv_data_place(blocks);
     for (uint32_t i = 0; i < blocks->block_count; i++) {
-        uint8_t *data = message + kv_data_block_at(blocks, i);
         kv_put_u64(message + kv_data_checksum_at(blocks, i),
-            direct ? copy_block(mover, piece, blocks, place, i, data)
-                   : kv_data_checksum(blocks, place, i, data));
+            copy_block(mover, piece, blocks, place, i, message + kv_data_block_at(blocks, i)));
     }
     return KV_OK;
 }
