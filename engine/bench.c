@@ -168,7 +168,7 @@ kv_status_t kv_engine_bench(const kv_engine_bench_params_t *params,
             params->repetitions, KV_ENGINE_BENCH_REPETITIONS_MAX);
     }
     kv_device_t *device;
-    kv_status_t status = kv_device_open(params->device, params->thread_count, &device, error);
+    kv_status_t status = kv_device_open(params->device, params->thread_count, &device, NULL, error);
     if (status != KV_OK) {
         return status;
     }

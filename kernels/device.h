@@ -193,6 +193,14 @@ typedef struct {
                          what is enqueued too early is in the way */
     kv_network_t network;
 
+    /* What it is, for people: "NVIDIA H100 80GB HBM3, compute capability 9.0, 79.2 GiB"; cut where
+     * there is no room. NULL: its name is all. */
+    void (*title)(const kv_device_t *device, char *text_out, size_t bytes);
+
+    /* KV_FATAL with the first cause once the device is lost to this process. Asks nobody: any
+     * thread. NULL: it cannot be lost. */
+    kv_status_t (*health)(kv_device_t *device, kv_error_t *error);
+
     void (*close)(kv_device_t *device);
 
     /* Memory of the device, zeroed, aligned to 2 MiB (on a GPU to 256 bytes). */

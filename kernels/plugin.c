@@ -134,12 +134,13 @@ static kv_status_t open_from(
     return plugin->open(number, device_out, error);
 }
 
-kv_status_t kv_device_open(
-    const char *name, uint32_t thread_count, kv_device_t **device_out, kv_error_t *error)
+kv_status_t kv_device_open(const char *name, uint32_t thread_count, kv_device_t **device_out,
+    kv_error_t *passed_over_out, kv_error_t *error)
 {
     name_kind_t kind;
     uint32_t number;
-    kv_error_t cause;
+    kv_error_t unheard, *cause = passed_over_out != NULL ? passed_over_out : &unheard;
+    *cause = (kv_error_t){.status = KV_OK};
     kv_status_t status = read_name(meant(name), &kind, &number, error);
     if (status != KV_OK) {
         return status;
@@ -151,14 +152,12 @@ kv_status_t kv_device_open(
         return open_from("libkvist-cuda.so", number, device_out, error);
     }
     if (kind == NAME_AUTO) {
-        status = open_from("libkvist-cuda.so", 0, device_out, &cause);
+        status = open_from("libkvist-cuda.so", 0, device_out, cause);
         if (status == KV_OK) {
             return KV_OK;
         }
-        if (status == KV_MISSING) {
-            kv_log_debug("kernels", "computing on the cpu cause %s", cause.text);
-        } else {
-            kv_log_warn("kernels", "gpu not used, computing on the cpu cause %s", cause.text);
+        if (status != KV_MISSING) {
+            kv_log_warn("kernels", "gpu not used, computing on the cpu cause %s", cause->text);
         }
     }
     return kv_device_cpu_open(thread_count, device_out, error);

@@ -35,12 +35,15 @@ typedef struct {
     kv_status_t (*open)(uint32_t number, kv_device_t **device_out, kv_error_t *error);
 } kv_device_plugin_t;
 
-enum { KV_PLUGIN_VERSION = 1, KV_DEVICE_NAME_BYTES = 16 };
+enum { KV_PLUGIN_VERSION = 2, KV_DEVICE_NAME_BYTES = 16 };
 #define KV_PLUGIN_SYMBOL "kv_device_plugin"
 
-/* A device by its name. thread_count: of the CPU's team. What auto passed over is logged. */
-kv_status_t kv_device_open(
-    const char *name, uint32_t thread_count, kv_device_t **device_out, kv_error_t *error);
+enum { KV_DEVICE_TITLE_BYTES = 160 };
+
+/* A device by its name. thread_count: of the CPU's team. passed_over_out: why auto took no GPU, its
+ * status KV_OK where that is no question; may be NULL. */
+kv_status_t kv_device_open(const char *name, uint32_t thread_count, kv_device_t **device_out,
+    kv_error_t *passed_over_out, kv_error_t *error);
 
 #ifdef __cplusplus
 }

@@ -15,6 +15,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* How long a GPU may be lost before its node says so; requests fail at once. */
+enum { DEVICE_LOOK_MS = 250 };
+
 _Static_assert((int)KV_REQUESTS_MAX == (int)KV_COMPUTE_SEQUENCES_MAX, "a request is a sequence");
 
 /* The core and what only this file uses. The public part is first, so that a kv_core_t * is a
@@ -23,6 +26,10 @@ typedef struct {
     kv_core_t public;
     const kv_core_params_t *params;
     kv_device_t *device;
+    char device_title[KV_DEVICE_TITLE_BYTES];
+    kv_error_t passed_over; /* why auto took no GPU */
+    kv_timer_t *device_look;
+    kv_error_t lost; /* the device; status KV_OK: it is not */
     kvist_key_t model;
     kv_watch_t *compute_watch;
 } core_t;
@@ -182,6 +189,8 @@ static void describe(void *context, Kvist__Admin__Status *status)
     status->generated_tokens = counted.generated_tokens;
     status->requests = counted.requests;
     status->device = (char *)core->device->ops->name;
+    status->device_title = (char *)core->device_title;
+    status->no_gpu = (char *)core->passed_over.text;
     status->arithmetic = (char *)(prefill ? info->prefill_arithmetic : info->decode_arithmetic);
 }
 
@@ -223,16 +232,59 @@ static void compute_ready(void *context)
     }
 }
 
+/* ---- the device ---- */
+
+/* A process that has lost its GPU cannot get it back. What is in host memory and on disk is whole,
+ * and others take the requests over: the sooner this one ends, the sooner it is there again. */
+static void look_at_device(void *context)
+{
+    core_t *core = context;
+    kv_reactor_t *reactor = core->public.holder.reactor;
+    if (core->lost.status != KV_OK ||
+        core->device->ops->health(core->device, &core->lost) == KV_OK) {
+        return;
+    }
+    kv_log_error("runtime", "stopping: %s", core->lost.text);
+    kv_timer_stop(core->device_look);
+    kv_reactor_begin_stop(reactor);
+}
+
+/* What the node computes on, where people look for it: log, status, metrics. */
+static void tell_device(core_t *core)
+{
+    const kv_device_ops_t *ops = core->device->ops;
+    char labels[KV_DEVICE_TITLE_BYTES + 64];
+    if (ops->title != NULL) {
+        ops->title(core->device, core->device_title, sizeof core->device_title);
+    }
+    kv_log_info("runtime", "device %s: %s", ops->name, core->device_title);
+    if (core->passed_over.status != KV_OK) {
+        kv_log_info("runtime", "no gpu: %s", core->passed_over.text);
+    }
+    snprintf(labels, sizeof labels, "device=\"%s\",title=\"%s\"", ops->name, core->device_title);
+    kv_metric_set(
+        kv_metric_gauge("kvist_device_info", labels, "what the node computes on; always 1"), 1);
+}
+
+static void watch_device(core_t *core)
+{
+    if (core->device->ops->health != NULL) {
+        core->device_look = kv_timer_create(core->public.holder.reactor, look_at_device, core);
+        kv_timer_start(core->device_look, DEVICE_LOOK_MS, DEVICE_LOOK_MS);
+    }
+}
+
 /* ---- opening and closing ---- */
 
 static kv_status_t open_engine(core_t *core, kv_error_t *error)
 {
     const kv_options_t *options = core->public.holder.options;
-    kv_status_t status =
-        kv_device_open(options->model.device, options->model.threads, &core->device, error);
+    kv_status_t status = kv_device_open(
+        options->model.device, options->model.threads, &core->device, &core->passed_over, error);
     if (status != KV_OK) {
         return status;
     }
+    tell_device(core);
     /* The digest is remembered beside the store; a folder that is not there yet costs a second. */
     const char *folder = options->store.directory[0] != '\0' ? options->store.directory : NULL;
     status = kvist_fingerprint_file(options->model.path, folder, &core->model, error);
@@ -376,6 +428,7 @@ static kv_status_t open_all(core_t *core, kv_error_t *error)
     if (status == KV_OK) {
         core->compute_watch = kv_reactor_attach(
             public->holder.reactor, kv_compute_fd(public->compute), compute_ready, core);
+        watch_device(core);
     }
     return status;
 }
@@ -383,6 +436,7 @@ static kv_status_t open_all(core_t *core, kv_error_t *error)
 static void close_all(core_t *core)
 {
     kv_core_t *public = &core->public;
+    kv_timer_destroy(core->device_look);
     kv_watch_detach(core->compute_watch);
     kv_holder_leave(&public->holder);
     kv_compute_destroy(public->compute);
@@ -423,6 +477,10 @@ kv_status_t kv_core_run(
             kv_peers_port(holder->peers), core.public.info->prefill_arithmetic);
         kv_notify_ready();
         kv_holder_run(holder);
+        if (core.lost.status != KV_OK) {
+            *error = core.lost;
+            status = core.lost.status;
+        }
     }
     close_all(&core);
     return status;

@@ -71,6 +71,13 @@ static void cpu_describe(const kv_device_t *device, bool f32, kv_arithmetic_t *a
     *arithmetic_out = arithmetic;
 }
 
+static void cpu_title(const kv_device_t *device, char *text_out, size_t bytes)
+{
+    const cpu_device_t *cpu = (const cpu_device_t *)device;
+    snprintf(
+        text_out, bytes, "%s, threads %u", cpu->kernels->name, cpu_team_thread_count(cpu->team));
+}
+
 static void cpu_close(kv_device_t *device)
 {
     cpu_device_t *cpu = own(device);
@@ -89,6 +96,7 @@ static void cpu_close(kv_device_t *device)
 static const kv_device_ops_t cpu_ops = {
     .name = "cpu",
     .host = true,
+    .title = cpu_title,
     .close = cpu_close,
     .allocate = cpu_allocate,
     .release = cpu_release,

@@ -37,6 +37,14 @@ static void device_describe(const kv_device_t *device, bool f32, kv_arithmetic_t
     *arithmetic_out = arithmetic;
 }
 
+static void device_title(const kv_device_t *device, char *text_out, size_t bytes)
+{
+    const cuda_device_t *cuda = (const cuda_device_t *)device;
+    snprintf(text_out, bytes, "gpu %d, %s, compute capability %d.%d, %.1f GiB", cuda->ordinal,
+        cuda->model, cuda->sm / 10, cuda->sm % 10,
+        (double)cuda->memory_bytes / (double)((size_t)1 << 30));
+}
+
 static void device_close(kv_device_t *device)
 {
     cuda_device_t *cuda = cuda_of(device);
@@ -75,6 +83,8 @@ static void fill_table(kv_device_ops_t *ops)
 #else
     ops->network = KV_NETWORK_CUDA;
 #endif
+    ops->title = device_title;
+    ops->health = cuda_health;
     ops->close = device_close;
     ops->allocate = cuda_allocate;
     ops->release = cuda_release;
@@ -105,27 +115,21 @@ static kv_status_t find_gpu(cuda_device_t *cuda, kv_error_t *error)
         return kv_fail(
             error, KV_MISSING, "there is no gpu %d: this machine has %d", cuda->ordinal, count);
     }
-    int major = 0, minor = 0;
-    kv_status_t status = cuda_check(cuda,
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, cuda->ordinal),
-        "cudaDeviceGetAttribute", error);
-    if (status == KV_OK) {
-        status = cuda_check(cuda,
-            cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, cuda->ordinal),
-            "cudaDeviceGetAttribute", error);
+    cudaDeviceProp properties;
+    kv_status_t status = cuda_check(cuda, cudaGetDeviceProperties(&properties, cuda->ordinal),
+        "cudaGetDeviceProperties", error);
+    if (status != KV_OK) {
+        return status;
     }
-    if (status == KV_OK) {
-        status = cuda_check(cuda,
-            cudaDeviceGetAttribute(
-                &cuda->processors, cudaDevAttrMultiProcessorCount, cuda->ordinal),
-            "cudaDeviceGetAttribute", error);
-    }
-    cuda->sm = major * 10 + minor;
-    if (status == KV_OK && cuda->sm < SM_MIN) {
+    cuda->sm = properties.major * 10 + properties.minor;
+    cuda->processors = properties.multiProcessorCount;
+    cuda->memory_bytes = properties.totalGlobalMem;
+    snprintf(cuda->model, sizeof cuda->model, "%.63s", properties.name);
+    if (cuda->sm < SM_MIN) {
         return kv_fail(error, KV_MISSING, "gpu %d is of compute capability %d.%d; 8.0 is the least",
-            cuda->ordinal, major, minor);
+            cuda->ordinal, properties.major, properties.minor);
     }
-    return status;
+    return KV_OK;
 }
 
 static kv_status_t open_streams(cuda_device_t *cuda, kv_error_t *error)

@@ -49,7 +49,10 @@ typedef struct {
 /* KV_OK, or what the runtime's code comes to, named after the call; the code is cleared. */
 kv_status_t cuda_check(cuda_device_t *cuda, cudaError_t code, const char *call, kv_error_t *error);
 
-/* KV_FATAL with the cause where the device is lost; else makes it the thread's. */
+/* KV_FATAL with the first cause where the device is lost. */
+kv_status_t cuda_health(kv_device_t *device, kv_error_t *error);
+
+/* The same; else makes it the thread's. */
 kv_status_t cuda_enter(cuda_device_t *cuda, kv_error_t *error);
 
 /* ---- lanes.cu ---- */
@@ -187,7 +190,9 @@ struct cuda_device {
     kv_device_ops_t ops;
     int ordinal, sm; /* sm: 90 for compute capability 9.0 */
     int processors;
-    bool failing;    /* the runtime refused a kernel of this pass: its numbers are worth nothing */
+    size_t memory_bytes;
+    char model[64];
+    bool failing; /* the runtime refused a kernel of this pass: its numbers are worth nothing */
     kv_error_t failure;
     cuda_health_t health;
     cudaStream_t compute;

@@ -41,15 +41,16 @@ static void lose(cuda_device_t *cuda, const char *call, cudaError_t code)
     pthread_mutex_unlock(&health->lock);
 }
 
-static bool is_lost(cuda_device_t *cuda, kv_error_t *error)
+kv_status_t cuda_health(kv_device_t *device, kv_error_t *error)
 {
-    pthread_mutex_lock(&cuda->health.lock);
-    const bool lost = cuda->health.lost;
+    cuda_health_t *health = &cuda_of(device)->health;
+    pthread_mutex_lock(&health->lock);
+    const bool lost = health->lost;
     if (lost && error != nullptr) {
-        *error = cuda->health.cause;
+        *error = health->cause;
     }
-    pthread_mutex_unlock(&cuda->health.lock);
-    return lost;
+    pthread_mutex_unlock(&health->lock);
+    return lost ? KV_FATAL : KV_OK;
 }
 
 kv_status_t cuda_check(cuda_device_t *cuda, cudaError_t code, const char *call, kv_error_t *error)
@@ -60,8 +61,7 @@ kv_status_t cuda_check(cuda_device_t *cuda, cudaError_t code, const char *call, 
     (void)cudaGetLastError(); /* else the next launch that is checked would be blamed */
     if (stays(cuda)) {
         lose(cuda, call, code);
-        (void)is_lost(cuda, error);
-        return KV_FATAL;
+        return cuda_health(&cuda->device, error);
     }
     return kv_fail(error, status_of(code), "%s of gpu %d failed: %s (%d)", call, cuda->ordinal,
         cudaGetErrorString(code), (int)code);
@@ -69,8 +69,7 @@ kv_status_t cuda_check(cuda_device_t *cuda, cudaError_t code, const char *call, 
 
 kv_status_t cuda_enter(cuda_device_t *cuda, kv_error_t *error)
 {
-    if (is_lost(cuda, error)) {
-        return KV_FATAL;
-    }
-    return cuda_check(cuda, cudaSetDevice(cuda->ordinal), "cudaSetDevice", error);
+    kv_status_t status = cuda_health(&cuda->device, error);
+    return status != KV_OK ? status
+                           : cuda_check(cuda, cudaSetDevice(cuda->ordinal), "cudaSetDevice", error);
 }

@@ -152,11 +152,12 @@ kv_status_t simulated_core_run(
 
 /* ---- device and model ---- */
 
-kv_status_t kv_device_open(
-    const char *name, uint32_t thread_count, kv_device_t **device_out, kv_error_t *error)
+kv_status_t kv_device_open(const char *name, uint32_t thread_count, kv_device_t **device_out,
+    kv_error_t *passed_over_out, kv_error_t *error)
 {
     (void)name;
     (void)thread_count;
+    (void)passed_over_out;
     (void)error;
     static kv_device_t devices[] = {{&OWNED_DEVICE}, {&OWNED_HOST_DEVICE}};
     *device_out = &devices[pick(2)];

@@ -89,6 +89,10 @@ static void print_node(const kv_member_t *member, const Kvist__Admin__Status *st
         status->running_requests, status->queued_requests);
     printf("%s%s%s\n", status->device[0] != '\0' ? ", " : "", status->device,
         status->draining ? "; DRAINING: takes nothing new" : "");
+    if (status->device_title[0] != '\0') {
+        printf("    computes on %s%s%s\n", status->device_title,
+            status->no_gpu[0] != '\0' ? "; no gpu: " : "", status->no_gpu);
+    }
     if (status->n_domains <= 1) {
         print_tiers(status->tiers, status->n_tiers);
     }
@@ -207,8 +211,9 @@ static json_t *pack_node(const kv_member_t *member, const Kvist__Admin__Status *
                                          "role", peer->role, "address", peer->address, "up",
                                          peer->up, "draining", peer->draining, "wire", peer->wire));
     }
-    json_t *node = json_pack("{s:s, s:b, s:s, s:s, s:s, s:s, s:s, s:b, s:b}", "name", member->name,
-        "up", 1, "role", status->role, "version", status->version, "device", status->device,
+    json_t *node = json_pack("{s:s, s:b, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:b}", "name",
+        member->name, "up", 1, "role", status->role, "version", status->version, "device",
+        status->device, "device_title", status->device_title, "no_gpu", status->no_gpu,
         "arithmetic", status->arithmetic, "io", status->io, "disk_offline", status->disk_offline,
         "draining", status->draining);
     const struct {

@@ -31,10 +31,10 @@ static inline void bench_open(bench_t *bench)
 {
     kv_error_t error = {0};
     *bench = (bench_t){.random = kv_test_seed()};
-    if (kv_device_open(bench_device(), 1, &bench->tested, &error) != KV_OK) {
+    if (kv_device_open(bench_device(), 1, &bench->tested, NULL, &error) != KV_OK) {
         fail_msg("no device %s: %s", bench_device(), error.text);
     }
-    assert_int_equal(kv_device_open("cpu", 1, &bench->cpu, &error), KV_OK);
+    assert_int_equal(kv_device_open("cpu", 1, &bench->cpu, NULL, &error), KV_OK);
 }
 
 static inline void bench_close(bench_t *bench)

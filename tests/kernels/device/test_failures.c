@@ -29,7 +29,7 @@ enum {
 };
 
 /* A life in which one of these fails ends with a status. */
-static const char *const ASKED[] = {"cudaGetDeviceCount", "cudaDeviceGetAttribute",
+static const char *const ASKED[] = {"cudaGetDeviceCount", "cudaGetDeviceProperties",
     "cudaStreamCreateWithFlags", "cudaEventCreateWithFlags", "cudaMemcpyAsync", "cudaMemsetAsync",
     "cudaEventRecord", "cudaEventSynchronize", "cudaEventQuery", "cudaHostRegister",
     "cudaFuncSetAttribute", "launch"};
@@ -232,7 +232,7 @@ static void die(life_t *life)
 static kv_status_t whole_life(bool *lost_out, kv_error_t *error)
 {
     life_t life = {0};
-    kv_status_t status = kv_device_open("simt", 1, &life.device, error);
+    kv_status_t status = kv_device_open("simt", 1, &life.device, NULL, error);
     *lost_out = false;
     if (status != KV_OK) {
         return status;
