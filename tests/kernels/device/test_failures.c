@@ -330,7 +330,7 @@ static void asking_how_much_is_left(void **state)
     kv_device_t *device;
     kv_error_t error = {0};
     void *memory;
-    assert_int_equal(kv_device_open("simt", 1, &device, &error), KV_OK);
+    assert_int_equal(kv_device_open("simt", 1, &device, NULL, &error), KV_OK);
     for (int fails = 0; fails < 2; fails++) {
         assert_true(simt.fail_call("cudaMalloc", 1, ERROR_MEMORY));
         assert_true(fails == 0 || simt.fail_call("cudaMemGetInfo", 1, ERROR_INVALID));
@@ -352,7 +352,7 @@ static void asking_whether_an_error_stays(void **state)
     kv_error_t error = {0}, again = {0};
     char byte = 0;
     void *memory;
-    assert_int_equal(kv_device_open("simt", 1, &device, &error), KV_OK);
+    assert_int_equal(kv_device_open("simt", 1, &device, NULL, &error), KV_OK);
     assert_int_equal(device->ops->allocate(device, 64, &memory, &error), KV_OK);
     assert_true(simt.fail_call("cudaMemcpyAsync", 1, ERROR_INVALID));
     assert_true(simt.fail_call("cudaStreamQuery", 1, ERROR_ILLEGAL_ADDRESS));
