@@ -2,6 +2,7 @@
 
 #include "kernels/simt/block_internal.h"
 #include "kernels/simt/control.h"
+#include "kernels/simt/control_socket.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -82,7 +83,10 @@ static void read_environment(void)
     }
     environment_read = true;
     const char *fail = getenv("KVIST_SIMT_FAIL"), *delay = getenv("KVIST_SIMT_DELAY"),
-               *seed = getenv("KVIST_SIMT_SEED");
+               *seed = getenv("KVIST_SIMT_SEED"), *control = getenv("KVIST_SIMT_CONTROL");
+    if (control != NULL) {
+        kv_simt_control_socket_open(control);
+    }
     if (fail != NULL) {
         read_failures(fail);
     }
@@ -205,6 +209,17 @@ void kv_simt_fail_none(void)
     pthread_mutex_lock(&lock);
     memset(failures, 0, sizeof failures);
     pthread_mutex_unlock(&lock);
+}
+
+size_t kv_simt_failures_waiting(void)
+{
+    pthread_mutex_lock(&lock);
+    size_t waiting = 0;
+    for (size_t i = 0; i < KV_SIMT_FAILURES_MAX; i++) {
+        waiting += failures[i].at != 0;
+    }
+    pthread_mutex_unlock(&lock);
+    return waiting;
 }
 
 uint64_t kv_simt_call_count(const char *name)

@@ -10,6 +10,15 @@
  *   KVIST_SIMT_DELAY   microseconds that an operation may be delayed by
  *   KVIST_SIMT_SEED    of delays and of the order of threads, warps and blocks
  *   KVIST_SIMT_MEMORY  MiB of device memory
+ *   KVIST_SIMT_CONTROL a folder: control from outside
+ *
+ * Control from outside. In that folder each process that loads the stand-in listens at PID.sock
+ * (SOCK_SEQPACKET, one message asks and one answers):
+ *   fail NAME:NTH:ERROR   "planned", "too many"
+ *   fail none             "forgotten"
+ *   waiting               how many of those have not happened
+ *   calls NAME            calls of the name so far
+ *   held                  device bytes, pinned ranges, streams, events
  *
  * Threads: any. */
 #ifndef KV_KERNELS_SIMT_CONTROL_H
@@ -29,6 +38,9 @@ enum { KV_SIMT_FAILURES_MAX = 16, KV_SIMT_CALLS_MAX = 96 };
  * KV_SIMT_FAILURES_MAX are waiting already. A failure happens once. */
 bool kv_simt_fail(const char *name, uint64_t nth, int error);
 void kv_simt_fail_none(void);
+
+/* Of those that were asked for, how many have not happened yet. */
+size_t kv_simt_failures_waiting(void);
 
 /* Calls of the name so far; the name number index that was called so far, or NULL. */
 uint64_t kv_simt_call_count(const char *name);
