@@ -9,6 +9,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 uint64_t kv_checksum(const void *bytes, size_t count);
 
 /* The checksum bound to what the bytes are: a value made with another seed never agrees. */
@@ -28,5 +32,9 @@ uint64_t kv_checksum_copy_near(void *to, const void *from, size_t bytes, uint64_
 
 /* Makes this thread's copies visible in order, before what it does next. One for many copies. */
 void kv_checksum_copy_fence(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -2,7 +2,7 @@
  *
  * A device is the CPU or one GPU. Callers hold device pointers and never dereference them: on a GPU
  * they are not addresses of this process. The engine calls compute kernels, the store and the
- * transport memory, copies and moves (kernels/moves.h), only through the table.
+ * transport memory, copies, moves (kernels/moves.h) and the codec, only through the table.
  *
  * Kernels are enqueued and run in order, at the latest when finish returns; every array that a call
  * names (device or host) belongs to the device until then, the call's own struct does not. Copies
@@ -10,7 +10,7 @@
  * reads waits for that kernel first (reach or finish), or enqueues it after the move has ended.
  *
  * Owns: the memory that it allocated, its matrices, its thread team or streams.
- * Threads: memory, pinning, copies and moves may be called from any thread; matrices, kernels,
+ * Threads: memory, pinning, copies, moves and the codec may be called from any thread; matrices, kernels,
  * marks and finish only from the thread that leads the device's team (the node's compute thread),
  * in order.
  * Errors: KV_NO_SPACE from allocation and pinning; KV_FATAL from a device that failed, of which
@@ -182,6 +182,31 @@ enum {
 
 typedef struct kv_move kv_move_t; /* one that was started; belongs to the device */
 
+/* Units that lie one behind the other in each layer of a slot. */
+typedef struct {
+    uint32_t unit_count, unit_bytes;
+    uint32_t element_bytes; /* 2: bf16, which gets smaller; units of others stay as they are */
+} kv_unit_run_t;
+
+/* A slot's object as KV's codec (kvstore/codec, "bf16") stores it: each unit encoded, or as it is
+ * where that is no longer, one after the other, byte by byte as on the host. */
+typedef struct {
+    char *arena; /* device */
+    size_t slot_bytes;
+    uint32_t slot;
+    uint32_t layer_count;
+    const kv_unit_run_t *runs; /* [run_count], of every layer; together at most
+                                  KV_PACK_LAYER_BYTES_MAX and KV_PACK_LAYER_UNITS_MAX */
+    uint32_t run_count;        /* 1 to KV_PACK_RUNS_MAX */
+    char *packed;              /* host: [slot_bytes]; pinned or not */
+    uint32_t *lengths;         /* host: [units of the slot], as stored */
+    uint64_t *checksums;       /* host: [units of the slot]: kv_checksum of each as it lies in the
+                                  slot, taken there */
+} kv_pack_t;
+
+enum { KV_PACK_RUNS_MAX = 4, KV_PACK_LAYER_UNITS_MAX = 4096 };
+#define KV_PACK_LAYER_BYTES_MAX ((size_t)4 << 20)
+
 /* How many marks can stand behind kernels that have not run. */
 enum { KV_DEVICE_MARKS_MAX = 4 };
 
@@ -231,6 +256,16 @@ typedef struct {
         kv_move_t **move_out, kv_error_t *error);
     kv_status_t (*move_poll)(kv_device_t *device, kv_move_t *move, kv_error_t *error);
     kv_status_t (*move_wait)(kv_device_t *device, kv_move_t *move, kv_error_t *error);
+
+    /* The codec of KV where the slots are; complete when the call returns; NULL: the host's is all
+     * there is. pack fills in packed (so many bytes are what it gives), lengths and checksums; what
+     * arrived is proved to be what left. unpack reads packed and lengths, and fills in the slot and
+     * the checksums of what is there then, which its caller compares: KV_CORRUPT where no encoder
+     * made these bytes, and KV_IO where they changed on their way. On an error whatever was to be
+     * filled in may hold anything. */
+    kv_status_t (*pack)(
+        kv_device_t *device, const kv_pack_t *pack, size_t *packed_bytes_out, kv_error_t *error);
+    kv_status_t (*unpack)(kv_device_t *device, const kv_pack_t *pack, kv_error_t *error);
 
     /* How the device computes, with f32 products or without. */
     void (*describe)(const kv_device_t *device, bool f32, kv_arithmetic_t *arithmetic_out);

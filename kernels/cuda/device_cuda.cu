@@ -95,6 +95,8 @@ static void fill_table(kv_device_ops_t *ops)
     ops->move_start = cuda_move_start;
     ops->move_poll = cuda_move_poll;
     ops->move_wait = cuda_move_wait;
+    ops->pack = cuda_slot_pack;
+    ops->unpack = cuda_slot_unpack;
     ops->describe = device_describe;
     ops->matrix_create = cuda_matrix_create;
     ops->matrix_destroy = cuda_matrix_destroy;

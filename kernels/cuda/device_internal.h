@@ -3,7 +3,7 @@
  *   device_cuda.cu  open, close, the table           calls.cu    the table's kernels
  *   health.cu       what failed, and whether for good matrix.cu   weights
  *   memory.cu       allocation, copies, pinning       uploads.cu  small arrays that kernels read
- *   draw.cu         tokens from logits
+ *   draw.cu         tokens from logits                packing.cu slots through KV's codec
  *   lanes.cu        streams for copies and moves      products.h  matrix products
  *
  * Threads: everything but lanes, pins and health belongs to the compute thread. Entries of the
@@ -63,10 +63,14 @@ typedef struct kv_move {
     cudaEvent_t done;
     char *staging;  /* device: [CUDA_LANE_BYTES] */
     uint64_t *sums; /* device: [CUDA_SUMS_MAX] */
+    char *told;     /* host, pinned: [CUDA_TOLD_BYTES] of what a kernel told in sums */
     bool busy;
 } cuda_lane_t;
 
-enum { CUDA_SUMS_MAX = 1 << 16 }; /* checksums of one run of slots, at least of one slot */
+enum {
+    CUDA_SUMS_MAX = 1 << 16, /* checksums of one run of slots, at least of one slot */
+    CUDA_TOLD_BYTES = CUDA_SUMS_MAX * 8,
+};
 
 typedef struct {
     pthread_mutex_t lock;
@@ -88,6 +92,12 @@ kv_status_t cuda_move_start(
     kv_device_t *device, const kv_move_params_t *params, kv_move_t **move_out, kv_error_t *error);
 kv_status_t cuda_move_poll(kv_device_t *device, kv_move_t *move, kv_error_t *error);
 kv_status_t cuda_move_wait(kv_device_t *device, kv_move_t *move, kv_error_t *error);
+
+/* ---- packing.cu ---- */
+
+kv_status_t cuda_slot_pack(
+    kv_device_t *device, const kv_pack_t *pack, size_t *packed_bytes_out, kv_error_t *error);
+kv_status_t cuda_slot_unpack(kv_device_t *device, const kv_pack_t *pack, kv_error_t *error);
 
 /* ---- memory.cu ---- */
 

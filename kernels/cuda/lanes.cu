@@ -40,6 +40,11 @@ static kv_status_t open_lane(cuda_device_t *cuda, cuda_lane_t *lane, kv_error_t 
             cuda_check(cuda, cudaMalloc((void **)&lane->sums, CUDA_SUMS_MAX * sizeof *lane->sums),
                 "cudaMalloc", error);
     }
+    if (status == KV_OK) {
+        status = cuda_check(cuda,
+            cudaHostAlloc((void **)&lane->told, CUDA_TOLD_BYTES, cudaHostAllocPortable),
+            "cudaHostAlloc", error);
+    }
     return status;
 }
 
@@ -67,6 +72,9 @@ void cuda_lanes_close(cuda_device_t *cuda)
         }
         cuda_release(&cuda->device, lane->staging, CUDA_LANE_BYTES);
         cuda_release(&cuda->device, lane->sums, CUDA_SUMS_MAX * sizeof *lane->sums);
+        if (lane->told != nullptr) {
+            (void)cuda_check(cuda, cudaFreeHost(lane->told), "cudaFreeHost", nullptr);
+        }
     }
     pthread_cond_destroy(&cuda->lanes.given);
     pthread_mutex_destroy(&cuda->lanes.lock);

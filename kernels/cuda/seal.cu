@@ -84,6 +84,7 @@ typedef struct {
     cuda_places_t from, to;
     cuda_units_t units;
     uint64_t seeds[CUDA_BATCH];
+    const uint32_t *offsets;
     uint64_t *checksums_out;
     const uint64_t *expected;
     uint32_t *differing;
@@ -407,7 +408,12 @@ static __device__ item_t item_of(
     const seal_t *seal, const uint64_t *secret, uint32_t at, uint32_t *block_out)
 {
     const uint32_t block = at / seal->units.unit_count;
-    const cuda_unit_t unit = cuda_unit(&seal->units, at % seal->units.unit_count);
+    cuda_unit_t unit = cuda_unit(&seal->units, at % seal->units.unit_count);
+    if (seal->offsets != nullptr) {
+        const uint32_t *offsets = seal->offsets + at + block; /* a block has one more */
+        unit.offset_bytes = offsets[0];
+        unit.bytes = offsets[1] - offsets[0];
+    }
     item_t item;
     item.from = cuda_place(&seal->from, block) + unit.offset_bytes;
     item.to = seal->to.base != nullptr ? cuda_place(&seal->to, block) + unit.offset_bytes : nullptr;
@@ -493,6 +499,9 @@ static seal_t batch_of(const cuda_seal_t *all, uint32_t first)
     }
     for (uint32_t i = 0; all->seeds != nullptr && i < seal.block_count; i++) {
         seal.seeds[i] = all->seeds[first + i];
+    }
+    if (all->offsets != nullptr) {
+        seal.offsets = all->offsets + unit_first + first;
     }
     if (all->checksums_out != nullptr) {
         seal.checksums_out = all->checksums_out + unit_first;

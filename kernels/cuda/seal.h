@@ -22,6 +22,9 @@ typedef struct {
     const cuda_blocks_t *to;   /* where the same bytes are written */
     uint32_t block_count;
     uint32_t thread_blocks_max; /* as cuda_copy_t */
+    const uint32_t *offsets;    /* device: [block_count][unit_count + 1], of cuda_pack: unit n lies
+                                   from offsets[n] to offsets[n + 1], and is no longer than units
+                                   say; NULL: where these say */
     const uint64_t *seeds;      /* host: [block_count], of kv_checksum_seeded; NULL: zeros */
     uint64_t *checksums_out;    /* device: [block_count][unit_count] */
     const uint64_t *expected;   /* device: [block_count][unit_count] */

@@ -266,6 +266,48 @@ static void short_units_beside_large_ones(void **state)
     free(copied);
 }
 
+/* Units of any length up to their own, one after the other, as the codec packs them. */
+static void packed_units_lie_where_offsets_say(void **state)
+{
+    (void)state;
+    enum { FEW = 3, STRIDE = OBJECT_BYTES + 5 };
+    uint32_t offsets[FEW][UNIT_COUNT + 1];
+    uint64_t random = kv_test_seed();
+    for (uint32_t i = 0; i < FEW; i++) {
+        offsets[i][0] = 0;
+        for (uint32_t unit = 0; unit < UNIT_COUNT; unit++) {
+            size_t bytes;
+            unit_at(unit, &bytes);
+            uint32_t length = i == 0 ? (uint32_t)bytes : kv_test_random(&random) % (bytes + 1);
+            offsets[i][unit + 1] = offsets[i][unit] + length;
+        }
+    }
+    uint8_t *host = random_bytes(FEW * STRIDE, 8), *packed = on_device(host, FEW * STRIDE, 0);
+    uint32_t *offsets_there = on_device(offsets, sizeof offsets, 0);
+    uint64_t sums[FEW][UNIT_COUNT], *sums_out = on_device(NULL, sizeof sums, 0);
+    kv_error_t error;
+    const cuda_blocks_t from = {packed, STRIDE, NULL};
+    assert_int_equal(cuda_seal(NULL,
+                         &(cuda_seal_t){.units = &UNITS,
+                             .from = &from,
+                             .block_count = FEW,
+                             .offsets = offsets_there,
+                             .checksums_out = sums_out},
+                         &error),
+        KV_OK);
+    from_device(sums, sums_out, sizeof sums);
+    for (uint32_t i = 0; i < FEW; i++) {
+        for (uint32_t unit = 0; unit < UNIT_COUNT; unit++) {
+            const uint32_t at = offsets[i][unit], bytes = offsets[i][unit + 1] - at;
+            assert_true(sums[i][unit] == kv_checksum(host + i * STRIDE + at, bytes));
+        }
+    }
+    off_device(packed);
+    off_device(offsets_there);
+    off_device(sums_out);
+    free(host);
+}
+
 static void nothing_to_seal_is_no_launch(void **state)
 {
     (void)state;
@@ -283,6 +325,7 @@ int main(void)
         cmocka_unit_test(every_unit_of_objects_at_slots),
         cmocka_unit_test(units_that_differ_are_counted_for_their_block),
         cmocka_unit_test(short_units_beside_large_ones),
+        cmocka_unit_test(packed_units_lie_where_offsets_say),
         cmocka_unit_test(nothing_to_seal_is_no_launch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

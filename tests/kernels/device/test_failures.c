@@ -195,6 +195,27 @@ static kv_status_t move_all(life_t *life, kv_error_t *error)
     return status == KV_BUSY ? kv_move_wait(life->device, move, error) : status;
 }
 
+static kv_status_t pack_one(life_t *life, kv_error_t *error)
+{
+    static const kv_unit_run_t RUN = {2, 1024, 2};
+    uint32_t lengths[4];
+    uint64_t checksums[4];
+    size_t bytes;
+    const kv_pack_t pack = {
+        .arena = life->arena,
+        .slot_bytes = SLOT_BYTES,
+        .slot = 1,
+        .layer_count = 2,
+        .runs = &RUN,
+        .run_count = 1,
+        .packed = life->host,
+        .lengths = lengths,
+        .checksums = checksums,
+    };
+    kv_status_t status = life->device->ops->pack(life->device, &pack, &bytes, error);
+    return status == KV_OK ? life->device->ops->unpack(life->device, &pack, error) : status;
+}
+
 static kv_status_t live(life_t *life, kv_error_t *error)
 {
     kv_status_t status = allocate_all(life, error);
@@ -211,7 +232,10 @@ static kv_status_t live(life_t *life, kv_error_t *error)
     if (status == KV_OK) {
         status = draw(life, error);
     }
-    return status == KV_OK ? move_all(life, error) : status;
+    if (status == KV_OK) {
+        status = move_all(life, error);
+    }
+    return status == KV_OK ? pack_one(life, error) : status;
 }
 
 static void die(life_t *life)
