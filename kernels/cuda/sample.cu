@@ -166,10 +166,7 @@ static __device__ __forceinline__ found_t search(
         __syncthreads();
         prefix |= board->bin << shift;
         above = board->above;
-        above_mass = board->above_mass;
-        if (shift > 0) {
-            __syncthreads(); /* the board is written again */
-        }
+        above_mass = board->above_mass; /* written again behind the barriers of count_bins */
     }
     const mass_t each = board->masses[board->bin] / board->counts[board->bin];
     found_t found;

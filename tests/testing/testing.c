@@ -26,6 +26,12 @@ static void remove_folder(void)
     nftw(folder, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 }
 
+/* $KVIST_TEST_CASES is a pattern ("pack*") of the cases to run; without it all are. */
+__attribute__((constructor)) static void choose_cases(void)
+{
+    cmocka_set_test_filter(getenv("KVIST_TEST_CASES"));
+}
+
 const char *kv_test_folder(void)
 {
     if (folder[0] == '\0') {

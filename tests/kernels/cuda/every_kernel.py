@@ -23,7 +23,7 @@ def defined(folder):
         found = re.findall(r"__global__\s+void\s+(\w+)\s*\(", text)
         if len(found) != text.count("__global__"):
             sys.exit(f"{source}: a __global__ function that this test cannot read the name of")
-        names.update({name: source.name for name in found})
+        names.update(dict.fromkeys(found, source.name))
     return names
 
 
