@@ -1,5 +1,9 @@
 /* The scheduler: lanes of one warp first, then the next warp; back to the loop of the launch only
- * when no lane is ready. */
+ * when no lane is ready.
+ *
+ * A lane takes a stack when it begins and leaves it when it ends, to the next that begins: threads
+ * that never wait run one after the other on one stack, without a switch. Where accesses are
+ * watched each lane of a block has its own, so that another's is told from it. */
 #include "kernels/simt/block.h"
 
 #include "base/check.h"
@@ -75,13 +79,41 @@ void kv_simt_wake(uint32_t warp, uint32_t lanes)
     kv_simt_block.ready_warps |= 1u << warp;
 }
 
-void kv_simt_wait(kv_simt_lane_t *self)
+static void live(void *unused);
+
+static kv_fiber_t *take_fiber(void)
 {
     kv_simt_block_t *block = &kv_simt_block;
+    if (block->idle_count > 0) {
+        return block->idle[--block->idle_count];
+    }
+    uint32_t number = block->used_count++;
+    if (block->fibers[number] == NULL) {
+        block->fibers[number] = kv_fiber_create(STACK_BYTES, number);
+    }
+    /* It may have been left anywhere, by an earlier launch and another thread. */
+    kv_fiber_restart(block->fibers[number], live, NULL);
+    return block->fibers[number];
+}
+
+/* Makes the lane the current one; the stack to go on with it on. */
+static kv_fiber_t *go_on_with(kv_simt_lane_t *lane)
+{
+    kv_simt_block_t *block = &kv_simt_block;
+    block->current = lane;
+    if (lane == NULL) {
+        return block->scheduler;
+    }
+    if (lane->fiber == NULL) {
+        lane->fiber = take_fiber();
+    }
+    return lane->fiber;
+}
+
+void kv_simt_wait(kv_simt_lane_t *self)
+{
     take_from_ready(self);
-    kv_simt_lane_t *next = next_ready(self->warp);
-    block->current = next;
-    kv_fiber_switch(self->fiber, next == NULL ? block->scheduler : next->fiber);
+    kv_fiber_switch(self->fiber, go_on_with(next_ready(self->warp)));
 }
 
 _Noreturn void kv_simt_abandon(int error)
@@ -105,17 +137,45 @@ void *kv_simt_shared(void)
     return kv_simt_block.shared;
 }
 
-/* A lane's whole life: one thread of the kernel. */
-static void live(void *argument)
+/* One thread of the kernel. */
+static void run_lane(kv_simt_lane_t *self)
 {
-    kv_simt_lane_t *self = argument;
-    const kv_simt_launch_t *launch = kv_simt_block.launch;
-    launch->run(launch->body);
-    kv_simt_copy_async_commit();
-    kv_simt_copy_async_wait(0);
-    kv_simt_block.warps[self->warp].exited |= 1u << self->lane;
-    kv_simt_block.exited++;
-    kv_simt_wait(self);
+    kv_simt_block_t *block = &kv_simt_block;
+    self->seen.block = block->index;
+    self->copy_count = self->group = 0;
+    block->launch->run(block->launch->body);
+    if (self->copy_count > 0) {
+        kv_simt_copy_async_commit();
+        kv_simt_copy_async_wait(0);
+    }
+    block->warps[self->warp].exited |= 1u << self->lane;
+    block->exited++;
+    take_from_ready(self);
+}
+
+/* A stack's whole life: one lane after the other, whichever is current when it is gone on with. */
+static void live(void *unused)
+{
+    kv_simt_block_t *block = &kv_simt_block;
+    (void)unused;
+    for (;;) {
+        kv_simt_lane_t *self = block->current;
+        kv_fiber_t *fiber = self->fiber;
+        run_lane(self);
+        kv_simt_lane_t *next = next_ready(self->warp);
+        if (kv_simt_watching()) {
+            kv_fiber_switch(fiber, go_on_with(next));
+            abort(); /* its stack stays its own */
+        }
+        self->fiber = NULL;
+        if (next != NULL && next->fiber == NULL) {
+            next->fiber = fiber;
+            block->current = next;
+        } else {
+            block->idle[block->idle_count++] = fiber;
+            kv_fiber_switch(fiber, go_on_with(next));
+        }
+    }
 }
 
 static void open_barrier(void)
@@ -178,27 +238,30 @@ static void explain_stuck(void)
         block->barrier_line, block->exited);
 }
 
-static void set_up_lane(uint32_t index)
+/* No lane has begun, and every stack begins anew. */
+static void forget_stacks(void)
 {
     kv_simt_block_t *block = &kv_simt_block;
-    const kv_simt_launch_t *launch = block->launch;
-    kv_simt_lane_t *lane = &block->lanes[index];
-    if (lane->fiber == NULL) {
-        lane->fiber = kv_fiber_create(STACK_BYTES);
-        lane->copies = kv_allocate_array(KV_SIMT_COPIES_MAX, sizeof *lane->copies);
+    for (uint32_t i = 0; i < block->thread_count; i++) {
+        block->lanes[i].fiber = NULL;
     }
-    const kv_simt_index_t *size = &launch->block;
+    block->used_count = block->idle_count = 0;
+}
+
+/* Where the lane is in every block of the launch. */
+static void place_lane(uint32_t index)
+{
+    kv_simt_block_t *block = &kv_simt_block;
+    kv_simt_lane_t *lane = &block->lanes[index];
+    const kv_simt_index_t *size = &block->launch->block;
     lane->seen = (kv_simt_thread_t){
         .thread = {index % size->x, index / size->x % size->y, index / size->x / size->y},
-        .block = block->index,
         .block_dim = *size,
-        .grid_dim = launch->grid,
+        .grid_dim = block->launch->grid,
     };
     lane->index = index;
     lane->warp = index / KV_SIMT_WARP_LANES;
     lane->lane = index % KV_SIMT_WARP_LANES;
-    lane->copy_count = lane->group = 0;
-    kv_fiber_restart(lane->fiber, live, lane);
 }
 
 static void set_up_block(kv_simt_index_t index, uint64_t number)
@@ -212,9 +275,12 @@ static void set_up_block(kv_simt_index_t index, uint64_t number)
     memset(block->warps, 0, sizeof block->warps);
     block->ready_warps = 0;
     memset(block->shared, 0xff, block->launch->shared_bytes);
-    for (uint32_t i = 0; i < block->thread_count; i++) {
-        set_up_lane(i);
-        kv_simt_wake(i / KV_SIMT_WARP_LANES, 1u << (i % KV_SIMT_WARP_LANES));
+    for (uint32_t warp = 0; warp < block->warp_count; warp++) {
+        uint32_t rest = block->thread_count - warp * KV_SIMT_WARP_LANES;
+        kv_simt_wake(warp, rest < KV_SIMT_WARP_LANES ? (1u << rest) - 1 : UINT32_MAX);
+    }
+    if (kv_simt_watching()) {
+        forget_stacks();
     }
     kv_simt_watch_block();
 }
@@ -229,8 +295,7 @@ static void run_block(void)
             block->error = KV_SIMT_LAUNCH_FAILURE;
             return;
         }
-        block->current = next;
-        kv_fiber_switch(block->scheduler, next->fiber);
+        kv_fiber_switch(block->scheduler, go_on_with(next));
         block->current = NULL;
     }
 }
@@ -249,8 +314,10 @@ static void open_block(const kv_simt_launch_t *launch)
 {
     kv_simt_block_t *block = &kv_simt_block;
     if (block->lanes == NULL) {
-        block->lanes = kv_allocate_array(KV_SIMT_THREADS_MAX, sizeof *block->lanes);
-        void *shared = NULL;
+        void *lanes = NULL, *shared = NULL;
+        KV_CHECK(posix_memalign(&lanes, _Alignof(kv_simt_lane_t),
+                     KV_SIMT_THREADS_MAX * sizeof *block->lanes) == 0);
+        block->lanes = memset(lanes, 0, KV_SIMT_THREADS_MAX * sizeof *block->lanes);
         KV_CHECK(posix_memalign(&shared, 1024, KV_SIMT_SHARED_BYTES_MAX) == 0);
         block->shared = shared;
     }
@@ -263,6 +330,10 @@ static void open_block(const kv_simt_launch_t *launch)
     block->warp_count = (block->thread_count + KV_SIMT_WARP_LANES - 1) / KV_SIMT_WARP_LANES;
     block->error = 0;
     block->current = NULL;
+    for (uint32_t i = 0; i < block->thread_count; i++) {
+        place_lane(i);
+    }
+    forget_stacks();
 }
 
 int kv_simt_grid_run(const kv_simt_launch_t *launch)

@@ -1,7 +1,7 @@
 /* The block that runs: shared by the files of this folder.
  *
- * One block runs at a time in the whole process. Its lanes (threads) are fibers; a lane is ready,
- * waits for its warp (a collective step), waits at the block's barrier, or has exited:
+ * One block runs at a time in the whole process. Its lanes (threads) run on fibers; a lane is ready
+ * (it may not have begun), waits for its warp (a collective step), waits at the block's barrier, or has exited:
  *
  *     ready --collective--> together --last lane of the mask arrives--> ready
  *     ready --barrier-----> barrier  --last thread of the block arrives--> ready
@@ -33,20 +33,22 @@ typedef struct {
 } kv_simt_copy_t;
 
 typedef struct {
-    kv_simt_thread_t seen;
-    kv_fiber_t *fiber;
-    uint32_t index, warp, lane;
-    /* What it brings to the step that it waits for. */
-    kv_simt_collective_t operation;
+    /* What it brings to the step that it waits for: one line of the cache. */
+    _Alignas(64) kv_simt_collective_t operation;
     uint32_t mask, argument, width;
     uint64_t value, result;
-    float *sums;                  /* a product's c[4] */
-    const uint32_t *left, *right; /* its a[4], b[2] */
-    uint32_t *out;                /* a loaded matrix' [count] */
-    const void *row;              /* what it loads */
-    const char *file;             /* where it waits */
+    float *sums;          /* a product's c[4] */
+    const uint32_t *left; /* its a[4] */
+    union {
+        const uint32_t *right; /* its b[2] */
+        uint32_t *out;         /* a loaded matrix' [count] */
+    };
+    const void *row; /* what it loads */
+    kv_fiber_t *fiber; /* NULL: it has not begun, or has ended and left its stack to another */
+    kv_simt_thread_t seen;
+    uint32_t index, warp, lane;
     int line;
-    kv_simt_copy_t *copies; /* [KV_SIMT_COPIES_MAX] */
+    kv_simt_copy_t *copies; /* [KV_SIMT_COPIES_MAX]; NULL before its first */
     uint32_t copy_count;
     uint32_t group; /* the one that is open */
 } kv_simt_lane_t;
@@ -64,6 +66,9 @@ typedef struct {
     kv_simt_warp_t warps[KV_SIMT_WARPS_MAX];
     uint32_t thread_count, warp_count;
     uint32_t ready_warps; /* those with a ready lane */
+    /* Stacks: the first used of them have begun in this launch; idle ones wait for a lane. */
+    kv_fiber_t *fibers[KV_SIMT_THREADS_MAX], *idle[KV_SIMT_THREADS_MAX];
+    uint32_t used_count, idle_count;
     uint32_t arrived, exited;
     const char *barrier_file; /* where the first thread waits */
     int barrier_line;

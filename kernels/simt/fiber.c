@@ -1,5 +1,8 @@
 /* x86-64 switches by a few instructions; elsewhere by ucontext, which costs a system call each way.
  *
+ * Stacks lie whole pages apart, so that their uppermost lines would all fall into the same few sets
+ * of the first-level cache: each begins some lines lower than the one before it.
+ *
  * AddressSanitizer must be told of every switch, or it takes the other stack for an overflow of
  * this one. */
 #include "kernels/simt/fiber.h"
@@ -22,22 +25,19 @@ struct kv_fiber {
     unsigned char *mapping;
     size_t mapping_bytes;
     unsigned char *stack; /* the mapping behind the trapping page */
-    size_t stack_bytes;
+    size_t stack_bytes;   /* what is used of it */
     kv_fiber_entry_t *entry;
     void *argument;
-    kv_fiber_t *from; /* who switched to it last */
 #ifndef __x86_64__
     ucontext_t context;
 #endif
 #if KV_SIMT_ASAN
+    kv_fiber_t *from; /* who switched to it last */
     void *fake_stack;
     const void *bottom; /* of the stack that this fiber runs on, a thread's own too */
     size_t bottom_bytes;
 #endif
 };
-
-/* The fiber being switched to, for its first steps on its own stack. */
-static _Thread_local kv_fiber_t *arriving;
 
 static void arrived(kv_fiber_t *self)
 {
@@ -49,9 +49,8 @@ static void arrived(kv_fiber_t *self)
 #endif
 }
 
-static void begin(void)
+static void begin(kv_fiber_t *self)
 {
-    kv_fiber_t *self = arriving;
     arrived(self);
     self->entry(self->argument);
     KV_CHECK(!"a fiber returned");
@@ -83,16 +82,31 @@ __asm__(".text\n"
         "    popq %rbx\n"
         "    popq %rbp\n"
         "    ret\n"
-        ".size kv_fiber_exchange, . - kv_fiber_exchange\n");
+        ".size kv_fiber_exchange, . - kv_fiber_exchange\n"
+        /* Where a fiber begins: what it calls, with what. */
+        ".p2align 4\n"
+        ".globl kv_fiber_enter\n"
+        ".hidden kv_fiber_enter\n"
+        ".type kv_fiber_enter, @function\n"
+        "kv_fiber_enter:\n"
+        "    movq %r12, %rdi\n"
+        "    callq *%rbx\n"
+        "    ud2\n"
+        ".size kv_fiber_enter, . - kv_fiber_enter\n");
+
+void kv_fiber_enter(void) __attribute__((visibility("hidden")));
 
 static void prepare(kv_fiber_t *fiber)
 {
-    /* Six registers, the address to return to, and a word that leaves the stack as after a call. */
-    enum { REGISTERS = 6, WORDS = REGISTERS + 2 };
+    /* Six registers, the address to return to, and two words that leave the stack as it is before a
+     * call. */
+    enum { R12 = 3, RBX = 4, REGISTERS = 6, WORDS = REGISTERS + 3 };
     uint64_t *top = (uint64_t *)(void *)(fiber->stack + fiber->stack_bytes);
     uint64_t *words = top - WORDS;
     memset(words, 0, WORDS * sizeof *words);
-    words[REGISTERS] = (uint64_t)(uintptr_t)begin;
+    words[R12] = (uint64_t)(uintptr_t)fiber;
+    words[RBX] = (uint64_t)(uintptr_t)begin;
+    words[REGISTERS] = (uint64_t)(uintptr_t)kv_fiber_enter;
     fiber->pointer = words;
 }
 
@@ -103,13 +117,21 @@ static void exchange(kv_fiber_t *from, kv_fiber_t *to)
 
 #else
 
+/* makecontext passes integers only. */
+static void enter(unsigned int high, unsigned int low)
+{
+    begin((kv_fiber_t *)(uintptr_t)((uint64_t)high << 32 | low));
+}
+
 static void prepare(kv_fiber_t *fiber)
 {
+    uint64_t self = (uintptr_t)fiber;
     KV_CHECK(getcontext(&fiber->context) == 0);
     fiber->context.uc_stack.ss_sp = fiber->stack;
     fiber->context.uc_stack.ss_size = fiber->stack_bytes;
     fiber->context.uc_link = NULL;
-    makecontext(&fiber->context, begin, 0);
+    makecontext(&fiber->context, (void (*)(void))enter, 2, (unsigned int)(self >> 32),
+        (unsigned int)self);
 }
 
 static void exchange(kv_fiber_t *from, kv_fiber_t *to)
@@ -119,8 +141,10 @@ static void exchange(kv_fiber_t *from, kv_fiber_t *to)
 
 #endif
 
-kv_fiber_t *kv_fiber_create(size_t stack_bytes)
+kv_fiber_t *kv_fiber_create(size_t stack_bytes, size_t number)
 {
+    enum { STEP_BYTES = 17 * 64, CYCLE_BYTES = 4096 };
+
     kv_fiber_t *fiber = kv_allocate(sizeof *fiber);
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     fiber->stack_bytes = (stack_bytes + page - 1) / page * page;
@@ -131,6 +155,7 @@ kv_fiber_t *kv_fiber_create(size_t stack_bytes)
     KV_CHECK(mprotect(mapping, page, PROT_NONE) == 0);
     fiber->mapping = mapping;
     fiber->stack = fiber->mapping + page;
+    fiber->stack_bytes -= number * STEP_BYTES % CYCLE_BYTES;
 #if KV_SIMT_ASAN
     fiber->bottom = fiber->stack;
     fiber->bottom_bytes = fiber->stack_bytes;
@@ -180,9 +205,8 @@ void kv_fiber_restart(kv_fiber_t *fiber, kv_fiber_entry_t *entry, void *argument
 
 void kv_fiber_switch(kv_fiber_t *from, kv_fiber_t *to)
 {
-    to->from = from;
-    arriving = to;
 #if KV_SIMT_ASAN
+    to->from = from;
     __sanitizer_start_switch_fiber(&from->fake_stack, to->bottom, to->bottom_bytes);
 #endif
     exchange(from, to);

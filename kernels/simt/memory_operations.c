@@ -6,6 +6,7 @@
  * who reads in between, the old bytes or the new ones, is found by the numbers. Atomics are plain
  * here: lanes never run at the same time. */
 #include "base/check.h"
+#include "base/memory.h"
 #include "kernels/simt/block_internal.h"
 #include "kernels/simt/watch.h"
 
@@ -39,6 +40,9 @@ void kv_simt_copy_async(void *shared, const void *global, uint32_t bytes, uint32
         kv_simt_find(KV_SIMT_MISUSE, "cp.async: %u of %u bytes, %u copies under way", source_bytes,
             bytes, self->copy_count);
         kv_simt_abandon(KV_SIMT_LAUNCH_FAILURE);
+    }
+    if (self->copies == NULL) {
+        self->copies = kv_allocate_array(KV_SIMT_COPIES_MAX, sizeof *self->copies);
     }
     self->copies[self->copy_count++] = (kv_simt_copy_t){
         .shared = shared,

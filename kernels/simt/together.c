@@ -278,13 +278,13 @@ static void meet(kv_simt_lane_t *self)
 uint64_t kv_simt_together(kv_simt_collective_t operation, uint32_t mask, uint64_t value,
     uint32_t argument, uint32_t width, const char *file, int line)
 {
+    (void)file;
     kv_simt_lane_t *self = kv_simt_block.current;
     self->operation = operation;
     self->mask = mask;
     self->value = value;
     self->argument = argument;
     self->width = width;
-    self->file = file;
     self->line = line;
     if (width == 0 || width > LANES || (width & (width - 1)) != 0) {
         kv_simt_find(KV_SIMT_MISUSE, "%s at line %d: width %u is not a power of two up to 32",

@@ -328,6 +328,9 @@ static void judge_all(record_t *records, size_t bytes, bool device, kv_simt_acce
 
 static bool on_stack_of(const kv_simt_lane_t *lane, uintptr_t address)
 {
+    if (lane->fiber == NULL) {
+        return false; /* it has not begun */
+    }
     size_t bytes;
     uintptr_t stack = (uintptr_t)kv_fiber_stack(lane->fiber, &bytes);
     return address - stack < bytes;
