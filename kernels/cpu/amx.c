@@ -8,17 +8,11 @@
 #include "kernels/cpu/vector.h"
 
 #include "kernels/cpu/dequantise.h"
+#include "kernels/cpu/tiles.h"
 
 #include <string.h>
 
-enum { COLUMNS = 16, COLUMN_BLOCKS = CPU_QUERY_TILE / COLUMNS, TILE_ROW_BYTES = 64 };
-
-/* All eight tiles: 16 rows of 64 bytes. */
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_config_t;
+enum { COLUMNS = 16, COLUMN_BLOCKS = CPU_QUERY_TILE / COLUMNS };
 
 /* A score that no key has: its weight is zero, without the trouble of infinities. */
 static const float NO_SCORE = -1e30f;
@@ -47,39 +41,6 @@ static amx_scratch_t amx_scratch(void *memory, uint32_t head_dim, uint32_t group
     scratch.largest = scratch.weighted + columns * head_dim;
     scratch.sum = scratch.largest + columns;
     return scratch;
-}
-
-/* The compiler does not know that tile loads read memory. */
-static inline void memory_settled(void)
-{
-    __asm__ volatile("" ::: "memory");
-}
-
-/* Transposes 16 x 16 32-bit elements. */
-static inline void transpose(__m512i rows[16])
-{
-    __m512i a[16], b[16];
-    for (int i = 0; i < 8; i++) {
-        a[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
-        a[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
-    }
-    for (int i = 0; i < 4; i++) {
-        b[4 * i] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
-        b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
-        b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
-        b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        /* Column i of each 4 x 4 group, of rows 0-7 and 8-15. */
-        __m512i low_even = _mm512_shuffle_i32x4(b[i], b[4 + i], 0x88),
-                low_odd = _mm512_shuffle_i32x4(b[i], b[4 + i], 0xdd),
-                high_even = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0x88),
-                high_odd = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0xdd);
-        rows[i] = _mm512_shuffle_i32x4(low_even, high_even, 0x88);
-        rows[4 + i] = _mm512_shuffle_i32x4(low_odd, high_odd, 0x88);
-        rows[8 + i] = _mm512_shuffle_i32x4(low_even, high_even, 0xdd);
-        rows[12 + i] = _mm512_shuffle_i32x4(low_odd, high_odd, 0xdd);
-    }
 }
 
 /* Q^T of one head's 16 rows in pairs of dimensions; rows that are not computed are zero. */
@@ -360,13 +321,7 @@ static void attend_tile_amx(const cpu_attend_tile_t *tile)
                    block_first = tile->row_first / COLUMNS,
                    block_last = (tile->row_first + tile->row_count - 1) / COLUMNS + 1;
     const amx_scratch_t scratch = amx_scratch(tile->scratch, head_dim, tile->group);
-    tile_config_t config = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        config.row_bytes[i] = TILE_ROW_BYTES;
-        config.rows[i] = 16;
-    }
-    memory_settled();
-    _tile_loadconfig(&config);
+    configure_tiles();
     for (uint32_t head = 0; head < tile->group; head++) {
         for (uint32_t block = block_first; block < block_last; block++) {
             const size_t at = (size_t)head * COLUMN_BLOCKS + block;

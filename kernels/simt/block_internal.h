@@ -43,7 +43,7 @@ typedef struct {
         const uint32_t *right; /* its b[2] */
         uint32_t *out;         /* a loaded matrix' [count] */
     };
-    const void *row; /* what it loads */
+    const void *row;   /* what it loads */
     kv_fiber_t *fiber; /* NULL: it has not begun, or has ended and left its stack to another */
     kv_simt_thread_t seen;
     uint32_t index, warp, lane;

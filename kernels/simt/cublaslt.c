@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { VERSION = 130000, PANEL_ROWS = 32 };
+enum { VERSION = 130000, PANEL_ROWS = KV_PRODUCT_PANEL };
 
 struct kv_simt_blas {
     int open;
@@ -115,8 +115,27 @@ static void widen(
 
 /* ---- one matrix of the batch ---- */
 
+static void finish_panel_f32(
+    const product_t *product, const float *sums, size_t first, size_t count)
+{
+    const float *c = (const float *)(const void *)product->c;
+    float *d = (float *)(void *)product->d, alpha = product->alpha, beta = product->beta;
+    for (size_t j = 0; j < product->right_count; j++) {
+        const float *from = sums + j * PANEL_ROWS;
+        const float *added = c + j * (size_t)product->c_layout.pitch + first;
+        float *to = d + j * (size_t)product->d_layout.pitch + first;
+        for (size_t i = 0; i < count; i++) {
+            to[i] = beta != 0 ? alpha * from[i] + beta * added[i] : alpha * from[i];
+        }
+    }
+}
+
 static void finish_panel(const product_t *product, const float *sums, size_t first, size_t count)
 {
+    if (product->c_layout.type == CUDA_R_32F && product->d_layout.type == CUDA_R_32F) {
+        finish_panel_f32(product, sums, first, count);
+        return;
+    }
     for (size_t j = 0; j < product->right_count; j++) {
         for (size_t i = 0; i < count; i++) {
             float value = product->alpha * sums[j * PANEL_ROWS + i];
@@ -139,6 +158,36 @@ static void multiply(const product_t *product, float *right, float *left, float 
         kv_product_f32(left, count, right, product->right_count, pitch, sums, PANEL_ROWS);
         finish_panel(product, sums, first, count);
     }
+}
+
+static bool is_bf16(const side_t *side)
+{
+    return side->type == CUDA_R_16BF && side->step == 1;
+}
+
+static const uint16_t *bf16_rows(const side_t *side, size_t first)
+{
+    return (const uint16_t *)(const void *)side->data + first * side->row_stride;
+}
+
+static bool takes_bf16(const product_t *product)
+{
+    return is_bf16(&product->left) && is_bf16(&product->right) &&
+           kv_product_takes_bf16(product->left_count, product->depth);
+}
+
+static void multiply_bf16(const product_t *product, float *sums)
+{
+    kv_product_packed_t packed;
+    kv_product_pack(bf16_rows(&product->right, 0), product->right.row_stride, product->right_count,
+        product->depth, &packed);
+    for (size_t first = 0; first < product->left_count; first += PANEL_ROWS) {
+        size_t rest = product->left_count - first, count = rest < PANEL_ROWS ? rest : PANEL_ROWS;
+        kv_product_bf16(
+            bf16_rows(&product->left, first), product->left.row_stride, count, &packed, sums);
+        finish_panel(product, sums, first, count);
+    }
+    kv_product_unpack(&packed);
 }
 
 /* ---- bounds ---- */
@@ -185,11 +234,16 @@ static int run(void *argument)
     float *right = kv_allocate_array(product->right_count * pitch + 1, sizeof *right);
     float *left = kv_allocate_array(PANEL_ROWS * pitch + 1, sizeof *left);
     float *sums = kv_allocate_array(product->right_count * PANEL_ROWS + 1, sizeof *sums);
+    bool bf16 = takes_bf16(product);
     size_t a_bytes = element_bytes(work->a.type), b_bytes = element_bytes(work->b.type);
     size_t c_bytes = element_bytes(product->c_layout.type);
     size_t d_bytes = element_bytes(product->d_layout.type);
     for (int32_t i = 0; i < product->d_layout.batch_count; i++) {
-        multiply(product, right, left, sums, pitch);
+        if (bf16) {
+            multiply_bf16(product, sums);
+        } else {
+            multiply(product, right, left, sums, pitch);
+        }
         product->left.data += (size_t)work->a.batch_stride * a_bytes;
         product->right.data += (size_t)work->b.batch_stride * b_bytes;
         product->c += (size_t)product->c_layout.batch_stride * c_bytes;
@@ -351,9 +405,10 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDe
     return CUBLAS_STATUS_SUCCESS;
 }
 
+/* Numbers made in another order are those of another library. */
 size_t cublasLtGetVersion(void)
 {
-    return VERSION;
+    return VERSION + (size_t)kv_product_order();
 }
 
 const char *cublasLtGetStatusName(cublasStatus_t status)

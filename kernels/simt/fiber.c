@@ -130,8 +130,8 @@ static void prepare(kv_fiber_t *fiber)
     fiber->context.uc_stack.ss_sp = fiber->stack;
     fiber->context.uc_stack.ss_size = fiber->stack_bytes;
     fiber->context.uc_link = NULL;
-    makecontext(&fiber->context, (void (*)(void))enter, 2, (unsigned int)(self >> 32),
-        (unsigned int)self);
+    makecontext(
+        &fiber->context, (void (*)(void))enter, 2, (unsigned int)(self >> 32), (unsigned int)self);
 }
 
 static void exchange(kv_fiber_t *from, kv_fiber_t *to)
