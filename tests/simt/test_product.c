@@ -130,8 +130,9 @@ static cublasStatus_t multiply(const case_t *c, const matrix_t *a, const matrix_
     cublasStatus_t status =
         cublasLtMatmul(handle, description, &one, a->device, a->layout, b->device, b->layout,
             &c->beta, d->device, d->layout, d->device, d->layout, NULL, NULL, 0, NULL);
-    assert_int_equal(cublasLtMatmulDescDestroy(description), CUBLAS_STATUS_SUCCESS);
-    assert_int_equal(cublasLtDestroy(handle), CUBLAS_STATUS_SUCCESS);
+    /* They answer with the error of a product that has broken the device by now. */
+    (void)cublasLtMatmulDescDestroy(description);
+    (void)cublasLtDestroy(handle);
     return status;
 }
 
