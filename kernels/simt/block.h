@@ -9,7 +9,7 @@
  * Threads: launches may come from any thread and run one at a time; functions marked "kernel" only
  * from inside a kernel.
  * Errors: findings (finding.h); a launch that was ended gives its cudaError_t.
- * Limits: 1024 threads a block; 227 KiB of shared memory; 64 KiB of stack a thread. */
+ * Limits: 1024 threads a block; 99 KiB of shared memory; 64 KiB of stack a thread. */
 #ifndef KV_KERNELS_SIMT_BLOCK_H
 #define KV_KERNELS_SIMT_BLOCK_H
 
@@ -26,7 +26,7 @@ extern "C" {
 enum {
     KV_SIMT_WARP_LANES = 32,
     KV_SIMT_THREADS_MAX = 1024,
-    KV_SIMT_SHARED_BYTES_MAX = 227 * 1024,
+    KV_SIMT_SHARED_BYTES_MAX = 99 * 1024,   /* of all chips the least, sm_86 and sm_120 */
     KV_SIMT_SHARED_BYTES_PLAIN = 48 * 1024, /* more needs the kernel's attribute */
 };
 
