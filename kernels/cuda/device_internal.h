@@ -63,7 +63,11 @@ typedef struct kv_move {
     cudaEvent_t done;
     char *staging;  /* device: [CUDA_LANE_BYTES] */
     uint64_t *sums; /* device: [CUDA_SUMS_MAX] */
-    char *told;     /* host, pinned: [CUDA_TOLD_BYTES] of what a kernel told in sums */
+    /* Host, pinned: [CUDA_TOLD_BYTES] of what a kernel told in sums. A caller's array is not pinned,
+     * and a copy to it would hold the thread up until the whole move has ended. */
+    char *told;
+    uint64_t *checksums; /* the caller's: [checksum_count] come to it when the move has ended */
+    size_t checksum_count;
     bool busy;
 } cuda_lane_t;
 

@@ -3,6 +3,10 @@
  *   out   slots --seal--> sums, --gather--> staging --copy--> memory outside
  *   in    memory outside --copy--> staging --scatter--> slots --seal--> sums
  *
+ * Checksums come to pinned memory of the lane, and from there to the caller when the move is found
+ * to have ended; those of a move with more than that holds go to the caller's array at once, for
+ * which its start waits.
+ *
  * Large parts go between slot and memory by the copy engine alone; small ones are gathered first,
  * since an engine needs as long for a fragment of 4 KiB as for one of 64. A move that does not fit
  * the staging goes in runs of slots, which the stream keeps apart. What lies beside the slots, in
@@ -13,6 +17,8 @@
 #include "kernels/cuda/seal.h"
 
 #include "base/check.h"
+
+#include <string.h>
 
 enum {
     DIRECT_PART_BYTES = 64 << 10, /* from here on a copy engine loses nothing */
@@ -222,7 +228,7 @@ static kv_status_t copy_slots(const run_t *run, kv_error_t *error)
     return status;
 }
 
-/* Checksums of the units where they lie, to the caller's array. */
+/* Checksums of the units where they lie, to the lane's array or to the caller's. */
 static kv_status_t seal(const run_t *run, kv_error_t *error)
 {
     const kv_move_params_t *params = run->params;
@@ -244,9 +250,10 @@ static kv_status_t seal(const run_t *run, kv_error_t *error)
     if (status != KV_OK) {
         return status;
     }
+    uint64_t *to = run->lane->checksum_count > 0 ? (uint64_t *)run->lane->told : params->checksums;
     return cuda_copy_async(run->cuda, run->lane->stream, KV_MOVE_OUT, (char *)run->lane->sums,
-        (char *)(params->checksums + (size_t)run->first * run->slot_units),
-        (size_t)run->count * run->slot_units * sizeof *params->checksums, error);
+        (char *)(to + (size_t)run->first * run->slot_units),
+        (size_t)run->count * run->slot_units * sizeof *to, error);
 }
 
 static kv_status_t enqueue_out(const run_t *run, kv_error_t *error)
@@ -305,6 +312,9 @@ static kv_status_t enqueue_move(
     run.direct = !params->beside && !run.together &&
                  (run.slot_bytes / params->part_count >= DIRECT_PART_BYTES ||
                      run.slot_bytes > CUDA_LANE_BYTES);
+    const size_t sum_count = (size_t)params->slot_count * run.slot_units;
+    lane->checksums = params->checksums;
+    lane->checksum_count = sum_count <= CUDA_SUMS_MAX ? sum_count : 0;
     kv_status_t status = KV_OK;
     while (run.first < params->slot_count && status == KV_OK) {
         run.count = slots_in_run(&run, params->slot_count - run.first);
@@ -349,18 +359,24 @@ static kv_status_t end_move(
     kv_status_t status = cuda_check(cuda, code, call, error);
     if (status != KV_OK) {
         (void)cuda_lane_drain(cuda, lane, nullptr);
+    } else if (lane->checksum_count > 0) {
+        memcpy(lane->checksums, lane->told, lane->checksum_count * sizeof *lane->checksums);
     }
     cuda_lane_give(cuda, lane);
     return status;
 }
 
+/* A thread that never named a GPU would open another one's context with its first call. */
 kv_status_t cuda_move_poll(kv_device_t *device, kv_move_t *move, kv_error_t *error)
 {
-    return end_move(cuda_of(device), move, cudaEventQuery(move->done), "cudaEventQuery", error);
+    cuda_device_t *cuda = cuda_of(device);
+    (void)cudaSetDevice(cuda->ordinal);
+    return end_move(cuda, move, cudaEventQuery(move->done), "cudaEventQuery", error);
 }
 
 kv_status_t cuda_move_wait(kv_device_t *device, kv_move_t *move, kv_error_t *error)
 {
-    return end_move(
-        cuda_of(device), move, cudaEventSynchronize(move->done), "cudaEventSynchronize", error);
+    cuda_device_t *cuda = cuda_of(device);
+    (void)cudaSetDevice(cuda->ordinal);
+    return end_move(cuda, move, cudaEventSynchronize(move->done), "cudaEventSynchronize", error);
 }

@@ -1,7 +1,7 @@
 /* Device memory, and this process's memory as the device sees it. */
 #include "kernels/cuda/device_internal.h"
 
-#include <string.h>
+#include <unistd.h>
 
 /* ---- device memory ---- */
 
@@ -60,15 +60,21 @@ kv_status_t cuda_scratch_reserve(
     if (status != KV_OK) {
         return status;
     }
-    void *memory = nullptr;
-    status = cuda_allocate(&cuda->device, bytes, &memory, error);
-    if (status != KV_OK) {
-        return status;
-    }
+    /* Half as much again: what grows with a sequence would otherwise be allocated anew for each few
+     * tokens, and freeing waits for the whole device. */
+    size_t wanted = scratch->bytes + scratch->bytes / 2;
+    wanted = wanted > bytes ? wanted : bytes;
     cuda_release(&cuda->device, scratch->memory, scratch->bytes);
-    scratch->memory = memory;
-    scratch->bytes = bytes;
-    return KV_OK;
+    *scratch = {};
+    status = cuda_allocate(&cuda->device, wanted, &scratch->memory, error);
+    if (status == KV_NO_SPACE && wanted > bytes) {
+        wanted = bytes;
+        status = cuda_allocate(&cuda->device, wanted, &scratch->memory, error);
+    }
+    if (status == KV_OK) {
+        scratch->bytes = wanted;
+    }
+    return status;
 }
 
 /* ---- copies ---- */
@@ -77,14 +83,20 @@ kv_status_t cuda_scratch_reserve(
 static size_t uncut_bytes(cuda_pins_t *pins, const char *outside, size_t bytes)
 {
     pthread_mutex_lock(&pins->lock);
-    for (uint32_t i = 0; i < pins->count; i++) {
-        const char *base = pins->items[i].base, *end = base + pins->items[i].bytes;
-        if (outside < end) {
-            const char *border = outside < base ? base : end;
-            const size_t left = (size_t)(border - outside);
-            bytes = left < bytes ? left : bytes;
-            break;
+    uint32_t first = 0, end = pins->count; /* of the ranges that end behind `outside` the first */
+    while (first < end) {
+        const uint32_t middle = first + (end - first) / 2;
+        if (outside < pins->items[middle].base + pins->items[middle].bytes) {
+            end = middle;
+        } else {
+            first = middle + 1;
         }
+    }
+    if (first < pins->count) {
+        const char *base = pins->items[first].base,
+                   *border = outside < base ? base : base + pins->items[first].bytes;
+        const size_t left = (size_t)(border - outside);
+        bytes = left < bytes ? left : bytes;
     }
     pthread_mutex_unlock(&pins->lock);
     return bytes;
@@ -141,7 +153,8 @@ kv_status_t cuda_copy_out(
 /* Only whole pages are registered: a page that two ranges share could be in one of them only. */
 static void whole_pages(void *memory, size_t bytes, char **base_out, size_t *bytes_out)
 {
-    const uintptr_t page = 4096, first = ((uintptr_t)memory + page - 1) / page * page,
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE),
+                    first = ((uintptr_t)memory + page - 1) / page * page,
                     end = ((uintptr_t)memory + bytes) / page * page;
     *base_out = (char *)first;
     *bytes_out = end > first ? end - first : 0;

@@ -332,12 +332,53 @@ static void polled(void **state)
     bench_close(&bench);
 }
 
+/* What checksums come to is ordinary memory: a copy to it would hold up the start of the move until
+ * all of it has ended. So nothing is written there before somebody waits. */
+static void checksums_come_at_the_end(void **state)
+{
+    (void)state;
+    enum { UNITS = 32 };
+    bench_t bench;
+    bench_open(&bench);
+    moving_t moving;
+    kv_error_t error;
+    kv_move_t *started;
+    uint64_t sums[COUNT * UNITS];
+    open_moving(&moving, bench.tested, 65536);
+    const kv_slot_part_t whole = {0, moving.slot_bytes};
+    const kv_move_params_t params = {
+        .direction = KV_MOVE_IN,
+        .arena = moving.slots,
+        .slot_bytes = moving.slot_bytes,
+        .slots = SOME,
+        .slot_count = COUNT,
+        .parts = &whole,
+        .part_count = 1,
+        .outside = moving.places,
+        .unit_bytes = moving.slot_bytes / UNITS,
+        .checksums = sums,
+    };
+    memset(sums, 0, sizeof sums);
+    assert_int_equal(kv_move_start(bench.tested, &params, &started, &error), KV_OK);
+    for (size_t at = 0; at < COUNT * UNITS; at++) {
+        assert_true(sums[at] == 0);
+    }
+    assert_int_equal(kv_move_wait(bench.tested, started, &error), KV_OK);
+    for (size_t at = 0; at < COUNT * UNITS; at++) {
+        const char *unit = moving.places[at / UNITS] + at % UNITS * params.unit_bytes;
+        assert_true(sums[at] == kv_checksum(unit, params.unit_bytes));
+    }
+    close_moving(&moving);
+    bench_close(&bench);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_size),
         cmocka_unit_test(many_threads),
         cmocka_unit_test(polled),
+        cmocka_unit_test(checksums_come_at_the_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
