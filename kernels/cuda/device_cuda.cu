@@ -1,6 +1,7 @@
 /* The CUDA device: opening, closing, the table, and the plug-in that exports it. With KVIST_SIMT
  * the same source makes the device of libkvist-simt.so. */
 #include "kernels/cuda/device_internal.h"
+#include "kernels/cuda/rows.h"
 
 #include "kernels/plugin.h"
 
@@ -134,6 +135,18 @@ static kv_status_t find_gpu(cuda_device_t *cuda, kv_error_t *error)
     return KV_OK;
 }
 
+/* Also what a driver says that is too old for what was compiled, or cannot compile it. */
+static kv_status_t find_code(const cuda_device_t *cuda, kv_error_t *error)
+{
+    kv_error_t cause;
+    if (cuda_rows_built(&cause) == KV_OK) {
+        return KV_OK;
+    }
+    return kv_fail(error, KV_MISSING,
+        "this build's kernels do not run on gpu %d, of compute capability %d.%d: %s", cuda->ordinal,
+        cuda->sm / 10, cuda->sm % 10, cause.text);
+}
+
 static kv_status_t open_streams(cuda_device_t *cuda, kv_error_t *error)
 {
     kv_status_t status =
@@ -173,6 +186,9 @@ static kv_status_t open_device(uint32_t number, kv_device_t **device_out, kv_err
     kv_status_t status = find_gpu(cuda, error);
     if (status == KV_OK) {
         status = cuda_enter(cuda, error);
+    }
+    if (status == KV_OK) {
+        status = find_code(cuda, error);
     }
     if (status != KV_OK) {
         pthread_mutex_destroy(&cuda->pins.lock);

@@ -70,6 +70,17 @@ kv_status_t cuda_norm(cuda_stream_t *stream, const cuda_norm_t *norm, kv_error_t
         error);
 }
 
+kv_status_t cuda_rows_built(kv_error_t *error)
+{
+    cudaFuncAttributes attributes;
+    const cudaError_t code = cudaFuncGetAttributes(&attributes, norm_kernel);
+    if (code == cudaSuccess) {
+        return KV_OK;
+    }
+    (void)cudaGetLastError();
+    return kv_fail(error, KV_MISSING, "%s (%d)", cudaGetErrorString(code), (int)code);
+}
+
 static __device__ __forceinline__ float gated(float in, float up)
 {
     return in / (1.0f + expf(-in)) * up;

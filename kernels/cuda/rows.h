@@ -39,6 +39,9 @@ typedef struct {
 /* out = silu(in[0..columns)) x in[columns..2 columns). */
 kv_status_t cuda_gate(cuda_stream_t *stream, const cuda_gate_t *gate, kv_error_t *error);
 
+/* KV_MISSING with the cause where this build holds no code for the thread's GPU. */
+kv_status_t cuda_rows_built(kv_error_t *error);
+
 #ifdef __cplusplus
 }
 #endif

@@ -31,8 +31,10 @@ typedef enum cudaError {
     cudaErrorInvalidConfiguration = 9,
     cudaErrorInvalidMemcpyDirection = 21,
     cudaErrorInsufficientDriver = 35,
+    cudaErrorInvalidDeviceFunction = 98,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorNoKernelImageForDevice = 209,
     cudaErrorECCUncorrectable = 214,
     cudaErrorNvlinkUncorrectable = 220,
     cudaErrorContained = 226,
@@ -111,6 +113,11 @@ struct cudaDeviceProp {
     int asyncEngineCount, pciBusID, pciDeviceID, pciDomainID;
 };
 
+struct cudaFuncAttributes {
+    size_t sharedSizeBytes, constSizeBytes, localSizeBytes;
+    int maxThreadsPerBlock, numRegs, ptxVersion, binaryVersion;
+};
+
 struct cudaPointerAttributes {
     cudaMemoryType_t type;
     int device;
@@ -170,6 +177,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float *elapsed_ms_out, cudaEvent_t begin, cudaEvent_t end);
 
 cudaError_t cudaFuncSetAttribute(const void *function, cudaFuncAttribute_t attribute, int value);
+cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attributes_out, const void *function);
 
 /* KV_LAUNCH. The launch and its body are copied. */
 cudaError_t kv_simt_enqueue(const kv_simt_launch_t *launch, cudaStream_t stream);
@@ -206,6 +214,13 @@ static inline cudaError_t cudaFuncSetAttribute(
     void (*function)(parameters_t...), cudaFuncAttribute_t attribute, int value)
 {
     return cudaFuncSetAttribute(reinterpret_cast<const void *>(function), attribute, value);
+}
+
+template <typename... parameters_t>
+static inline cudaError_t cudaFuncGetAttributes(
+    struct cudaFuncAttributes *attributes_out, void (*function)(parameters_t...))
+{
+    return cudaFuncGetAttributes(attributes_out, reinterpret_cast<const void *>(function));
 }
 #endif
 

@@ -57,6 +57,16 @@ cudaError_t cudaFuncSetAttribute(const void *function, cudaFuncAttribute_t attri
     return kv_simt_answer(error);
 }
 
+cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attributes_out, const void *function)
+{
+    cudaError_t refused = kv_simt_call(__func__);
+    if (refused != cudaSuccess || function == NULL) {
+        return refused != cudaSuccess ? refused : kv_simt_answer(cudaErrorInvalidDeviceFunction);
+    }
+    *attributes_out = (struct cudaFuncAttributes){.maxThreadsPerBlock = KV_SIMT_THREADS_MAX};
+    return cudaSuccess;
+}
+
 /* The device. */
 
 cudaError_t cudaRuntimeGetVersion(int *version_out)

@@ -32,7 +32,7 @@ enum {
 static const char *const ASKED[] = {"cudaGetDeviceCount", "cudaGetDeviceProperties",
     "cudaStreamCreateWithFlags", "cudaEventCreateWithFlags", "cudaMemcpyAsync", "cudaMemsetAsync",
     "cudaEventRecord", "cudaEventSynchronize", "cudaEventQuery", "cudaHostRegister",
-    "cudaFuncSetAttribute", "launch"};
+    "cudaFuncGetAttributes", "cudaFuncSetAttribute", "launch"};
 static const char *const ASKED_FOR_MEMORY[] = {"cudaMalloc", "cudaHostAlloc"};
 static const char *const ASKED_OF_CUBLASLT[] = {"cublasLtCreate", "cublasLtMatmulDescCreate",
     "cublasLtMatmulDescSetAttribute", "cublasLtMatmulPreferenceCreate",
