@@ -20,6 +20,9 @@ kv_status_t kv_embedded_lease_store(kvist_lease_t *lease, const kvist_put_t *put
     const kvist_piece_t *pieces, size_t piece_count, kvist_stored_t done, void *context);
 kv_status_t kv_embedded_lease_prepare(kvist_lease_t *lease, uint32_t slot_count,
     uint64_t deadline_ns, kvist_prepared_t done, void *context);
+kv_status_t kv_embedded_lease_prepare_layers(kvist_lease_t *lease, uint32_t slot_count,
+    uint64_t deadline_ns, kvist_prepared_t done, kvist_layers_t layers, void *context);
+bool kv_embedded_lease_is_loading(const kvist_lease_t *lease);
 const uint32_t *kv_embedded_lease_slots(const kvist_lease_t *lease);
 uint32_t kv_embedded_lease_sealed_count(const kvist_lease_t *lease);
 kv_status_t kv_embedded_lease_seal(

@@ -65,6 +65,21 @@ kv_status_t kvist_lease_prepare(kvist_lease_t *lease, uint32_t slot_count, uint6
     return lease_ops(lease)->prepare(lease, slot_count, deadline_ns, done, context);
 }
 
+kv_status_t kvist_lease_prepare_layers(kvist_lease_t *lease, uint32_t slot_count,
+    uint64_t deadline_ns, kvist_prepared_t done, kvist_layers_t layers, void *context)
+{
+    const kv_store_ops_t *ops = lease_ops(lease);
+    return ops->prepare_layers != NULL
+               ? ops->prepare_layers(lease, slot_count, deadline_ns, done, layers, context)
+               : ops->prepare(lease, slot_count, deadline_ns, done, context);
+}
+
+bool kvist_lease_is_loading(const kvist_lease_t *lease)
+{
+    const kv_store_ops_t *ops = lease_ops(lease);
+    return ops->is_loading != NULL && ops->is_loading(lease);
+}
+
 const uint32_t *kvist_lease_slots(const kvist_lease_t *lease)
 {
     return lease_ops(lease)->slots(lease);

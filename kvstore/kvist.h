@@ -529,6 +529,25 @@ kv_status_t kvist_lease_store(kvist_lease_t *lease, const kvist_put_t *put,
 kv_status_t kvist_lease_prepare(kvist_lease_t *lease, uint32_t slot_count, uint64_t deadline_ns,
     kvist_prepared_t done, void *context);
 
+/* status KV_OK: the first layer_count layers of the found blocks are in their slots, proved; more
+ * calls follow until it is all of them. KV_CORRUPT, KV_IO: one of the others is damaged, or did not
+ * come, and what is in the slots beyond the layers that were told is not KV: compute with no more
+ * of it, release the lease, match anew. */
+typedef void (*kvist_layers_t)(
+    void *context, kvist_lease_t *lease, kv_status_t status, uint32_t layer_count);
+
+/* As kvist_lease_prepare, but done may run as soon as all that is still to come comes layer by
+ * layer, the first layer of all found blocks first: kvist_lease_is_loading then says so, and
+ * `layers` runs as they come, after done and never after the release. Until the last one came, only
+ * layers that were told may be read, nothing can be sealed, and private slots may be written. A
+ * device that does not move bytes by itself gains nothing: there, and where little is loaded, it is
+ * kvist_lease_prepare. */
+kv_status_t kvist_lease_prepare_layers(kvist_lease_t *lease, uint32_t slot_count,
+    uint64_t deadline_ns, kvist_prepared_t done, kvist_layers_t layers, void *context);
+
+/* Whether layers of found blocks have still to come, or one of them did not. */
+bool kvist_lease_is_loading(const kvist_lease_t *lease);
+
 /* The block table: slot_count device slots in the order of the context. Valid until release; the
  * array does not move. */
 const uint32_t *kvist_lease_slots(const kvist_lease_t *lease);

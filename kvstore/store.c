@@ -253,6 +253,8 @@ const kv_store_ops_t KV_EMBEDDED_OPS = {
     .load = kv_embedded_lease_load,
     .store = kv_embedded_lease_store,
     .prepare = kv_embedded_lease_prepare,
+    .prepare_layers = kv_embedded_lease_prepare_layers,
+    .is_loading = kv_embedded_lease_is_loading,
     .slots = kv_embedded_lease_slots,
     .sealed_count = kv_embedded_lease_sealed_count,
     .seal = kv_embedded_lease_seal,
@@ -528,6 +530,7 @@ kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_stor
     store->finished = kv_queue_create(KV_TASKS_MAX + 2 + KV_FILL_TASKS_MAX, sizeof(kv_task_t *));
     store->threadless = seams != NULL && seams->threadless;
     store->unverified = seams != NULL && seams->unverified;
+    store->layer_step_bytes = seams != NULL ? seams->layer_step_bytes : 0;
     store->workers =
         kv_workers_create("kv-store", store->threadless ? 0 : WORKER_COUNT, KV_TASKS_MAX);
     if (status == KV_OK) {

@@ -2,6 +2,7 @@
  *
  *   lease.c    match, prepare, seal, release     persist.c  objects -> records on disk, flush
  *   load.c     host, disk -> device              reclaim.c  room on disk, whole segments
+ *   load_layers.c  the same, layer by layer
  *   read.c     out of any tier, verified         survive.c  records moved out of a segment
  *   evict.c    device -> host -> disk            ready.c    segments made ready ahead of time
  *   object.c   where an object is, who holds it  mark.c     records that are nobody's
@@ -218,8 +219,9 @@ struct kvist_store {
     kvist_codec_t codec;
     const kv_policy_ops_t *policy;
     char origin[KV_ORIGIN_BYTES];
-    bool threadless; /* jobs run where they are submitted */
-    bool unverified; /* loads prove nothing: for a benchmark */
+    bool threadless;         /* jobs run where they are submitted */
+    bool unverified;         /* loads prove nothing: for a benchmark */
+    size_t layer_step_bytes; /* what is loaded layer by layer comes in so much at a time */
 
     kv_table_t *table;
     kv_pool_t device_pool; /* of group 0's objects */
@@ -236,6 +238,7 @@ struct kvist_store {
 
     kvist_lease_t *first_waiting;            /* prepares, first come first served */
     kvist_lease_t *first_ready, *last_ready; /* callbacks to be run by the next poll */
+    kvist_lease_t *first_news;               /* likewise: of layers that came */
     kv_flush_t *first_flushed;               /* likewise */
     kv_drop_t *first_drop, *first_dropped;   /* under way; likewise */
     kv_spill_t *first_spill;                 /* under way, or ended: callbacks to be run */
@@ -279,6 +282,7 @@ typedef struct {
     bool unverified;                 /* loads copy and prove nothing: kvstore/unverified.h */
     const kv_arena_memory_t *memory; /* NULL: the machine's */
     uint32_t fill_at_once;           /* entries that one poll takes in while the table fills */
+    size_t layer_step_bytes;         /* 0: the usual */
 } kv_store_seams_t;
 
 kv_status_t kv_store_open_with(const kvist_store_params_t *params, const kv_store_seams_t *seams,
@@ -303,6 +307,10 @@ static inline char *kv_store_device_bytes(const kvist_store_t *store, uint32_t s
 }
 
 /* ---- device_slot.c: on a worker; KV_IO: the device failed, which is logged ---- */
+
+/* The size of every unit of the device tier's objects; 0: they differ, and the device takes no
+ * checksums of them. */
+size_t kv_device_unit_bytes(const kv_layout_t *layout);
 
 /* A device slot's object to or from memory of this process; checksums_out: [unit_count], of what
  * left the device or of what has come there, or NULL. */
@@ -428,6 +436,24 @@ int kv_family_number(kvist_store_t *store, const kv_record_t *like);
 /* Starts what the lease needs loaded: its found blocks that are not on the device. Each joins a
  * load that is under way or takes a free slot (there are enough). */
 void kv_load_start(kvist_store_t *store, kvist_lease_t *lease);
+
+/* Whether the slot is being loaded for this lease, layer by layer. */
+bool kv_load_is_layered(const kvist_store_t *store, uint32_t slot, const kvist_lease_t *lease);
+
+/* ---- load_layers.c ---- */
+
+/* A block of them. */
+typedef struct {
+    struct kv_read *read; /* planned, from host memory */
+    uint32_t slot;        /* on the device */
+} kv_layered_t;
+
+/* Whether it is worth it, and the device can. */
+bool kv_load_layers_pay(const kvist_store_t *store, uint32_t block_count);
+
+/* Brings them in, layer by layer; the array is copied. The lease hears of it:
+ * kv_lease_layers_came. The reads end together. */
+void kv_load_layers(kvist_lease_t *lease, const kv_layered_t *blocks, uint32_t count);
 
 /* ---- evict.c ---- */
 
@@ -720,5 +746,16 @@ void kv_lease_run_callbacks(kvist_store_t *store);
 uint32_t kv_lease_found_count(const kvist_lease_t *lease);
 uint32_t kv_lease_object(const kvist_lease_t *lease, uint32_t block);
 void kv_lease_load_started(kvist_lease_t *lease);
+bool kv_lease_wants_layers(const kvist_lease_t *lease);
+
+/* The lease's owner has the block table, and may use the slots of loads that fail. */
+bool kv_lease_keeps_slots(const kvist_lease_t *lease);
+
+/* So many of its loads come layer by layer; 0: they are about to end. */
+void kv_lease_set_layered(kvist_lease_t *lease, uint32_t load_count);
+
+/* The first layer_count layers of those are there; not KV_OK: one of them is damaged, or did not
+ * come. */
+void kv_lease_layers_came(kvist_lease_t *lease, uint32_t layer_count, kv_status_t status);
 
 #endif

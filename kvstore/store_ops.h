@@ -29,6 +29,10 @@ typedef struct {
         size_t piece_count, kvist_stored_t done, void *context);
     kv_status_t (*prepare)(kvist_lease_t *lease, uint32_t slot_count, uint64_t deadline_ns,
         kvist_prepared_t done, void *context);
+    /* NULL: a lease is ready when all is there. */
+    kv_status_t (*prepare_layers)(kvist_lease_t *lease, uint32_t slot_count, uint64_t deadline_ns,
+        kvist_prepared_t done, kvist_layers_t layers, void *context);
+    bool (*is_loading)(const kvist_lease_t *lease);
     const uint32_t *(*slots)(const kvist_lease_t *lease);
     uint32_t (*sealed_count)(const kvist_lease_t *lease);
     kv_status_t (*seal)(kvist_lease_t *lease, const uint32_t *tokens, const kvist_key_t *extra,

@@ -71,7 +71,7 @@ static bool forget_copy(kvist_store_t *store, kv_read_t *read)
     return (object->flags & (KV_OBJECT_DEAD | KV_OBJECT_BUSY)) == 0;
 }
 
-static void end_read(kvist_store_t *store, kv_read_t *read)
+void kv_read_end(kvist_store_t *store, kv_read_t *read)
 {
     bool try_again = false;
     if (read->status == KV_OK) {
@@ -101,23 +101,20 @@ static void give_staging(kv_read_batch_t *batch)
 }
 
 /* What loading costs now, for estimates: a sixteenth of the newest value. */
-static void note_rate(kv_read_batch_t *batch)
+void kv_read_note_rate(kvist_store_t *store, kvist_tier_t tier, uint64_t started_ns, size_t bytes)
 {
-    kvist_store_t *store = batch->store;
-    const kv_read_t *first = batch->reads[0];
-    uint64_t ns = store->clock->monotonic_ns(store->clock) - batch->started_ns;
-    double bytes = (double)bytes_of(batch);
-    double *rate = &store->load_ns_per_byte[first->tier];
-    *rate += ((double)ns / bytes - *rate) / 16;
+    uint64_t ns = store->clock->monotonic_ns(store->clock) - started_ns;
+    double *rate = &store->load_ns_per_byte[tier];
+    *rate += ((double)ns / (double)bytes - *rate) / 16;
 }
 
 static void end_batch(kv_read_batch_t *batch)
 {
     kvist_store_t *store = batch->store;
     give_staging(batch);
-    note_rate(batch);
+    kv_read_note_rate(store, batch->reads[0]->tier, batch->started_ns, bytes_of(batch));
     for (uint32_t i = 0; i < batch->count; i++) {
-        end_read(store, batch->reads[i]);
+        kv_read_end(store, batch->reads[i]);
     }
     free(batch->reads);
     free(batch);

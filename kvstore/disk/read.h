@@ -58,6 +58,11 @@ void kv_read_plan_record(kvist_store_t *store, uint32_t object, kv_read_t *read)
  * sorted) during the call. Some may end before it returns. */
 void kv_reads_start(kvist_store_t *store, kv_read_t **reads, uint32_t count);
 
+/* For whoever moves what was planned from memory himself: what loading cost (of the reads together,
+ * from a tier), and the end of a read, whose status says how it went. */
+void kv_read_note_rate(kvist_store_t *store, kvist_tier_t tier, uint64_t started_ns, size_t bytes);
+void kv_read_end(kvist_store_t *store, kv_read_t *read);
+
 /* Reads that wait for a buffer, as far as there are some. */
 void kv_reads_advance(kvist_store_t *store);
 

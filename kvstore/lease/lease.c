@@ -25,6 +25,49 @@ void kv_lease_load_started(kvist_lease_t *lease)
     lease->loads_out++;
 }
 
+bool kv_lease_wants_layers(const kvist_lease_t *lease)
+{
+    return lease->layers != NULL;
+}
+
+bool kv_lease_keeps_slots(const kvist_lease_t *lease)
+{
+    return lease->early;
+}
+
+void kv_lease_set_layered(kvist_lease_t *lease, uint32_t load_count)
+{
+    lease->layered_out = load_count;
+}
+
+/* ---- layers that come after the answer ---- */
+
+static void tell_news(kvist_lease_t *lease)
+{
+    kvist_lease_t **link = &lease->store->first_news;
+    if (lease->news) {
+        return;
+    }
+    while (*link != NULL) {
+        link = &(*link)->next_news;
+    }
+    lease->news = true;
+    lease->next_news = NULL;
+    *link = lease;
+    kv_store_kick(lease->store);
+}
+
+void kv_lease_layers_came(kvist_lease_t *lease, uint32_t layer_count, kv_status_t status)
+{
+    status = lease->layers_status == KV_OK ? status : lease->layers_status; /* the first cause */
+    const bool more = layer_count > lease->layers_there || status != lease->layers_status;
+    lease->layers_there = layer_count;
+    lease->layers_status = status;
+    if (lease->early && more) {
+        tell_news(lease);
+    }
+}
+
 /* ---- prepare ---- */
 
 static void answer(kvist_lease_t *lease, kv_status_t status)
@@ -169,6 +212,25 @@ static uint32_t good_prefix(kvist_lease_t *lease, kvist_miss_t *miss_out)
     return lease->found_count;
 }
 
+/* Of a lease that was answered early, and lacks a block after all: its slots are used no more. What
+ * follows the block may not stay on the device without it. */
+static void let_tail_go(kvist_lease_t *lease)
+{
+    kvist_store_t *store = lease->store;
+    kvist_miss_t miss = KVIST_MISS_NONE;
+    uint32_t good = good_prefix(lease, &miss);
+    for (uint32_t block = good; block < lease->found_count; block++) {
+        uint32_t slot = lease->slots[block];
+        if (kv_table_at(store->table, lease->objects[block])->device_slot != slot) {
+            kv_pool_give(&store->device_pool, slot); /* that it kept */
+        }
+    }
+    if (good < lease->found_count) {
+        shorten(lease, good, miss);
+    }
+    lease->broken = false;
+}
+
 static void count_hits(kvist_lease_t *lease)
 {
     for (int tier = 0; tier < KVIST_TIER_COUNT; tier++) {
@@ -188,6 +250,33 @@ static void become_ready(kvist_lease_t *lease)
     kv_match_announce(lease);
     count_hits(lease);
     answer(lease, KV_OK);
+}
+
+/* Whether all that is still to come for it comes layer by layer. */
+static bool can_be_early(const kvist_lease_t *lease)
+{
+    const kvist_store_t *store = lease->store;
+    bool early = !lease->released && lease->layered_out > 0 &&
+                 lease->loads_out == lease->layered_out && lease->layers_status == KV_OK;
+    for (uint32_t block = 0; block < lease->found_count && early; block++) {
+        const kv_object_t *object = kv_table_at(store->table, lease->objects[block]);
+        early = !kv_lease_gone(lease, block) &&
+                (kv_object_on_device(store, object) ||
+                    (object->device_slot != KV_SLOT_NONE &&
+                        kv_load_is_layered(store, object->device_slot, lease)));
+    }
+    return early;
+}
+
+/* The last layer came, or will not. */
+static void layers_ended(kvist_lease_t *lease)
+{
+    kvist_miss_t miss = KVIST_MISS_NONE;
+    lease->broken = good_prefix(lease, &miss) < lease->found_count;
+    kv_lease_layers_came(lease, lease->store->groups[0].layout.layer_count,
+        !lease->broken               ? KV_OK
+        : miss == KVIST_MISS_DAMAGED ? KV_CORRUPT
+                                     : KV_IO);
 }
 
 static void loads_ended(kvist_lease_t *lease)
@@ -246,6 +335,9 @@ static void expect_blocks(kvist_lease_t *lease)
 static void give_back(kvist_lease_t *lease)
 {
     kvist_store_t *store = lease->store;
+    if (lease->broken) {
+        let_tail_go(lease);
+    }
     if (lease->slots != NULL) {
         give_private_slots(lease);
     }
@@ -265,7 +357,17 @@ static void give_back(kvist_lease_t *lease)
 void kv_lease_load_ended(kvist_lease_t *lease, bool try_again)
 {
     lease->try_again = lease->try_again || try_again;
-    if (--lease->loads_out > 0) {
+    lease->loads_out--;
+    if (lease->early && lease->loads_out == 0) {
+        layers_ended(lease);
+    } else if (!lease->early && can_be_early(lease)) {
+        lease->early = true;
+        become_ready(lease);
+        if (lease->layers_there > 0) {
+            tell_news(lease);
+        }
+    }
+    if (lease->early || lease->loads_out > 0) {
         return;
     }
     if (lease->released) {
@@ -283,6 +385,12 @@ void kv_lease_load_ended(kvist_lease_t *lease, bool try_again)
 
 kv_status_t kv_embedded_lease_prepare(kvist_lease_t *lease, uint32_t slot_count,
     uint64_t deadline_ns, kvist_prepared_t done, void *context)
+{
+    return kv_embedded_lease_prepare_layers(lease, slot_count, deadline_ns, done, NULL, context);
+}
+
+kv_status_t kv_embedded_lease_prepare_layers(kvist_lease_t *lease, uint32_t slot_count,
+    uint64_t deadline_ns, kvist_prepared_t done, kvist_layers_t layers, void *context)
 {
     kvist_store_t *store = lease->store;
     KV_CHECK(lease->state == KV_LEASE_MATCHED && done != NULL);
@@ -302,6 +410,7 @@ kv_status_t kv_embedded_lease_prepare(kvist_lease_t *lease, uint32_t slot_count,
     lease->slot_count = slot_count;
     lease->deadline_ns = deadline_ns;
     lease->done = done;
+    lease->layers = layers;
     lease->context = context;
     enqueue(lease, false);
     kv_store_advance(store);
@@ -394,6 +503,25 @@ uint64_t kv_lease_next_deadline(const kvist_store_t *store)
     return next;
 }
 
+bool kv_embedded_lease_is_loading(const kvist_lease_t *lease)
+{
+    return lease->early && (lease->loads_out > 0 || lease->broken);
+}
+
+static void run_news(kvist_store_t *store)
+{
+    while (store->first_news != NULL) {
+        kvist_lease_t *lease = store->first_news;
+        store->first_news = lease->next_news;
+        lease->news = false;
+        if (lease->released) {
+            kv_lease_settle(lease);
+        } else {
+            lease->layers(lease->context, lease, lease->layers_status, lease->layers_there);
+        }
+    }
+}
+
 static void run_prepared(kvist_store_t *store)
 {
     while (store->first_ready != NULL) {
@@ -446,6 +574,7 @@ static void run_transfers(kvist_store_t *store)
 void kv_lease_run_callbacks(kvist_store_t *store)
 {
     run_prepared(store);
+    run_news(store);
     run_transfers(store);
 }
 
@@ -478,7 +607,8 @@ const char *kv_embedded_lease_arithmetic(const kvist_lease_t *lease, uint32_t bl
 void kv_lease_settle(kvist_lease_t *lease)
 {
     bool under_way = lease->state == KV_LEASE_WAITING || lease->state == KV_LEASE_LOADING ||
-                     lease->state == KV_LEASE_ANSWERED || lease->transfers_out > 0;
+                     lease->state == KV_LEASE_ANSWERED || lease->transfers_out > 0 ||
+                     lease->loads_out > 0 || lease->news;
     if (lease->released && !under_way) {
         give_back(lease);
         kv_lease_free(lease);
@@ -496,7 +626,7 @@ void kv_embedded_lease_release(kvist_lease_t *lease)
         dequeue(lease);
         give_back(lease);
         answer(lease, KV_CANCELLED);
-    } else if (lease->state == KV_LEASE_ANSWERED) {
+    } else if (lease->state == KV_LEASE_ANSWERED && lease->loads_out == 0) {
         give_back(lease); /* its callback, still to run, says cancelled */
     }
     kv_put_cancel(lease);

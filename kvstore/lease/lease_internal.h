@@ -1,6 +1,7 @@
 /* What the files of a lease share: the lease itself.
  *
  *   match.c   what is found, and how         lease_load.c   bytes into the caller's memory
+ *   load.c    into device slots, whole;      load_layers.c  layer by layer
  *   lease.c   device slots, release          lease_store.c  bytes from the caller's memory
  *   seal.c    new objects                    pieces.c       the caller's scatter lists */
 #ifndef KV_KVSTORE_LEASE_LEASE_INTERNAL_H
@@ -53,6 +54,17 @@ struct kvist_lease {
     kv_status_t status;
     kvist_prepared_t done;
     void *context;
+
+    /* Layers of found blocks that come one after the other. */
+    kvist_layers_t layers; /* NULL: all at once */
+    uint32_t layered_out;  /* of loads_out: those that do, and are not about to end */
+    uint32_t layers_there;
+    kv_status_t layers_status;
+    bool early;  /* it was answered while they came */
+    bool broken; /* and one of them did not: what it has found is not all there */
+    bool news;   /* its owner is to hear of layers in the next poll */
+    kvist_lease_t *next_news;
+
     kvist_lease_t *next; /* waiting or answered */
 
     kvist_key_t next_key; /* of the block that it stores next, while announced */

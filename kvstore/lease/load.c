@@ -18,6 +18,7 @@ struct kv_load {
     kv_read_t read; /* first */
     kvist_store_t *store;
     uint32_t slot;
+    kvist_lease_t *layered_for; /* it comes layer by layer, for this lease; NULL: as a whole */
     waiting_lease_t *waiting;
 };
 
@@ -54,7 +55,11 @@ static void load_ended(kv_read_t *read, bool try_again)
     if (read->status == KV_OK && wanted && (object->flags & KV_OBJECT_DEAD) == 0) {
         kv_object_enter_device(store, read->object, load->slot);
     } else {
-        kv_pool_give(&store->device_pool, load->slot);
+        if (load->layered_for != NULL && kv_lease_keeps_slots(load->layered_for)) {
+            kv_pool_keep_private(&store->device_pool, load->slot);
+        } else {
+            kv_pool_give(&store->device_pool, load->slot);
+        }
         if (wanted) {
             object->device_slot = KV_SLOT_NONE;
         }
@@ -93,6 +98,39 @@ static kv_load_t *plan_load(kvist_store_t *store, uint32_t number)
     return load;
 }
 
+bool kv_load_is_layered(const kvist_store_t *store, uint32_t slot, const kvist_lease_t *lease)
+{
+    return store->loads[slot] != NULL && store->loads[slot]->layered_for == lease;
+}
+
+/* Those from host memory, where the lease wants them layer by layer and that is worth it. What is
+ * left of the reads: how many. */
+static uint32_t start_layers(
+    kvist_store_t *store, kvist_lease_t *lease, kv_read_t **reads, uint32_t count)
+{
+    kv_layered_t *layered = kv_allocate_array(count + 1, sizeof *layered);
+    uint32_t layered_count = 0, left = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (reads[i]->tier == KVIST_TIER_HOST) {
+            layered[layered_count++] = (kv_layered_t){reads[i], ((kv_load_t *)reads[i])->slot};
+        } else {
+            reads[left++] = reads[i];
+        }
+    }
+    if (kv_load_layers_pay(store, layered_count)) {
+        for (uint32_t i = 0; i < layered_count; i++) {
+            ((kv_load_t *)layered[i].read)->layered_for = lease;
+        }
+        kv_load_layers(lease, layered, layered_count);
+    } else {
+        for (uint32_t i = 0; i < layered_count; i++) {
+            reads[left++] = layered[i].read;
+        }
+    }
+    free(layered);
+    return left;
+}
+
 void kv_load_start(kvist_store_t *store, kvist_lease_t *lease)
 {
     uint32_t found = kv_lease_found_count(lease), count = 0;
@@ -109,6 +147,9 @@ void kv_load_start(kvist_store_t *store, kvist_lease_t *lease)
             reads[count++] = &load->read;
         }
         wait_for(load, lease);
+    }
+    if (count > 0 && kv_lease_wants_layers(lease)) {
+        count = start_layers(store, lease, reads, count);
     }
     kv_reads_start(store, reads, count);
     free(reads);

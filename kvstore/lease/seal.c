@@ -149,7 +149,8 @@ static uint32_t seal_object(
 
 kv_status_t kv_seal_words(kvist_lease_t *lease, const uint32_t *words, const char *arithmetic)
 {
-    if (lease->state != KV_LEASE_READY || lease->sealed_count >= lease->slot_count ||
+    if (lease->state != KV_LEASE_READY || kv_embedded_lease_is_loading(lease) ||
+        lease->sealed_count >= lease->slot_count ||
         (arithmetic != NULL && strlen(arithmetic) >= KV_ARITHMETIC_BYTES)) {
         return KV_INVALID;
     }

@@ -6,8 +6,7 @@
 #include "base/log.h"
 #include "kernels/moves.h"
 
-/* The size of every unit of the device tier's objects; 0: they differ. */
-static size_t unit_bytes(const kv_layout_t *layout)
+size_t kv_device_unit_bytes(const kv_layout_t *layout)
 {
     for (uint32_t part = 1; part < layout->group.part_count; part++) {
         if (layout->part_unit_bytes[part] != layout->part_unit_bytes[0]) {
@@ -22,7 +21,7 @@ static kv_status_t move(const kvist_store_t *store, kv_move_direction_t directio
     char *outside, uint64_t *checksums_out)
 {
     const kv_layout_t *layout = &store->groups[0].layout;
-    const size_t sealed_bytes = checksums_out != NULL ? unit_bytes(layout) : 0;
+    const size_t sealed_bytes = checksums_out != NULL ? kv_device_unit_bytes(layout) : 0;
     const kv_move_one_t one = {
         .direction = direction,
         .arena = store->arena,

@@ -235,6 +235,12 @@ void kv_pool_set_loading(kv_pool_t *pool, uint32_t slot, uint32_t object)
     pool->slots[slot].object = object;
 }
 
+void kv_pool_keep_private(kv_pool_t *pool, uint32_t slot)
+{
+    KV_CHECK(pool->slots[slot].state == KV_SLOT_LOADING);
+    pool->slots[slot].state = KV_SLOT_PRIVATE;
+}
+
 static void know_tenant(kv_pool_t *pool, uint32_t tenant)
 {
     if (tenant < pool->tenant_count) {

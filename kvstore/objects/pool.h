@@ -118,6 +118,8 @@ void kv_pool_give(kv_pool_t *pool, uint32_t slot);
 void kv_pool_reserve(kv_pool_t *pool, uint32_t slot, uint16_t tenant);
 
 void kv_pool_set_loading(kv_pool_t *pool, uint32_t slot, uint32_t object);
+void kv_pool_keep_private(
+    kv_pool_t *pool, uint32_t slot); /* its load failed; whose it is uses it */
 void kv_pool_set_object(
     kv_pool_t *pool, uint32_t slot, uint32_t object, const kv_slot_of_t *of); /* it is held */
 
