@@ -368,9 +368,16 @@ static kv_status_t end_layer(kv_engine_t *engine, const kv_engine_chunk_t *chunk
     return KV_OK;
 }
 
+/* What earlier positions have in the layer may be read from now on. */
+static kv_status_t need_layer(const kv_engine_chunk_t *chunk, uint32_t layer, kv_error_t *error)
+{
+    return chunk->layer_needed != NULL ? chunk->layer_needed(chunk->context, layer, error) : KV_OK;
+}
+
 /* Every layer up to its keys and values, the rest of all but the last. On a device that runs ahead,
  * layers are enqueued behind the one that is waited for: what leaves a layer's slots does so while
- * the next ones are computed, and the device never waits for this thread. */
+ * the next ones are computed, what comes to them while earlier ones are, and the device never waits
+ * for this thread. */
 static kv_status_t prefill_layers(kv_engine_t *engine, const kv_engine_chunk_t *chunk,
     const kv_sequence_t *sequence, kv_rows_t rows, kv_error_t *error)
 {
@@ -384,18 +391,18 @@ static kv_status_t prefill_layers(kv_engine_t *engine, const kv_engine_chunk_t *
             prefill_projection(engine, at, sequence, rows);
             marks[at % KV_DEVICE_MARKS_MAX] = ops->mark(engine->device);
         }
-        if (at + 1 < layer_count && ahead > 0) {
-            prefill_rest(engine, at, sequence, rows);
-        }
         if (at >= ahead) {
             const uint32_t layer = at - ahead;
             status = end_layer(engine, chunk, layer, marks[layer % KV_DEVICE_MARKS_MAX], error);
         }
-        if (status == KV_OK && at + 1 < layer_count && ahead == 0) {
+        if (status == KV_OK && at + 1 < layer_count) {
+            status = need_layer(chunk, at, error);
+        }
+        if (status == KV_OK && at + 1 < layer_count) {
             prefill_rest(engine, at, sequence, rows);
         }
     }
-    return status;
+    return status == KV_OK ? need_layer(chunk, layer_count - 1, error) : status;
 }
 
 kv_status_t kv_engine_prefill(

@@ -66,6 +66,11 @@ typedef struct {
      * chunk, in the order of the layers; NULL for none. Must not block: later layers wait for it.
      */
     void (*layer_done)(void *context, uint32_t layer);
+    /* Called on the compute thread before K and V that earlier positions have in a layer are read,
+     * in the order of the layers, every one of them before the call ends well; NULL: they are in
+     * the slots already. May wait for them, while the device goes on with what it was given. Its
+     * status ends the call. */
+    kv_status_t (*layer_needed)(void *context, uint32_t layer, kv_error_t *error);
     void *context;
     const bool *cancelled; /* checked between layers (relaxed); NULL for never. True ends the call:
                               KV_CANCELLED */

@@ -31,6 +31,12 @@ struct kv_prefill_request {
     uint64_t deadline_ns;
 
     kvist_lease_t *lease;
+    /* What was found may come layer by layer, while it is computed with and streamed. */
+    uint32_t layers_there, layers_streamed;
+    kv_status_t layers_status;
+    bool layered;    /* compute was given it so */
+    bool find_waits; /* a source is asked when all of it is there: */
+    kv_pd_prefill_action_t find;
 
     kv_peer_t *source;                 /* of the fetch that runs; NULL: none, or it is gone */
     uint64_t asked[KV_PD_FETCHES_MAX]; /* kv_peer_id of the sources so far */
@@ -157,6 +163,9 @@ static void prepared(
                       .whole_blocks = reads ? whole : match->block_count});
 }
 
+static void layers_came(
+    void *context, kvist_lease_t *lease, kv_status_t status, uint32_t layer_count);
+
 static void do_match(kv_prefill_request_t *request)
 {
     kvist_query_t query = {
@@ -172,8 +181,8 @@ static void do_match(kv_prefill_request_t *request)
     kv_status_t status = kvist_match(request->core->holder.store, &query, &request->lease, &match);
     request->usage.match_ns = kv_clock_now_ns() - request->arrived_ns;
     if (status == KV_OK) {
-        status = kvist_lease_prepare(
-            request->lease, prompt_blocks(request), request->deadline_ns, prepared, request);
+        status = kvist_lease_prepare_layers(request->lease, prompt_blocks(request),
+            request->deadline_ns, prepared, layers_came, request);
         request->preparing = status == KV_OK;
     }
     if (status != KV_OK) {
@@ -265,6 +274,11 @@ static void do_find_source(kv_prefill_request_t *request, const kv_pd_prefill_ac
                               kv_block_bytes(&request->core->info->shape))) {
         note_no_source(request, action, source, count);
         post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_SOURCE});
+        return;
+    }
+    if (kvist_lease_is_loading(request->lease)) {
+        request->find_waits = true; /* nothing can be sealed before */
+        request->find = *action;
         return;
     }
     KV_CHECK(request->asked_count < KV_PD_FETCHES_MAX);
@@ -433,12 +447,69 @@ static void do_send_prefilling(kv_prefill_request_t *request)
     free(arithmetic);
 }
 
+/* Found blocks, as far as they are there and did not leave yet. */
+static void stream_found(kv_prefill_request_t *request)
+{
+    const size_t layer_bytes = kv_block_layer_bytes(&request->core->info->shape);
+    const uint32_t first = request->layers_streamed, end = request->layers_there;
+    if (first < end && request->machine.state == KV_PD_PREFILL_COMPUTING) {
+        request->layers_streamed = end;
+        stream(request, 0, request->machine.held_blocks, first * layer_bytes,
+            (end - first) * layer_bytes);
+    }
+}
+
+static void layers_came(
+    void *context, kvist_lease_t *lease, kv_status_t status, uint32_t layer_count)
+{
+    kv_prefill_request_t *request = context;
+    request->layers_status = status;
+    if (status == KV_OK) {
+        request->layers_there = layer_count;
+        request->usage.load_ns = kv_clock_now_ns() - request->arrived_ns - request->usage.match_ns;
+    } else {
+        snprintf(request->error, sizeof request->error,
+            "a layer of the %u blocks that were found could not be loaded (%s)",
+            request->match.block_count, kv_status_name(status));
+    }
+    if (request->layered) {
+        stream_found(request);
+        kv_compute_layers(request->core->compute, request->id, status, request->layers_there);
+    }
+    if (request->find_waits && status != KV_OK) {
+        request->find_waits = false;
+        post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_SOURCE});
+    } else if (request->find_waits && !kvist_lease_is_loading(lease)) {
+        request->find_waits = false;
+        do_find_source(request, &request->find);
+    }
+}
+
+/* What was found leaves for the decode node, all of it or as its layers come. false: one did not.
+ */
+static bool begin_found(kv_prefill_request_t *request)
+{
+    if (!kvist_lease_is_loading(request->lease)) {
+        request->layers_there = request->core->info->shape.layer_count;
+    }
+    request->layered = kvist_lease_is_loading(request->lease);
+    if (request->layers_status != KV_OK) {
+        post(request, (kv_pd_prefill_event_t){
+                          .kind = KV_PD_PREFILL_EV_COMPUTED, .status = request->layers_status});
+        return false;
+    }
+    stream_found(request);
+    return true;
+}
+
 static void do_compute(kv_prefill_request_t *request, const kv_pd_prefill_action_t *action)
 {
     const kv_block_shape_t *shape = &request->core->info->shape;
     request->usage.decode_kv_reused =
         kv_core_has_decode_blocks(request->lease, action->first_block);
-    stream(request, 0, action->first_block, 0, kv_block_bytes(shape));
+    if (!begin_found(request)) {
+        return;
+    }
     kv_compute_sequence_t sequence = {
         .id = request->id,
         .tokens = request->tokens,
@@ -447,6 +518,7 @@ static void do_compute(kv_prefill_request_t *request, const kv_pd_prefill_action
         .slots = kvist_lease_slots(request->lease),
         .generate_max = 1,
         .report_layers = true,
+        .layers_come = request->layered,
         .top_logprobs = request->top_logprobs,
         .sampling = request->sampling,
     };
@@ -456,6 +528,8 @@ static void do_compute(kv_prefill_request_t *request, const kv_pd_prefill_action
     if (status != KV_OK) {
         snprintf(request->error, sizeof request->error, "%s", error.text);
         post(request, (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_COMPUTED, .status = status});
+    } else if (request->layered) {
+        kv_compute_layers(request->core->compute, request->id, KV_OK, request->layers_there);
     }
 }
 

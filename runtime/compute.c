@@ -19,8 +19,10 @@ struct sequence {
     kv_compute_sequence_t params;
     uint32_t *tokens; /* prompt and generated; room for generate_max more */
     uint32_t token_count, computed_count, generated_count;
-    bool cancelled;       /* set by the owner, read by the compute thread: relaxed atomic */
-    uint32_t chunk_count; /* of the chunk in the engine now */
+    bool cancelled;            /* set by the owner, read by the compute thread: relaxed atomic */
+    uint32_t layers_there;     /* under the lock: leading layers of what was computed elsewhere */
+    kv_status_t layers_status; /* likewise: of the others */
+    uint32_t chunk_count;      /* of the chunk in the engine now */
     kv_compute_t *compute;
     sequence_t *next;       /* in one of the compute thread's lists */
     sequence_t *known_next; /* in the owner's list */
@@ -33,6 +35,8 @@ struct kv_compute {
     kv_queue_t *submitted; /* sequence_t *, to the compute thread */
     kv_queue_t *events;    /* kv_compute_event_t, to the owner */
     pthread_t thread;
+    pthread_mutex_t lock; /* of the sequences' layers, and their cancelled flags where one waits */
+    pthread_cond_t layers_came;
 
     /* The owner's: every sequence from submit until its ENDED event was polled. */
     sequence_t *known;
@@ -134,11 +138,43 @@ static void layer_done(void *context, uint32_t layer)
                                 .count = sequence->chunk_count});
 }
 
-/* One chunk of the oldest prompt. Chunks end at multiples of chunk_tokens, so that blocks are
- * completed whole. */
+static kv_status_t layer_needed(void *context, uint32_t layer, kv_error_t *error)
+{
+    sequence_t *sequence = context;
+    kv_compute_t *compute = sequence->compute;
+    pthread_mutex_lock(&compute->lock);
+    while (sequence->layers_there <= layer && sequence->layers_status == KV_OK &&
+           !is_cancelled(sequence)) {
+        pthread_cond_wait(&compute->layers_came, &compute->lock);
+    }
+    kv_status_t status = sequence->layers_status;
+    pthread_mutex_unlock(&compute->lock);
+    if (status != KV_OK) {
+        return kv_fail(error, status, "layer %u of what was stored did not come", layer);
+    }
+    return is_cancelled(sequence)
+               ? kv_fail(error, KV_CANCELLED, "prefill was cancelled before layer %u", layer)
+               : KV_OK;
+}
+
+/* The oldest prompt that need not wait; where all have to, the oldest. */
+static sequence_t *take_prompt(kv_compute_t *compute)
+{
+    sequence_t **at = &compute->prompts;
+    pthread_mutex_lock(&compute->lock);
+    while (*at != NULL && (*at)->layers_there < compute->info->shape.layer_count &&
+           (*at)->layers_status == KV_OK) {
+        at = &(*at)->next;
+    }
+    pthread_mutex_unlock(&compute->lock);
+    return take_first(*at != NULL ? at : &compute->prompts);
+}
+
+/* One chunk of a prompt. Chunks end at multiples of chunk_tokens, so that blocks are completed
+ * whole. */
 static void run_chunk(kv_compute_t *compute)
 {
-    sequence_t *sequence = take_first(&compute->prompts);
+    sequence_t *sequence = take_prompt(compute);
     uint32_t first = sequence->computed_count;
     uint32_t boundary = (first / compute->chunk_tokens + 1) * compute->chunk_tokens;
     uint32_t last = boundary < prompt_count(sequence) ? boundary : prompt_count(sequence);
@@ -149,6 +185,7 @@ static void run_chunk(kv_compute_t *compute)
         .position = first,
         .slots = sequence->params.slots,
         .layer_done = sequence->params.report_layers ? layer_done : NULL,
+        .layer_needed = sequence->params.layers_come ? layer_needed : NULL,
         .context = sequence,
         .cancelled = &sequence->cancelled,
     };
@@ -346,6 +383,8 @@ kv_compute_t *kv_compute_create(kv_engine_t *engine, uint32_t chunk_tokens, uint
     compute->draws = kv_allocate_array(batch_rows_max, sizeof *compute->draws);
     compute->drawn_tokens = kv_allocate_array(batch_rows_max, sizeof *compute->drawn_tokens);
     compute->drawn_logprobs = kv_allocate_array(batch_rows_max, sizeof *compute->drawn_logprobs);
+    pthread_mutex_init(&compute->lock, NULL);
+    pthread_cond_init(&compute->layers_came, NULL);
     KV_CHECK(pthread_create(&compute->thread, NULL, run, compute) == 0);
     pthread_setname_np(compute->thread, "compute");
     return compute;
@@ -368,6 +407,8 @@ void kv_compute_destroy(kv_compute_t *compute)
     free(compute->draws);
     free(compute->drawn_tokens);
     free(compute->drawn_logprobs);
+    pthread_cond_destroy(&compute->layers_came);
+    pthread_mutex_destroy(&compute->lock);
     free(compute);
 }
 
@@ -399,6 +440,8 @@ kv_status_t kv_compute_submit(
 {
     KV_CHECK(params->computed_count < params->token_count);
     KV_CHECK(params->generated_count < params->token_count);
+    KV_CHECK(!params->layers_come ||
+             params->computed_count < params->token_count - params->generated_count);
     kv_status_t status = validate(compute, params, error);
     if (status != KV_OK) {
         return status;
@@ -416,6 +459,7 @@ kv_status_t kv_compute_submit(
     sequence->params.tokens = NULL;
     sequence->token_count = params->token_count;
     sequence->computed_count = params->computed_count;
+    sequence->layers_there = params->layers_come ? 0 : compute->info->shape.layer_count;
     sequence->known_next = compute->known;
     compute->known = sequence;
     compute->known_count++;
@@ -437,7 +481,22 @@ void kv_compute_cancel(kv_compute_t *compute, uint64_t id)
 {
     sequence_t *sequence = *find(compute, id);
     if (sequence != NULL) {
+        pthread_mutex_lock(&compute->lock);
         __atomic_store_n(&sequence->cancelled, true, __ATOMIC_RELAXED);
+        pthread_cond_signal(&compute->layers_came);
+        pthread_mutex_unlock(&compute->lock);
+    }
+}
+
+void kv_compute_layers(kv_compute_t *compute, uint64_t id, kv_status_t status, uint32_t layer_count)
+{
+    sequence_t *sequence = *find(compute, id);
+    if (sequence != NULL) {
+        pthread_mutex_lock(&compute->lock);
+        sequence->layers_there = status == KV_OK ? layer_count : sequence->layers_there;
+        sequence->layers_status = status;
+        pthread_cond_signal(&compute->layers_came);
+        pthread_mutex_unlock(&compute->lock);
     }
 }
 

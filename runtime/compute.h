@@ -42,11 +42,13 @@ typedef struct {
     const uint32_t *slots;   /* the block table, for token_count + generate_max - 1 tokens */
     uint32_t generate_max;   /* tokens to generate, at least 1 */
     uint32_t
-        generated_count;   /* the last so many tokens were generated, elsewhere or earlier: decode
+        generated_count; /* the last so many tokens were generated, elsewhere or earlier: decode
                                  kernels make their KV, as they do when they generate, so that what
                                  follows is what would have followed there */
-    bool ignore_end;       /* go on past the model's end token */
-    bool report_layers;    /* LAYER events for the prompt's chunks */
+    bool ignore_end;     /* go on past the model's end token */
+    bool report_layers;  /* LAYER events for the prompt's chunks */
+    bool layers_come;    /* the computed tokens' KV comes layer by layer: kv_compute_layers says how
+                              far it is. There are tokens of the prompt left to compute */
     uint32_t top_logprobs; /* TOKEN events have so many alternatives */
     kv_sampling_t sampling;
 } kv_compute_sequence_t;
@@ -83,6 +85,13 @@ kv_status_t kv_compute_submit(
 /* The sequence ends soon with KV_CANCELLED (or as it would have: whichever is first). Unknown ids
  * are ignored. */
 void kv_compute_cancel(kv_compute_t *compute, uint64_t id);
+
+/* Of a sequence whose layers come: the first layer_count of them are in the slots. Not KV_OK: the
+ * others do not come, and the sequence ends with this status. Other
+ * prompts that need not wait go first; where there is none, the thread waits for the next layer.
+ * Unknown ids are ignored. */
+void kv_compute_layers(
+    kv_compute_t *compute, uint64_t id, kv_status_t status, uint32_t layer_count);
 
 int kv_compute_fd(const kv_compute_t *compute);
 

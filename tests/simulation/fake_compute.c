@@ -17,6 +17,8 @@ struct sequence {
     uint32_t *tokens, *slots;
     uint32_t token_count, computed_count, generated_count, slot_count;
     uint32_t chunk_count, layer; /* of the chunk under way; 0: none is */
+    uint32_t layers_there;       /* of what was computed elsewhere */
+    kv_status_t layers_status;
     bool cancelled;
     kv_compute_t *compute;
 };
@@ -143,7 +145,7 @@ static void check_computed(const sequence_t *sequence, const char *when)
 {
     uint32_t layer, position;
     if (!model_check(sequence->compute->engine->arena, sequence->slots, sequence->tokens,
-            sequence->computed_count, &layer, &position)) {
+            sequence->computed_count, sequence->layers_there, &layer, &position)) {
         violation("%s sequence %llu: the KV of layer %u, position %u of %u (slot %u) is wrong",
             when, (unsigned long long)sequence->params.id, layer, position,
             sequence->computed_count, sequence->slots[position / MODEL_BLOCK_TOKENS]);
@@ -167,6 +169,11 @@ kv_status_t kv_compute_submit(
     sequence->compute = compute;
     sequence->token_count = params->token_count;
     sequence->computed_count = params->computed_count;
+    sequence->layers_there = params->layers_come ? 0 : MODEL_LAYERS;
+    if (params->layers_come &&
+        params->computed_count >= params->token_count - params->generated_count) {
+        violation("layers come of a sequence without a prompt");
+    }
     sequence->tokens = kv_allocate_array(total, sizeof *sequence->tokens);
     memcpy(sequence->tokens, params->tokens, params->token_count * sizeof *sequence->tokens);
     sequence->slot_count = (total - 2) / MODEL_BLOCK_TOKENS + 1;
@@ -197,6 +204,28 @@ void kv_compute_cancel(kv_compute_t *compute, uint64_t id)
     cancel_in(compute->generating, id);
 }
 
+void kv_compute_layers(kv_compute_t *compute, uint64_t id, kv_status_t status, uint32_t layer_count)
+{
+    for (sequence_t *at = compute->prompts; at != NULL; at = at->next) {
+        if (at->params.id == id) {
+            at->layers_there = status == KV_OK ? layer_count : at->layers_there;
+            at->layers_status = status;
+            check_computed(at, "layers came of");
+        }
+    }
+}
+
+/* The first that need not wait for a layer. */
+static sequence_t **first_prompt(kv_compute_t *compute)
+{
+    sequence_t **at = &compute->prompts;
+    while (*at != NULL && (*at)->layers_status == KV_OK && (*at)->layers_there < MODEL_LAYERS &&
+           ((*at)->chunk_count > 0 ? (*at)->layer : 0) >= (*at)->layers_there) {
+        at = &(*at)->next;
+    }
+    return at;
+}
+
 kv_status_t kv_compute_poll(kv_compute_t *compute, kv_compute_event_t *event_out)
 {
     queued_t *queued = compute->events;
@@ -218,9 +247,18 @@ bool compute_has_events(const kv_compute_t *compute)
     return compute->events != NULL;
 }
 
+static bool has_cancelled(const sequence_t *list)
+{
+    while (list != NULL && !list->cancelled) {
+        list = list->next;
+    }
+    return list != NULL;
+}
+
 bool compute_has_work(const kv_compute_t *compute)
 {
-    return compute->prompts != NULL || compute->generating != NULL;
+    return *first_prompt((kv_compute_t *)(uintptr_t)compute) != NULL ||
+           compute->generating != NULL || has_cancelled(compute->prompts);
 }
 
 uint32_t compute_sequence_count(const kv_compute_t *compute)
@@ -311,10 +349,17 @@ static void run_step(kv_compute_t *compute)
     }
 }
 
-/* One layer of the oldest prompt's chunk. */
+/* One layer of the chunk of the oldest prompt that need not wait. */
 static void run_layer(kv_compute_t *compute)
 {
-    sequence_t *sequence = compute->prompts;
+    sequence_t **at = first_prompt(compute), *sequence = *at;
+    if (sequence == NULL) {
+        return;
+    }
+    if (sequence->layers_status != KV_OK) {
+        end(take_first(at), sequence->layers_status, false);
+        return;
+    }
     uint32_t first = sequence->computed_count;
     if (sequence->chunk_count == 0) {
         uint32_t boundary = (first / compute->chunk_tokens + 1) * compute->chunk_tokens;
@@ -324,7 +369,7 @@ static void run_layer(kv_compute_t *compute)
         sequence->layer = 0;
     }
     if (chance(fail_chance)) {
-        end(take_first(&compute->prompts), KV_FATAL, false);
+        end(take_first(at), KV_FATAL, false);
         return;
     }
     uint32_t count = sequence->chunk_count, layer = sequence->layer++;
@@ -343,9 +388,9 @@ static void run_layer(kv_compute_t *compute)
     sequence->chunk_count = 0;
     emit(sequence, (kv_compute_event_t){.type = KV_COMPUTE_CHUNK, .first = first, .count = count});
     if (sequence->computed_count == sequence->token_count) {
-        take_token(take_first(&compute->prompts));
+        take_token(take_first(at));
     } else if (sequence->computed_count == prompt_count(sequence)) {
-        append(&compute->generating, take_first(&compute->prompts));
+        append(&compute->generating, take_first(at));
     }
 }
 

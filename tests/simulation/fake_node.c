@@ -159,8 +159,8 @@ kv_status_t kv_device_open(const char *name, uint32_t thread_count, kv_device_t 
     (void)thread_count;
     (void)passed_over_out;
     (void)error;
-    static kv_device_t devices[] = {{&OWNED_DEVICE}, {&OWNED_HOST_DEVICE}};
-    *device_out = &devices[pick(2)];
+    static kv_device_t devices[] = {{&OWNED_DEVICE}, {&OWNED_HOST_DEVICE}, {&OWNED_MOVING_DEVICE}};
+    *device_out = &devices[pick(3)];
     return KV_OK;
 }
 
@@ -199,10 +199,49 @@ kv_status_t __wrap_kvist_store_open(
 kv_status_t __wrap_kvist_store_open(
     const kvist_store_params_t *params, kvist_store_t **store_out, kv_error_t *error)
 {
-    const kv_store_seams_t seams = {.threadless = true};
+    const kv_store_seams_t seams = {.threadless = true, .layer_step_bytes = 1};
     kv_status_t status = kv_store_open_with(params, &seams, store_out, error);
     process_current()->store = status == KV_OK ? *store_out : NULL;
     return status;
+}
+
+/* What the store gives to its workers is done after a while, in its order; what is left when the
+ * store closes, then. */
+typedef struct job job_t;
+struct job {
+    job_t *next;
+    kv_job_t job;
+};
+
+static void run_job(void *subject, uint64_t detail)
+{
+    process_t *process = subject;
+    (void)detail;
+    job_t *job = process->jobs;
+    if (job != NULL) { /* else it was done when the store closed */
+        process->jobs = job->next;
+        job->job.run(job->job.argument);
+    }
+}
+
+kv_status_t __wrap_kv_workers_submit(kv_workers_t *workers, kv_job_t job);
+kv_status_t __wrap_kv_workers_submit(kv_workers_t *workers, kv_job_t job)
+{
+    process_t *process = process_current();
+    (void)workers;
+    if (process->store == NULL) { /* it opens or closes: nobody takes turns */
+        job.run(job.argument);
+        return KV_OK;
+    }
+    job_t **end = &process->jobs;
+    while (*end != NULL) {
+        end = &(*end)->next;
+    }
+    *end = world_allocate(sizeof **end);
+    (*end)->job = job;
+    world_after(
+        process_delay(process, process->node->store_delay_ns), process, run_job, process, 0);
+    return KV_OK;
 }
 
 void __real_kvist_store_close(kvist_store_t *store);
@@ -210,6 +249,9 @@ void __wrap_kvist_store_close(kvist_store_t *store);
 void __wrap_kvist_store_close(kvist_store_t *store)
 {
     process_current()->store = NULL;
+    while (process_current()->jobs != NULL) {
+        run_job(process_current(), 0);
+    }
     __real_kvist_store_close(store);
 }
 

@@ -59,11 +59,11 @@ uint32_t model_draw(void *arena, const uint32_t *slots, uint32_t count)
 }
 
 bool model_check(void *arena, const uint32_t *slots, const uint32_t *tokens, uint32_t count,
-    uint32_t *layer_out, uint32_t *position_out)
+    uint32_t layer_count, uint32_t *layer_out, uint32_t *position_out)
 {
     model_row_t rows[MODEL_LAYERS], row;
     for (uint32_t position = 0; position < count; position++) {
-        for (uint32_t layer = 0; layer < MODEL_LAYERS; layer++) {
+        for (uint32_t layer = 0; layer < layer_count; layer++) {
             model_row(layer, position > 0 ? rows[layer] : NULL, tokens[position], row);
             memcpy(rows[layer], row, sizeof row);
             if (memcmp(row, model_row_at(arena, slots, layer, position), sizeof row) != 0) {

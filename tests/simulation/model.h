@@ -33,9 +33,10 @@ uint64_t *model_row_at(void *arena, const uint32_t *slots, uint32_t layer, uint3
 /* The token that follows on this KV: reads every row of positions 0 to count - 1. */
 uint32_t model_draw(void *arena, const uint32_t *slots, uint32_t count);
 
-/* Whether the KV of positions 0 to count - 1 is that of these tokens; else where it is not. */
+/* Whether the KV of positions 0 to count - 1 in the first layers is that of these tokens; else
+ * where it is not. */
 bool model_check(void *arena, const uint32_t *slots, const uint32_t *tokens, uint32_t count,
-    uint32_t *layer_out, uint32_t *position_out);
+    uint32_t layer_count, uint32_t *layer_out, uint32_t *position_out);
 
 /* What a model by itself answers: tokens holds count, and room for generate more. Returns how many
  * were generated: less than that where the end token was. */

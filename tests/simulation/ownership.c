@@ -1,5 +1,6 @@
 #include "simulation/ownership.h"
 
+#include "base/checksum.h"
 #include "base/memory.h"
 #include "simulation/model.h"
 #include "transport/mover/mover_internal.h"
@@ -24,6 +25,8 @@ struct lease_note {
     uint32_t slot_count, *slots;
     uint32_t reading, computing; /* pieces and computations that were given its block table */
     kvist_prepared_t done;
+    kvist_layers_t layers;
+    uint32_t layer_count; /* told so far */
     void *context;
 };
 
@@ -139,6 +142,44 @@ static void prepared(
         forget_lease(ownership, note);
     }
     note->done(note->context, lease, status, match);
+}
+
+static void layers_came(
+    void *context, kvist_lease_t *lease, kv_status_t status, uint32_t layer_count)
+{
+    lease_note_t *note = context;
+    if (!note->prepared || *find_lease(note->process->ownership, lease) != note) {
+        violation("a lease hears of layers that is not prepared, or released");
+    }
+    if (layer_count < note->layer_count || layer_count > MODEL_LAYERS) {
+        violation("%u layers after %u", layer_count, note->layer_count);
+    }
+    trace("store: %u layers of a lease are there, status %s", layer_count, kv_status_name(status));
+    note->layer_count = layer_count;
+    note->layers(note->context, lease, status, layer_count);
+}
+
+kv_status_t __real_kvist_lease_prepare_layers(kvist_lease_t *lease, uint32_t slot_count,
+    uint64_t deadline_ns, kvist_prepared_t done, kvist_layers_t layers, void *context);
+kv_status_t __wrap_kvist_lease_prepare_layers(kvist_lease_t *lease, uint32_t slot_count,
+    uint64_t deadline_ns, kvist_prepared_t done, kvist_layers_t layers, void *context);
+kv_status_t __wrap_kvist_lease_prepare_layers(kvist_lease_t *lease, uint32_t slot_count,
+    uint64_t deadline_ns, kvist_prepared_t done, kvist_layers_t layers, void *context)
+{
+    lease_note_t *note = world_allocate(sizeof *note);
+    *note = (lease_note_t){.process = process_current(),
+        .lease = lease,
+        .slot_count = slot_count,
+        .done = done,
+        .layers = layers,
+        .context = context};
+    kv_status_t status = __real_kvist_lease_prepare_layers(
+        lease, slot_count, deadline_ns, prepared, layers_came, note);
+    if (status == KV_OK) {
+        note->next = here()->leases;
+        here()->leases = note;
+    }
+    return status;
 }
 
 kv_status_t __real_kvist_lease_prepare(kvist_lease_t *lease, uint32_t slot_count,
@@ -396,7 +437,7 @@ void ownership_written(process_t *process, uint32_t number, const char *who)
     }
 }
 
-static void written(process_t *process, const void *to)
+static void written(process_t *process, const void *to, bool may_be_read)
 {
     ownership_t *ownership = process->ownership;
     uint32_t number =
@@ -412,7 +453,7 @@ static void written(process_t *process, const void *to)
         }
         return;
     }
-    if (slot->transfer_id != 0 || slot->computing != 0 || slot->reading != 0) {
+    if (slot->transfer_id != 0 || slot->computing != 0 || (slot->reading != 0 && !may_be_read)) {
         violation("the store writes slot %u, which is in use", number);
     }
 }
@@ -422,7 +463,7 @@ static kv_status_t copy_in(
 {
     (void)device;
     (void)error;
-    written(process_current(), to);
+    written(process_current(), to, false);
     memcpy(to, from, bytes);
     return KV_OK;
 }
@@ -442,11 +483,67 @@ uint64_t __wrap_kv_checksum_copy_seeded(void *to, const void *from, size_t bytes
 uint64_t __wrap_kv_checksum_copy_seeded(void *to, const void *from, size_t bytes, uint64_t seed)
 {
     if (process_current()->ownership->mover_runs) {
-        written(process_current(), to);
+        written(process_current(), to, false);
     }
     return __real_kv_checksum_copy_seeded(to, from, bytes, seed);
 }
 
+/* ---- moves by the device ---- */
+
+static uint32_t move_failure_chance;
+
+void ownership_set_move_failures(uint32_t per_mille)
+{
+    move_failure_chance = per_mille;
+}
+
+/* Of a slot whose first layers are there already, those may be on their way to a peer. */
+static void move_part(const kv_move_params_t *params, uint32_t at, const kv_slot_part_t *part,
+    char *outside, bool bends)
+{
+    char *slot = params->arena + params->slots[at] * params->slot_bytes + part->offset_bytes;
+    if (params->direction == KV_MOVE_OUT) {
+        memcpy(outside, slot, part->bytes);
+        return;
+    }
+    written(process_current(), slot, part->bytes < params->slot_bytes);
+    memcpy(slot, outside, part->bytes);
+    slot[part->bytes - 1] ^= bends;
+}
+
+/* Done when it is started, in the event of the job or of the mover that asked for it. */
+static kv_status_t move_start(
+    kv_device_t *device, const kv_move_params_t *params, kv_move_t **move_out, kv_error_t *error)
+{
+    (void)device;
+    const bool fails = !here()->mover_runs && chance(move_failure_chance);
+    const uint32_t bent = fails && params->unit_bytes > 0 && params->direction == KV_MOVE_IN
+                              ? pick(params->slot_count)
+                              : UINT32_MAX;
+    if (fails && bent == UINT32_MAX) {
+        return kv_fail(error, KV_FATAL, "simulated: a move fails");
+    }
+    for (uint32_t at = 0; at < params->slot_count; at++) {
+        char *outside = params->outside[at];
+        for (uint32_t i = 0; i < params->part_count; i++) {
+            move_part(params, at, &params->parts[i], outside, at == bent);
+            outside += params->parts[i].bytes;
+        }
+        const char *slot =
+            params->arena + params->slots[at] * params->slot_bytes + params->parts[0].offset_bytes;
+        const size_t units =
+            params->unit_bytes > 0 ? params->parts[0].bytes / params->unit_bytes : 0;
+        for (size_t unit = 0; unit < units; unit++) {
+            params->checksums[at * units + unit] =
+                kv_checksum(slot + unit * params->unit_bytes, params->unit_bytes);
+        }
+    }
+    *move_out = NULL;
+    return KV_OK;
+}
+
+const kv_device_ops_t OWNED_MOVING_DEVICE = {
+    .name = "simulated", .copy_in = copy_in, .copy_out = copy_out, .move_start = move_start};
 const kv_device_ops_t OWNED_DEVICE = {
     .name = "simulated", .copy_in = copy_in, .copy_out = copy_out};
 const kv_device_ops_t OWNED_HOST_DEVICE = {

@@ -31,7 +31,10 @@ void ownership_check_quiet(const process_t *process);
 /* Chances per mille that the mover refuses a piece, an expectation with KV_BUSY. */
 void ownership_set_refusals(uint32_t per_mille);
 
+/* The same, of the store's moves that fail or damage what they bring. */
+void ownership_set_move_failures(uint32_t per_mille);
+
 /* Memory of the process, whose writes are looked at; that of a device, and the host's own. */
-extern const kv_device_ops_t OWNED_DEVICE, OWNED_HOST_DEVICE;
+extern const kv_device_ops_t OWNED_DEVICE, OWNED_HOST_DEVICE, OWNED_MOVING_DEVICE;
 
 #endif

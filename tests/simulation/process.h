@@ -75,6 +75,7 @@ struct process {
 
     loop_t *loop;
     kvist_store_t *store;
+    struct job *jobs; /* of its workers, in order: fake_node.c */
     kv_mover_t *mover;
     kv_compute_t *compute;
     ownership_t *ownership;
