@@ -178,6 +178,105 @@ static void a_row_moves_through_its_tile(void **state)
     kv_engine_close(moved.engine);
 }
 
+/* What earlier positions have comes layer by layer: it lies aside, and in its place lies what must
+ * not be seen. */
+typedef struct {
+    subject_t *subject;
+    char *aside; /* [block_count][block bytes] */
+    uint32_t block_count;
+    uint32_t done, needed; /* layers */
+    uint32_t failing;      /* this layer does not come */
+} coming_t;
+
+/* A layer of the leading blocks, to aside or from there. */
+static void move_layer(coming_t *coming, uint32_t layer, bool in)
+{
+    const kv_block_shape_t *shape = &coming->subject->info->shape;
+    const size_t bytes = kv_block_layer_bytes(shape);
+    for (uint32_t block = 0; block < coming->block_count; block++) {
+        char *slot = (char *)kv_engine_arena(coming->subject->engine) +
+                     coming->subject->slots[block] * kv_block_bytes(shape) + layer * bytes,
+             *aside = coming->aside + block * kv_block_bytes(shape) + layer * bytes;
+        memcpy(in ? slot : aside, in ? aside : slot, bytes);
+        if (!in) {
+            memset(slot, 0xff, bytes);
+        }
+    }
+}
+
+static void note_done(void *context, uint32_t layer)
+{
+    coming_t *coming = context;
+    assert_int_equal(layer, coming->done++);
+}
+
+static kv_status_t bring_layer(void *context, uint32_t layer, kv_error_t *error)
+{
+    coming_t *coming = context;
+    assert_int_equal(layer, coming->needed++);
+    if (layer == coming->failing) {
+        return kv_fail(error, KV_IO, "it does not come");
+    }
+    move_layer(coming, layer, true);
+    return KV_OK;
+}
+
+/* The second chunk, of tokens 64 to 149, over a first one of which nothing is there yet. */
+static kv_status_t prefill_coming(coming_t *coming, const uint32_t *tokens, float *logits_out)
+{
+    const uint32_t layer_count = coming->subject->info->shape.layer_count;
+    coming->done = coming->needed = 0;
+    for (uint32_t layer = 0; layer < layer_count; layer++) {
+        move_layer(coming, layer, false);
+    }
+    const kv_engine_chunk_t chunk = {.tokens = tokens + 64,
+        .token_count = 150 - 64,
+        .position = 64,
+        .slots = coming->subject->slots,
+        .layer_done = note_done,
+        .layer_needed = bring_layer,
+        .context = coming};
+    kv_error_t error;
+    return kv_engine_prefill(coming->subject->engine, &chunk, logits_out, &error);
+}
+
+static void a_layer_is_read_when_it_was_asked_for(void **state)
+{
+    (void)state;
+    enum { LAYERS = 4 };
+    static subject_t whole, split;
+    static uint32_t tokens[TOKENS_MAX];
+    uint64_t random = kv_test_seed();
+    const char *path =
+        kv_tiny_model_write(&(kv_tiny_model_t){.seed = 6, .layer_count = LAYERS}, "forward.gguf");
+    fill_tokens(tokens, &random);
+    open_subject(&whole, path, 16, false, &random);
+    open_subject(&split, path, 16, false, &random);
+    prefill(&whole, tokens, 0, 150);
+    prefill(&split, tokens, 0, 64);
+    coming_t coming = {.subject = &split, .block_count = 64 / 16, .failing = LAYERS};
+    coming.aside = malloc(coming.block_count * kv_block_bytes(&split.info->shape));
+    for (int logits = 0; logits < 2; logits++) {
+        assert_int_equal(
+            prefill_coming(&coming, tokens, logits == 1 ? split.logits[0] : NULL), KV_OK);
+        assert_int_equal(coming.done, LAYERS);
+        assert_int_equal(coming.needed, LAYERS); /* without logits, too: the chunk's end says so */
+        assert_same_kv(&whole, &split, 0, 150, "coming");
+    }
+    assert_memory_equal(whole.logits[0], split.logits[0], sizeof whole.logits[0]);
+    for (coming.failing = 0; coming.failing < LAYERS; coming.failing++) {
+        assert_int_equal(prefill_coming(&coming, tokens, split.logits[0]), KV_IO);
+        assert_int_equal(coming.needed, coming.failing + 1);
+        assert_true(coming.done <= coming.failing + 1);
+        for (uint32_t layer = coming.failing; layer < LAYERS; layer++) {
+            move_layer(&coming, layer, true);
+        }
+    }
+    free(coming.aside);
+    kv_engine_close(whole.engine);
+    kv_engine_close(split.engine);
+}
+
 static void decode_one(subject_t *subject, const uint32_t *tokens, uint32_t position)
 {
     const kv_engine_row_t row = {tokens[position], position, subject->slots};
@@ -528,6 +627,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(prefill_does_not_depend_on_chunks_or_blocks),
         cmocka_unit_test(a_row_moves_through_its_tile),
+        cmocka_unit_test(a_layer_is_read_when_it_was_asked_for),
         cmocka_unit_test(decode_follows_prefill),
         cmocka_unit_test(a_window_hides_what_is_before_it),
         cmocka_unit_test(a_window_is_part_of_the_arithmetic),

@@ -22,7 +22,8 @@ static call_t calls[CALLS_MAX];
 static uint32_t call_count;
 static uint32_t fail_at_position = UINT32_MAX;
 static bool wait_for_cancel;
-static uint32_t drawn_count; /* rows whose token the engine drew */
+static uint32_t drawn_count;         /* rows whose token the engine drew */
+static _Atomic uint32_t layers_told; /* of the sequence whose layers come */
 static kv_engine_info_t info = {.vocabulary_count = VOCABULARY,
     .context_tokens_max = 1000,
     .end_token = END_TOKEN,
@@ -54,8 +55,16 @@ kv_status_t kv_engine_prefill(
         return kv_fail(error, KV_FATAL, "told to fail");
     }
     calls[call_count++] = (call_t){chunk->position, chunk->token_count, false};
-    for (uint32_t layer = 0; layer < LAYERS && chunk->layer_done != NULL; layer++) {
-        chunk->layer_done(chunk->context, layer);
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        if (chunk->layer_done != NULL) {
+            chunk->layer_done(chunk->context, layer);
+        }
+        kv_status_t status =
+            chunk->layer_needed != NULL ? chunk->layer_needed(chunk->context, layer, error) : KV_OK;
+        if (status != KV_OK) {
+            return status;
+        }
+        assert_true(chunk->layer_needed == NULL || layers_told > layer);
     }
     if (logits_out != NULL) {
         answer(chunk->position + chunk->token_count - 1, logits_out);
@@ -319,6 +328,97 @@ static void cancel_reaches_a_chunk_that_is_running(void **state)
     kv_compute_destroy(compute);
 }
 
+static void tell_layers(kv_compute_t *compute, uint64_t id, uint32_t layer_count)
+{
+    layers_told = layer_count;
+    kv_compute_layers(compute, id, KV_OK, layer_count);
+}
+
+static kv_compute_sequence_t sequence_of_layers(uint64_t id)
+{
+    kv_compute_sequence_t params = sequence(id, 40, 1);
+    params.computed_count = 16;
+    params.layers_come = params.report_layers = true;
+    return params;
+}
+
+static void no_layer_is_read_before_it_came(void **state)
+{
+    (void)state;
+    kv_compute_t *compute = begin();
+    kv_compute_sequence_t params = sequence_of_layers(1);
+    layers_told = 0;
+    assert_int_equal(kv_compute_submit(compute, &params, NULL), KV_OK);
+    kv_compute_layers(compute, 99, KV_OK, LAYERS); /* unknown: ignored */
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        kv_compute_event_t event = next_event(compute); /* computed before it is read */
+        assert_int_equal(event.type, KV_COMPUTE_LAYER);
+        assert_int_equal(event.layer, layer);
+        tell_layers(compute, 1, layer + 1);
+    }
+    assert_int_equal(next_event(compute).type, KV_COMPUTE_CHUNK);
+    assert_int_equal(next_event(compute).type, KV_COMPUTE_TOKEN);
+    kv_compute_event_t event = next_event(compute);
+    assert_int_equal(event.type, KV_COMPUTE_ENDED);
+    assert_int_equal(event.status, KV_OK);
+    kv_compute_destroy(compute);
+}
+
+/* The first one may be waited for already; the second one is not before the third had its turn. */
+static void prompts_that_need_not_wait_go_first(void **state)
+{
+    (void)state;
+    kv_compute_t *compute = begin();
+    kv_compute_sequence_t first = sequence_of_layers(1), second = sequence_of_layers(2),
+                          third = sequence(3, 40, 1);
+    layers_told = 0;
+    assert_int_equal(kv_compute_submit(compute, &first, NULL), KV_OK);
+    assert_int_equal(kv_compute_submit(compute, &second, NULL), KV_OK);
+    assert_int_equal(kv_compute_submit(compute, &third, NULL), KV_OK);
+    tell_layers(compute, 1, LAYERS);
+    for (uint32_t ended = 0; ended < 2;) {
+        kv_compute_event_t event = next_event(compute);
+        assert_true(event.id != 2 || event.type == KV_COMPUTE_LAYER);
+        ended += event.type == KV_COMPUTE_ENDED;
+    }
+    tell_layers(compute, 2, LAYERS);
+    kv_compute_event_t event;
+    while ((event = next_event(compute)).type != KV_COMPUTE_ENDED) {
+    }
+    assert_int_equal(event.id, 2);
+    assert_int_equal(event.status, KV_OK);
+    kv_compute_destroy(compute);
+}
+
+/* After the first layer, or before the sequence has its turn at all. */
+static void a_layer_that_does_not_come_ends_the_sequence(void **state)
+{
+    (void)state;
+    for (uint32_t round = 0; round < 4; round++) {
+        kv_compute_t *compute = begin();
+        kv_compute_sequence_t params = sequence_of_layers(1);
+        const bool cancelled = round % 2 == 1;
+        layers_told = 0;
+        assert_int_equal(kv_compute_submit(compute, &params, NULL), KV_OK);
+        if (round < 2) {
+            tell_layers(compute, 1, 1);
+            assert_int_equal(next_event(compute).layer, 0);
+            assert_int_equal(next_event(compute).layer, 1);
+        }
+        if (cancelled) {
+            kv_compute_cancel(compute, 1);
+        } else {
+            kv_compute_layers(compute, 1, KV_IO, 1);
+        }
+        kv_compute_event_t event;
+        while ((event = next_event(compute)).type == KV_COMPUTE_LAYER) {
+        }
+        assert_int_equal(event.type, KV_COMPUTE_ENDED);
+        assert_int_equal(event.status, cancelled ? KV_CANCELLED : KV_IO);
+        kv_compute_destroy(compute);
+    }
+}
+
 static void failure_of_the_engine_ends_its_sequence_alone(void **state)
 {
     (void)state;
@@ -371,6 +471,9 @@ int main(void)
         cmocka_unit_test(end_token_is_passed_over_when_told),
         cmocka_unit_test(more_sequences_than_rows_all_get_their_turns),
         cmocka_unit_test(cancel_reaches_a_chunk_that_is_running),
+        cmocka_unit_test(no_layer_is_read_before_it_came),
+        cmocka_unit_test(prompts_that_need_not_wait_go_first),
+        cmocka_unit_test(a_layer_that_does_not_come_ends_the_sequence),
         cmocka_unit_test(failure_of_the_engine_ends_its_sequence_alone),
         cmocka_unit_test(what_is_out_of_bounds_is_refused_with_its_name),
     };

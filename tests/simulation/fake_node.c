@@ -159,8 +159,9 @@ kv_status_t kv_device_open(const char *name, uint32_t thread_count, kv_device_t 
     (void)thread_count;
     (void)passed_over_out;
     (void)error;
-    static kv_device_t devices[] = {{&OWNED_DEVICE}, {&OWNED_HOST_DEVICE}, {&OWNED_MOVING_DEVICE}};
-    *device_out = &devices[pick(3)];
+    static kv_device_t devices[] = {
+        {&OWNED_DEVICE}, {&OWNED_HOST_DEVICE}, {&OWNED_MOVING_DEVICE}, {&OWNED_MOVING_DEVICE}};
+    *device_out = &devices[pick(4)];
     return KV_OK;
 }
 

@@ -198,7 +198,7 @@ void faults_begin(uint32_t kinds, uint32_t count, uint64_t until_ns)
     ownership_set_refusals((kinds & 1u << FAULT_FULL_QUEUES) != 0 ? 1 + pick(100) : 0);
     bool engine = (kinds & 1u << FAULT_ENGINE) != 0;
     compute_set_failures(engine ? pick(100) : 0, engine ? pick(30) : 0);
-    ownership_set_move_failures(engine ? pick(60) : 0);
+    ownership_set_move_failures(engine ? pick(200) : 0);
 }
 
 void faults_end(void)

@@ -2,6 +2,7 @@
 
 #include "base/checksum.h"
 #include "base/memory.h"
+#include "kernels/moves.h"
 #include "simulation/model.h"
 #include "transport/mover/mover_internal.h"
 
@@ -511,16 +512,33 @@ static void move_part(const kv_move_params_t *params, uint32_t at, const kv_slot
     slot[part->bytes - 1] ^= bends;
 }
 
+/* Of what is outside, where a slot's parts lie together: nothing of that is bent. Else of the units
+ * in the slot. */
+static void seal_slot(const kv_move_params_t *params, uint32_t at)
+{
+    if (params->seeds != NULL) {
+        params->checksums[at] =
+            kv_checksum_seeded(params->outside[at], kv_move_slot_bytes(params), params->seeds[at]);
+        return;
+    }
+    const char *slot =
+        params->arena + params->slots[at] * params->slot_bytes + params->parts[0].offset_bytes;
+    const uint32_t units = kv_move_slot_units(params);
+    for (uint32_t unit = 0; unit < units; unit++) {
+        params->checksums[at * units + unit] =
+            kv_checksum(slot + unit * params->unit_bytes, params->unit_bytes);
+    }
+}
+
 /* Done when it is started, in the event of the job or of the mover that asked for it. */
 static kv_status_t move_start(
     kv_device_t *device, const kv_move_params_t *params, kv_move_t **move_out, kv_error_t *error)
 {
     (void)device;
     const bool fails = !here()->mover_runs && chance(move_failure_chance);
-    const uint32_t bent = fails && params->unit_bytes > 0 && params->direction == KV_MOVE_IN
-                              ? pick(params->slot_count)
-                              : UINT32_MAX;
-    if (fails && bent == UINT32_MAX) {
+    const bool bends = fails && params->unit_bytes > 0 && params->direction == KV_MOVE_IN;
+    const uint32_t bent = bends ? pick(params->slot_count) : UINT32_MAX;
+    if (fails && !bends) {
         return kv_fail(error, KV_FATAL, "simulated: a move fails");
     }
     for (uint32_t at = 0; at < params->slot_count; at++) {
@@ -529,14 +547,7 @@ static kv_status_t move_start(
             move_part(params, at, &params->parts[i], outside, at == bent);
             outside += params->parts[i].bytes;
         }
-        const char *slot =
-            params->arena + params->slots[at] * params->slot_bytes + params->parts[0].offset_bytes;
-        const size_t units =
-            params->unit_bytes > 0 ? params->parts[0].bytes / params->unit_bytes : 0;
-        for (size_t unit = 0; unit < units; unit++) {
-            params->checksums[at * units + unit] =
-                kv_checksum(slot + unit * params->unit_bytes, params->unit_bytes);
-        }
+        seal_slot(params, at);
     }
     *move_out = NULL;
     return KV_OK;
