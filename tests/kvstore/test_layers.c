@@ -297,8 +297,9 @@ static void others_wait_for_all_of_it(void **state)
     bench_end(&bench);
 }
 
-/* The bytes of a later layer are damaged in host memory: its owner learns of it, keeps the slots to
- * itself until it lets go, and nobody is given that block again. With a disk it is had from there. */
+/* The bytes of a later layer are damaged in host memory: its owner learns of it and keeps the slots
+ * to itself until it lets go; nobody is given that block again, but from the disk, if there is one.
+ */
 static void a_damaged_layer_is_told(void **state)
 {
     (void)state;
