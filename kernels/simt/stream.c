@@ -17,6 +17,8 @@ struct kv_simt_stream {
     pthread_t thread;
     kv_simt_operation_t *first, *last;
     uint64_t enqueued, done;
+    uint64_t awaited;    /* who waits is told when done reaches it; UINT64_MAX: nobody waits */
+    pthread_cond_t work; /* its thread waits for it */
     bool closing;
 };
 
@@ -31,7 +33,8 @@ struct kv_simt_event {
 
 /* Everything here is guarded by the one lock, but for an operation while its stream runs it. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER; /* for those that wait for events, ends */
+static size_t event_waiters;
 static struct kv_simt_stream *streams, *default_stream;
 static struct kv_simt_event *events;
 
@@ -129,6 +132,22 @@ static void unmark(struct kv_simt_event *event)
 }
 
 /* With the lock, which it gives up while it waits. */
+static void wait_for_event(void)
+{
+    event_waiters++;
+    pthread_cond_wait(&changed, &lock);
+    event_waiters--;
+}
+
+/* With the lock, which it gives up while it waits: until the stream has done so many operations, or
+ * something else has changed. */
+static void wait_for_stream(struct kv_simt_stream *stream, uint64_t count)
+{
+    stream->awaited = count < stream->awaited ? count : stream->awaited;
+    pthread_cond_wait(&changed, &lock);
+}
+
+/* With the lock, which it gives up while it waits. */
 static void mark(kv_simt_operation_t *operation)
 {
     struct kv_simt_event *event = operation->of.mark.event;
@@ -136,10 +155,12 @@ static void mark(kv_simt_operation_t *operation)
     if (operation->kind == KV_SIMT_RUN_RECORD) {
         event->reached = event->reached > number ? event->reached : number;
         event->time_ns = now_ns();
-        pthread_cond_broadcast(&changed);
+        if (event_waiters > 0) {
+            pthread_cond_broadcast(&changed);
+        }
     }
     while (event->reached < number) {
-        pthread_cond_wait(&changed, &lock);
+        wait_for_event();
     }
     unmark(event);
 }
@@ -167,14 +188,17 @@ static void *serve(void *argument)
     while (!stream->closing || stream->first != NULL) {
         kv_simt_operation_t *operation = stream->first;
         if (operation == NULL) {
-            pthread_cond_wait(&changed, &lock);
+            pthread_cond_wait(&stream->work, &lock);
             continue;
         }
         do_operation(operation);
         stream->first = operation->next;
         stream->done++;
         free(operation);
-        pthread_cond_broadcast(&changed);
+        if (stream->done >= stream->awaited) {
+            stream->awaited = UINT64_MAX;
+            pthread_cond_broadcast(&changed);
+        }
     }
     pthread_mutex_unlock(&lock);
     return NULL;
@@ -184,7 +208,10 @@ static void *serve(void *argument)
 static struct kv_simt_stream *open_stream(void)
 {
     struct kv_simt_stream *stream = kv_allocate(sizeof *stream);
+    stream->awaited = UINT64_MAX;
+    KV_CHECK(pthread_cond_init(&stream->work, NULL) == 0);
     if (pthread_create(&stream->thread, NULL, serve, stream) != 0) {
+        pthread_cond_destroy(&stream->work);
         free(stream);
         return NULL;
     }
@@ -230,7 +257,7 @@ static void append(struct kv_simt_stream *stream, kv_simt_operation_t *operation
     }
     stream->last = operation;
     stream->enqueued++;
-    pthread_cond_broadcast(&changed);
+    pthread_cond_signal(&stream->work);
 }
 
 cudaError_t kv_simt_stream_enqueue(cudaStream_t handle, kv_simt_operation_t *operation)
@@ -254,7 +281,7 @@ cudaError_t kv_simt_stream_finish(cudaStream_t handle)
     struct kv_simt_stream *stream = find_stream(handle);
     uint64_t enqueued = stream == NULL ? 0 : stream->enqueued;
     while (stream != NULL && stream->done < enqueued) {
-        pthread_cond_wait(&changed, &lock);
+        wait_for_stream(stream, enqueued);
         stream = find_stream(handle); /* it may have been destroyed meanwhile */
     }
     pthread_mutex_unlock(&lock);
@@ -267,7 +294,7 @@ void kv_simt_streams_finish(void)
     struct kv_simt_stream *stream = streams;
     while (stream != NULL) {
         if (stream->done < stream->enqueued) {
-            pthread_cond_wait(&changed, &lock);
+            wait_for_stream(stream, stream->enqueued);
             stream = streams; /* the list may have changed */
         } else {
             stream = stream->next;
@@ -285,9 +312,11 @@ static void close_stream(struct kv_simt_stream *stream)
     }
     *link = stream->next;
     stream->closing = true;
-    pthread_cond_broadcast(&changed);
+    pthread_cond_signal(&stream->work);
+    pthread_cond_broadcast(&changed); /* who waits for it finds it gone */
     pthread_mutex_unlock(&lock);
     pthread_join(stream->thread, NULL);
+    pthread_cond_destroy(&stream->work);
     free(stream);
     pthread_mutex_lock(&lock);
 }
@@ -497,7 +526,7 @@ static cudaError_t event_state(cudaEvent_t handle, bool wait)
     struct kv_simt_event *event = find_event(handle);
     uint64_t number = event == NULL ? 0 : event->recorded;
     while (wait && event != NULL && event->reached < number) {
-        pthread_cond_wait(&changed, &lock);
+        wait_for_event();
         event = find_event(handle);
     }
     bool passed = event != NULL && event->reached >= number;
