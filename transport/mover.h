@@ -209,6 +209,8 @@ bool kv_mover_poll(kv_mover_t *mover, kv_mover_event_t *event_out);
 typedef struct {
     uint64_t sent_bytes, received_bytes; /* payload */
     uint64_t sent_messages, received_messages;
+    uint64_t sent_direct_messages, received_direct_messages; /* of those, between devices' memories,
+                                                                past this process's */
     uint64_t dropped_messages;  /* unknown transfer, other link */
     uint64_t refused_endpoints; /* nobody was expected, wrong token, silent */
     uint64_t corrupt_fragments;

@@ -63,7 +63,11 @@ static kv_link_t rude_open(rude_t *rude, toy_node_t *node)
     kv_link_t link = toy_link(node, 0, false, 0x42);
     *rude = (rude_t){0};
     kv_wire_params_t params = {.host = "127.0.0.1",
-        .upcalls = {rude, NULL, rude_opened, rude_received, rude_sent, rude_lost}};
+        .upcalls = {.context = rude,
+            .opened = rude_opened,
+            .received = rude_received,
+            .sent = rude_sent,
+            .lost = rude_lost}};
     assert_int_equal(kv_wire_loopback.open(&params, &rude->side, NULL), KV_OK);
     assert_int_equal(kv_wire_loopback.connect(rude->side, "127.0.0.1", kv_mover_port(node->mover),
                          0x4242424242424242 | 1, true, rude, &rude->pipe, NULL),
@@ -542,8 +546,10 @@ static void two_movers_exchange_blocks(void **state)
     (void)state;
     exchange(KV_WIRE_AUTO, &TOY_OPS);
     exchange(KV_WIRE_AUTO, &TOY_REMOTE_OPS);
+    exchange(KV_WIRE_AUTO, &TOY_REACHED_OPS);
     exchange(KV_WIRE_TCP, &TOY_OPS);
     exchange(KV_WIRE_TCP, &TOY_REMOTE_OPS);
+    exchange(KV_WIRE_TCP, &TOY_REACHED_OPS);
 }
 
 /* A receiver that reads no more holds what is lent to it until the pipe ends; then each piece has

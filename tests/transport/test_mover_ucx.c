@@ -15,7 +15,13 @@ typedef struct {
     kv_wire_t wire;
     const char *name;
     uint64_t busy_poll_ns;
+    const kv_device_ops_t *here, *there; /* the devices of this process and the other; NULL: toy */
 } wire_case_t;
+
+static bool is_direct(const wire_case_t *wire)
+{
+    return wire->here == &TOY_REACHED_OPS && wire->there == &TOY_REACHED_OPS;
+}
 
 static void put(int fd, const void *bytes, size_t count)
 {
@@ -72,15 +78,17 @@ static void child_sends(kv_wire_t wire, int fd)
     toy_close(&node);
 }
 
-static pid_t start_child(void (*child)(kv_wire_t, int), kv_wire_t wire, int *fd_out)
+static pid_t start_child(void (*child)(kv_wire_t, int), const wire_case_t *wire, int *fd_out)
 {
     int pair[2];
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
     pid_t pid = fork();
+    const kv_device_ops_t *ops = pid == 0 ? wire->there : wire->here;
+    toy_device.ops = ops != NULL ? ops : &TOY_OPS;
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         close(pair[0]);
-        child(wire, pair[1]);
+        child(wire->wire, pair[1]);
         _exit(0);
     }
     close(pair[1]);
@@ -132,7 +140,7 @@ static void blocks_arrive_layer_by_layer(void **state)
 {
     const wire_case_t *wire = *state;
     int fd;
-    pid_t pid = start_child(child_sends, wire->wire, &fd);
+    pid_t pid = start_child(child_sends, wire, &fd);
     toy_node_t node;
     assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
     kv_link_t link = toy_link(&node, 0, false, 0x5a);
@@ -162,6 +170,7 @@ static void blocks_arrive_layer_by_layer(void **state)
     /* The operations: messages that are read in place over shared memory, eager ones over TCP. */
     assert_int_equal(stats.rendezvous_messages, 0);
     assert_true(reads_shared_memory() == (strcmp(wire->name, "shm") == 0));
+    assert_true((stats.received_direct_messages > 0) == is_direct(wire));
     assert_int_equal(stats.dropped_messages, 0);
     assert_int_equal(stats.received_bytes, (uint64_t)ROUNDS * SLOTS * SLOT_BYTES);
     print_message("wire %s: %d MiB in pieces of %d KiB, %.2f GB/s\n", wire->name,
@@ -201,7 +210,7 @@ static void a_late_sender_writes_nowhere(void **state)
     const wire_case_t *wire = *state;
     int fd;
     pause_us = 10000;
-    pid_t pid = start_child(child_sends, wire->wire, &fd);
+    pid_t pid = start_child(child_sends, wire, &fd);
     pause_us = 0;
     toy_node_t node;
     assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
@@ -287,7 +296,7 @@ static void a_receiver_dies(const wire_case_t *wire, bool stop)
 {
     enum { PIECES = 8 };
     int fd;
-    pid_t pid = start_child(child_receives, wire->wire, &fd);
+    pid_t pid = start_child(child_receives, wire, &fd);
     toy_node_t node;
     uint16_t port;
     get(fd, &port, sizeof port);
@@ -321,6 +330,46 @@ static void a_receiver_dies(const wire_case_t *wire, bool stop)
     toy_close(&node);
 }
 
+/* The sender is killed while its memory is read, again and again: what it was about fails, nothing
+ * of this process does, and the next one is read as well. */
+static void a_killed_sender_fails_its_transfer(void **state)
+{
+    enum { ROUNDS = 6 };
+    const wire_case_t *wire = *state;
+    int fds[ROUNDS];
+    pid_t pids[ROUNDS];
+    pause_us = 1000;
+    for (int round = 0; round < ROUNDS; round++) { /* before UCX is touched here */
+        pids[round] = start_child(child_sends, wire, &fds[round]);
+    }
+    pause_us = 0;
+    toy_node_t node;
+    assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
+    uint16_t port = kv_mover_port(node.mover);
+    kv_mover_stats_t stats;
+    for (int round = 0; round < ROUNDS; round++) {
+        kv_link_t link = toy_link(&node, 0, false, 0x5a);
+        put(fds[round], &port, sizeof port);
+        toy_expect_event(&node, KV_MOVED_LINK_UP);
+        uint64_t id = kv_mover_transfer_id(node.mover);
+        expect_all(&node, link, id);
+        kv_mover_stats(node.mover, &stats);
+        const uint64_t received = stats.received_bytes;
+        put(fds[round], &id, sizeof id);
+        do {
+            kv_mover_stats(node.mover, &stats);
+        } while (stats.received_bytes < received + ((uint64_t)(round + 1) << 20));
+        kill(pids[round], SIGKILL);
+        kv_mover_event_t event = toy_expect_event(&node, KV_MOVED_FAILED);
+        assert_int_equal(event.status, KV_PEER_LOST);
+        toy_expect_event(&node, KV_MOVED_LINK_DOWN);
+        kv_mover_revoke(node.mover, id);
+        toy_expect_event(&node, KV_MOVED_REVOKED);
+        end_child(pids[round], fds[round], true);
+    }
+    toy_close(&node);
+}
+
 static void a_killed_receiver_frees_every_piece(void **state)
 {
     a_receiver_dies(*state, false);
@@ -336,7 +385,7 @@ static void a_stalled_link_ends_by_itself(void **state)
 {
     const wire_case_t *wire = *state;
     int fd;
-    pid_t pid = start_child(child_receives, wire->wire, &fd);
+    pid_t pid = start_child(child_receives, wire, &fd);
     toy_node_t node;
     uint16_t port;
     get(fd, &port, sizeof port);
@@ -379,7 +428,7 @@ static void only_the_expected_peer_gets_a_link(void **state)
 {
     const wire_case_t *wire = *state;
     int fd;
-    pid_t pid = start_child(child_with_wrong_token, wire->wire, &fd);
+    pid_t pid = start_child(child_with_wrong_token, wire, &fd);
     toy_node_t node;
     assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
     toy_link(&node, 0, false, 0x5a);
@@ -446,7 +495,7 @@ static void garbage_on_the_data_port_does_no_harm(void **state)
 {
     const wire_case_t *wire = *state;
     int fd;
-    pid_t pid = start_child(child_sends, wire->wire, &fd);
+    pid_t pid = start_child(child_sends, wire, &fd);
     toy_node_t node;
     assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
     uint16_t port = kv_mover_port(node.mover);
@@ -496,7 +545,7 @@ static void strangers_at_the_data_port_keep_nobody_out(void **state)
     const wire_case_t *wire = *state;
     enum { STRANGERS = 70 }; /* more than there are places */
     int fd, fds[STRANGERS];
-    pid_t pid = start_child(child_sends, wire->wire, &fd);
+    pid_t pid = start_child(child_sends, wire, &fd);
     toy_node_t node;
     assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
     uint16_t port = kv_mover_port(node.mover);
@@ -604,7 +653,7 @@ static void an_idle_mover_uses_no_cpu(void **state)
     const wire_case_t *wire = *state;
     toy_busy_poll_ns = wire->busy_poll_ns;
     int fd;
-    pid_t pid = start_child(child_sends, wire->wire, &fd);
+    pid_t pid = start_child(child_sends, wire, &fd);
     toy_node_t node;
     assert_int_equal(toy_open(&node, wire->wire, NULL, SLOTS, SLOT_BYTES, UNIT_BYTES), KV_OK);
     toy_link(&node, 0, false, 0x5a);
@@ -630,20 +679,36 @@ static void an_idle_mover_uses_no_cpu(void **state)
 
 int main(void)
 {
-    static wire_case_t shm = {KV_WIRE_SHM, "shm", 0}, tcp = {KV_WIRE_TCP, "tcp", 0},
-                       automatic = {KV_WIRE_AUTO, "shm", 0},
-                       polling = {KV_WIRE_TCP, "tcp", KV_NS_PER_MS};
+    static wire_case_t shm = {.wire = KV_WIRE_SHM, .name = "shm"},
+                       tcp = {.wire = KV_WIRE_TCP, .name = "tcp"},
+                       automatic = {.wire = KV_WIRE_AUTO, .name = "shm"},
+                       polling = {.wire = KV_WIRE_TCP, .name = "tcp", .busy_poll_ns = KV_NS_PER_MS},
+                       direct = {.wire = KV_WIRE_SHM,
+                           .name = "shm",
+                           .here = &TOY_REACHED_OPS,
+                           .there = &TOY_REACHED_OPS},
+                       into = {.wire = KV_WIRE_SHM, .name = "shm", .here = &TOY_REACHED_OPS},
+                       out_of = {.wire = KV_WIRE_SHM, .name = "shm", .there = &TOY_REACHED_OPS};
     const struct CMUnitTest tests[] = {
         ON(shm, blocks_arrive_layer_by_layer),
         ON(tcp, blocks_arrive_layer_by_layer),
         ON(automatic, blocks_arrive_layer_by_layer),
+        ON(direct, blocks_arrive_layer_by_layer),
+        ON(into, blocks_arrive_layer_by_layer),
+        ON(out_of, blocks_arrive_layer_by_layer),
         ON(shm, a_late_sender_writes_nowhere),
+        ON(direct, a_late_sender_writes_nowhere),
         ON(tcp, a_late_sender_writes_nowhere),
+        ON(shm, a_killed_sender_fails_its_transfer),
+        ON(direct, a_killed_sender_fails_its_transfer),
         ON(shm, a_killed_receiver_frees_every_piece),
+        ON(direct, a_killed_receiver_frees_every_piece),
         ON(tcp, a_killed_receiver_frees_every_piece),
         ON(shm, a_stopped_receiver_frees_every_piece),
+        ON(direct, a_stopped_receiver_frees_every_piece),
         ON(tcp, a_stopped_receiver_frees_every_piece),
         ON(shm, a_stalled_link_ends_by_itself),
+        ON(direct, a_stalled_link_ends_by_itself),
         ON(tcp, a_stalled_link_ends_by_itself),
         ON(shm, only_the_expected_peer_gets_a_link),
         ON(tcp, only_the_expected_peer_gets_a_link),

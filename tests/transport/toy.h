@@ -39,6 +39,31 @@ static const kv_device_ops_t TOY_OPS = {
 /* The same, and it hides that its memory is this process's: everything goes through its copies. */
 static const kv_device_ops_t TOY_REMOTE_OPS = {
     .name = "toy, remote", .copy_in = toy_copy_in, .copy_out = toy_copy_out};
+
+static inline kv_status_t toy_allocate(
+    kv_device_t *device, size_t bytes, void **memory_out, kv_error_t *error)
+{
+    (void)device;
+    (void)error;
+    *memory_out = calloc(1, bytes);
+    assert_non_null(*memory_out);
+    return KV_OK;
+}
+
+static inline void toy_release(kv_device_t *device, void *memory, size_t bytes)
+{
+    (void)device;
+    (void)bytes;
+    free(memory);
+}
+
+/* The same, and a network reaches it. */
+static const kv_device_ops_t TOY_REACHED_OPS = {.name = "toy, reached",
+    .network = KV_NETWORK_HOST,
+    .allocate = toy_allocate,
+    .release = toy_release,
+    .copy_in = toy_copy_in,
+    .copy_out = toy_copy_out};
 static kv_device_t toy_device = {&TOY_OPS};
 static uint64_t toy_busy_poll_ns; /* of movers that are opened from now on */
 

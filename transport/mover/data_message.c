@@ -125,10 +125,11 @@ static kv_status_t read_table(const uint8_t *at, uint32_t count, kv_data_blocks_
     return KV_OK;
 }
 
-kv_status_t kv_data_blocks_decode(
-    const void *bytes, size_t count, kv_data_blocks_t *blocks_out, kv_error_t *error)
+/* Of a message of count bytes the first readable ones are at hand. */
+static kv_status_t decode(const void *bytes, size_t readable, size_t count,
+    kv_data_blocks_t *blocks_out, kv_error_t *error)
 {
-    if (count < KV_DATA_HEADER_BYTES || kv_data_kind(bytes, count) != KV_DATA_BLOCKS) {
+    if (readable < KV_DATA_HEADER_BYTES || kv_data_kind(bytes, readable) != KV_DATA_BLOCKS) {
         return kv_fail(error, KV_INVALID, "a data message of %zu bytes has no header", count);
     }
     /* The message may lie in memory that the peer can write to: what is checked is a copy, and it
@@ -140,9 +141,10 @@ kv_status_t kv_data_blocks_decode(
     if (kv_get_u32(header + 36) != 0) {
         return kv_fail(error, KV_INVALID, "reserved bytes of a data message are not 0");
     }
-    if (more >= KV_DATA_RANGES_MAX || (count - KV_DATA_HEADER_BYTES) / KV_DATA_RANGE_BYTES < more) {
+    if (more >= KV_DATA_RANGES_MAX ||
+        (readable - KV_DATA_HEADER_BYTES) / KV_DATA_RANGE_BYTES < more) {
         return kv_fail(error, KV_INVALID, "%zu bytes do not hold %u more ranges (at most %d)",
-            count, more, KV_DATA_RANGES_MAX - 1);
+            readable, more, KV_DATA_RANGES_MAX - 1);
     }
     blocks_out->block_count = kv_get_u32(header + 4);
     blocks_out->transfer_id = kv_get_u64(header + 8);
@@ -162,6 +164,26 @@ kv_status_t kv_data_blocks_decode(
                                         blocks_out->block_count * (8 + block_bytes)) {
         status = kv_fail(error, KV_INVALID, "%zu bytes do not hold %u times %llu bytes", count,
             blocks_out->block_count, (unsigned long long)block_bytes);
+    }
+    return status;
+}
+
+kv_status_t kv_data_blocks_decode(
+    const void *bytes, size_t count, kv_data_blocks_t *blocks_out, kv_error_t *error)
+{
+    return decode(bytes, count, count, blocks_out, error);
+}
+
+kv_status_t kv_data_head_decode(const void *bytes, size_t count, size_t data_bytes,
+    kv_data_blocks_t *blocks_out, kv_error_t *error)
+{
+    if (data_bytes > SIZE_MAX - count) {
+        return kv_fail(error, KV_INVALID, "%zu bytes of data behind a head", data_bytes);
+    }
+    kv_status_t status = decode(bytes, count, count + data_bytes, blocks_out, error);
+    if (status == KV_OK && count != kv_data_block_at(blocks_out, 0)) {
+        status = kv_fail(error, KV_INVALID, "a head of %zu bytes, where %zu stand before the data",
+            count, kv_data_block_at(blocks_out, 0));
     }
     return status;
 }

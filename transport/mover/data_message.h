@@ -78,6 +78,10 @@ void kv_data_blocks_encode(void *bytes_out, const kv_data_blocks_t *blocks);
 kv_status_t kv_data_blocks_decode(
     const void *bytes, size_t count, kv_data_blocks_t *blocks_out, kv_error_t *error);
 
+/* The same of a message whose data is elsewhere: bytes holds its head and checksums. */
+kv_status_t kv_data_head_decode(const void *bytes, size_t count, size_t data_bytes,
+    kv_data_blocks_t *blocks_out, kv_error_t *error);
+
 /* Where the i-th block's checksum and data (its ranges, one after the other) stand in the message.
  */
 static inline size_t kv_data_checksum_at(const kv_data_blocks_t *blocks, uint32_t index)

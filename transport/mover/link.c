@@ -107,6 +107,7 @@ static void begin_connecting(link_t *link)
         return;
     }
     if (staging_open(link)) {
+        direct_offer_link(link);
         link->state = LINK_CONNECTING;
     }
 }
@@ -154,6 +155,7 @@ void link_requested(void *context, kv_wire_request_t *request, uint64_t id)
         return;
     }
     if (staging_open(link)) {
+        direct_offer_link(link);
         link->state = LINK_UNPROVEN;
     }
 }

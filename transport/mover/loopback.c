@@ -1,6 +1,7 @@
 /* The wire's plain twin: pipes between sides of one process. One mutex guards everything; it is
  * never held while an upcall runs. As over UCX, a large message that was built in a pipe's buffer
- * is read there and comes back when it was, where the pipe says "shm"; others are copied. */
+ * is read there and comes back when it was, where the pipe says "shm"; others are copied. Direct
+ * messages are read out of the sender's memory when the receiver has said where they go. */
 #include "base/check.h"
 #include "base/memory.h"
 #include "transport/mover/wire.h"
@@ -21,6 +22,14 @@ typedef struct {
     uint8_t bytes[];
 } segment_t;
 
+/* A direct message whose sender has not been told that it was read. */
+typedef struct unread unread_t;
+struct unread {
+    unread_t *next;
+    void *tag;
+    bool read;
+};
+
 typedef struct message message_t;
 struct message {
     message_t *next;
@@ -28,6 +37,9 @@ struct message {
     size_t count;
     segment_t *segment; /* holds what is at; NULL: it is behind this */
     uint32_t buffer;    /* of the segment */
+    bool direct;        /* at is the sender's mapped memory; its head is behind this */
+    size_t head_bytes;
+    void *tag;
     uint8_t bytes[];
 };
 
@@ -43,12 +55,14 @@ struct kv_wire_pipe {
     kv_wire_pipe_t *other; /* NULL: not accepted yet, or gone */
     void *owner;
     bool shm, accepted, opened, lost, reported;
+    bool takes_direct;
     message_t *inbox, **inbox_tail;
     segment_t *segment; /* ours; NULL: none was asked for */
     struct {
         void *tag;
         bool lent, taken; /* the other side is to read it; has read it */
     } buffers[KV_WIRE_BUFFERS];
+    unread_t *unread, **unread_tail; /* direct messages of ours */
 };
 
 struct kv_wire_side {
@@ -56,6 +70,7 @@ struct kv_wire_side {
     kv_wire_params_t params;
     uint16_t port;
     int event_fd;
+    bool mapped;
     kv_wire_pipe_t *pipes;
     kv_wire_request_t *requests;
 };
@@ -105,6 +120,7 @@ static kv_wire_pipe_t *pipe_create(kv_wire_side_t *side, bool shm, void *owner)
     kv_wire_pipe_t *pipe = kv_allocate(sizeof *pipe);
     *pipe = (kv_wire_pipe_t){.side = side, .shm = shm, .owner = owner, .next = side->pipes};
     pipe->inbox_tail = &pipe->inbox;
+    pipe->unread_tail = &pipe->unread;
     side->pipes = pipe;
     return pipe;
 }
@@ -226,12 +242,128 @@ static kv_status_t loopback_send(kv_wire_pipe_t *pipe, const void *bytes, size_t
     return status;
 }
 
-static kv_status_t loopback_describe(
-    kv_wire_pipe_t *pipe, kv_wire_t *wire_out, char *text_out, size_t text_bytes)
+/* ---- direct messages ---- */
+
+static kv_status_t loopback_map(kv_wire_side_t *side, void *memory, size_t bytes, kv_error_t *error)
 {
-    *wire_out = pipe->shm ? KV_WIRE_SHM : KV_WIRE_TCP;
-    snprintf(text_out, text_bytes, "loopback");
+    (void)memory;
+    (void)bytes;
+    if (side->params.network != KV_NETWORK_HOST) {
+        return kv_fail(error, KV_MISSING, "the loopback wire reads this process's memory alone");
+    }
+    side->mapped = true;
     return KV_OK;
+}
+
+static void loopback_reach(kv_wire_pipe_t *pipe)
+{
+    pthread_mutex_lock(&mutex);
+    pipe->takes_direct = pipe->shm && pipe->side->mapped;
+    pthread_mutex_unlock(&mutex);
+}
+
+static bool loopback_reaches(const kv_wire_pipe_t *pipe)
+{
+    pthread_mutex_lock(&mutex);
+    const bool both = pipe->side->mapped && pipe->other != NULL && pipe->other->takes_direct;
+    pthread_mutex_unlock(&mutex);
+    return both;
+}
+
+static kv_status_t loopback_send_direct(kv_wire_pipe_t *pipe, const void *head, size_t head_bytes,
+    const void *data, size_t count, void *tag)
+{
+    message_t *message = kv_allocate(sizeof *message + head_bytes);
+    message->direct = true;
+    message->at = data;
+    message->count = count;
+    message->tag = tag;
+    message->head_bytes = head_bytes;
+    memcpy(message->bytes, head, head_bytes);
+    unread_t *unread = kv_allocate(sizeof *unread);
+    pthread_mutex_lock(&mutex);
+    kv_wire_pipe_t *to = pipe->other;
+    if (to != NULL) {
+        *unread = (unread_t){NULL, tag, false};
+        *pipe->unread_tail = unread;
+        pipe->unread_tail = &unread->next;
+        *to->inbox_tail = message;
+        to->inbox_tail = &message->next;
+        wake(to->side);
+    }
+    pthread_mutex_unlock(&mutex);
+    if (to != NULL) {
+        return KV_BUSY;
+    }
+    free(message);
+    free(unread);
+    return KV_PEER_LOST;
+}
+
+/* The first one that was read; NULL: none was. With the mutex held. */
+static unread_t *take_read(kv_wire_pipe_t *pipe)
+{
+    unread_t **at = &pipe->unread;
+    while (*at != NULL && !(*at)->read) {
+        at = &(*at)->next;
+    }
+    unread_t *found = *at;
+    if (found != NULL) {
+        *at = found->next;
+        pipe->unread_tail = *at == NULL ? at : pipe->unread_tail;
+    }
+    return found;
+}
+
+/* Reads the message to where it goes (NULL: nowhere) while its sender's memory is there for it. */
+static kv_status_t read_direct(kv_wire_pipe_t *pipe, const message_t *message, void *to)
+{
+    pthread_mutex_lock(&mutex);
+    kv_wire_pipe_t *from = pipe->other;
+    if (from != NULL) {
+        if (to != NULL) {
+            memcpy(to, message->at, message->count);
+        }
+        unread_t *unread = from->unread;
+        while (unread->tag != message->tag) {
+            unread = unread->next;
+        }
+        unread->read = true;
+        wake(from->side);
+    }
+    pthread_mutex_unlock(&mutex);
+    return from != NULL ? KV_OK : KV_PEER_LOST;
+}
+
+static void put_back(kv_wire_pipe_t *pipe, message_t *message)
+{
+    pthread_mutex_lock(&mutex);
+    message->next = pipe->inbox;
+    pipe->inbox = message;
+    if (message->next == NULL) {
+        pipe->inbox_tail = &message->next;
+    }
+    pthread_mutex_unlock(&mutex);
+}
+
+/* false: it waits for memory to go to. */
+static bool receive_direct(kv_wire_pipe_t *pipe, message_t *message)
+{
+    const kv_wire_upcalls_t *upcalls = &pipe->side->params.upcalls;
+    void *to;
+    kv_status_t status =
+        upcalls->offered(pipe->owner, message->bytes, message->head_bytes, message->count, &to);
+    if (status == KV_BUSY) {
+        put_back(pipe, message);
+        return false;
+    }
+    if (status == KV_OK) {
+        upcalls->arrived(pipe->owner, to, read_direct(pipe, message, to));
+    } else {
+        (void)read_direct(pipe, message, NULL);
+    }
+    free(message);
+    return true;
 }
 
 static message_t *take_message(kv_wire_pipe_t *pipe)
@@ -244,6 +376,14 @@ static message_t *take_message(kv_wire_pipe_t *pipe)
         }
     }
     return message;
+}
+
+static kv_status_t loopback_describe(
+    kv_wire_pipe_t *pipe, kv_wire_t *wire_out, char *text_out, size_t text_bytes)
+{
+    *wire_out = pipe->shm ? KV_WIRE_SHM : KV_WIRE_TCP;
+    snprintf(text_out, text_bytes, "loopback");
+    return KV_OK;
 }
 
 static void forget_requests(const kv_wire_pipe_t *pipe)
@@ -279,6 +419,12 @@ static void loopback_drop(kv_wire_pipe_t *pipe)
         if (pipe->buffers[i].lent) {
             pipe->side->params.upcalls.sent(pipe->owner, pipe->buffers[i].tag, KV_CANCELLED);
         }
+    }
+    while (pipe->unread != NULL) {
+        unread_t *unread = pipe->unread;
+        pipe->unread = unread->next;
+        pipe->side->params.upcalls.sent(pipe->owner, unread->tag, KV_CANCELLED);
+        free(unread);
     }
     free(pipe);
 }
@@ -318,21 +464,28 @@ static bool progress_pipe(kv_wire_pipe_t *pipe)
     pipe->opened |= opens;
     uint32_t buffer = opens ? KV_WIRE_BUFFERS : take_buffer(pipe);
     bool frees = buffer < KV_WIRE_BUFFERS;
-    message_t *message = opens || frees ? NULL : take_message(pipe);
-    bool ends = !opens && !frees && message == NULL && pipe->lost && !pipe->reported;
+    unread_t *read = opens || frees ? NULL : take_read(pipe);
+    message_t *message = opens || frees || read != NULL ? NULL : take_message(pipe);
+    bool ends =
+        !opens && !frees && read == NULL && message == NULL && pipe->lost && !pipe->reported;
     pipe->reported |= ends;
     pthread_mutex_unlock(&mutex);
     if (opens) {
         upcalls->opened(pipe->owner);
     } else if (frees) {
         upcalls->sent(pipe->owner, pipe->buffers[buffer].tag, KV_OK);
+    } else if (read != NULL) {
+        upcalls->sent(pipe->owner, read->tag, KV_OK);
+        free(read);
+    } else if (message != NULL && message->direct) {
+        return receive_direct(pipe, message);
     } else if (message != NULL) {
         upcalls->received(pipe->owner, message->at, message->count);
         give_back(pipe, message);
     } else if (ends) {
         upcalls->lost(pipe->owner, KV_PEER_LOST, "it closed the loopback pipe");
     }
-    return opens || frees || message != NULL || ends;
+    return opens || frees || read != NULL || message != NULL || ends;
 }
 
 static unsigned loopback_progress(kv_wire_side_t *side)
@@ -405,6 +558,10 @@ const kv_wire_driver_t kv_wire_loopback = {
     .reject = loopback_reject,
     .buffer = loopback_buffer,
     .send = loopback_send,
+    .map = loopback_map,
+    .reach = loopback_reach,
+    .reaches = loopback_reaches,
+    .send_direct = loopback_send_direct,
     .describe = loopback_describe,
     .drop = loopback_drop,
     .progress = loopback_progress,

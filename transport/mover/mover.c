@@ -166,12 +166,17 @@ kv_status_t mover_create_threadless(
         .port = params->port,
         .shm = params->wire != KV_WIRE_TCP,
         .message_bytes_max = mover->message_bytes,
-        .upcalls = {mover, link_requested, link_opened, link_received, send_done, link_lost},
+        .network = params->device->ops->network,
+        .upcalls = {mover, link_requested, link_opened, link_received, send_done, link_lost,
+            direct_offered, direct_arrived},
     };
     status = mover->driver->open(&wire_params, &mover->side, error);
     if (status != KV_OK) {
         free(mover);
         return status;
+    }
+    if (wire_params.shm) {
+        direct_setup(mover);
     }
     kv_mailbox_init(&mover->commands);
     kv_mailbox_init(&mover->events);
@@ -215,6 +220,7 @@ void kv_mover_destroy(kv_mover_t *mover)
     }
     links_advance(mover, kv_clock_now_ns());
     mover->driver->close(mover->side);
+    direct_teardown(mover);
     for (size_t i = 0; i < EXPECTATION_BUCKETS; i++) {
         while (mover->expectations[i] != NULL) {
             expectation_t *next = mover->expectations[i]->next;
@@ -446,6 +452,8 @@ void kv_mover_stats(kv_mover_t *mover, kv_mover_stats_t *stats_out)
         .received_bytes = mover->received_bytes,
         .sent_messages = mover->sent_messages,
         .received_messages = mover->received_messages,
+        .sent_direct_messages = mover->sent_direct_messages,
+        .received_direct_messages = mover->received_direct_messages,
         .dropped_messages = mover->dropped_messages,
         .refused_endpoints = mover->refused_endpoints,
         .corrupt_fragments = mover->corrupt_fragments,

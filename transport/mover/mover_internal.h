@@ -58,9 +58,10 @@ struct piece {
 };
 
 typedef struct {
-    uint8_t *bytes; /* staging memory of one message: the pipe's, or */
-    uint8_t *own;   /* this link's own */
-    piece_t *piece; /* that it carries; NULL: an opening message */
+    uint8_t *bytes;  /* staging memory of one message: the pipe's, or */
+    uint8_t *own;    /* this link's own */
+    uint8_t *direct; /* the device's memory that its data lies in; NULL: all is in bytes */
+    piece_t *piece;  /* that it carries; NULL: an opening message */
     bool busy, pinned;
 } staging_t;
 
@@ -109,6 +110,28 @@ struct expectation {
     uint32_t slots[];
 };
 
+/* ---- direct messages ---- */
+
+enum { DIRECT_BUFFERS_MAX = 16 };
+
+/* A message that is on its way into a buffer. */
+typedef struct {
+    link_t *link; /* NULL: the buffer is free */
+    uint8_t *head;
+    size_t head_bytes, bytes;
+} arrival_t;
+
+/* Device memory that the wire reaches: buffers to send from, behind them as many to receive into.
+ * Each holds the data of one message. */
+typedef struct {
+    uint8_t *memory; /* NULL: there are no direct messages */
+    size_t bytes, buffer_bytes;
+    uint32_t count; /* of buffers, in either direction */
+    bool sending[DIRECT_BUFFERS_MAX];
+    arrival_t arrivals[DIRECT_BUFFERS_MAX];
+    uint32_t failures; /* links that broke while they were read, since one was not */
+} direct_t;
+
 struct kv_mover {
     kv_device_t *device;
     uint8_t *arena;
@@ -124,10 +147,12 @@ struct kv_mover {
     link_t *links;
     uint64_t now_ns; /* of this turn */
     expectation_t *expectations[EXPECTATION_BUCKETS];
+    direct_t direct;
 
     _Atomic uint64_t next_link, next_transfer;
     _Atomic uint32_t link_count, piece_count, expectation_count;
     _Atomic uint64_t sent_bytes, received_bytes, sent_messages, received_messages;
+    _Atomic uint64_t sent_direct_messages, received_direct_messages;
     _Atomic uint64_t dropped_messages, refused_endpoints, corrupt_fragments, rendezvous_messages;
     _Atomic uint32_t links_up;
 };
@@ -184,7 +209,29 @@ typedef struct {
  * device is logged. */
 kv_status_t move_blocks(const kv_mover_t *mover, const moving_t *moving, uint64_t *checksums_out);
 
+/* direct.c: all that goes wrong here leaves the mover as it is without direct messages. */
+void direct_setup(kv_mover_t *mover);
+void direct_teardown(kv_mover_t *mover); /* after the wire is closed */
+void direct_offer_link(link_t *link);    /* its pipe is there */
+bool direct_possible(const link_t *link);
+uint8_t *direct_take(kv_mover_t *mover); /* a buffer to send from; NULL: none is free */
+void direct_give(kv_mover_t *mover, const uint8_t *buffer);
+kv_status_t direct_offered(
+    void *owner, const void *head, size_t head_bytes, size_t count, void **to_out);
+void direct_arrived(void *owner, void *to, kv_status_t status);
+
 /* receive.c */
+
+/* What a message says of itself, and where its data and checksums are. */
+typedef struct {
+    kv_data_blocks_t blocks;
+    const uint8_t *checksums, *data;
+    bool beside; /* data is the device's memory */
+} incoming_t;
+
+/* Where the blocks belong, NULL: nowhere; why is said and counted. */
+expectation_t **receive_admit(link_t *link, const kv_data_blocks_t *blocks);
+void receive_write(link_t *link, expectation_t **at, const incoming_t *incoming);
 void receive_adopt(kv_mover_t *mover, expectation_t *expectation);
 void receive_blocks(link_t *link, const uint8_t *bytes, size_t count);
 void receive_shorten(kv_mover_t *mover, uint64_t transfer_id, uint32_t block_count);

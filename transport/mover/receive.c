@@ -2,7 +2,7 @@
  * nowhere. Where it would be written is checked before any byte is: transfer, link, ranges, nothing
  * twice. The bytes themselves are hashed on their way into the slots, or by the device where they have
  * come to; slots are nobody's until they landed: what proves wrong is never said to have landed, and ends the transfer. Slots are written
- * on this thread and inside receive_blocks alone: once an expectation left the table, nothing
+ * on this thread and inside receive_write alone: once an expectation left the table, nothing
  * reaches its slots. */
 #include "base/bytes.h"
 #include "base/checksum.h"
@@ -233,24 +233,25 @@ static kv_status_t check_blocks(const kv_mover_t *mover, const expectation_t *ex
 
 /* A block's one range into memory of this process, in the pass that proves it. */
 static bool copy_block(const kv_mover_t *mover, const expectation_t *expectation,
-    const kv_data_blocks_t *blocks, uint64_t place, uint32_t index, const uint8_t *message)
+    const incoming_t *incoming, uint64_t place, uint32_t index)
 {
+    const kv_data_blocks_t *blocks = &incoming->blocks;
     uint8_t *slot =
         mover->arena + expectation->slots[blocks->first_block + index] * mover->slot_bytes;
     return kv_checksum_copy_seeded(slot + blocks->ranges[0].offset_bytes,
-               message + kv_data_block_at(blocks, index), blocks->block_bytes,
+               incoming->data + (size_t)index * blocks->block_bytes, blocks->block_bytes,
                kv_data_seed(blocks, place, index)) ==
-           kv_get_u64(message + kv_data_checksum_at(blocks, index));
+           kv_get_u64(incoming->checksums + (size_t)index * sizeof(uint64_t));
 }
 
 /* How many leading blocks are what was sent. */
-static uint32_t copy_good(const kv_mover_t *mover, const expectation_t *expectation,
-    const kv_data_blocks_t *blocks, const uint8_t *message)
+static uint32_t copy_good(
+    const kv_mover_t *mover, const expectation_t *expectation, const incoming_t *incoming)
 {
-    const uint64_t place = kv_data_place(blocks);
+    const uint64_t place = kv_data_place(&incoming->blocks);
     uint32_t good = 0;
-    while (good < blocks->block_count &&
-           copy_block(mover, expectation, blocks, place, good, message)) {
+    while (good < incoming->blocks.block_count &&
+           copy_block(mover, expectation, incoming, place, good)) {
         good++;
     }
     return good;
@@ -270,11 +271,11 @@ static void close_block(const kv_mover_t *mover, expectation_t *expectation,
     expectation->units_left -= blocks->block_bytes / mover->unit_bytes;
 }
 
-/* The same by the device, in one move: it says what it wrote. checksums: as in a message. */
+/* The same by the device, in one move: it says what it wrote. */
 static kv_status_t move_good(const kv_mover_t *mover, const expectation_t *expectation,
-    const kv_data_blocks_t *blocks, const uint8_t *data, const uint8_t *checksums,
-    uint32_t *good_out)
+    const incoming_t *incoming, uint32_t *good_out)
 {
+    const kv_data_blocks_t *blocks = &incoming->blocks;
     kv_slot_part_t parts[KV_DATA_RANGES_MAX];
     for (uint32_t j = 0; j < blocks->range_count; j++) {
         parts[j] = (kv_slot_part_t){blocks->ranges[j].offset_bytes, blocks->ranges[j].bytes};
@@ -284,13 +285,14 @@ static kv_status_t move_good(const kv_mover_t *mover, const expectation_t *expec
         .blocks = blocks,
         .slots = expectation->slots + blocks->first_block,
         .parts = parts,
-        .data = (uint8_t *)(uintptr_t)data, /* moving in only reads there */
+        .data = (uint8_t *)(uintptr_t)incoming->data, /* moving in only reads there */
+        .beside = incoming->beside,
     };
     uint64_t *sums = kv_allocate_array(blocks->block_count, sizeof *sums);
     kv_status_t status = move_blocks(mover, &moving, sums);
     uint32_t good = 0;
     while (status == KV_OK && good < blocks->block_count &&
-           sums[good] == kv_get_u64(checksums + good * sizeof *sums)) {
+           sums[good] == kv_get_u64(incoming->checksums + good * sizeof *sums)) {
         good++;
     }
     free(sums);
@@ -299,18 +301,18 @@ static kv_status_t move_good(const kv_mover_t *mover, const expectation_t *expec
 }
 
 /* KV_CORRUPT: a block's bytes are not what was sent; those before it are good. */
-static kv_status_t scatter(kv_mover_t *mover, expectation_t *expectation,
-    const kv_data_blocks_t *blocks, const uint8_t *message)
+static kv_status_t scatter(
+    kv_mover_t *mover, expectation_t *expectation, const incoming_t *incoming)
 {
+    const kv_data_blocks_t *blocks = &incoming->blocks;
     uint32_t good;
     if (!mover->device->ops->host || blocks->range_count > 1) {
-        kv_status_t status = move_good(mover, expectation, blocks,
-            message + kv_data_block_at(blocks, 0), message + kv_data_checksum_at(blocks, 0), &good);
+        kv_status_t status = move_good(mover, expectation, incoming, &good);
         if (status != KV_OK) {
             return status;
         }
     } else {
-        good = copy_good(mover, expectation, blocks, message);
+        good = copy_good(mover, expectation, incoming);
     }
     for (uint32_t i = 0; i < good; i++) {
         close_block(mover, expectation, blocks, blocks->first_block + i);
@@ -320,40 +322,62 @@ static kv_status_t scatter(kv_mover_t *mover, expectation_t *expectation,
     return good == blocks->block_count ? KV_OK : KV_CORRUPT;
 }
 
-void receive_blocks(link_t *link, const uint8_t *bytes, size_t count)
+static void fail_transfer(
+    const link_t *link, expectation_t *expectation, kv_status_t status, const char *reason)
+{
+    kv_log_warn("transport", "transfer from %s failed: %s", link->name, reason);
+    fail(link->mover, expectation, status, reason);
+}
+
+expectation_t **receive_admit(link_t *link, const kv_data_blocks_t *blocks)
 {
     kv_mover_t *mover = link->mover;
-    atomic_fetch_add(&mover->received_messages, 1);
-    kv_data_blocks_t blocks;
+    expectation_t **at = find(mover, blocks->transfer_id);
+    if (*at == NULL) {
+        mover_drain_commands(mover); /* the expectation may be on its way */
+        at = find(mover, blocks->transfer_id);
+    }
+    if (*at == NULL || (*at)->link != link->id || (*at)->failed) {
+        atomic_fetch_add(&mover->dropped_messages, 1);
+        return NULL;
+    }
+    const char *reason = NULL;
+    kv_status_t status = check_blocks(mover, *at, blocks, &reason);
+    if (status != KV_OK) {
+        fail_transfer(link, *at, status, reason);
+        return NULL;
+    }
+    return at;
+}
+
+void receive_write(link_t *link, expectation_t **at, const incoming_t *incoming)
+{
+    kv_mover_t *mover = link->mover;
+    kv_status_t status = scatter(mover, *at, incoming);
+    if (status == KV_CORRUPT) {
+        atomic_fetch_add(&mover->corrupt_fragments, 1);
+        fail_transfer(link, *at, status, "a checksum does not agree");
+    } else if (status != KV_OK) {
+        fail_transfer(link, *at, status, "the device cannot be written");
+    } else {
+        land_when_complete(mover, at);
+    }
+}
+
+void receive_blocks(link_t *link, const uint8_t *bytes, size_t count)
+{
+    atomic_fetch_add(&link->mover->received_messages, 1);
+    incoming_t incoming; /* its blocks are large, and are written below */
     kv_error_t error;
-    if (kv_data_blocks_decode(bytes, count, &blocks, &error) != KV_OK) {
+    if (kv_data_blocks_decode(bytes, count, &incoming.blocks, &error) != KV_OK) {
         link_fail(link, KV_INVALID, "%s", error.text); /* whoever sends such is no Kvist node */
         return;
     }
-    expectation_t **at = find(mover, blocks.transfer_id);
-    if (*at == NULL) {
-        mover_drain_commands(mover); /* the expectation may be on its way */
-        at = find(mover, blocks.transfer_id);
+    incoming.checksums = bytes + kv_data_checksum_at(&incoming.blocks, 0);
+    incoming.data = bytes + kv_data_block_at(&incoming.blocks, 0);
+    incoming.beside = false;
+    expectation_t **at = receive_admit(link, &incoming.blocks);
+    if (at != NULL) {
+        receive_write(link, at, &incoming);
     }
-    expectation_t *expectation = *at;
-    if (expectation == NULL || expectation->link != link->id || expectation->failed) {
-        atomic_fetch_add(&mover->dropped_messages, 1);
-        return;
-    }
-    const char *reason = NULL;
-    kv_status_t status = check_blocks(mover, expectation, &blocks, &reason);
-    if (status == KV_OK) {
-        status = scatter(mover, expectation, &blocks, bytes);
-        reason =
-            status == KV_CORRUPT ? "a checksum does not agree" : "the device cannot be written";
-    }
-    if (status != KV_OK) {
-        if (status == KV_CORRUPT) {
-            atomic_fetch_add(&mover->corrupt_fragments, 1);
-        }
-        kv_log_warn("transport", "transfer from %s failed: %s", link->name, reason);
-        fail(mover, expectation, status, reason);
-        return;
-    }
-    land_when_complete(mover, at);
 }

@@ -1,7 +1,8 @@
 /* Sending: pieces become messages. Each message gathers the same ranges of a run of blocks into one
  * of the link's staging buffers, with a checksum a block, so that the wire has one contiguous
- * message and the source slots are only read here. A piece's SENT comes when its last message left
- * its buffer. */
+ * message and the source slots are only read here. Of a direct message the data is gathered in the
+ * device's memory instead, and the staging holds what stands before it. A piece's SENT comes when
+ * its last message left its buffer. */
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/checksum.h"
@@ -66,38 +67,69 @@ static void staging_take(link_t *link, staging_t *staging, piece_t *piece)
 
 static void staging_give(link_t *link, staging_t *staging)
 {
+    if (staging->direct != NULL) {
+        direct_give(link->mover, staging->direct);
+        staging->direct = NULL;
+    }
     staging->piece = NULL;
     staging->busy = false;
     link->in_flight--;
     link_expect_progress(link);
 }
 
-static bool whole_blocks(const kv_mover_t *mover, const piece_t *piece)
+/* What a message may hold. */
+typedef struct {
+    size_t bytes;      /* all of it */
+    size_t head_bytes; /* what stands before the data */
+    size_t data_bytes;
+} limits_t;
+
+static limits_t limits_of(const kv_mover_t *mover, bool direct)
 {
-    return piece->range_count <= KV_DATA_RANGES_MAX &&
-           kv_data_head_bytes(piece->range_count) + sizeof(uint64_t) + piece->block_bytes <=
-               mover->message_bytes;
+    return direct ? (limits_t){SIZE_MAX, KV_WIRE_HEAD_BYTES, mover->direct.buffer_bytes}
+                  : (limits_t){mover->message_bytes, SIZE_MAX, SIZE_MAX};
+}
+
+/* Room for one block's data behind so many ranges. */
+static size_t room_of(const limits_t *limits, uint32_t range_count)
+{
+    const size_t head = kv_data_head_bytes(range_count) + sizeof(uint64_t),
+                 room = limits->bytes > head ? limits->bytes - head : 0;
+    return room < limits->data_bytes ? room : limits->data_bytes;
+}
+
+static uint32_t blocks_that_fit(const limits_t *limits, const kv_data_blocks_t *blocks)
+{
+    const size_t head = kv_data_head_bytes(blocks->range_count);
+    size_t fit = (limits->bytes - head) / (sizeof(uint64_t) + blocks->block_bytes);
+    const size_t checksums = (limits->head_bytes - head) / sizeof(uint64_t),
+                 data = limits->data_bytes / blocks->block_bytes;
+    fit = checksums < fit ? checksums : fit;
+    fit = data < fit ? data : fit;
+    return fit < KV_MOVER_BLOCKS_MAX ? (uint32_t)fit : (uint32_t)KV_MOVER_BLOCKS_MAX;
 }
 
 /* What the next message of the piece carries: as many whole blocks as fit; where not even one does,
  * as many units of one block, from the cursor on. Blocks are finished one after the other, so that
  * the receiver has whole ones early. */
-static void next_blocks(const kv_mover_t *mover, const piece_t *piece, kv_data_blocks_t *blocks)
+static void next_blocks(
+    const kv_mover_t *mover, const piece_t *piece, const limits_t *limits, kv_data_blocks_t *blocks)
 {
     blocks->transfer_id = piece->transfer_id;
     blocks->first_block = piece->first_block + piece->next_block;
     blocks->block_count = 1;
     blocks->range_count = 0;
     blocks->block_bytes = 0;
-    bool whole = whole_blocks(mover, piece);
     uint32_t range = piece->next_range;
     size_t skip = piece->next_offset_bytes;
+    const bool begun = range > 0 || skip > 0;
+    const bool whole = !begun && piece->range_count <= KV_DATA_RANGES_MAX &&
+                       piece->block_bytes <= room_of(limits, piece->range_count);
     for (; range < piece->range_count && blocks->range_count < KV_DATA_RANGES_MAX; range++) {
-        size_t used = kv_data_head_bytes(blocks->range_count + 1) + sizeof(uint64_t);
-        used += blocks->block_bytes;
-        size_t room = mover->message_bytes > used ? mover->message_bytes - used : 0;
-        size_t bytes = piece->ranges[range].bytes - skip;
-        size_t fit = room < bytes ? room / mover->unit_bytes * mover->unit_bytes : bytes;
+        const size_t all = room_of(limits, blocks->range_count + 1),
+                     room = all > blocks->block_bytes ? all - blocks->block_bytes : 0,
+                     bytes = piece->ranges[range].bytes - skip,
+                     fit = room < bytes ? room / mover->unit_bytes * mover->unit_bytes : bytes;
         if (fit > 0) {
             kv_data_blocks_add(
                 blocks, piece->ranges[range].target_offset_bytes + skip, (uint32_t)fit);
@@ -108,10 +140,9 @@ static void next_blocks(const kv_mover_t *mover, const piece_t *piece, kv_data_b
         skip = 0;
     }
     if (whole) {
-        size_t room = mover->message_bytes - kv_data_head_bytes(blocks->range_count);
-        size_t fit = room / (sizeof(uint64_t) + blocks->block_bytes);
-        size_t left = piece->block_count - piece->next_block;
-        blocks->block_count = (uint32_t)(fit < left ? fit : left);
+        const uint32_t fit = blocks_that_fit(limits, blocks),
+                       left = piece->block_count - piece->next_block;
+        blocks->block_count = fit < left ? fit : left;
     }
 }
 
@@ -139,9 +170,9 @@ static uint64_t copy_block(const kv_mover_t *mover, const piece_t *piece,
         data, slot + part.offset_bytes, blocks->block_bytes, kv_data_seed(blocks, place, index));
 }
 
-/* The blocks' data to where it is sent from; their checksums, which lie as they do in a message. */
+/* The blocks' data to where it is sent from: the device's memory, or in the message. */
 static kv_status_t gather_by_device(const kv_mover_t *mover, const piece_t *piece,
-    const kv_data_blocks_t *blocks, uint8_t *data, uint8_t *checksums)
+    const kv_data_blocks_t *blocks, uint8_t *message, uint8_t *direct)
 {
     kv_slot_part_t parts[KV_DATA_RANGES_MAX];
     source_parts(piece, blocks, parts);
@@ -150,24 +181,25 @@ static kv_status_t gather_by_device(const kv_mover_t *mover, const piece_t *piec
         .blocks = blocks,
         .slots = piece->slots + piece->next_block,
         .parts = parts,
-        .data = data,
+        .data = direct != NULL ? direct : message + kv_data_block_at(blocks, 0),
+        .beside = direct != NULL,
     };
     uint64_t *sums = kv_allocate_array(blocks->block_count, sizeof *sums);
     kv_status_t status = move_blocks(mover, &moving, sums);
     for (uint32_t i = 0; i < blocks->block_count && status == KV_OK; i++) {
-        kv_put_u64(checksums + i * sizeof *sums, sums[i]);
+        kv_put_u64(message + kv_data_checksum_at(blocks, i), sums[i]);
     }
     free(sums);
     return status;
 }
 
-static kv_status_t gather(
-    kv_mover_t *mover, const piece_t *piece, const kv_data_blocks_t *blocks, uint8_t *message)
+static kv_status_t gather(kv_mover_t *mover, const piece_t *piece, const kv_data_blocks_t *blocks,
+    const staging_t *staging)
 {
+    uint8_t *message = staging->bytes;
     kv_data_blocks_encode(message, blocks);
     if (!mover->device->ops->host || blocks->range_count > 1) {
-        return gather_by_device(mover, piece, blocks, message + kv_data_block_at(blocks, 0),
-            message + kv_data_checksum_at(blocks, 0));
+        return gather_by_device(mover, piece, blocks, message, staging->direct);
     }
     const uint64_t place = kv_data_place(blocks);
     for (uint32_t i = 0; i < blocks->block_count; i++) {
@@ -207,20 +239,38 @@ static void unqueue(link_t *link, piece_t *piece)
     piece->queued = false;
 }
 
+static kv_status_t hand_over(const link_t *link, staging_t *staging, const kv_data_blocks_t *blocks)
+{
+    const kv_wire_driver_t *driver = link->mover->driver;
+    if (staging->direct == NULL) {
+        return driver->send(link->pipe, staging->bytes, kv_data_blocks_bytes(blocks), staging);
+    }
+    atomic_fetch_add(&link->mover->sent_direct_messages, 1);
+    return driver->send_direct(link->pipe, staging->bytes, kv_data_block_at(blocks, 0),
+        staging->direct, (size_t)blocks->block_count * blocks->block_bytes, staging);
+}
+
 static bool send_next_message(link_t *link, piece_t *piece, staging_t *staging)
 {
     kv_mover_t *mover = link->mover;
+    const bool direct = direct_possible(link);
+    uint8_t *buffer = direct ? direct_take(mover) : NULL;
+    if (direct && buffer == NULL) {
+        return false; /* another link's messages are in them, and leave */
+    }
     kv_data_blocks_t blocks;
-    next_blocks(mover, piece, &blocks);
-    kv_status_t status = gather(mover, piece, &blocks, staging->bytes);
+    const limits_t limits = limits_of(mover, direct);
+    next_blocks(mover, piece, &limits, &blocks);
+    staging_take(link, staging, piece);
+    staging->direct = buffer;
+    kv_status_t status = gather(mover, piece, &blocks, staging);
     if (status != KV_OK) {
+        staging_give(link, staging);
         link_fail(link, status, "cannot send: the device could not be read");
         return false;
     }
-    staging_take(link, staging, piece);
     piece->messages++;
-    status =
-        mover->driver->send(link->pipe, staging->bytes, kv_data_blocks_bytes(&blocks), staging);
+    status = hand_over(link, staging, &blocks);
     if (status != KV_OK && status != KV_BUSY) {
         staging_give(link, staging);
         piece->messages--;

@@ -4,11 +4,16 @@
  * arrive whole, or not at all; their order is not promised. ucx/ucx_wire.c is the real one,
  * loopback.c its plain twin within one process.
  *
+ * A *direct* message has a head in this process's memory and its data in memory of a device, on both
+ * ends: the receiver's wire reads it out of the sender's, and nobody writes to the receiver's memory
+ * but itself. It needs a device that a network reaches, on both ends, and a pipe whose lanes do.
+ *
  * Owns: a side owns its pipes; a pipe may own memory to build messages in.
- * Borrows: message bytes, from send until done.
- * Threads: a side belongs to one thread. Upcalls run inside progress and drop only; received, sent
- * and opened must not call back into the driver but for send; lost and requested may call anything
- * but progress and drop.
+ * Borrows: message bytes, from send until done; mapped memory, until close; what a direct message
+ * goes to, from offered until arrived.
+ * Threads: a side belongs to one thread. Upcalls run inside progress and drop only; received, sent,
+ * opened, offered and arrived must not call back into the driver but for send; lost and requested
+ * may call anything but progress and drop.
  * Errors: a pipe that broke says lost once and stays until dropped. */
 #ifndef KV_TRANSPORT_WIRE_H
 #define KV_TRANSPORT_WIRE_H
@@ -20,7 +25,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KV_WIRE_BUFFERS = KV_MOVER_IN_FLIGHT };
+enum {
+    KV_WIRE_BUFFERS = KV_MOVER_IN_FLIGHT,
+    KV_WIRE_HEAD_BYTES = 4 << 10, /* at most, of a direct message */
+};
 
 typedef struct kv_wire_side kv_wire_side_t;
 typedef struct kv_wire_pipe kv_wire_pipe_t;
@@ -39,6 +47,12 @@ typedef struct {
     /* The bytes given to send with this tag are free again. */
     void (*sent)(void *owner, void *tag, kv_status_t status);
     void (*lost)(void *owner, kv_status_t status, const char *reason);
+    /* The peer has a direct message, of which the head is valid inside. KV_OK: its count bytes go
+     * to *to_out, mapped memory, and arrived follows, whatever happens. KV_BUSY: ask again, with the
+     * same. Else it is dropped; for the sender it is sent. */
+    kv_status_t (*offered)(
+        void *owner, const void *head, size_t head_bytes, size_t count, void **to_out);
+    void (*arrived)(void *owner, void *to, kv_status_t status);
 } kv_wire_upcalls_t;
 
 typedef struct {
@@ -46,6 +60,7 @@ typedef struct {
     uint16_t port;    /* 0: any */
     bool shm;         /* shared memory may be asked for */
     size_t message_bytes_max;
+    kv_network_t network; /* how mapped memory is reached; NONE: none will be */
     kv_wire_upcalls_t upcalls;
 } kv_wire_params_t;
 
@@ -74,12 +89,24 @@ struct kv_wire_driver {
     /* KV_OK: done, the bytes are free. KV_BUSY: accepted; sent() follows. Else: not accepted. */
     kv_status_t (*send)(kv_wire_pipe_t *pipe, const void *bytes, size_t count, void *tag);
 
+    /* Direct messages; without map there are none. map: memory of the device is theirs from now on;
+     * once for a side. An error: it cannot be, and nothing has changed. */
+    kv_status_t (*map)(kv_wire_side_t *side, void *memory, size_t bytes, kv_error_t *error);
+    /* Tells the peer, once, that this side takes them. */
+    void (*reach)(kv_wire_pipe_t *pipe);
+    /* May be sent on this pipe now: mapped here, and the peer has said that it takes them. */
+    bool (*reaches)(const kv_wire_pipe_t *pipe);
+    /* As send. head: up to KV_WIRE_HEAD_BYTES; data: mapped memory. Both are free again when it is
+     * done. */
+    kv_status_t (*send_direct)(kv_wire_pipe_t *pipe, const void *head, size_t head_bytes,
+        const void *data, size_t count, void *tag);
+
     /* What carries the messages: KV_WIRE_SHM or KV_WIRE_TCP, and its own name for it. */
     kv_status_t (*describe)(
         kv_wire_pipe_t *pipe, kv_wire_t *wire_out, char *text_out, size_t text_bytes);
 
-    /* Ends the pipe at once, without the peer's help: sent() runs for all that was accepted, and
-     * nothing is received any more once it returns. */
+    /* Ends the pipe at once, without the peer's help: sent() runs for all that was accepted,
+     * arrived() for what is on its way, and nothing is received any more once it returns. */
     void (*drop)(kv_wire_pipe_t *pipe);
 
     /* Moves what can be moved, bounded; the number of things that happened. */

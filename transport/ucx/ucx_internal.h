@@ -1,5 +1,6 @@
 /* The inside of the wire over UCX, shared by ucx_wire.c (workers, fronts, eager messages) and
- * ucx_share.c (messages that the receiver reads where the sender built them). */
+ * ucx_share.c (messages that the receiver reads where the sender built them) and ucx_direct.c
+ * (messages between the memories of devices). */
 #ifndef KV_TRANSPORT_UCX_INTERNAL_H
 #define KV_TRANSPORT_UCX_INTERNAL_H
 
@@ -9,7 +10,7 @@
 #include <ucp/api/ucp.h>
 
 /* Ids of UCX's active messages. */
-enum { MESSAGE_ID = 1, OFFER_ID, MAPPED_ID, NOTICE_ID, TAKEN_ID };
+enum { MESSAGE_ID = 1, OFFER_ID, MAPPED_ID, NOTICE_ID, TAKEN_ID, REACH_ID, DIRECT_ID };
 
 /* What a pipe over shared memory has beside UCX; drawn in ucx_share.c. */
 typedef struct {
@@ -23,6 +24,17 @@ typedef struct {
     size_t theirs_bytes;
     uint32_t words; /* ours that UCX holds */
 } share_t;
+
+typedef struct flight flight_t;
+typedef struct offer offer_t;
+
+/* What a pipe has of direct messages; ucx_direct.c. */
+typedef struct {
+    bool here, there;               /* this side takes them; the peer has said so */
+    flight_t *flights;              /* of either direction, in UCX's hands */
+    offer_t *offers, **offers_tail; /* that wait for memory to go to */
+    uint32_t offer_count;
+} direct_t;
 
 /* One front: a request that is being read (no pipe), or the companion of a pipe. */
 typedef struct kv_wire_request front_t;
@@ -49,6 +61,7 @@ struct kv_wire_pipe {
     kv_wire_pipe_t *next;
     front_t *front;
     share_t share;
+    direct_t direct;
 };
 
 struct kv_wire_side {
@@ -62,6 +75,7 @@ struct kv_wire_side {
     front_t *fronts;
     uint32_t request_count; /* fronts without a pipe */
     uint64_t rendezvous_count;
+    ucp_mem_h mapped; /* the device's memory for direct messages; NULL: none */
 };
 
 /* Said once to the pipe's owner, at the next progress. */
@@ -78,7 +92,26 @@ void *share_buffer(kv_wire_pipe_t *pipe, uint32_t index);
 /* Sends a message without its bytes. false: not possible; send it another way. */
 bool share_send(kv_wire_pipe_t *pipe, const void *bytes, size_t count, void *tag);
 
+/* Tells the peer that this side takes direct messages; once the endpoint is there. */
+void share_say_reach(kv_wire_pipe_t *pipe);
+
 /* After the worker is gone: gives up what is lent, unmaps. */
 void share_close(kv_wire_pipe_t *pipe);
+
+/* ucx_direct.c */
+ucs_memory_type_t direct_memory_type(kv_network_t network);
+kv_status_t direct_map(kv_wire_side_t *side, void *memory, size_t bytes, kv_error_t *error);
+void direct_unmap(kv_wire_side_t *side);
+kv_status_t direct_open(kv_wire_pipe_t *pipe, kv_error_t *error);
+void direct_reach(kv_wire_pipe_t *pipe);
+bool direct_reaches(const kv_wire_pipe_t *pipe);
+kv_status_t direct_send(kv_wire_pipe_t *pipe, const void *head, size_t head_bytes, const void *data,
+    size_t count, void *tag);
+
+/* Asks once more for what waits for memory; how many need no longer wait. */
+unsigned direct_progress(kv_wire_pipe_t *pipe);
+
+/* After the worker is gone: ends what is still out. */
+void direct_close(kv_wire_pipe_t *pipe);
 
 #endif

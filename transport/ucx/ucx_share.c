@@ -5,6 +5,7 @@
  *   who could map it                                                <-  MAPPED
  *   sender of a large message           NOTICE place and length     ->
  *   receiver, when it has read it                                   <-  TAKEN place
+ *   who takes direct messages           REACH  of what memory       ->  (ucx_direct.c)
  *
  * Without MAPPED (another user, other process ids, no /proc) messages go eagerly, as over TCP. A
  * buffer is lent from its NOTICE to its TAKEN, or to the end of the pipe; its owner does not touch
@@ -39,6 +40,7 @@ typedef struct {
         kv_segment_name_t offer;
         notice_t notice;
         uint64_t taken;
+        uint64_t network; /* REACH: a kv_network_t */
     };
 } word_t;
 
@@ -155,7 +157,8 @@ static ucs_status_t on_word(void *argument, unsigned id, const void *data, size_
     static const size_t BYTES[] = {[OFFER_ID] = sizeof(kv_segment_name_t),
         [MAPPED_ID] = 0,
         [NOTICE_ID] = sizeof(notice_t),
-        [TAKEN_ID] = sizeof(uint64_t)};
+        [TAKEN_ID] = sizeof(uint64_t),
+        [REACH_ID] = sizeof(uint64_t)};
     kv_wire_pipe_t *pipe = argument;
     if (pipe->broken || pipe->owner == NULL || pipe->endpoint == NULL) {
         return UCS_OK;
@@ -175,6 +178,9 @@ static ucs_status_t on_word(void *argument, unsigned id, const void *data, size_
         break;
     case NOTICE_ID:
         read_notice(pipe, &word.notice);
+        break;
+    case REACH_ID:
+        pipe->direct.there = word.network == (uint64_t)pipe->side->params.network;
         break;
     default:
         take_back(pipe, word.taken);
@@ -197,6 +203,7 @@ WORD_HANDLER(on_offer, OFFER_ID)
 WORD_HANDLER(on_mapped, MAPPED_ID)
 WORD_HANDLER(on_notice, NOTICE_ID)
 WORD_HANDLER(on_taken, TAKEN_ID)
+WORD_HANDLER(on_reach, REACH_ID)
 
 /* ---- life ---- */
 
@@ -205,9 +212,10 @@ static ucs_status_t set_handlers(kv_wire_pipe_t *pipe)
     static const ucp_am_recv_callback_t HANDLERS[] = {[OFFER_ID] = on_offer,
         [MAPPED_ID] = on_mapped,
         [NOTICE_ID] = on_notice,
-        [TAKEN_ID] = on_taken};
+        [TAKEN_ID] = on_taken,
+        [REACH_ID] = on_reach};
     ucs_status_t status = UCS_OK;
-    for (unsigned id = OFFER_ID; id <= TAKEN_ID && status == UCS_OK; id++) {
+    for (unsigned id = OFFER_ID; id <= REACH_ID && status == UCS_OK; id++) {
         ucp_am_handler_param_t handler = {
             .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB |
                           UCP_AM_HANDLER_PARAM_FIELD_ARG | UCP_AM_HANDLER_PARAM_FIELD_FLAGS,
@@ -238,6 +246,15 @@ void share_offer(kv_wire_pipe_t *pipe)
         kv_segment_name(&pipe->share.own, &word.offer, NULL) == KV_OK) {
         say(pipe, OFFER_ID, &word, sizeof word.offer);
     }
+    if (pipe->direct.here) {
+        share_say_reach(pipe);
+    }
+}
+
+void share_say_reach(kv_wire_pipe_t *pipe)
+{
+    const uint64_t network = (uint64_t)pipe->side->params.network;
+    say(pipe, REACH_ID, &(word_t){.network = network}, sizeof network);
 }
 
 void *share_buffer(kv_wire_pipe_t *pipe, uint32_t index)

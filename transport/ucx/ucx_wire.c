@@ -236,6 +236,7 @@ static void pipe_destroy(kv_wire_pipe_t *pipe)
         epoll_ctl(pipe->side->epoll_fd, EPOLL_CTL_DEL, pipe->worker_fd, NULL);
         ucp_worker_destroy(pipe->worker);
     }
+    direct_close(pipe);
     share_close(pipe);
     if (pipe->front != NULL) {
         front_close(pipe->front);
@@ -263,6 +264,10 @@ static kv_status_t pipe_open(
     ucs_status_t status = ucp_worker_set_am_recv_handler(pipe->worker, &handler);
     if (status != UCS_OK) {
         result = fail_ucs(error, status, "cannot receive UCX messages");
+        goto destroy;
+    }
+    result = direct_open(pipe, error);
+    if (result != KV_OK) {
         goto destroy;
     }
     if (shm) {
@@ -633,7 +638,7 @@ static unsigned ucx_progress(kv_wire_side_t *side)
 {
     unsigned happened = progress_fronts(side);
     for (kv_wire_pipe_t *pipe = side->pipes; pipe != NULL; pipe = pipe->next) {
-        happened += worker_progress(pipe->worker);
+        happened += worker_progress(pipe->worker) + direct_progress(pipe);
         if (pipe->broken && !pipe->reported) {
             pipe->reported = true;
             happened++;
@@ -731,7 +736,8 @@ static void choose_segments(size_t message_bytes, char send_out[24], char receiv
 /* What UCX shall use, whatever its environment says: the network that the listener is on; large TCP
  * segments, since eager messages alone move KV (the names carry no "TCP_" here); no zero-copy
  * sends, which stop the process when the peer resets the connection between two halves of one;
- * connecting without waiting, or a peer that is not reached would stop the thread (README.md). */
+ * connecting without waiting, or a peer that is not reached would stop the thread (README.md);
+ * direct messages are read by who receives them (ucx_direct.c). */
 static kv_status_t context_open(
     const kv_wire_params_t *wire, ucp_context_h *context_out, kv_error_t *error)
 {
@@ -741,12 +747,16 @@ static kv_status_t context_open(
     if (known != KV_OK) {
         return known;
     }
+    const bool cuda = wire->network == KV_NETWORK_CUDA;
     const char *const settings[][2] = {
-        {"TLS", wire->shm ? "posix,cma,tcp" : "tcp"},
+        {"TLS", !wire->shm ? "tcp"
+                : cuda     ? "posix,cma,tcp,cuda"
+                           : "posix,cma,tcp"},
         {"NET_DEVICES", device},
         {"TX_SEG_SIZE", send_bytes},
         {"RX_SEG_SIZE", receive_bytes},
         {"ZCOPY_THRESH", "inf"},
+        {"RNDV_SCHEME", "get_zcopy"},
         {"CONN_NB", "y"},
     };
     ucp_config_t *config;
@@ -804,6 +814,7 @@ static void ucx_close(kv_wire_side_t *side)
     while (side->fronts != NULL) {
         front_close(side->fronts);
     }
+    direct_unmap(side);
     if (side->context != NULL) {
         ucp_cleanup(side->context);
     }
@@ -875,6 +886,10 @@ const kv_wire_driver_t kv_wire_ucx = {
     .reject = ucx_reject,
     .buffer = share_buffer,
     .send = ucx_send,
+    .map = direct_map,
+    .reach = direct_reach,
+    .reaches = direct_reaches,
+    .send_direct = direct_send,
     .describe = ucx_describe,
     .drop = ucx_drop,
     .progress = ucx_progress,
