@@ -10,9 +10,9 @@
  * reads waits for that kernel first (reach or finish), or enqueues it after the move has ended.
  *
  * Owns: the memory that it allocated, its matrices, its thread team or streams.
- * Threads: memory, pinning, copies, moves and the codec may be called from any thread; matrices, kernels,
- * marks and finish only from the thread that leads the device's team (the node's compute thread),
- * in order.
+ * Threads: memory, pinning, copies, moves and the codec may be called from any thread; matrices,
+ * kernels, marks and finish only from the thread that leads the device's team (the node's compute
+ * thread), in order.
  * Errors: KV_NO_SPACE from allocation and pinning; KV_FATAL from a device that failed, of which
  * every later call says the first cause. Copies and moves cannot fail on the CPU. Kernels check
  * nothing that a user sent: the engine has. */

@@ -687,8 +687,11 @@ typedef struct {
     uint64_t damaged_objects, failed_reads, failed_writes;
     uint64_t keyless_objects;   /* met on disk without their tenant's key, and forgotten */
     uint64_t encrypted_objects; /* on disk, of those that are there */
-    bool encrypting;            /* what is written to disk is */
-    uint64_t moved_objects;     /* on disk, out of a segment that was reclaimed */
+    uint64_t device_packed_objects,
+        device_unpacked_objects; /* on their way to and from disk: by the
+                                                                device's codec, not the host's */
+    bool encrypting;             /* what is written to disk is */
+    uint64_t moved_objects;      /* on disk, out of a segment that was reclaimed */
     uint64_t write_budget_bytes, write_left_bytes; /* a day's; of it, now. 0 and 0: there is none */
     uint64_t segment_written_bytes; /* all that the budget counts, since the store was opened */
     uint64_t not_admitted_objects;  /* that the budget had no room for */

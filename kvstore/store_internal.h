@@ -159,6 +159,7 @@ typedef struct {
     bool closing; /* nothing is done ahead of time any more */
 
     kv_region_t staging_region;
+    bool staging_pinned;  /* the device knows it */
     size_t staging_bytes; /* of one buffer */
     char *fill_bytes; /* [KV_FILL_BYTES] behind the buffers: what new segments are filled with */
     int staging_free[KV_STAGING_COUNT];
@@ -318,6 +319,23 @@ kv_status_t kv_device_slot_out(
     const kvist_store_t *store, uint32_t slot, void *to, uint64_t *checksums_out);
 kv_status_t kv_device_slot_in(
     const kvist_store_t *store, uint32_t slot, const void *from, uint64_t *checksums_out);
+
+/* Out, for who keeps no checksums: KV_IO also where what arrived is not what left. */
+kv_status_t kv_device_slot_out_proved(const kvist_store_t *store, uint32_t slot, void *to);
+
+/* Whether the device has this codec, for group 0's objects. */
+bool kv_device_packs(const kvist_store_t *store, kvist_codec_t codec);
+
+/* The slot's object as a record has it: the host's codec would make the same bytes. packed:
+ * [object_bytes]; lengths_out, checksums_out: [unit_count]. A failure is logged: the host goes on.
+ */
+kv_status_t kv_device_slot_pack(const kvist_store_t *store, uint32_t slot, char *packed,
+    uint32_t *lengths_out, uint64_t *checksums_out, size_t *packed_bytes_out);
+
+/* And back; checksums_out: [unit_count], of what is in the slot then. KV_CORRUPT: no encoder made
+ * this, as far as the device can tell. */
+kv_status_t kv_device_slot_unpack(const kvist_store_t *store, uint32_t slot, const char *packed,
+    const uint32_t *lengths, uint64_t *checksums_out);
 
 static inline char *kv_group_host_bytes(const kv_store_group_t *group, uint32_t slot)
 {
@@ -492,6 +510,10 @@ uint64_t kv_populate_coming_bytes(const kvist_store_t *store);
 /* Begins to pin the host tier for the device, where it can; close ends that and undoes it. */
 void kv_pin_open(kvist_store_t *store);
 void kv_pin_close(kvist_store_t *store);
+
+/* The disk's buffers, from and to which objects on the device are read and written. */
+void kv_pin_staging(kvist_store_t *store);
+void kv_unpin_staging(kvist_store_t *store);
 
 /* ---- persist.c ---- */
 

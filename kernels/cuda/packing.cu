@@ -9,7 +9,7 @@
  * for what is packed. All that is small lies together in the lane's sums, in one form on the device
  * and in the lane's pinned memory, so that one copy each way brings it:
  *
- *   | stored sums, u64 each | sums, u64 each | damaged, u32 | lengths, u32 each | offsets, u32 each |
+ *   | stored sums, u64 each | sums, u64 each | damaged, u32 | lengths, u32 each | offsets, u32 |
  */
 #include "kernels/cuda/codec.h"
 #include "kernels/cuda/device_internal.h"

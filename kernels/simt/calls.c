@@ -138,6 +138,14 @@ cudaError_t kv_simt_operation(const char *name)
     return error;
 }
 
+bool kv_simt_happens(const char *name)
+{
+    pthread_mutex_lock(&lock);
+    cudaError_t planned = count(name);
+    pthread_mutex_unlock(&lock);
+    return planned != cudaSuccess;
+}
+
 cudaError_t kv_simt_answer(cudaError_t error)
 {
     if (error != cudaSuccess && error != cudaErrorNotReady) {

@@ -13,6 +13,9 @@ cudaError_t kv_simt_call(const char *name);
 /* The same for an operation that a stream comes to: an injected failure stays. */
 cudaError_t kv_simt_operation(const char *name);
 
+/* Counted alike; true: it was planned, and breaks nothing. */
+bool kv_simt_happens(const char *name);
+
 /* Remembers the error for cudaGetLastError and gives it back. */
 cudaError_t kv_simt_answer(cudaError_t error);
 

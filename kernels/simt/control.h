@@ -4,6 +4,8 @@
  * ("launch") and, when a stream comes to them, operations under way ("run launch", "run copy",
  * "run set", "run work"): a failure injected there is what a GPU shows for a broken link or a bad
  * kernel, an error that stays. Calls that give something back do so and answer with the failure.
+ * Copies under way also count as "damage": what fails there (with any error) is told to nobody, but
+ * one bit of what arrived is wrong.
  *
  * Environment, read at the first call:
  *   KVIST_SIMT_FAIL    name:nth:error, ... ("cudaMalloc:3:2" fails the third with error 2)

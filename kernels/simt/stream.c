@@ -80,6 +80,14 @@ static void copy(const kv_simt_moved_t *moved)
     }
 }
 
+/* One bit, somewhere amid what arrived. */
+static void damage(const kv_simt_moved_t *moved)
+{
+    if (moved->width > 0 && moved->height > 0 && kv_simt_happens("damage")) {
+        ((char *)moved->to)[moved->width / 2] ^= 4;
+    }
+}
+
 static void delay(void)
 {
     uint32_t delay_us = kv_simt_next_delay_us();
@@ -101,6 +109,7 @@ static int run(kv_simt_operation_t *operation)
         error = kv_simt_operation("run copy");
         if (error == cudaSuccess) {
             copy(&operation->of.copy);
+            damage(&operation->of.copy);
         }
         break;
     case KV_SIMT_RUN_SET:

@@ -466,6 +466,7 @@ static kv_status_t open_staging(kvist_store_t *store, kv_error_t *error)
     if (status == KV_OK) {
         disk->fill_bytes = (char *)disk->staging_region.base + buffers_bytes;
         memset(disk->fill_bytes, FILL_BYTE, KV_FILL_BYTES);
+        kv_pin_staging(store);
     }
     return status;
 }
@@ -605,6 +606,7 @@ void kv_directory_close(kvist_store_t *store)
     }
     kv_segments_close(&disk->segments);
     kv_ring_close(disk->ring);
+    kv_unpin_staging(store);
     kv_region_unmap(&disk->staging_region);
     kv_index_batch_release(&disk->filling);
     kv_mark_close(store);

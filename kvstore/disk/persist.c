@@ -180,45 +180,88 @@ static kv_status_t take_key(
     return status;
 }
 
+/* An item's record by the device's codec, straight into its place. false: by the host's, which is
+ * not asked to try again what saves nothing. */
+static bool encode_on_device(
+    const kvist_store_t *store, kv_write_item_t *item, const kv_record_key_t *key, char *at)
+{
+    if (item->host_bytes != NULL || !kv_device_packs(store, item->record.codec)) {
+        return false;
+    }
+    const kv_layout_t *layout = &store->groups[0].layout;
+    uint32_t *lengths = kv_allocate_array(layout->unit_count, sizeof *lengths);
+    uint64_t *checksums = kv_allocate_array(layout->unit_count, sizeof *checksums);
+    kv_record_packed_t packed = {.lengths = lengths, .checksums = checksums};
+    char *payload = at + kv_record_header_bytes(layout, item->words, key != NULL);
+    if (kv_device_slot_pack(store, item->device_slot, payload, lengths, checksums,
+            &packed.payload_bytes) == KV_OK) {
+        if (kv_record_packed_saves(layout, packed.payload_bytes)) {
+            kv_record_write_packed(layout, &item->record, item->words, &packed, key, at);
+            item->packed_on_device = true;
+        } else {
+            item->record.codec = KVIST_CODEC_NONE;
+        }
+    }
+    free(lengths);
+    free(checksums);
+    return item->packed_on_device;
+}
+
+/* An item's record by this processor. scratch: [object_bytes_max], or NULL without a codec. */
+static void encode_here(kv_write_batch_t *batch, kv_write_item_t *item, const kv_record_key_t *key,
+    char *scratch, char *at)
+{
+    const kvist_store_t *store = batch->store;
+    const kv_layout_t *layout = &store->groups[item->record.group].layout;
+    const char *object = item->host_bytes;
+    if (object == NULL) {
+        char *to = scratch != NULL ? scratch
+                                   : at + kv_record_header_bytes(layout, item->words, key != NULL);
+        object = to;
+        if (kv_device_slot_out_proved(store, item->device_slot, to) != KV_OK) {
+            batch->status = kv_fail(&batch->error, KV_IO, "the device cannot be read");
+            return;
+        }
+    }
+    item->damaged =
+        !kv_record_write(layout, &item->record, item->words, object, item->host_checksums, key, at);
+}
+
+static void encode_item(kv_write_batch_t *batch, kv_write_item_t *item, char *scratch, char *at)
+{
+    kvist_store_t *store = batch->store;
+    const kv_layout_t *layout = &store->groups[item->record.group].layout;
+    kv_keyring_t *keys = store->disk->keys;
+    kv_record_key_t key;
+    if (keys != NULL) {
+        batch->status = take_key(keys, item, &key, &batch->error);
+    }
+    if (batch->status == KV_OK && kv_identity_has_extra(item->words, layout->block_tokens)) {
+        batch->status = kv_directory_note_extras(store->disk, &batch->error);
+    }
+    const kv_record_key_t *with = keys != NULL ? &key : NULL;
+    if (batch->status == KV_OK && !encode_on_device(store, item, with, at)) {
+        encode_here(batch, item, with, scratch, at);
+    }
+    kv_wipe(&key, sizeof key);
+}
+
 static void encode_batch(kv_task_t *task)
 {
     kv_write_batch_t *batch = (kv_write_batch_t *)task;
     kvist_store_t *store = batch->store;
-    kv_keyring_t *keys = store->disk->keys;
-    kv_record_key_t key;
     char *at = kv_staging_bytes(store->disk, batch->staging);
     char *scratch = store->codec != KVIST_CODEC_NONE ? kv_allocate(store->object_bytes_max) : NULL;
     batch->bytes = 0;
     for (uint32_t i = 0; i < batch->count && batch->status == KV_OK; i++) {
         kv_write_item_t *item = &batch->items[i];
-        const kv_layout_t *layout = &store->groups[item->record.group].layout;
-        const char *object = item->host_bytes;
         item->offset = batch->bytes;
-        if (object == NULL) {
-            char *to = scratch != NULL
-                           ? scratch
-                           : at + kv_record_header_bytes(layout, item->words, keys != NULL);
-            object = to;
-            if (kv_device_slot_out(store, item->device_slot, to, NULL) != KV_OK) {
-                batch->status = kv_fail(&batch->error, KV_IO, "the device cannot be read");
-            }
+        encode_item(batch, item, scratch, at);
+        if (!item->damaged && batch->status == KV_OK) {
+            batch->bytes += item->record.stored_bytes;
+            at += item->record.stored_bytes;
         }
-        if (batch->status == KV_OK && keys != NULL) {
-            batch->status = take_key(keys, item, &key, &batch->error);
-        }
-        if (batch->status == KV_OK && kv_identity_has_extra(item->words, layout->block_tokens)) {
-            batch->status = kv_directory_note_extras(store->disk, &batch->error);
-        }
-        item->damaged =
-            batch->status == KV_OK && !kv_record_write(layout, &item->record, item->words, object,
-                                          item->host_checksums, keys != NULL ? &key : NULL, at);
-        if (item->damaged || batch->status != KV_OK) {
-            continue;
-        }
-        batch->bytes += item->record.stored_bytes;
-        at += item->record.stored_bytes;
     }
-    kv_wipe(&key, sizeof key);
     free(scratch);
     kv_store_finish(task);
 }
@@ -244,6 +287,7 @@ static void batch_encoded(kv_task_t *task)
     kv_write_batch_t *batch = (kv_write_batch_t *)task;
     uint32_t kept = 0;
     for (uint32_t i = 0; i < batch->count; i++) {
+        batch->store->stats.device_packed_objects += batch->items[i].packed_on_device;
         if (batch->items[i].damaged) {
             forget_host_copy(batch->store, batch->items[i].object);
         } else {

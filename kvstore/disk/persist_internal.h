@@ -9,7 +9,7 @@ typedef struct {
     const char *host_bytes;         /* or NULL: */
     uint32_t device_slot;           /* in device memory; or, of a survivor, on disk */
     const uint64_t *host_checksums; /* of its units: what changed there is not written */
-    bool damaged, unread;
+    bool damaged, unread, packed_on_device;
     const uint32_t *words;
     kv_record_t record;
     size_t offset; /* in the run */

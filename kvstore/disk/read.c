@@ -74,6 +74,7 @@ static bool forget_copy(kvist_store_t *store, kv_read_t *read)
 void kv_read_end(kvist_store_t *store, kv_read_t *read)
 {
     bool try_again = false;
+    store->stats.device_unpacked_objects += read->unpacked_there;
     if (read->status == KV_OK) {
         store->stats.tiers[read->tier].read_bytes += layout_of(store, read)->object_bytes;
     } else if (read->status == KV_CORRUPT) {
@@ -142,7 +143,7 @@ static kv_status_t move_from_host(const kvist_store_t *store, kv_read_t *read)
 static kv_status_t move_from_device(const kvist_store_t *store, kv_read_t *read, void *scratch)
 {
     const kv_layout_t *layout = &store->groups[0].layout;
-    kv_status_t status = kv_device_slot_out(store, read->slot, scratch, NULL);
+    kv_status_t status = kv_device_slot_out_proved(store, read->slot, scratch);
     if (status != KV_OK) {
         return status;
     }
@@ -200,24 +201,44 @@ static void start_batch(kvist_store_t *store, kv_read_batch_t *batch)
 
 /* ---- from disk ---- */
 
+/* Packed as it is, where the device has the codec and the object goes there. */
+static bool move_packed(const kvist_store_t *store, kv_read_t *read, const kv_record_view_t *view)
+{
+    kv_read_packed_t packed = {
+        .layout = layout_of(store, read), .checksums = view->checksums, .words = view->words};
+    return read->move_packed != NULL && kv_device_packs(store, view->record.codec) &&
+           kv_record_packed(packed.layout, view, &packed.payload, &packed.lengths) == KV_OK &&
+           read->move_packed(read, &packed) == KV_OK;
+}
+
+static kv_status_t move_opened(
+    const kvist_store_t *store, kv_read_t *read, const kv_record_view_t *view)
+{
+    const kv_layout_t *layout = layout_of(store, read);
+    const void *object;
+    read->unpacked_there = move_packed(store, read, view);
+    if (read->unpacked_there) {
+        return KV_OK;
+    }
+    if (kv_record_object(layout, view, &object) != KV_OK) {
+        return KV_CORRUPT;
+    }
+    const kv_read_bytes_t of_object = {layout, object, view->checksums, view->words};
+    return read->move(read, &of_object);
+}
+
 static kv_status_t move_record(
     const kvist_store_t *store, kv_read_t *read, const void *at, void *scratch)
 {
-    const kv_layout_t *layout = layout_of(store, read);
     const kv_record_reader_t reader = {store->disk->keys, scratch};
     size_t bytes = (size_t)read->length_pages * KV_PAGE_BYTES;
     kv_record_view_t view;
-    kv_status_t status = kv_record_open(layout, &reader, &read->expected, at, bytes, &view);
-    if (status != KV_OK) {
-        return status;
+    kv_status_t status =
+        kv_record_open(layout_of(store, read), &reader, &read->expected, at, bytes, &view);
+    if (status == KV_OK) {
+        status = view.record.stored_bytes == bytes ? move_opened(store, read, &view) : KV_CORRUPT;
+        kv_record_close(&view);
     }
-    const void *object;
-    status = KV_CORRUPT;
-    if (view.record.stored_bytes == bytes && kv_record_object(layout, &view, &object) == KV_OK) {
-        const kv_read_bytes_t of_object = {layout, object, view.checksums, view.words};
-        status = read->move(read, &of_object);
-    }
-    kv_record_close(&view);
     return status;
 }
 

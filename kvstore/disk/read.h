@@ -28,9 +28,22 @@ typedef struct {
     const uint32_t *words;     /* [block_words] */
 } kv_read_bytes_t;
 
+/* The object as its record has it packed. */
+typedef struct {
+    const kv_layout_t *layout;
+    const char *payload;
+    const uint32_t *lengths;   /* [unit_count] */
+    const uint64_t *checksums; /* [unit_count], of the units as they were */
+    const uint32_t *words;     /* [block_words] */
+} kv_read_packed_t;
+
 struct kv_read {
     /* Moves on what it wants and proves it against the checksums: KV_OK or KV_CORRUPT. */
     kv_status_t (*move)(kv_read_t *read, const kv_read_bytes_t *bytes);
+
+    /* The same with an object that is packed as the device's codec takes it. Whatever it answers
+     * but KV_OK, the host unpacks the object and move has the last word. NULL: no need of it. */
+    kv_status_t (*move_packed)(kv_read_t *read, const kv_read_packed_t *packed);
 
     /* try_again: these bytes are damaged, and another tier has the object still. */
     void (*ended)(kv_read_t *read, bool try_again);
@@ -38,6 +51,7 @@ struct kv_read {
     uint32_t object; /* its number */
     kv_status_t status;
     uint32_t forgotten_count; /* KV_CORRUPT: what kv_object_forget_copy did */
+    bool unpacked_there;      /* by move_packed */
     bool keyless;             /* KV_CORRUPT: its key is gone, and with it what it says */
 
     /* filled in by kv_read_plan: */

@@ -221,6 +221,12 @@ static void seal(
 
 /* ---- writing ---- */
 
+bool kv_record_packed_saves(const kv_layout_t *layout, size_t payload_bytes)
+{
+    return kv_round_up(payload_bytes, KV_PAGE_BYTES) <
+           kv_round_up(layout->object_bytes, KV_PAGE_BYTES);
+}
+
 /* Encodes all units; returns the payload's length, or 0 where that saves no page. */
 static size_t encode_units(const kv_layout_t *layout, kvist_codec_t codec, const char *object,
     char *payload, char *lengths)
@@ -233,9 +239,7 @@ static size_t encode_units(const kv_layout_t *layout, kvist_codec_t codec, const
         kv_put_u32(lengths + (size_t)4 * i, (uint32_t)got);
         used += got;
     }
-    bool saves =
-        kv_round_up(used, KV_PAGE_BYTES) < kv_round_up(layout->object_bytes, KV_PAGE_BYTES);
-    return saves ? used : 0;
+    return kv_record_packed_saves(layout, used) ? used : 0;
 }
 
 /* Copies the object's units and gives their checksums, in one pass. */
@@ -288,41 +292,17 @@ static void put_key(const kv_record_key_t *key, char *header)
     memcpy(header + AT_RECORD_ID, key->record_id, KV_RECORD_ID_BYTES);
 }
 
-bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *words,
-    const void *object, const uint64_t *expected, const kv_record_key_t *key, void *at)
+/* The rest of a record that has the units' checksums, and their lengths unless it is of codec none.
+ * object: where its units are now, if they are not in the payload: encrypted from there. */
+static void finish_record(const kv_layout_t *layout, kv_record_t *record, const uint32_t *words,
+    size_t payload_bytes, const char *object, const kv_record_key_t *key, char *header)
 {
     uint32_t version = version_of(layout, words, key != NULL);
     size_t header_bytes = header_bytes_of(layout, version);
-    uint32_t unit_count = layout->unit_count;
-    char *header = at, *payload = header + header_bytes;
-    char *checksums = header + checksums_at(layout, version);
-    char *lengths = header + lengths_at(layout, version);
-    memset(header, 0, header_bytes);
-
-    uint64_t *unit_checksums = (uint64_t *)(void *)checksums; /* 8-aligned: at is page-aligned */
-    bool plain = record->codec == KVIST_CODEC_NONE, in_place = (const char *)object == payload;
-    if (plain && !in_place && key == NULL) {
-        copy_units(layout, object, payload, unit_checksums);
-    } else {
-        kv_layout_unit_checksums(layout, object, unit_checksums);
-    }
-    if (expected != NULL && memcmp(unit_checksums, expected, (size_t)8 * unit_count) != 0) {
-        return false;
-    }
-    uint64_t object_checksum = kv_layout_object_checksum(layout, &record->key, unit_checksums);
-
-    size_t payload_bytes = layout->object_bytes;
-    if (!plain) {
-        KV_CHECK(!in_place);
-        payload_bytes = encode_units(layout, record->codec, object, payload, lengths);
-        if (payload_bytes == 0) {
-            record->codec = KVIST_CODEC_NONE;
-            payload_bytes = layout->object_bytes;
-            if (key == NULL) {
-                memcpy(payload, object, payload_bytes);
-            }
-        }
-    }
+    const uint64_t *checksums =
+        (const uint64_t *)(const void *)(header + checksums_at(layout, version));
+    char *payload = header + header_bytes, *lengths = header + lengths_at(layout, version);
+    uint64_t object_checksum = kv_layout_object_checksum(layout, &record->key, checksums);
     if (record->codec == KVIST_CODEC_NONE) {
         put_plain_lengths(layout, lengths);
     }
@@ -339,13 +319,63 @@ bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint3
     memcpy(header + tokens_at(version), words, stored_words_bytes(layout, version));
     if (key == NULL) {
         kv_put_u64(header + AT_OBJECT_CHECKSUM, object_checksum);
-        return true;
+        return;
     }
     record->key_id = key->id;
     put_key(key, header);
     kv_put_u64(lengths - 8, object_checksum);
-    seal(layout, key, record->codec == KVIST_CODEC_NONE ? object : NULL, header);
+    seal(layout, key, object, header);
+}
+
+bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *words,
+    const void *object, const uint64_t *expected, const kv_record_key_t *key, void *at)
+{
+    uint32_t version = version_of(layout, words, key != NULL);
+    size_t header_bytes = header_bytes_of(layout, version);
+    char *header = at, *payload = header + header_bytes;
+    memset(header, 0, header_bytes);
+
+    /* 8-aligned: at is page-aligned */
+    uint64_t *checksums = (uint64_t *)(void *)(header + checksums_at(layout, version));
+    bool plain = record->codec == KVIST_CODEC_NONE, in_place = (const char *)object == payload;
+    if (plain && !in_place && key == NULL) {
+        copy_units(layout, object, payload, checksums);
+    } else {
+        kv_layout_unit_checksums(layout, object, checksums);
+    }
+    if (expected != NULL && memcmp(checksums, expected, (size_t)8 * layout->unit_count) != 0) {
+        return false;
+    }
+    size_t payload_bytes = layout->object_bytes;
+    if (!plain) {
+        KV_CHECK(!in_place);
+        payload_bytes = encode_units(
+            layout, record->codec, object, payload, header + lengths_at(layout, version));
+        if (payload_bytes == 0) {
+            record->codec = KVIST_CODEC_NONE;
+            payload_bytes = layout->object_bytes;
+            if (key == NULL) {
+                memcpy(payload, object, payload_bytes);
+            }
+        }
+    }
+    finish_record(layout, record, words, payload_bytes,
+        record->codec == KVIST_CODEC_NONE ? object : NULL, key, header);
     return true;
+}
+
+void kv_record_write_packed(const kv_layout_t *layout, kv_record_t *record, const uint32_t *words,
+    const kv_record_packed_t *packed, const kv_record_key_t *key, void *at)
+{
+    uint32_t version = version_of(layout, words, key != NULL);
+    char *header = at;
+    KV_CHECK(kv_record_packed_saves(layout, packed->payload_bytes));
+    memset(header, 0, header_bytes_of(layout, version));
+    memcpy(header + checksums_at(layout, version), packed->checksums,
+        layout->unit_count * sizeof *packed->checksums);
+    memcpy(header + lengths_at(layout, version), packed->lengths,
+        layout->unit_count * sizeof *packed->lengths);
+    finish_record(layout, record, words, packed->payload_bytes, NULL, key, header);
 }
 
 void kv_record_sign(void *at, uint64_t generation)
@@ -633,6 +663,42 @@ kv_status_t kv_record_object(
     }
     *object_out = view->scratch;
     return used == view->payload_bytes ? KV_OK : KV_CORRUPT;
+}
+
+/* All units decrypted, one after the other. */
+static kv_status_t decrypt_units(const kv_layout_t *layout, const kv_record_view_t *view)
+{
+    size_t used = 0;
+    for (uint32_t i = 0; i < layout->unit_count; i++) {
+        size_t length = kv_get_u32(view->lengths + (size_t)4 * i);
+        if (!kv_cipher_open(view->cipher, i, bound_to(&view->binding), view->payload + used, length,
+                view->tags + (size_t)KV_TAG_BYTES * i, view->scratch + used)) {
+            return KV_CORRUPT;
+        }
+        used += length;
+    }
+    return KV_OK;
+}
+
+kv_status_t kv_record_packed(const kv_layout_t *layout, const kv_record_view_t *view,
+    const char **payload_out, const uint32_t **lengths_out)
+{
+    size_t used = 0;
+    for (uint32_t i = 0; i < layout->unit_count; i++) {
+        size_t bytes, length = kv_get_u32(view->lengths + (size_t)4 * i);
+        kv_layout_unit(layout, i, &bytes);
+        if (length > bytes) {
+            return KV_CORRUPT;
+        }
+        used += length;
+    }
+    if (used != view->payload_bytes ||
+        (view->cipher != NULL && decrypt_units(layout, view) != KV_OK)) {
+        return KV_CORRUPT;
+    }
+    *payload_out = view->cipher != NULL ? view->scratch : view->payload;
+    *lengths_out = (const uint32_t *)(const void *)view->lengths; /* as checksums, read in place */
+    return KV_OK;
 }
 
 kv_status_t kv_record_verify(const kv_layout_t *layout, const kv_record_reader_t *reader,

@@ -87,6 +87,21 @@ size_t kv_record_scratch_bytes(const kv_layout_t *layout);
 bool kv_record_write(const kv_layout_t *layout, kv_record_t *record, const uint32_t *words,
     const void *object, const uint64_t *expected, const kv_record_key_t *key, void *at);
 
+/* An object that the codec packed elsewhere: what kv_record_write would have made of it. */
+typedef struct {
+    size_t payload_bytes;
+    const uint32_t *lengths;   /* [unit_count], as stored */
+    const uint64_t *checksums; /* [unit_count], of the units as they were */
+} kv_record_packed_t;
+
+/* Whether it saves a page: else the record has codec none. */
+bool kv_record_packed_saves(const kv_layout_t *layout, size_t payload_bytes);
+
+/* As kv_record_write, of an object whose payload is in place, at + kv_record_header_bytes(), and
+ * saves a page. */
+void kv_record_write_packed(const kv_layout_t *layout, kv_record_t *record, const uint32_t *words,
+    const kv_record_packed_t *packed, const kv_record_key_t *key, void *at);
+
 /* Enters the generation and the header's checksum: the last step, when the place is known. */
 void kv_record_sign(void *at, uint64_t generation);
 
@@ -144,6 +159,11 @@ void kv_record_close(kv_record_view_t *view);
  */
 kv_status_t kv_record_object(
     const kv_layout_t *layout, const kv_record_view_t *view, const void **object_out);
+
+/* The object as it is packed, for who unpacks it: its payload in place, or decrypted into the
+ * scratch memory, of as many bytes as the lengths say. KV_CORRUPT: as kv_record_object. */
+kv_status_t kv_record_packed(const kv_layout_t *layout, const kv_record_view_t *view,
+    const char **payload_out, const uint32_t **lengths_out);
 
 /* Proves the whole record and gives its object, in place or in scratch, and its words. */
 kv_status_t kv_record_verify(const kv_layout_t *layout, const kv_record_reader_t *reader,

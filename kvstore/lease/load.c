@@ -22,27 +22,49 @@ struct kv_load {
     waiting_lease_t *waiting;
 };
 
+static void take_words(const kv_load_t *load, const uint32_t *words)
+{
+    kvist_store_t *store = load->store;
+    memcpy(
+        kv_pool_words(&store->device_pool, load->slot), words, store->block_words * sizeof *words);
+}
+
 /* The bytes are proved where they have come to: until the load has ended well the slot is nobody's.
  */
 static kv_status_t move_to_slot(kv_read_t *read, const kv_read_bytes_t *bytes)
 {
     const kv_load_t *load = (const kv_load_t *)read;
-    kvist_store_t *store = load->store;
     const size_t sums_bytes = bytes->layout->unit_count * sizeof(uint64_t);
     uint64_t *sums = kv_allocate(sums_bytes);
-    kv_status_t status = kv_device_slot_in(store, load->slot, bytes->object, sums);
+    kv_status_t status = kv_device_slot_in(load->store, load->slot, bytes->object, sums);
     if (status == KV_OK && memcmp(sums, bytes->checksums, sums_bytes) != 0) {
         /* Right where they were read from: they were damaged on their way, not for good. */
         status = kv_layout_units_agree(bytes->layout, bytes->object, bytes->checksums) ? KV_IO
                                                                                        : KV_CORRUPT;
     }
     free(sums);
-    if (status != KV_OK) {
-        return status;
+    if (status == KV_OK) {
+        take_words(load, bytes->words);
     }
-    memcpy(kv_pool_words(&store->device_pool, load->slot), bytes->words,
-        store->block_words * sizeof *bytes->words);
-    return KV_OK;
+    return status;
+}
+
+/* What is not right in the slot is no loss yet: the host looks at the record itself. */
+static kv_status_t unpack_to_slot(kv_read_t *read, const kv_read_packed_t *packed)
+{
+    const kv_load_t *load = (const kv_load_t *)read;
+    const size_t sums_bytes = packed->layout->unit_count * sizeof(uint64_t);
+    uint64_t *sums = kv_allocate(sums_bytes);
+    kv_status_t status =
+        kv_device_slot_unpack(load->store, load->slot, packed->payload, packed->lengths, sums);
+    if (status == KV_OK && memcmp(sums, packed->checksums, sums_bytes) != 0) {
+        status = KV_CORRUPT;
+    }
+    free(sums);
+    if (status == KV_OK) {
+        take_words(load, packed->words);
+    }
+    return status;
 }
 
 static void load_ended(kv_read_t *read, bool try_again)
@@ -86,7 +108,7 @@ static kv_load_t *plan_load(kvist_store_t *store, uint32_t number)
 {
     kv_load_t *load = kv_allocate(sizeof *load);
     *load = (kv_load_t){
-        .read = {.move = move_to_slot, .ended = load_ended},
+        .read = {.move = move_to_slot, .move_packed = unpack_to_slot, .ended = load_ended},
         .store = store,
         .slot = kv_pool_take(&store->device_pool),
     };

@@ -1,6 +1,7 @@
 /* Makes the host tier's memory known to the device, a chunk at a time and behind the store's back:
  * what is not pinned yet moves all the same, only slower. Pinning touches every page, which for a
- * large tier takes many seconds, so nothing waits for it but the close. */
+ * large tier takes many seconds, so nothing waits for it but the close. The disk's buffers are few,
+ * and pinned at once. */
 #include "kvstore/store_internal.h"
 
 #include "base/log.h"
@@ -78,4 +79,26 @@ void kv_pin_close(kvist_store_t *store)
     }
     free(pinning);
     store->pinning = NULL;
+}
+
+void kv_pin_staging(kvist_store_t *store)
+{
+    kv_disk_t *disk = store->disk;
+    kv_error_t error;
+    if (store->device == NULL || store->device->ops->pin == NULL) {
+        return;
+    }
+    disk->staging_pinned = kv_device_pin(store->device, disk->staging_region.base,
+                               disk->staging_region.bytes, &error) == KV_OK;
+    if (!disk->staging_pinned) {
+        kv_log_warn("store", "disk buffers are not pinned, moves are slower cause %s", error.text);
+    }
+}
+
+void kv_unpin_staging(kvist_store_t *store)
+{
+    kv_disk_t *disk = store->disk;
+    if (disk->staging_pinned) {
+        kv_device_unpin(store->device, disk->staging_region.base, disk->staging_region.bytes);
+    }
 }

@@ -49,6 +49,8 @@ class Statistics:
     failed_writes: int
     keyless_objects: int
     encrypted_objects: int
+    device_packed_objects: int
+    device_unpacked_objects: int
     encrypting: bool
     moved_objects: int
     write_budget_bytes: int
