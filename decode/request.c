@@ -385,6 +385,7 @@ static bool computed(void *context, const kv_compute_event_t *event)
         } else if (event->status == KV_CANCELLED) {
             kv_decode_finish(request, KVIST__WIRE__FINISH_REASON__FINISH_CANCELLED, KV_CANCELLED);
         } else {
+            snprintf(request->error, sizeof request->error, "%s", event->error);
             kv_decode_finish(request, KVIST__WIRE__FINISH_REASON__FINISH_ERROR, event->status);
         }
         break;

@@ -836,6 +836,9 @@ static bool computed(void *context, const kv_compute_event_t *event)
             kv_rates_computed(&request->core->rates, request->token_count - computed_first,
                 request->usage.compute_ns);
         }
+        if (event->status != KV_OK && event->status != KV_CANCELLED) {
+            snprintf(request->error, sizeof request->error, "%s", event->error);
+        }
         post(request,
             (kv_pd_prefill_event_t){.kind = KV_PD_PREFILL_EV_COMPUTED, .status = event->status});
         break;

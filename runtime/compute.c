@@ -23,6 +23,7 @@ struct sequence {
     uint32_t layers_there;     /* under the lock: leading layers of what was computed elsewhere */
     kv_status_t layers_status; /* likewise: of the others */
     uint32_t chunk_count;      /* of the chunk in the engine now */
+    kv_error_t failure;        /* that it ended with */
     kv_compute_t *compute;
     sequence_t *next;       /* in one of the compute thread's lists */
     sequence_t *known_next; /* in the owner's list */
@@ -41,6 +42,7 @@ struct kv_compute {
     /* The owner's: every sequence from submit until its ENDED event was polled. */
     sequence_t *known;
     uint32_t known_count;
+    kv_error_t ended; /* what the last event that was polled says of a failure */
 
     /* The compute thread's. */
     sequence_t *prompts;    /* first submitted first */
@@ -71,6 +73,14 @@ static void end(sequence_t *sequence, kv_status_t status, bool end_token)
                                 .id = sequence->params.id,
                                 .status = status,
                                 .end_token = end_token});
+}
+
+static void end_failed(sequence_t *sequence, kv_status_t status, const kv_error_t *error)
+{
+    if (status != KV_CANCELLED) {
+        sequence->failure = *error;
+    }
+    end(sequence, status, false);
 }
 
 static void append(sequence_t **list, sequence_t *sequence)
@@ -197,7 +207,7 @@ static void run_chunk(kv_compute_t *compute)
         if (status != KV_CANCELLED) {
             kv_log_error("runtime", "prefill failed at token %u: %s", first, error.text);
         }
-        end(sequence, status, false);
+        end_failed(sequence, status, &error);
         return;
     }
     sequence->computed_count = last;
@@ -310,7 +320,7 @@ static void run_step(kv_compute_t *compute)
             continue; /* its last row speaks for it */
         }
         if (status != KV_OK) {
-            end(sequence, status, false);
+            end_failed(sequence, status, &error);
         } else if (sequence->computed_count < sequence->token_count) {
             append(&compute->generating, sequence);
         } else {
@@ -514,6 +524,8 @@ kv_status_t kv_compute_poll(kv_compute_t *compute, kv_compute_event_t *event_out
         sequence_t *sequence = *at;
         *at = sequence->known_next;
         compute->known_count--;
+        compute->ended = sequence->failure;
+        event_out->error = compute->ended.text;
         free(sequence->tokens);
         free(sequence);
     }

@@ -70,6 +70,7 @@ typedef struct kv_compute_event {
     kv_sampler_tops_t tops; /* TOKEN */
     bool end_token;     /* ENDED: the model's end token was drawn (its TOKEN event came before) */
     kv_status_t status; /* ENDED: KV_OK, KV_CANCELLED or the engine's */
+    const char *error;  /* ENDED, of the engine's status: the cause, until the next poll */
     uint64_t at_ns;     /* monotonic, on the compute thread */
 } kv_compute_event_t;
 

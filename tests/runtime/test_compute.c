@@ -433,6 +433,7 @@ static void failure_of_the_engine_ends_its_sequence_alone(void **state)
         if (event.type == KV_COMPUTE_ENDED) {
             ends[event.id] = event.status;
             ended++;
+            assert_string_equal(event.error, event.id == 1 ? "told to fail" : "");
         }
     }
     assert_int_equal(ends[1], KV_FATAL);

@@ -284,8 +284,10 @@ static void end(sequence_t *sequence, kv_status_t status, bool end_token)
 {
     ownership_compute(process_current(), sequence->params.slots,
         sequence->params.computed_count / MODEL_BLOCK_TOKENS, sequence->slot_count, false);
-    emit(sequence,
-        (kv_compute_event_t){.type = KV_COMPUTE_ENDED, .status = status, .end_token = end_token});
+    emit(sequence, (kv_compute_event_t){.type = KV_COMPUTE_ENDED,
+                       .status = status,
+                       .error = kv_status_name(status),
+                       .end_token = end_token});
     free(sequence->tokens);
     free(sequence->slots);
     free(sequence);
