@@ -178,9 +178,8 @@ kv_status_t kv_score_run_named(
     cpu_set_t allowed;
     int count = sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
     kv_device_t *device;
-    kv_status_t status =
-        kv_device_open(
-            name, (uint32_t)(count < THREADS_MAX ? count : THREADS_MAX), &device, NULL, error);
+    kv_status_t status = kv_device_open(
+        name, (uint32_t)(count < THREADS_MAX ? count : THREADS_MAX), &device, NULL, error);
     if (status != KV_OK) {
         return status;
     }
