@@ -3,7 +3,7 @@ seconds with an answer or a clear error, and after the restart the cache is ther
 import threading
 import time
 
-from cluster import FAILURE_LIMIT_S, prose, wait_until
+from cluster import ANSWER_LIMIT_S, FAILURE_LIMIT_S, prose, wait_until
 
 # Long prompts, so that a prefill is under way when the blow falls.
 LONG = 3000
@@ -70,7 +70,7 @@ def test_prefill_dies_in_prefill(cluster):
     other = cluster.chat("Hello", max_tokens=4)
     assert other.code == 200 or other.error()
     assert time.monotonic() - begun < FAILURE_LIMIT_S
-    thread.join(100)
+    thread.join(ANSWER_LIMIT_S)
     assert not thread.is_alive(), "the request hangs"
     answer = results[0]
     assert not isinstance(answer, Exception), f"no answer and no clear error: {answer!r}"

@@ -8,10 +8,10 @@ import sys
 import time
 
 import network
-from cluster import wait_until
+from cluster import PATIENCE, wait_until
 
 DEMO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tools/cluster-demo")
-LIMIT_S = 400
+LIMIT_S = 400 * PATIENCE
 
 
 def why_not():

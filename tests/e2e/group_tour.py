@@ -2,10 +2,12 @@
 import json
 import os
 
+from cluster import PATIENCE
+
 
 def test_tour(cluster):
     path = os.path.join(cluster.parent, "tour.json")
-    run = cluster.kvist("tour", "--dir", cluster.folder, "--json", path, limit_s=900)
+    run = cluster.kvist("tour", "--dir", cluster.folder, "--json", path, limit_s=900 * PATIENCE)
     assert run.returncode == 0, run.stdout + run.stderr
     with open(path, encoding="utf-8") as file:
         page = json.load(file)

@@ -19,7 +19,7 @@ import threading
 import time
 
 import admin
-from cluster import is_alive, wait_until
+from cluster import PATIENCE, is_alive, wait_until
 from network import Network
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -202,7 +202,7 @@ class UnixConnection(http.client.HTTPConnection):
 class Question:
     """A greedy streamed request on a thread of its own, and what became of it."""
 
-    def __init__(self, cluster, prompt, max_tokens, limit_s=60, **kvist):
+    def __init__(self, cluster, prompt, max_tokens, limit_s=60 * PATIENCE, **kvist):
         self.body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens,
                      "temperature": 0, "stream": True, "ignore_eos": True, "kvist": kvist,
                      "stream_options": {"include_usage": True}}
