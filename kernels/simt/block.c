@@ -22,8 +22,14 @@
 kv_simt_block_t kv_simt_block;
 _Thread_local bool kv_simt_inside;
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static uint64_t order_seed;
+/* Who runs a grid, first come first served: of a mutex a busy stream would let go only to take it
+ * again, and a copy's kernel would wait until nothing is computed any more. */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t next;
+    uint64_t taken, served;
+} turns = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+static uint64_t order_seed; /* under a turn */
 
 /* Turns of this block: the first of a mask's bits from a place on, in one direction. */
 static uint32_t turn_start;
@@ -36,11 +42,29 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
+static void begin_turn(void)
+{
+    pthread_mutex_lock(&turns.lock);
+    const uint64_t mine = turns.taken++;
+    while (turns.served != mine) {
+        pthread_cond_wait(&turns.next, &turns.lock);
+    }
+    pthread_mutex_unlock(&turns.lock);
+}
+
+static void end_turn(void)
+{
+    pthread_mutex_lock(&turns.lock);
+    turns.served++;
+    pthread_cond_broadcast(&turns.next);
+    pthread_mutex_unlock(&turns.lock);
+}
+
 void kv_simt_set_order(uint64_t seed)
 {
-    pthread_mutex_lock(&lock);
+    begin_turn();
     order_seed = seed;
-    pthread_mutex_unlock(&lock);
+    end_turn();
 }
 
 static uint32_t pick(uint32_t mask)
@@ -340,7 +364,7 @@ int kv_simt_grid_run(const kv_simt_launch_t *launch)
 {
     KV_CHECK(!kv_simt_inside);
     kv_simt_block_t *block = &kv_simt_block;
-    pthread_mutex_lock(&lock);
+    begin_turn();
     open_block(launch);
     kv_simt_inside = true;
     kv_simt_watch_launch();
@@ -361,6 +385,6 @@ int kv_simt_grid_run(const kv_simt_launch_t *launch)
     kv_fiber_destroy(block->scheduler);
     block->scheduler = NULL;
     block->launch = NULL;
-    pthread_mutex_unlock(&lock);
+    end_turn();
     return error;
 }
