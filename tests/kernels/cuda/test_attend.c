@@ -250,15 +250,15 @@ static void attention_over_tiles_equals_plain_c(void **state)
     random_state = kv_test_seed();
     for (int geometry = 0; geometry < GEOMETRIES; geometry++) {
         for (int at = 0; at < CHUNKS; at++) {
+            if (kv_test_sanitized() && (at + geometry) % 3 != 0) {
+                continue;
+            }
             scene_t scene;
             const uint32_t tokens = chunks[at].position + chunks[at].row_count;
             open_scene(&scene, geometry, tokens, tokens);
-            static const uint32_t windows[] = {0, 1, 40, 64, 100};
-            scene.paged.window_tokens = windows[(at + geometry) % 5];
+            static const uint32_t windows[] = {0, 1, 0, 40, 0, 64, 0, 100, 0};
+            scene.paged.window_tokens = windows[(at + geometry) % 9];
             const bool exact = !cuda_attend_tiles_on_tensor_cores(&scene.paged);
-            check_tiles(
-                &scene, cuda_attend_tiles, chunks[at].position, chunks[at].row_count, exact);
-            scene.paged.window_tokens = 0;
             check_tiles(
                 &scene, cuda_attend_tiles, chunks[at].position, chunks[at].row_count, exact);
             if (!exact && at % 4 == 0) {
@@ -304,10 +304,13 @@ static void runs_of_keys_are_merged(void **state)
     random_state = kv_test_seed();
     check_runs(1, 2040, 20, 0); /* the first row sees one run, the last two */
     check_runs(1, 2049, 1, 0);
-    check_runs(1, 4090, 70, 0);
-    check_runs(1, 4090, 20, 2060); /* a row's window begins in another run than its neighbour's */
-    check_runs(1, 4100, 3, 40);    /* a window on both sides of a border: little on one of them */
-    check_runs(1, 4170, 3, 40);    /* one run, but not the first */
+    check_runs(1, 4100, 3, 40); /* a window on both sides of a border: little on one of them */
+    check_runs(1, 4170, 3, 40); /* one run, but not the first */
+    if (kv_test_sanitized()) {
+        return;
+    }
+    check_runs(1, 4090, 8, 2060); /* a row's window begins in another run than its neighbour's */
+    check_runs(1, 4095, 2, 0);
     check_runs(2, 2047, 3, 0);
     check_runs(4, 2111, 2, 64);
 }
