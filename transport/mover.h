@@ -211,7 +211,7 @@ typedef struct {
     uint64_t sent_messages, received_messages;
     uint64_t sent_direct_messages, received_direct_messages; /* of those, between devices' memories,
                                                                 past this process's */
-    uint64_t dropped_messages;  /* unknown transfer, other link */
+    uint64_t dropped_messages;                               /* unknown transfer, other link */
     uint64_t refused_endpoints; /* nobody was expected, wrong token, silent */
     uint64_t corrupt_fragments;
     uint64_t rendezvous_messages; /* that did not come eagerly: no Kvist node sends such */
