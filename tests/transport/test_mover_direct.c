@@ -99,10 +99,8 @@ static kv_status_t allocate_nothing(
     return kv_fail(error, KV_NO_SPACE, "no %zu bytes left", bytes);
 }
 
-static const kv_wire_driver_t *bend(bool maps, bool receives)
+static void bend(kv_wire_driver_t *driver, bool maps, bool receives)
 {
-    static kv_wire_driver_t drivers[2];
-    kv_wire_driver_t *driver = &drivers[receives];
     *driver = kv_wire_loopback;
     driver->map = maps ? driver->map : refuse_map;
     if (receives) {
@@ -112,7 +110,6 @@ static const kv_wire_driver_t *bend(bool maps, bool receives)
     } else {
         driver->send_direct = damage;
     }
-    return driver;
 }
 
 /* ---- movers ---- */
@@ -126,24 +123,30 @@ typedef struct {
 static const side_t GOOD = {&TOY_REACHED_OPS, true};
 
 typedef struct {
+    kv_device_t device;
+    kv_wire_driver_t driver;
+} beside_t;
+
+typedef struct {
     toy_node_t from[SENDERS], to;
-    kv_device_t devices[SENDERS + 1];
+    beside_t besides[SENDERS + 1];
     kv_link_t out[SENDERS][LINKS], in[SENDERS][LINKS];
     uint8_t token;
 } movers_t;
 
-static void open_node(toy_node_t *node, kv_device_t *device, const side_t *side, bool receives)
+static void open_node(toy_node_t *node, beside_t *beside, const side_t *side, bool receives)
 {
     *node = (toy_node_t){NULL, calloc(SLOTS, SLOT), SLOTS, SLOT, UNIT};
-    device->ops = side->ops;
+    beside->device.ops = side->ops;
+    bend(&beside->driver, side->maps, receives);
     const kv_mover_params_t params = {
-        .device = device,
+        .device = &beside->device,
         .arena = node->arena,
         .slot_count = SLOTS,
         .slot_bytes = SLOT,
         .unit_bytes = UNIT,
         .host = "127.0.0.1",
-        .driver = bend(side->maps, receives),
+        .driver = &beside->driver,
     };
     assert_int_equal(kv_mover_create(&params, &node->mover, NULL), KV_OK);
 }
@@ -153,9 +156,9 @@ static movers_t *open_movers(const side_t *from, const side_t *to)
     movers_t *movers = calloc(1, sizeof *movers);
     holds = fails = damages = false;
     held_count = busy_count = 0;
-    open_node(&movers->to, &movers->devices[SENDERS], to, true);
+    open_node(&movers->to, &movers->besides[SENDERS], to, true);
     for (uint32_t i = 0; i < SENDERS; i++) {
-        open_node(&movers->from[i], &movers->devices[i], from, false);
+        open_node(&movers->from[i], &movers->besides[i], from, false);
         toy_fill(&movers->from[i], 3);
     }
     return movers;
