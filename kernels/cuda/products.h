@@ -31,7 +31,7 @@ typedef struct {
     uint32_t rows, columns;
     uint32_t tile_rows, tile_count;
     uint32_t tiles_max; /* computed at once: part of what chooses the instructions, as tile_rows */
-    bool accumulate; /* out += instead of out = */
+    bool accumulate;    /* out += instead of out = */
 } cuda_product_t;
 
 typedef struct {
