@@ -63,8 +63,8 @@ typedef struct kv_move {
     cudaEvent_t done;
     char *staging;  /* device: [CUDA_LANE_BYTES] */
     uint64_t *sums; /* device: [CUDA_SUMS_MAX] */
-    /* Host, pinned: [CUDA_TOLD_BYTES] of what a kernel told in sums. A caller's array is not pinned,
-     * and a copy to it would hold the thread up until the whole move has ended. */
+    /* Host, pinned: [CUDA_TOLD_BYTES] of what a kernel told in sums. A caller's array is not, and a
+     * copy to it would hold the thread up until the whole move has ended. */
     char *told;
     uint64_t *checksums; /* the caller's: [checksum_count] come to it when the move has ended */
     size_t checksum_count;
