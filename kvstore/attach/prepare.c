@@ -8,6 +8,8 @@
 #include "kvstore/attach/attached_internal.h"
 
 #include "base/check.h"
+#include "base/log.h"
+#include "base/memory.h"
 #include "kvstore/attach/attached_ops.h"
 #include "kvstore/embedded.h"
 #include "kvstore/lease/lease_internal.h"
@@ -95,19 +97,37 @@ static void seal_loaded(prepare_t *prepare)
     answer(prepare, KV_OK);
 }
 
+/* The bounce was proved when it was filled; the slot is where it has come to. sums: [2][units]. */
+static bool copy_block(const kvist_store_t *inner, uint32_t slot, const char *from, uint64_t *sums)
+{
+    const kv_layout_t *layout = &inner->groups[0].layout;
+    uint64_t *here = sums + layout->unit_count;
+    kv_layout_unit_checksums(layout, from, here);
+    if (kv_device_slot_in(inner, slot, from, sums) != KV_OK) {
+        return false;
+    }
+    bool same = memcmp(sums, here, layout->unit_count * sizeof *sums) == 0;
+    if (!same) {
+        kv_log_warn("store", "bytes were damaged on their way to the device slot %u", slot);
+    }
+    return same;
+}
+
 /* On a worker. */
 static void copy_in(kv_task_t *task)
 {
     prepare_t *prepare = (prepare_t *)((char *)task - offsetof(prepare_t, task));
     const kvist_store_t *inner = task->store;
     const uint32_t *slots = kv_embedded_lease_slots(prepare->transfer.lease->inner);
-    size_t bytes = inner->groups[0].layout.object_bytes;
+    const kv_layout_t *layout = &inner->groups[0].layout;
+    uint64_t *sums = kv_allocate_array(2 * (size_t)layout->unit_count, sizeof *sums);
     prepare->copied = 0;
     while (prepare->copied < prepare->good &&
-           kv_device_slot_in(inner, slots[prepare->first + prepare->copied],
-               (const char *)prepare->bounce.base + prepare->copied * bytes, NULL) == KV_OK) {
+           copy_block(inner, slots[prepare->first + prepare->copied],
+               (const char *)prepare->bounce.base + prepare->copied * layout->object_bytes, sums)) {
         prepare->copied++;
     }
+    free(sums);
     kv_store_finish(task);
 }
 
