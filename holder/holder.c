@@ -493,6 +493,7 @@ kv_status_t kv_holder_join(
     holder->bounce = params->bounce;
     holder->slot_count = params->slot_count;
     holder->block_bytes = params->block_bytes;
+    holder->layer_bytes = params->layer_bytes;
     holder->block_tokens = params->block_tokens;
     holder->context_tokens_max = params->context_tokens_max;
     holder->vocabulary_count = params->vocabulary_count;

@@ -72,6 +72,7 @@ typedef struct {
     uint32_t slot_count;
     kv_bounce_t *bounce;
     size_t block_bytes, unit_bytes; /* of a block; of its smallest part that is moved alone */
+    size_t layer_bytes;             /* of one layer of a block in the device tier */
     uint32_t block_tokens;
     uint32_t context_tokens_max; /* of a context that is asked for */
     uint32_t vocabulary_count;   /* token ids are below it; 0: any are good */
@@ -91,7 +92,7 @@ typedef struct {
     /* From kv_holder_join to kv_holder_leave; NULL and 0 else. */
     kv_bounce_t *bounce; /* NULL: blocks are sent out of the store's device tier */
     uint32_t slot_count, block_tokens, context_tokens_max, vocabulary_count;
-    size_t block_bytes;
+    size_t block_bytes, layer_bytes;
     kv_mover_t *mover;
     kv_peers_t *peers;
     kv_remote_t *remote;

@@ -32,6 +32,10 @@ struct kv_source {
     uint32_t matched_blocks; /* where nothing has to be prepared */
     uint32_t raised_blocks;  /* that the lease brings to device memory */
     kv_courier_t *courier;   /* of a holder with bounce blocks, from the first piece on */
+    /* Out of the device tier: what is there leaves while later layers still come. */
+    uint32_t layers_there, layers_sent, pieces_out;
+    kv_status_t sent_status; /* the first that went wrong */
+    bool sent;               /* the machine knows that all pieces had their end */
 
     kv_pd_source_t machine;
     kv_pd_source_event_t events[EVENTS_MAX];
@@ -102,6 +106,20 @@ static void prepared(
     }
 }
 
+static void send_layers(kv_source_t *source);
+
+static void layers_came(
+    void *context, kvist_lease_t *lease, kv_status_t status, uint32_t layer_count)
+{
+    kv_source_t *source = context;
+    (void)lease;
+    source->layers_there = status == KV_OK ? layer_count : source->layers_there;
+    source->sent_status = source->sent_status == KV_OK ? status : source->sent_status;
+    if (source->machine.state == KV_PD_SOURCE_SENDING) {
+        send_layers(source);
+    }
+}
+
 /* Blocks that all sources together bring to device memory. */
 static uint32_t raised_by_all(const kv_requests_t *sources)
 {
@@ -137,8 +155,8 @@ static kv_status_t match(kv_source_t *source)
         return KV_BUSY;
     }
     source->raised_blocks = raised;
-    status = kvist_lease_prepare(
-        source->lease, found.block_count, kv_clock_now_ns() + PREPARE_LIMIT_NS, prepared, source);
+    status = kvist_lease_prepare_layers(source->lease, found.block_count,
+        kv_clock_now_ns() + PREPARE_LIMIT_NS, prepared, layers_came, source);
     source->preparing = status == KV_OK;
     return status;
 }
@@ -199,25 +217,70 @@ static void send_by_courier(kv_source_t *source, const kv_pd_source_action_t *ac
     kv_courier_go_on(source->courier);
 }
 
+/* Layers of all blocks that are there and did not leave yet. */
+static void send_piece(kv_source_t *source)
+{
+    const size_t layer_bytes = source->holder->layer_bytes;
+    const uint32_t first = source->layers_sent, end = source->layers_there;
+    kv_range_t range = kv_range_alike(first * layer_bytes, (end - first) * layer_bytes);
+    kv_piece_t piece = {
+        .transfer_id = source->machine.transfer_id,
+        .tag = source->id,
+        .first_block = 0,
+        .block_count = source->machine.block_count,
+        .ranges = &range,
+        .range_count = 1,
+        .slots = kvist_lease_slots(source->lease) + source->machine.first_block,
+    };
+    source->layers_sent = end;
+    if (source->peer != NULL && kv_holder_send_piece(source->holder, source->peer, &piece)) {
+        source->pieces_out++;
+    } else if (source->sent_status == KV_OK) {
+        source->sent_status = KV_PEER_LOST;
+    }
+}
+
+/* Sends what can be sent; tells the machine, once, when nothing is out and nothing will be. */
+static void send_layers(kv_source_t *source)
+{
+    const uint32_t layer_count =
+        (uint32_t)(source->holder->block_bytes / source->holder->layer_bytes);
+    const bool sending = source->machine.state == KV_PD_SOURCE_SENDING;
+    if (sending && source->sent_status == KV_OK && source->layers_sent < source->layers_there) {
+        send_piece(source);
+    }
+    const bool more = sending && source->sent_status == KV_OK && source->layers_sent < layer_count;
+    if (source->pieces_out == 0 && !more && !source->sent) {
+        source->sent = true;
+        post(source,
+            (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_SENT, .status = source->sent_status});
+    }
+}
+
 static void do_send_pieces(kv_source_t *source, const kv_pd_source_action_t *action)
 {
     if (source->holder->bounce != NULL) {
         send_by_courier(source, action);
         return;
     }
-    kv_range_t whole = kv_range_alike(0, source->holder->block_bytes);
-    kv_piece_t piece = {
-        .transfer_id = action->transfer_id,
-        .tag = source->id,
-        .first_block = 0,
-        .block_count = action->block_count,
-        .ranges = &whole,
-        .range_count = 1,
-        .slots = kvist_lease_slots(source->lease) + action->first_block,
-    };
-    if (source->peer == NULL || !kv_holder_send_piece(source->holder, source->peer, &piece)) {
-        post(source, (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_SENT, .status = KV_PEER_LOST});
+    if (!kvist_lease_is_loading(source->lease)) {
+        source->layers_there =
+            (uint32_t)(source->holder->block_bytes / source->holder->layer_bytes);
     }
+    send_layers(source);
+}
+
+static void do_cancel_pieces(kv_source_t *source, const kv_pd_source_action_t *action)
+{
+    if (source->courier != NULL) {
+        kv_courier_cancel(source->courier);
+        kv_courier_go_on(source->courier);
+        return;
+    }
+    if (source->peer != NULL) {
+        kv_mover_cancel(source->holder->mover, kv_holder_link(source->peer), action->transfer_id);
+    }
+    send_layers(source); /* nothing may be out: then that was it */
 }
 
 static void do_send_fetched(kv_source_t *source, const kv_pd_source_action_t *action)
@@ -249,13 +312,7 @@ static void carry_out(kv_source_t *source, const kv_pd_source_action_t *action)
         do_send_pieces(source, action);
         break;
     case KV_PD_SOURCE_DO_CANCEL_PIECES:
-        if (source->courier != NULL) {
-            kv_courier_cancel(source->courier);
-            kv_courier_go_on(source->courier);
-        } else if (source->peer != NULL) {
-            kv_mover_cancel(
-                source->holder->mover, kv_holder_link(source->peer), action->transfer_id);
-        }
+        do_cancel_pieces(source, action);
         break;
     case KV_PD_SOURCE_DO_SEND_FETCHED:
         do_send_fetched(source, action);
@@ -451,7 +508,9 @@ static bool moved(void *context, const kv_mover_event_t *event)
     if (event->kind != KV_MOVED_SENT || event->tag != source->id) {
         return false;
     }
-    post(source, (kv_pd_source_event_t){.kind = KV_PD_SOURCE_EV_SENT, .status = event->status});
+    source->pieces_out--;
+    source->sent_status = source->sent_status == KV_OK ? event->status : source->sent_status;
+    send_layers(source);
     return true;
 }
 

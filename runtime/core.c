@@ -380,6 +380,7 @@ static kv_status_t join(core_t *core, kv_error_t *error)
         .arena = kv_engine_arena(core->public.engine),
         .slot_count = info->slot_count,
         .block_bytes = kv_block_bytes(shape),
+        .layer_bytes = kv_block_layer_bytes(shape),
         .unit_bytes = kv_block_layer_bytes(shape),
         .block_tokens = shape->block_tokens,
         .context_tokens_max = info->context_tokens_max,
