@@ -1,7 +1,8 @@
 /* That loading and computing overlap, both ways: engine, store and compute thread as a node has
  * them, over the GPU's stand-in (or, KVIST_DEVICE, a GPU). Each move into the device waits until
- * the compute thread has told of a layer that it can only have made of the layers before. Whoever waited for all layers first, or sent none before the last, would wait for
- * ever; and every byte must be the one that a computation without all this makes. */
+ * the compute thread has told of a layer that it can only have made of the layers before. Whoever
+ * waited for all layers first, or sent none before the last, would wait for ever; and every byte
+ * must be the one that a computation without all this makes. */
 #include "kernels/plugin.h"
 #include "kvstore/store_internal.h"
 #include "runtime/compute.h"
