@@ -227,9 +227,11 @@ def quiet_ports(count):
 def is_alive(pid):
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+            fields = file.read().rsplit(")", 1)[1].split()
     except FileNotFoundError:
         return False
+    # Its first thread may have ended before the others, who have its sockets and files still.
+    return fields[0] not in "ZX" or (fields[0] == "Z" and int(fields[17]) > 1)
 
 
 def wait_until(condition, limit_s, what):
