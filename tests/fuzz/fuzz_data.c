@@ -48,6 +48,19 @@ static void look_at_blocks(const uint8_t *bytes, size_t count)
     FUZZ_CHECK(memcmp(again, bytes, kv_data_head_bytes(blocks.range_count)) == 0 || sum == 0);
 }
 
+/* The same bytes as a head whose data is elsewhere: it is believed only as a message would be. */
+static void look_at_head(const uint8_t *bytes, size_t count, size_t data_bytes)
+{
+    kv_data_blocks_t blocks;
+    kv_error_t error = {0};
+    if (kv_data_head_decode(bytes, count, data_bytes, &blocks, &error) != KV_OK) {
+        FUZZ_CHECK(error.text[0] != '\0');
+        return;
+    }
+    FUZZ_CHECK(kv_data_block_at(&blocks, 0) == count);
+    FUZZ_CHECK(blocks.block_count * (uint64_t)blocks.block_bytes == data_bytes);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
 {
     fuzz_input_t input = {bytes, count};
@@ -55,6 +68,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
     uint8_t *copy = fuzz_take(&input, count, &held);
     look_at_front(copy, held);
     look_at_blocks(copy, held);
+    if (held >= 24) { /* as much data as one block of one range, and as many as it likes */
+        look_at_head(copy, held, kv_get_u32(copy + 20));
+        look_at_head(copy, held, (size_t)kv_get_u32(copy + 4) * kv_get_u32(copy + 20));
+    }
     if (kv_data_kind(copy, held) == KV_DATA_OPEN && held == KV_DATA_OPEN_BYTES) {
         uint8_t again[KV_DATA_OPEN_BYTES];
         kv_data_open_encode(again, copy + 4);

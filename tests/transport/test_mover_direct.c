@@ -74,13 +74,27 @@ static bool never(kv_wire_side_t *side)
     return false; /* looks again and again: what is held is told by nobody else */
 }
 
+/* What a peer without manners does to a message. */
+typedef struct {
+    int32_t head_more, data_more; /* bytes */
+    int32_t flipped;              /* a byte of the head; -1: none */
+} rudeness_t;
+
+static rudeness_t rudeness; /* written while nothing is sent */
+
 static kv_status_t damage(kv_wire_pipe_t *pipe, const void *head, size_t head_bytes,
     const void *data, size_t count, void *tag)
 {
+    uint8_t said[2 * KV_WIRE_HEAD_BYTES] = {0};
+    memcpy(said, head, head_bytes);
     if (damages) {
         ((uint8_t *)(uintptr_t)data)[count - 1] ^= 0x10; /* of the last block */
     }
-    return kv_wire_loopback.send_direct(pipe, head, head_bytes, data, count, tag);
+    if (rudeness.flipped >= 0) {
+        said[rudeness.flipped] ^= 1;
+    }
+    return kv_wire_loopback.send_direct(pipe, said, head_bytes + (size_t)rudeness.head_more, data,
+        count + (size_t)rudeness.data_more, tag);
 }
 
 static kv_status_t refuse_map(kv_wire_side_t *side, void *memory, size_t bytes, kv_error_t *error)
@@ -156,6 +170,7 @@ static movers_t *open_movers(const side_t *from, const side_t *to)
     movers_t *movers = calloc(1, sizeof *movers);
     holds = fails = damages = false;
     held_count = busy_count = 0;
+    rudeness = (rudeness_t){.flipped = -1};
     open_node(&movers->to, &movers->besides[SENDERS], to, true);
     for (uint32_t i = 0; i < SENDERS; i++) {
         open_node(&movers->from[i], &movers->besides[i], from, false);
@@ -385,6 +400,77 @@ static void what_cannot_be_read_is_given_up(void **state)
     close_movers(movers);
 }
 
+/* What came last of a link and its transfer; nothing landed. */
+static kv_status_t await_link_down(movers_t *movers)
+{
+    kv_mover_event_t event = {.kind = KV_MOVED_SENT};
+    while (event.kind != KV_MOVED_LINK_DOWN) {
+        assert_true(toy_wait(&movers->to, &event, 30000));
+        assert_int_not_equal(event.kind, KV_MOVED_LANDED);
+    }
+    kv_mover_event_t theirs = {.kind = KV_MOVED_SENT};
+    while (theirs.kind != KV_MOVED_LINK_DOWN) {
+        assert_true(toy_wait(&movers->from[0], &theirs, 30000));
+    }
+    return event.status;
+}
+
+/* A transfer that came to know of its link's end late says so after it. */
+static void give_up(movers_t *movers, uint64_t id)
+{
+    kv_mover_event_t event = {.kind = KV_MOVED_FAILED};
+    kv_mover_revoke(movers->to.mover, id);
+    while (event.kind == KV_MOVED_FAILED) {
+        assert_true(toy_wait(&movers->to, &event, 30000));
+    }
+    assert_int_equal(event.kind, KV_MOVED_REVOKED);
+    assert_true(event.landed_blocks < SLOTS);
+}
+
+static void heads_that_make_no_sense_end_the_link(void **state)
+{
+    (void)state;
+    static const rudeness_t RUDE[] = {
+        {-1, 0, -1},      /* less than its checksums take */
+        {-8, 0, -1},      /* a checksum less */
+        {8, 0, -1},       /* one more */
+        {-104, 0, -1},    /* none at all */
+        {-65, 0, -1},     /* not even a header */
+        {0, UNIT, -1},    /* more data than it says */
+        {0, -UNIT, -1},   /* less */
+        {0, 2 << 20, -1}, /* more than a buffer holds */
+    };
+    movers_t *movers = open_movers(&GOOD, &GOOD);
+    for (size_t i = 0; i < sizeof RUDE / sizeof *RUDE; i++) {
+        rudeness = RUDE[i];
+        link_up(movers, 0, 0);
+        const uint64_t id = expect_all(movers, 0, 0);
+        send_whole(movers, 0, 0, id);
+        assert_int_equal(await_link_down(movers), KV_INVALID);
+        give_up(movers, id);
+    }
+    close_movers(movers);
+}
+
+/* A flipped bit anywhere in a head: whatever it says then, nothing lands. */
+static void no_bit_of_a_head_may_flip(void **state)
+{
+    (void)state;
+    enum { HEAD_BYTES = 40 + 8 * SLOTS };
+    movers_t *movers = open_movers(&GOOD, &GOOD);
+    for (int32_t at = 0; at < HEAD_BYTES; at++) {
+        rudeness.flipped = at;
+        link_up(movers, 0, 0);
+        const uint64_t id = expect_all(movers, 0, 0);
+        send_whole(movers, 0, 0, id);
+        toy_expect_event(&movers->from[0], KV_MOVED_SENT); /* read, or refused */
+        kv_mover_link_close(movers->to.mover, movers->in[0][0]);
+        await_link_down(movers);
+        give_up(movers, id);
+    }
+    close_movers(movers);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -394,6 +480,8 @@ int main(void)
         cmocka_unit_test(nothing_is_written_after_a_revoke),
         cmocka_unit_test(buffers_that_run_out_are_waited_for),
         cmocka_unit_test(what_cannot_be_read_is_given_up),
+        cmocka_unit_test(heads_that_make_no_sense_end_the_link),
+        cmocka_unit_test(no_bit_of_a_head_may_flip),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
