@@ -46,7 +46,7 @@ MAY_INCLUDE = {
 ONLY_HEADERS = {
     ("gateway", "kvstore"): ["kvstore/kvist.h"],
     ("docs", "kvstore"): ["kvstore/kvist.h"],
-    ("tools", "kernels"): ["kernels/device.h"],
+    ("tools", "kernels"): ["kernels/device.h", "kernels/moves.h", "kernels/plugin.h"],
     ("tools", "cluster"): ["cluster/holdings.h"],
     ("tools", "gateway"): ["gateway/routing/branches.h", "gateway/routing/router.h"],
     ("tools", "kvstore"): ["kvstore/kvist.h", "kvstore/codec/codec.h", "kvstore/simulated.h",

@@ -14,7 +14,7 @@
 enum { MIB = 1 << 20, QUICK_WORKING_MIB = 64, QUICK_PAIRS = 3, BLOCK_BYTES_MAX = 64 << 20 };
 
 typedef struct {
-    const char *model, *text, *file, *folder, *only;
+    const char *model, *text, *file, *folder, *device, *only;
     uint64_t tokens, unit_bytes, block_bytes, pairs, sample_mib;
     bool quick, json;
 } options_t;
@@ -90,7 +90,12 @@ static kv_status_t run(const options_t *options, const kv_bench_kv_t *kv, kv_err
         return status;
     }
     print_notes(&bench, options, kv->count);
-    status = kv_bench_codec_code(&bench, error);
+    if (options->device != NULL) {
+        status = kv_bench_codec_device(&bench, options->device, error);
+    }
+    if (status == KV_OK) {
+        status = kv_bench_codec_code(&bench, error);
+    }
     if (status == KV_OK && options->folder != NULL) {
         status = run_disk(&bench, options->folder, error);
     }
@@ -134,6 +139,10 @@ int kv_bench_codec(int argc, char **argv)
             "on a disk: puts and gets of a store there as well: with the codec, and encrypted, "
             "beside neither",
             &options.folder, 0, 0},
+        {"--device", KV_ARGUMENT_TEXT, "NAME",
+            "between this device and memory as well: packed by the device (cuda:N, simt), beside "
+            "the host",
+            &options.device, 0, 0},
         {"--only", KV_ARGUMENT_TEXT, "TEXT", "measures that have this in their name", &options.only,
             0, 0},
         {"--pairs", KV_ARGUMENT_NUMBER, "N", "of each measure (default: 9)", &options.pairs, 1,

@@ -1,9 +1,10 @@
 /* What the files of `kvist bench codec` share.
  *
- *   codec.c       options, the order of things
- *   codec_kv.c    KV to encode: computed from real text, or out of a file
- *   codec_code.c  ratio, encode and decode, beside other codecs
- *   codec_disk.c  a store that encodes beside one that does not */
+ *   codec.c         options, the order of things
+ *   codec_kv.c      KV to encode: computed from real text, or out of a file
+ *   codec_code.c    ratio, encode and decode, beside other codecs
+ *   codec_device.c  to and from a GPU, packed there
+ *   codec_disk.c    a store that encodes beside one that does not */
 #ifndef KV_TOOLS_BENCH_CODEC_H
 #define KV_TOOLS_BENCH_CODEC_H
 
@@ -41,6 +42,9 @@ kv_status_t kv_bench_kv_read(const char *path, uint32_t unit_bytes, uint32_t blo
     kv_bench_kv_t *kv_out, kv_error_t *error);
 
 kv_status_t kv_bench_codec_code(kv_bench_codec_t *bench, kv_error_t *error);
+
+/* name: a device that packs, as kernels/plugin.h has them. */
+kv_status_t kv_bench_codec_device(kv_bench_codec_t *bench, const char *name, kv_error_t *error);
 
 /* folder: of the bench's own. */
 kv_status_t kv_bench_codec_disk(kv_bench_codec_t *bench, const char *folder, kv_error_t *error);
