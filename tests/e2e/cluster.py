@@ -228,7 +228,7 @@ def is_alive(pid):
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             fields = file.read().rsplit(")", 1)[1].split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     # Its first thread may have ended before the others, who have its sockets and files still.
     return fields[0] not in "ZX" or (fields[0] == "Z" and int(fields[17]) > 1)
