@@ -37,6 +37,15 @@ enum {
 };
 static_assert(RUN % KEYS == 0, "a tile of keys lies in one run");
 
+/* Blocks that a processor is to hold at a time, where registers are what they lack: on sm_90 128
+ * registers do for two heads of 128 dimensions, so that one block's softmax runs beside the other's
+ * products. Elsewhere that would spill. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+template <int DIM, int HEADS> static constexpr int BLOCKS_WANTED = DIM == 128 && HEADS == 2 ? 2 : 0;
+#else
+template <int DIM, int HEADS> static constexpr int BLOCKS_WANTED = 0;
+#endif
+
 typedef struct {
     paged_view_t view;
     kv_sequence_t sequence;
@@ -309,8 +318,8 @@ static __device__ void store_rows(const tiles_t &tiles, const tile_t &tile,
 }
 
 template <int DIM, int HEADS>
-static __global__ void __launch_bounds__(HEADS *WARPS_PER_HEAD *CUDA_WARP)
-    attend_tiles_kernel(const tiles_t tiles)
+static __global__ void __launch_bounds__(HEADS *WARPS_PER_HEAD *CUDA_WARP,
+    BLOCKS_WANTED<DIM, HEADS>) attend_tiles_kernel(const tiles_t tiles)
 {
     KV_SHARED(uint16_t, queries);
     uint16_t *keys = queries + HEADS * ROWS * DIM, *values = keys + KEYS * DIM;
