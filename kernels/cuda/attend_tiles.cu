@@ -43,7 +43,7 @@ static_assert(RUN % KEYS == 0, "a tile of keys lies in one run");
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
 template <int DIM, int HEADS> static constexpr int BLOCKS_WANTED = DIM == 128 && HEADS == 2 ? 2 : 0;
 #else
-template <int DIM, int HEADS> static constexpr int BLOCKS_WANTED = 0;
+template <int DIM, int HEADS> [[maybe_unused]] static constexpr int BLOCKS_WANTED = 0;
 #endif
 
 typedef struct {
