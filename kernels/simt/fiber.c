@@ -195,8 +195,7 @@ static void forget_frames(kv_fiber_t *fiber)
 void kv_fiber_restart(kv_fiber_t *fiber, kv_fiber_entry_t *entry, void *argument)
 {
 #if KV_SIMT_ASAN
-    forget_frames(fiber);
-    fiber->fake_stack = NULL;
+    forget_frames(fiber); /* its fake stack is used again: a new one would be lost with it */
 #endif
     fiber->entry = entry;
     fiber->argument = argument;
