@@ -177,6 +177,7 @@ static __device__ __forceinline__ void score_keys(
             kv_mma_bf16(scores[n + 1], a, b + 2);
         }
     }
+    kv_tensor_wait();
 }
 
 /* Hides the keys that the rows position and position + 8 do not see. */
@@ -259,6 +260,7 @@ static __device__ __forceinline__ void add_values(uint16_t *values,
             kv_mma_bf16(weighted[n + 1], a, b + 2);
         }
     }
+    kv_tensor_wait();
 }
 
 /* The sums of a row's columns, which four lanes share. */

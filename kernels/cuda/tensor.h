@@ -9,6 +9,11 @@
  *   C (16 x 8):  c[0], c[1] row group, columns 2 pair and 2 pair + 1; c[2], c[3] row group + 8
  * the lower index in the lower half of a register.
  *
+ * What kv_mma_* sums is read, and fragments that kv_load_matrix_* loaded are computed with, after
+ * kv_tensor_wait; before it fragments are handed on to kv_mma_* only. A GPU's compiler sees what
+ * depends on what and needs no wait: it is for the stand-in, which does all of it in one step, and
+ * calls a barrier, a shuffle or an end without it a mistake.
+ *
  * Threads: kv_mma_* and kv_load_matrix_* are for all 32 lanes of a warp together; kv_copy_async_*
  * are a thread's own: what a thread copied is seen by itself after its wait, by the block after a
  * barrier that follows. */
@@ -106,6 +111,17 @@ KV_TENSOR void kv_load_matrix_x2_transposed(uint32_t out[2], const void *row)
                  : "memory");
 #endif
 }
+
+#ifdef KVIST_SIMT
+KV_TENSOR void kv_tensor_wait(KV_SIMT_PLACE)
+{
+    kv_simt_tensor_wait(file, line);
+}
+#else
+KV_TENSOR void kv_tensor_wait(void)
+{
+}
+#endif
 
 /* Starts a copy of 16 bytes from global to shared memory, both aligned to 16: the first
  * source_bytes (0 to 16) are read, the rest of the 16 is zero. */

@@ -10,6 +10,7 @@
 #include "base/memory.h"
 #include "kernels/simt/asan.h"
 #include "kernels/simt/block_internal.h"
+#include "kernels/simt/tensor.h"
 #include "kernels/simt/watch.h"
 
 #include <pthread.h>
@@ -167,7 +168,9 @@ static void run_lane(kv_simt_lane_t *self)
     kv_simt_block_t *block = &kv_simt_block;
     self->seen.block = block->index;
     self->copy_count = self->group = 0;
+    kv_simt_tensor_forget(self);
     block->launch->run(block->launch->body);
+    kv_simt_tensor_refuse_open(self);
     if (self->copy_count > 0) {
         kv_simt_copy_async_commit();
         kv_simt_copy_async_wait(0);
@@ -228,6 +231,7 @@ int kv_simt_barrier(kv_simt_vote_t vote, int predicate, const char *file, int li
 {
     kv_simt_block_t *block = &kv_simt_block;
     kv_simt_lane_t *self = block->current;
+    kv_simt_tensor_refuse_open(self);
     if (block->arrived == 0) {
         block->barrier_file = file;
         block->barrier_line = line;

@@ -85,19 +85,17 @@ typedef enum {
     KV_SIMT_BITS_AND,
     KV_SIMT_BITS_OR,
     KV_SIMT_BITS_XOR,
-    KV_SIMT_MMA_BF16,
-    KV_SIMT_MMA_F16,
-    KV_SIMT_LOAD_MATRIX,
-    KV_SIMT_LOAD_MATRIX_TRANSPOSED,
+    KV_SIMT_TENSOR,
 } kv_simt_collective_t;
 
 uint64_t kv_simt_together(kv_simt_collective_t operation, uint32_t mask, uint64_t value,
     uint32_t argument, uint32_t width, const char *file, int line);
 
 /* Kernel: kernels/cuda/tensor.h says what these do. */
-typedef enum { KV_SIMT_BF16 = KV_SIMT_MMA_BF16, KV_SIMT_F16 = KV_SIMT_MMA_F16 } kv_simt_operand_t;
+typedef enum { KV_SIMT_BF16, KV_SIMT_F16 } kv_simt_operand_t;
 void kv_simt_mma(kv_simt_operand_t operand, float c[4], const uint32_t a[4], const uint32_t b[2]);
 void kv_simt_load_matrix(uint32_t count, bool transposed, uint32_t *out, const void *row);
+void kv_simt_tensor_wait(const char *file, int line);
 void kv_simt_copy_async(void *shared, const void *global, uint32_t bytes, uint32_t source_bytes);
 void kv_simt_copy_async_commit(void);
 void kv_simt_copy_async_wait(uint32_t pending_max);

@@ -37,13 +37,7 @@ typedef struct {
     _Alignas(64) kv_simt_collective_t operation;
     uint32_t mask, argument, width;
     uint64_t value, result;
-    float *sums;          /* a product's c[4] */
-    const uint32_t *left; /* its a[4] */
-    union {
-        const uint32_t *right; /* its b[2] */
-        uint32_t *out;         /* a loaded matrix' [count] */
-    };
-    const void *row;   /* what it loads */
+    struct kv_simt_notes *notes; /* tensor instructions (tensor.h); NULL before its first */
     kv_fiber_t *fiber; /* NULL: it has not begun, or has ended and left its stack to another */
     kv_simt_thread_t seen;
     uint32_t index, warp, lane;

@@ -6,7 +6,7 @@
  * and gives a value that means nothing. */
 #include "base/check.h"
 #include "kernels/simt/block_internal.h"
-#include "kernels/simt/numbers.h"
+#include "kernels/simt/tensor.h"
 #include "kernels/simt/watch.h"
 
 #include <string.h>
@@ -31,10 +31,7 @@ static const char *operation_name(kv_simt_collective_t operation)
         [KV_SIMT_BITS_AND] = "__reduce_and_sync",
         [KV_SIMT_BITS_OR] = "__reduce_or_sync",
         [KV_SIMT_BITS_XOR] = "__reduce_xor_sync",
-        [KV_SIMT_MMA_BF16] = "mma.sync",
-        [KV_SIMT_MMA_F16] = "mma.sync",
-        [KV_SIMT_LOAD_MATRIX] = "ldmatrix",
-        [KV_SIMT_LOAD_MATRIX_TRANSPOSED] = "ldmatrix",
+        [KV_SIMT_TENSOR] = "kv_tensor_wait",
     };
     return names[operation];
 }
@@ -134,76 +131,6 @@ static void match(kv_simt_lane_t *lanes, uint32_t mask)
     }
 }
 
-/* Four floats that the compiler keeps in one register of the host. */
-typedef float quad_t __attribute__((vector_size(16)));
-
-static void unpack(kv_simt_collective_t operation, uint32_t pair, float *low, float *high)
-{
-    if (operation == KV_SIMT_MMA_BF16) {
-        *low = kv_float_of_bits(pair << 16);
-        *high = kv_float_of_bits(pair & 0xffff0000u);
-    } else {
-        *low = kv_half_to_float((uint16_t)pair);
-        *high = kv_half_to_float((uint16_t)(pair >> 16));
-    }
-}
-
-/* The fragments that the lanes hold as matrices; kernels/cuda/tensor.h draws them. */
-static void gather_fragments(const kv_simt_lane_t *lanes, float a[16][16], float b[16][8])
-{
-    for (uint32_t i = 0; i < LANES; i++) {
-        const kv_simt_lane_t *lane = &lanes[i];
-        uint32_t group = i / 4, pair = i % 4 * 2;
-        for (uint32_t part = 0; part < 4; part++) {
-            float *at = &a[group + part % 2 * 8][pair + part / 2 * 8];
-            unpack(lane->operation, lane->left[part], at, at + 1);
-        }
-        for (uint32_t part = 0; part < 2; part++) {
-            uint32_t row = pair + part * 8;
-            unpack(lane->operation, lane->right[part], &b[row][group], &b[row + 1][group]);
-        }
-    }
-}
-
-/* C (16 x 8) += A (16 x 16) x B (16 x 8). */
-static void multiply(kv_simt_lane_t *lanes)
-{
-    float a[16][16];
-    _Alignas(16) float b[16][8];
-    gather_fragments(lanes, a, b);
-    for (uint32_t row = 0; row < 16; row++) {
-        quad_t sums[2] = {{0}, {0}};
-        for (uint32_t k = 0; k < 16; k++) {
-            const quad_t *right = (const quad_t *)(const void *)b[k];
-            sums[0] += a[row][k] * right[0];
-            sums[1] += a[row][k] * right[1];
-        }
-        for (uint32_t pair = 0; pair < 4; pair++) {
-            float *out = &lanes[row % 8 * 4 + pair].sums[row / 8 * 2];
-            out[0] += sums[pair / 2][pair % 2 * 2];
-            out[1] += sums[pair / 2][pair % 2 * 2 + 1];
-        }
-    }
-}
-
-static void load_matrix(kv_simt_lane_t *lanes)
-{
-    uint32_t count = lanes[0].argument;
-    bool transposed = lanes[0].operation == KV_SIMT_LOAD_MATRIX_TRANSPOSED;
-    for (uint32_t m = 0; m < count; m++) {
-        uint16_t rows[8][8];
-        for (uint32_t row = 0; row < 8; row++) {
-            memcpy(rows[row], lanes[m * 8 + row].row, sizeof rows[row]);
-        }
-        for (uint32_t i = 0; i < LANES; i++) {
-            uint32_t group = i / 4, pair = i % 4 * 2;
-            uint32_t low = transposed ? rows[pair][group] : rows[group][pair];
-            uint32_t high = transposed ? rows[pair + 1][group] : rows[group][pair + 1];
-            lanes[i].out[m] = low | high << 16;
-        }
-    }
-}
-
 static void step(kv_simt_lane_t *lanes, uint32_t mask)
 {
     kv_simt_collective_t operation = lanes[__builtin_ctz(mask)].operation;
@@ -223,13 +150,8 @@ static void step(kv_simt_lane_t *lanes, uint32_t mask)
     case KV_SIMT_MATCH:
         match(lanes, mask);
         break;
-    case KV_SIMT_MMA_BF16:
-    case KV_SIMT_MMA_F16:
-        multiply(lanes);
-        break;
-    case KV_SIMT_LOAD_MATRIX:
-    case KV_SIMT_LOAD_MATRIX_TRANSPOSED:
-        load_matrix(lanes);
+    case KV_SIMT_TENSOR:
+        kv_simt_tensor_step(lanes);
         break;
     default:
         reduce_all(lanes, mask);
@@ -286,6 +208,9 @@ uint64_t kv_simt_together(kv_simt_collective_t operation, uint32_t mask, uint64_
     self->argument = argument;
     self->width = width;
     self->line = line;
+    if (operation != KV_SIMT_TENSOR) {
+        kv_simt_tensor_refuse_open(self);
+    }
     if (width == 0 || width > LANES || (width & (width - 1)) != 0) {
         kv_simt_find(KV_SIMT_MISUSE, "%s at line %d: width %u is not a power of two up to 32",
             operation_name(operation), line, width);
@@ -295,35 +220,9 @@ uint64_t kv_simt_together(kv_simt_collective_t operation, uint32_t mask, uint64_
     return self->result;
 }
 
-void kv_simt_mma(kv_simt_operand_t operand, float c[4], const uint32_t a[4], const uint32_t b[2])
+void kv_simt_tensor_wait(const char *file, int line)
 {
-    kv_simt_lane_t *self = kv_simt_block.current;
-    self->operation = (kv_simt_collective_t)operand;
-    self->mask = UINT32_MAX;
-    self->sums = c;
-    self->left = a;
-    self->right = b;
-    self->line = 0;
-    meet(self);
-}
-
-void kv_simt_load_matrix(uint32_t count, bool transposed, uint32_t *out, const void *row)
-{
-    kv_simt_lane_t *self = kv_simt_block.current;
-    self->operation = transposed ? KV_SIMT_LOAD_MATRIX_TRANSPOSED : KV_SIMT_LOAD_MATRIX;
-    self->mask = UINT32_MAX;
-    self->argument = count;
-    self->out = out;
-    self->row = row;
-    self->line = 0;
-    if (self->lane < 8 * count) {
-        if ((uintptr_t)row % 16 != 0) {
-            kv_simt_find(KV_SIMT_MISALIGNED, "ldmatrix of a row that is not aligned to 16 bytes");
-            kv_simt_abandon(KV_SIMT_MISALIGNED_ADDRESS);
-        }
-        kv_simt_access(row, 16, KV_SIMT_READ, __builtin_return_address(0));
-    }
-    meet(self);
+    (void)kv_simt_together(KV_SIMT_TENSOR, UINT32_MAX, 0, 0, LANES, file, line);
 }
 
 bool kv_simt_explain_stuck_warp(uint32_t number)

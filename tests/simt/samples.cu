@@ -188,6 +188,7 @@ static __global__ void multiply_kernel(const uint16_t *a, const uint16_t *b, flo
     }
     float sums[4] = {0, 0, 0, 0};
     kv_mma_bf16(sums, left_registers, right_registers);
+    kv_tensor_wait();
     const unsigned int group = lane / 4, pair = lane % 4 * 2;
     c[group * 8 + pair] = sums[0];
     c[group * 8 + pair + 1] = sums[1];
