@@ -134,6 +134,16 @@ static kv_status_t open_from(
     return plugin->open(number, device_out, error);
 }
 
+/* What its plug-in is compiled for (cmake/Cuda.cmake). */
+static bool stand_in_runs(void)
+{
+#ifdef __x86_64__
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return true;
+#endif
+}
+
 kv_status_t kv_device_open(const char *name, uint32_t thread_count, kv_device_t **device_out,
     kv_error_t *passed_over_out, kv_error_t *error)
 {
@@ -146,6 +156,10 @@ kv_status_t kv_device_open(const char *name, uint32_t thread_count, kv_device_t 
         return status;
     }
     if (kind == NAME_SIMT) {
+        if (!stand_in_runs()) {
+            return kv_fail(error, KV_MISSING,
+                "the device simt needs a processor with AVX2 and FMA; use cpu");
+        }
         return open_from("libkvist-simt.so", 0, device_out, error);
     }
     if (kind == NAME_CUDA) {

@@ -68,8 +68,14 @@ void kv_simt_set_order(uint64_t seed)
     end_turn();
 }
 
-static uint32_t pick(uint32_t mask)
+/* The scheduler's own steps are taken for every thread of every block: they are inlined. */
+#define INLINED static inline __attribute__((always_inline))
+
+INLINED uint32_t pick(uint32_t mask)
 {
+    if (turn_start == 0 && !turn_down) {
+        return (uint32_t)__builtin_ctz(mask);
+    }
     uint32_t start = turn_start;
     uint32_t turned = start == 0 ? mask : (mask >> start) | (mask << (32 - start));
     uint32_t at =
@@ -77,7 +83,7 @@ static uint32_t pick(uint32_t mask)
     return (at + start) % 32;
 }
 
-static kv_simt_lane_t *next_ready(uint32_t warp)
+INLINED kv_simt_lane_t *next_ready(uint32_t warp)
 {
     kv_simt_block_t *block = &kv_simt_block;
     if (block->ready_warps == 0) {
@@ -89,7 +95,7 @@ static kv_simt_lane_t *next_ready(uint32_t warp)
     return &block->lanes[warp * KV_SIMT_WARP_LANES + pick(block->warps[warp].ready)];
 }
 
-static void take_from_ready(kv_simt_lane_t *self)
+INLINED void take_from_ready(kv_simt_lane_t *self)
 {
     kv_simt_warp_t *warp = &kv_simt_block.warps[self->warp];
     warp->ready &= ~(1u << self->lane);
@@ -106,7 +112,7 @@ void kv_simt_wake(uint32_t warp, uint32_t lanes)
 
 static void live(void *unused);
 
-static kv_fiber_t *take_fiber(void)
+static __attribute__((noinline)) kv_fiber_t *take_fiber(void)
 {
     kv_simt_block_t *block = &kv_simt_block;
     if (block->idle_count > 0) {
@@ -122,7 +128,7 @@ static kv_fiber_t *take_fiber(void)
 }
 
 /* Makes the lane the current one; the stack to go on with it on. */
-static kv_fiber_t *go_on_with(kv_simt_lane_t *lane)
+INLINED kv_fiber_t *go_on_with(kv_simt_lane_t *lane)
 {
     kv_simt_block_t *block = &kv_simt_block;
     block->current = lane;
@@ -168,9 +174,8 @@ static void run_lane(kv_simt_lane_t *self)
     kv_simt_block_t *block = &kv_simt_block;
     self->seen.block = block->index;
     self->copy_count = self->group = 0;
-    kv_simt_tensor_forget(self);
     block->launch->run(block->launch->body);
-    kv_simt_tensor_refuse_open(self);
+    kv_simt_tensor_check(self);
     if (self->copy_count > 0) {
         kv_simt_copy_async_commit();
         kv_simt_copy_async_wait(0);
@@ -231,7 +236,7 @@ int kv_simt_barrier(kv_simt_vote_t vote, int predicate, const char *file, int li
 {
     kv_simt_block_t *block = &kv_simt_block;
     kv_simt_lane_t *self = block->current;
-    kv_simt_tensor_refuse_open(self);
+    kv_simt_tensor_check(self);
     if (block->arrived == 0) {
         block->barrier_file = file;
         block->barrier_line = line;
@@ -290,6 +295,7 @@ static void place_lane(uint32_t index)
     lane->index = index;
     lane->warp = index / KV_SIMT_WARP_LANES;
     lane->lane = index % KV_SIMT_WARP_LANES;
+    kv_simt_tensor_forget(lane);
 }
 
 static void set_up_block(kv_simt_index_t index, uint64_t number)

@@ -38,6 +38,7 @@ typedef struct {
     uint32_t mask, argument, width;
     uint64_t value, result;
     struct kv_simt_notes *notes; /* tensor instructions (tensor.h); NULL before its first */
+    uint32_t note_count;
     kv_fiber_t *fiber; /* NULL: it has not begun, or has ended and left its stack to another */
     kv_simt_thread_t seen;
     uint32_t index, warp, lane;

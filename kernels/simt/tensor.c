@@ -43,7 +43,7 @@ typedef struct {
 _Static_assert(sizeof(note_t) == 16, "eight bytes of it are the same in all lanes");
 
 struct kv_simt_notes {
-    uint32_t count, left_count, right_count;
+    uint32_t left_count, right_count;
     note_t notes[NOTES_MAX];
     uint32_t lefts[OWN_MAX][4], rights[OWN_MAX][2];
 };
@@ -65,12 +65,12 @@ static _Noreturn void refuse_more(void)
     kv_simt_abandon(KV_SIMT_LAUNCH_FAILURE);
 }
 
-static note_t *next_note(struct kv_simt_notes *notes)
+static note_t *next_note(kv_simt_lane_t *self)
 {
-    if (notes->count == NOTES_MAX) {
+    if (self->note_count == NOTES_MAX) {
         refuse_more();
     }
-    return &notes->notes[notes->count++];
+    return &notes_of(self)->notes[self->note_count++];
 }
 
 static bool is_mark(uint32_t word)
@@ -105,8 +105,8 @@ static uint16_t right_of(struct kv_simt_notes *notes, const uint32_t b[2])
 
 void kv_simt_mma(kv_simt_operand_t operand, float c[4], const uint32_t a[4], const uint32_t b[2])
 {
-    struct kv_simt_notes *notes = notes_of(kv_simt_block.current);
-    note_t *note = next_note(notes);
+    note_t *note = next_note(kv_simt_block.current);
+    struct kv_simt_notes *notes = kv_simt_block.current->notes;
     note->sums = c;
     note->left = left_of(notes, a);
     note->right = right_of(notes, b);
@@ -117,7 +117,6 @@ void kv_simt_mma(kv_simt_operand_t operand, float c[4], const uint32_t a[4], con
 void kv_simt_load_matrix(uint32_t count, bool transposed, uint32_t *out, const void *row)
 {
     kv_simt_lane_t *self = kv_simt_block.current;
-    struct kv_simt_notes *notes = notes_of(self);
     if (self->lane < 8 * count) {
         if ((uintptr_t)row % 16 != 0) {
             kv_simt_find(KV_SIMT_MISALIGNED, "ldmatrix of a row that is not aligned to 16 bytes");
@@ -125,8 +124,8 @@ void kv_simt_load_matrix(uint32_t count, bool transposed, uint32_t *out, const v
         }
         kv_simt_access(row, 16, KV_SIMT_READ, __builtin_return_address(0));
     }
-    uint32_t number = notes->count;
-    note_t *note = next_note(notes);
+    uint32_t number = self->note_count;
+    note_t *note = next_note(self);
     note->row = row;
     note->left = note->right = 0;
     note->kind = transposed ? LOAD_TRANSPOSED : LOAD;
@@ -136,19 +135,18 @@ void kv_simt_load_matrix(uint32_t count, bool transposed, uint32_t *out, const v
     }
 }
 
-void kv_simt_tensor_refuse_open(const kv_simt_lane_t *lane)
+void kv_simt_tensor_refuse(const kv_simt_lane_t *lane)
 {
-    if (lane->notes != NULL && lane->notes->count > 0) {
-        kv_simt_find(KV_SIMT_MISUSE, "%u tensor instructions that kv_tensor_wait does not follow",
-            lane->notes->count);
-        kv_simt_abandon(KV_SIMT_LAUNCH_FAILURE);
-    }
+    kv_simt_find(KV_SIMT_MISUSE, "%u tensor instructions that kv_tensor_wait does not follow",
+        lane->note_count);
+    kv_simt_abandon(KV_SIMT_LAUNCH_FAILURE);
 }
 
 void kv_simt_tensor_forget(kv_simt_lane_t *lane)
 {
+    lane->note_count = 0;
     if (lane->notes != NULL) {
-        lane->notes->count = lane->notes->left_count = lane->notes->right_count = 0;
+        lane->notes->left_count = lane->notes->right_count = 0;
     }
 }
 
@@ -342,7 +340,7 @@ static _Noreturn void refuse_difference(const kv_simt_lane_t *lane)
 {
     kv_simt_find(KV_SIMT_INACTIVE_LANE,
         "lane %u has come to other tensor instructions than lane 0, %u of them", lane->lane,
-        lane->notes == NULL ? 0 : lane->notes->count);
+        lane->note_count);
     kv_simt_abandon(KV_SIMT_LAUNCH_FAILURE);
 }
 
@@ -392,7 +390,7 @@ static inline __attribute__((always_inline)) void do_product(
 static inline __attribute__((always_inline)) void work_off(kv_simt_lane_t *lanes)
 {
     const struct kv_simt_notes *notes = lanes[0].notes;
-    for (uint32_t number = 0; number < notes->count; number++) {
+    for (uint32_t number = 0; number < lanes[0].note_count; number++) {
         const note_t *first = &notes->notes[number];
         check_alike(lanes, number, first);
         if (first->kind <= LOAD_TRANSPOSED) {
@@ -420,7 +418,7 @@ __attribute__((target("avx2"))) static void work_off_avx2(kv_simt_lane_t *lanes)
 static void find_shifts(const kv_simt_lane_t *lanes)
 {
     const note_t *first = lanes[0].notes->notes;
-    uint32_t number = 0, count = lanes[0].notes->count;
+    uint32_t number = 0, count = lanes[0].note_count;
     while (number < count && first[number].kind < PRODUCT_BF16) {
         number++;
     }
@@ -433,10 +431,12 @@ static void find_shifts(const kv_simt_lane_t *lanes)
 void kv_simt_tensor_step(kv_simt_lane_t *lanes)
 {
     for (uint32_t i = 0; i < LANES; i++) {
-        struct kv_simt_notes *notes = notes_of(&lanes[i]);
-        if (notes->count != lanes[0].notes->count) {
+        if (lanes[i].note_count != lanes[0].note_count) {
             refuse_difference(&lanes[i]);
         }
+    }
+    if (lanes[0].note_count == 0) {
+        return;
     }
     kept_count = kept_last = 0;
     own_left_kind = LOAD;
@@ -452,6 +452,6 @@ void kv_simt_tensor_step(kv_simt_lane_t *lanes)
 #endif
     give_sums();
     for (uint32_t i = 0; i < LANES; i++) {
-        kv_simt_tensor_forget(&lanes[i]);
+        lanes[i].note_count = lanes[i].notes->left_count = lanes[i].notes->right_count = 0;
     }
 }

@@ -12,10 +12,18 @@
 /* The step: all that the 32 lanes have asked for since the last. */
 void kv_simt_tensor_step(kv_simt_lane_t *lanes);
 
-/* A lane that comes to anything else with requests open: a finding, and the launch ends. */
-void kv_simt_tensor_refuse_open(const kv_simt_lane_t *lane);
+/* A lane came to something else, or to its end, with requests open: a finding that ends the launch.
+ */
+_Noreturn void kv_simt_tensor_refuse(const kv_simt_lane_t *lane);
 
-/* Before a lane begins: an ended launch may have left some open. */
+static inline void kv_simt_tensor_check(const kv_simt_lane_t *lane)
+{
+    if (lane->note_count > 0) {
+        kv_simt_tensor_refuse(lane);
+    }
+}
+
+/* Before a launch: one that was ended may have left some open. */
 void kv_simt_tensor_forget(kv_simt_lane_t *lane);
 
 #endif

@@ -209,7 +209,7 @@ uint64_t kv_simt_together(kv_simt_collective_t operation, uint32_t mask, uint64_
     self->width = width;
     self->line = line;
     if (operation != KV_SIMT_TENSOR) {
-        kv_simt_tensor_refuse_open(self);
+        kv_simt_tensor_check(self);
     }
     if (width == 0 || width > LANES || (width & (width - 1)) != 0) {
         kv_simt_find(KV_SIMT_MISUSE, "%s at line %d: width %u is not a power of two up to 32",
