@@ -187,8 +187,12 @@ static __global__ void multiply_kernel(const uint16_t *a, const uint16_t *b, flo
         left_registers[2] = kept;
     }
     float sums[4] = {0, 0, 0, 0};
-    kv_mma_bf16(sums, left_registers, right_registers);
-    kv_tensor_wait();
+    if (mistake != MISTAKE_LANE_WITHOUT || lane != 7) {
+        kv_mma_bf16(sums, left_registers, right_registers);
+    }
+    if (mistake != MISTAKE_NO_TENSOR_WAIT) {
+        kv_tensor_wait();
+    }
     const unsigned int group = lane / 4, pair = lane % 4 * 2;
     c[group * 8 + pair] = sums[0];
     c[group * 8 + pair + 1] = sums[1];

@@ -30,6 +30,8 @@ typedef enum {
     MISTAKE_WAIT_ONE_LESS,     /* stage: leaves one group too many under way */
     MISTAKE_NO_STAGE_BARRIER,  /* stage: overwrites a buffer that others still read */
     MISTAKE_WRONG_FRAGMENT,    /* multiply: registers 1 and 2 of A change places */
+    MISTAKE_NO_TENSOR_WAIT,    /* multiply: the sums are read at once */
+    MISTAKE_LANE_WITHOUT,      /* multiply: one lane takes no part in the product */
     MISTAKE_MISALIGNED,        /* multiply: ldmatrix of rows of 24 bytes */
     MISTAKE_WRONG_LANE,        /* sum: the exchange starts at 8 instead of 16 */
     MISTAKES,
