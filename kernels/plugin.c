@@ -157,8 +157,8 @@ kv_status_t kv_device_open(const char *name, uint32_t thread_count, kv_device_t 
     }
     if (kind == NAME_SIMT) {
         if (!stand_in_runs()) {
-            return kv_fail(error, KV_MISSING,
-                "the device simt needs a processor with AVX2 and FMA; use cpu");
+            return kv_fail(
+                error, KV_MISSING, "the device simt needs a processor with AVX2 and FMA; use cpu");
         }
         return open_from("libkvist-simt.so", 0, device_out, error);
     }

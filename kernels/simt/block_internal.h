@@ -1,7 +1,8 @@
 /* The block that runs: shared by the files of this folder.
  *
  * One block runs at a time in the whole process. Its lanes (threads) run on fibers; a lane is ready
- * (it may not have begun), waits for its warp (a collective step), waits at the block's barrier, or has exited:
+ * (it may not have begun), waits for its warp (a collective step), waits at the block's barrier, or
+ * has exited:
  *
  *     ready --collective--> together --last lane of the mask arrives--> ready
  *     ready --barrier-----> barrier  --last thread of the block arrives--> ready

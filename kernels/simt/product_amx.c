@@ -1,6 +1,6 @@
-/* Products of bf16 rows by AMX: C (16 left x 16 right) += A x B in steps of 32 elements. Rows of the
- * left side are A where they lie; the right side's are packed once, pairs of elements of 16 rows
- * together, and serve every panel of the left. A result depends on its two rows alone. */
+/* Products of bf16 rows by AMX: C (16 left x 16 right) += A x B in steps of 32 elements. Rows of
+ * the left side are A where they lie; the right side's are packed once, pairs of elements of 16
+ * rows together, and serve every panel of the left. A result depends on its two rows alone. */
 #include "kernels/simt/product.h"
 
 #ifdef __x86_64__
