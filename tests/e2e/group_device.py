@@ -10,7 +10,8 @@ from cluster import Cluster, is_alive, prose, wait_until
 
 # Whole blocks of these slots do not stay in device memory: they move to host memory and back.
 OPTIONS = ("--embedded", "--store.device_slots=24", "--store.host_bytes=8MiB",
-           "--store.disk_bytes=64MiB", "--store.segment_bytes=8MiB", "--gateway.node_wait=300s")
+           "--store.disk_bytes=64MiB", "--store.segment_bytes=8MiB", "--store.codec=bf16",
+           "--gateway.node_wait=300s")
 QUESTION = prose(901, 30) + " What was it about?"
 TOKENS = 4
 LIMIT_S = 300  # of one request: the stand-in is slow, and a machine that tests is busy
@@ -83,6 +84,12 @@ def held(cluster):
     return [cluster.tell(role, "held") for role in ("prefill", "decode")]
 
 
+def figure(cluster, node, name):
+    """A counter of a node's metrics page."""
+    page = cluster.kvist("metrics", node, "--dir", cluster.folder).stdout
+    return next(float(line.split()[1]) for line in page.splitlines() if line.startswith(name + " "))
+
+
 def test_nodes_say_what_they_compute_on(cluster):
     for role in ("prefill", "decode"):
         node = node_status(cluster, role)
@@ -119,6 +126,8 @@ def test_calls_that_fail_cost_no_byte(cluster):
     for salt in ("before", "1", "after"):
         assert ask_well(cluster, salt=salt) == wanted
     settle(cluster)
+    for node in ("prefill-0", "decode-0"):
+        assert figure(cluster, node, "kvist_store_device_packed_objects_total") > 0, node
     wait_until(lambda: held(cluster) == before, LIMIT_S, f"the devices to hold {before} again")
     assert pids == {name: node["pid"] for name, node in cluster.nodes().items()}
     assert cluster.alive() == set(pids), cluster.alive()
@@ -165,6 +174,7 @@ def test_a_lost_gpu_of_a_decode_node(cluster):
     assert answers[0].text == wanted, f"wanted {wanted!r}, after the loss {answers[0].text!r}"
     kept = ask(cluster, salt="kept")
     assert kept.text == wanted and kept.cached > 0, kept.body
+    assert figure(cluster, "decode-0", "kvist_store_device_unpacked_objects_total") > 0
 
 
 def test_auto_says_why_there_is_no_gpu(cluster):
