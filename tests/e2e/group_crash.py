@@ -3,11 +3,11 @@ seconds with an answer or a clear error, and after the restart the cache is ther
 import threading
 import time
 
-from cluster import ANSWER_LIMIT_S, FAILURE_LIMIT_S, prose, wait_until
+from cluster import ANSWER_LIMIT_S, FAILURE_LIMIT_S, PATIENCE, prose, wait_until
 
-# Long prompts, so that a prefill is under way when the blow falls.
-LONG = 3000
-HALF = 1500
+# Long prompts, so that a prefill is under way when the blow falls; of more than one chunk.
+LONG = 3000 if PATIENCE == 1 else 900
+HALF = 1500 if PATIENCE == 1 else 600
 
 
 def in_background(function):
