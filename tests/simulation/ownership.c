@@ -160,6 +160,15 @@ static void layers_came(
     note->layers(note->context, lease, status, layer_count);
 }
 
+static kv_status_t note_lease(lease_note_t *note, kv_status_t status)
+{
+    if (status == KV_OK) {
+        note->next = here()->leases;
+        here()->leases = note;
+    }
+    return status;
+}
+
 kv_status_t __real_kvist_lease_prepare_layers(kvist_lease_t *lease, uint32_t slot_count,
     uint64_t deadline_ns, kvist_prepared_t done, kvist_layers_t layers, void *context);
 kv_status_t __wrap_kvist_lease_prepare_layers(kvist_lease_t *lease, uint32_t slot_count,
@@ -174,13 +183,8 @@ kv_status_t __wrap_kvist_lease_prepare_layers(kvist_lease_t *lease, uint32_t slo
         .done = done,
         .layers = layers,
         .context = context};
-    kv_status_t status = __real_kvist_lease_prepare_layers(
-        lease, slot_count, deadline_ns, prepared, layers_came, note);
-    if (status == KV_OK) {
-        note->next = here()->leases;
-        here()->leases = note;
-    }
-    return status;
+    return note_lease(note, __real_kvist_lease_prepare_layers(
+                                lease, slot_count, deadline_ns, prepared, layers_came, note));
 }
 
 kv_status_t __real_kvist_lease_prepare(kvist_lease_t *lease, uint32_t slot_count,
@@ -196,12 +200,8 @@ kv_status_t __wrap_kvist_lease_prepare(kvist_lease_t *lease, uint32_t slot_count
         .slot_count = slot_count,
         .done = done,
         .context = context};
-    kv_status_t status = __real_kvist_lease_prepare(lease, slot_count, deadline_ns, prepared, note);
-    if (status == KV_OK) {
-        note->next = here()->leases;
-        here()->leases = note;
-    }
-    return status;
+    return note_lease(
+        note, __real_kvist_lease_prepare(lease, slot_count, deadline_ns, prepared, note));
 }
 
 kv_status_t __real_kvist_lease_seal(
