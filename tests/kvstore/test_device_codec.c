@@ -5,6 +5,7 @@
 #include "kernels/plugin.h"
 
 #include <dlfcn.h>
+#include <stdatomic.h>
 
 enum { BLOCKS = 6, CONTEXTS = 3, SLOTS = 8, SEGMENTS = 16 };
 
@@ -265,8 +266,8 @@ typedef struct {
     kv_device_ops_t ops;
     kv_device_t *behind;
     kv_status_t pack_status, unpack_status;
-    bool wrong; /* unpacks, and gives something else, of which it tells honestly */
-    uint32_t packs, unpacks;
+    bool wrong;                 /* unpacks, and gives something else, of which it tells honestly */
+    atomic_uint packs, unpacks; /* by workers */
 } liar_t;
 
 static kv_device_t *behind(kv_device_t *device)
@@ -313,14 +314,12 @@ static void check_liar(kv_status_t pack_status, kv_status_t unpack_status, bool 
     static liar_t liar;
     place_t place;
     make_place(&place, "liar", false);
-    liar = (liar_t){.ops = {.name = "liar",
-                        .copy_in = copy_in,
-                        .copy_out = copy_out,
-                        .pack = pack,
-                        .unpack = unpack},
-        .pack_status = pack_status,
-        .unpack_status = unpack_status,
-        .wrong = wrong};
+    memset(&liar, 0, sizeof liar);
+    liar.ops = (kv_device_ops_t){
+        .name = "liar", .copy_in = copy_in, .copy_out = copy_out, .pack = pack, .unpack = unpack};
+    liar.pack_status = pack_status;
+    liar.unpack_status = unpack_status;
+    liar.wrong = wrong;
     liar.device.ops = &liar.ops;
     use_gpu(&place, &liar.device);
     liar.behind = place.gpu;
