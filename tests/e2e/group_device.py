@@ -26,8 +26,8 @@ CALLS = {"launch": (1, 700), "cudaMemcpyAsync": (40, 3), "cudaEventRecord": (31,
 class DeviceCluster(Cluster):
     """Its nodes have the stand-in, and listen for what is to fail."""
 
-    def __init__(self, binaries):
-        super().__init__(binaries, "--model", os.environ["KVIST_MODEL"], *OPTIONS)
+    def __init__(self, binaries, *options):
+        super().__init__(binaries, "--model", os.environ["KVIST_MODEL"], *(options or OPTIONS))
         self.control = tempfile.mkdtemp(prefix="simt-", dir=self.parent)
         self.device = "simt"
 
