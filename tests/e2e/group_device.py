@@ -120,9 +120,7 @@ def test_calls_that_fail_cost_no_byte(cluster):
         if answer.code == 200:
             assert answer.text == wanted, f"wanted {wanted!r}, with failing calls {answer.text!r}"
         else:
-            assert "failed: invalid argument" in answer.error() or \
-                "did not start: invalid argument" in answer.error() or \
-                "cublasLtMatmul failed" in answer.error(), answer.error()
+            assert "failed" in answer.error() or "did not start" in answer.error(), answer.error()
     for salt in ("before", "1", "after"):
         assert ask_well(cluster, salt=salt) == wanted
     settle(cluster)
