@@ -7,6 +7,7 @@
 #include "kernels/moves.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 enum { LAYERS = 4, BLOCKS = 6, SLOTS = 8 };
 
@@ -27,7 +28,7 @@ static struct {
     uint32_t permitted;     /* moves in of layers before this one go on */
     uint32_t failing_layer; /* from here on moves in fail; LAYERS: none does */
     uint32_t bent_layer;    /* the first byte of this one is damaged on its way; LAYERS: of none */
-    uint32_t moves_in;      /* begun so far */
+    atomic_uint moves_in;   /* begun so far */
     size_t layer_bytes;
 } device = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
