@@ -1,5 +1,6 @@
-/* The data of a message's blocks between where it is sent from or has come to and this node's slots,
- * with the checksum of each block: taken by the device, in the pass that moves it or beside. */
+/* The data of a message's blocks between where it is sent from or has come to and this node's
+ * slots, with the checksum of each block: taken by the device, in the pass that moves it or
+ * beside. */
 #include "base/log.h"
 #include "kernels/moves.h"
 #include "transport/mover/mover_internal.h"

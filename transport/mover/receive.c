@@ -1,9 +1,9 @@
 /* Receiving: a message of blocks is written into the slots of the transfer that expects it, or
  * nowhere. Where it would be written is checked before any byte is: transfer, link, ranges, nothing
- * twice. The bytes themselves are hashed on their way into the slots, or by the device where they have
- * come to; slots are nobody's until they landed: what proves wrong is never said to have landed, and ends the transfer. Slots are written
- * on this thread and inside receive_write alone: once an expectation left the table, nothing
- * reaches its slots. */
+ * twice. The bytes themselves are hashed on their way into the slots, or by the device where they
+ * have come to; slots are nobody's until they landed: what proves wrong is never said to have
+ * landed, and ends the transfer. Slots are written on this thread and inside receive_write alone:
+ * once an expectation left the table, nothing reaches its slots. */
 #include "base/bytes.h"
 #include "base/checksum.h"
 #include "base/log.h"

@@ -1,7 +1,7 @@
 /* The mover on a GPU, between two processes: their arenas are device memory. On the stand-in, whose
  * memory UCX reaches as it would a GPU's, slots are sealed, gathered, read by the peer's UCX,
- * scattered and proved by the device's own kernels; every call of CUDA's that this takes fails once,
- * and then the GPU is lost. */
+ * scattered and proved by the device's own kernels; calls of CUDA's that this takes fail once, and
+ * then the GPU is lost. */
 #include "transport/toy.h"
 
 #include "kernels/plugin.h"
