@@ -4,9 +4,10 @@
  * arrive whole, or not at all; their order is not promised. ucx/ucx_wire.c is the real one,
  * loopback.c its plain twin within one process.
  *
- * A *direct* message has a head in this process's memory and its data in memory of a device, on both
- * ends: the receiver's wire reads it out of the sender's, and nobody writes to the receiver's memory
- * but itself. It needs a device that a network reaches, on both ends, and a pipe whose lanes do.
+ * A *direct* message has a head in this process's memory and its data in memory of a device, on
+ * both ends: the receiver's wire reads it out of the sender's, and nobody writes to the receiver's
+ * memory but itself. It needs a device that a network reaches, on both ends, and a pipe whose lanes
+ * do.
  *
  * Owns: a side owns its pipes; a pipe may own memory to build messages in.
  * Borrows: message bytes, from send until done; mapped memory, until close; what a direct message
@@ -48,8 +49,8 @@ typedef struct {
     void (*sent)(void *owner, void *tag, kv_status_t status);
     void (*lost)(void *owner, kv_status_t status, const char *reason);
     /* The peer has a direct message, of which the head is valid inside. KV_OK: its count bytes go
-     * to *to_out, mapped memory, and arrived follows, whatever happens. KV_BUSY: ask again, with the
-     * same. Else it is dropped; for the sender it is sent. */
+     * to *to_out, mapped memory, and arrived follows, whatever happens. KV_BUSY: ask again, with
+     * the same. Else it is dropped; for the sender it is sent. */
     kv_status_t (*offered)(
         void *owner, const void *head, size_t head_bytes, size_t count, void **to_out);
     void (*arrived)(void *owner, void *to, kv_status_t status);
