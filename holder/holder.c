@@ -358,6 +358,7 @@ static void fill_moved(kv_mover_t *mover, Kvist__Admin__Status *status)
     status->sent_bytes = moved.sent_bytes;
     status->received_bytes = moved.received_bytes;
     status->dropped_messages = moved.dropped_messages;
+    status->direct_messages = moved.sent_direct_messages + moved.received_direct_messages;
 }
 
 static void fill_node(const kv_holder_t *holder, Kvist__Admin__Status *status)

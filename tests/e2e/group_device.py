@@ -101,6 +101,14 @@ def test_nodes_say_what_they_compute_on(cluster):
     assert text.count(f"computes on {node['device_title']}") == 2, text
 
 
+def test_kv_goes_from_device_to_device(cluster):
+    wanted = ask_well(cluster, cache_mode="bypass")
+    before = {role: node_status(cluster, role)["direct_messages"] for role in ("prefill", "decode")}
+    assert ask_well(cluster, salt="direct") == wanted
+    for role, count in before.items():
+        assert node_status(cluster, role)["direct_messages"] > count, role
+
+
 def test_calls_that_fail_cost_no_byte(cluster):
     wanted = ask_well(cluster, cache_mode="bypass")
     # The decode node computes a prompt itself, too, before what it holds is measured.

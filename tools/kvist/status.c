@@ -81,6 +81,21 @@ static void print_store(const Kvist__Admin__Status *status)
     }
 }
 
+/* KV between nodes. */
+static void print_moved(const Kvist__Admin__Status *status)
+{
+    char sent[KV_TEXT_BYTES], received[KV_TEXT_BYTES];
+    if (status->links > 0 || status->sent_bytes + status->received_bytes > 0) {
+        printf("    KV sent %s, received %s; %u pieces to send, %u transfers awaited\n",
+            kv_text_size(status->sent_bytes, sent), kv_text_size(status->received_bytes, received),
+            status->pieces, status->expectations);
+    }
+    if (status->direct_messages > 0) {
+        printf("    from device to device, past the node's memory: %llu messages\n",
+            (unsigned long long)status->direct_messages);
+    }
+}
+
 static void print_node(const kv_member_t *member, const Kvist__Admin__Status *status)
 {
     char uptime[KV_TEXT_BYTES];
@@ -112,12 +127,7 @@ static void print_node(const kv_member_t *member, const Kvist__Admin__Status *st
         printf("    encrypts what it writes; of the objects on disk %llu are encrypted\n",
             (unsigned long long)status->encrypted_objects);
     }
-    if (status->links > 0 || status->sent_bytes + status->received_bytes > 0) {
-        char sent[KV_TEXT_BYTES], received[KV_TEXT_BYTES];
-        printf("    KV sent %s, received %s; %u pieces to send, %u transfers awaited\n",
-            kv_text_size(status->sent_bytes, sent), kv_text_size(status->received_bytes, received),
-            status->pieces, status->expectations);
-    }
+    print_moved(status);
     if (status->damaged_objects > 0) {
         printf("    damaged blocks found and dropped: %llu\n",
             (unsigned long long)status->damaged_objects);
@@ -241,6 +251,7 @@ static json_t *pack_node(const kv_member_t *member, const Kvist__Admin__Status *
         {"sent_bytes", status->sent_bytes},
         {"received_bytes", status->received_bytes},
         {"dropped_messages", status->dropped_messages},
+        {"direct_messages", status->direct_messages},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         json_object_set_new(node, numbers[i].name, json_integer((json_int_t)numbers[i].value));

@@ -18,7 +18,9 @@
 #include <string.h>
 
 enum {
-    BUFFER_BYTES = 1 << 20,    /* of data; more where a unit is larger */
+    /* Of data; a unit, where that is larger. A move takes some tens of microseconds, whatever it
+     * moves. */
+    BUFFER_BYTES = 4 << 20,
     POOL_BYTES_MAX = 64 << 20, /* in either direction: more is not worth it */
     BUFFERS_MIN = 2,
     FAILURES_MAX = 3, /* links in a row that broke while they were read */

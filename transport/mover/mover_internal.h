@@ -112,7 +112,7 @@ struct expectation {
 
 /* ---- direct messages ---- */
 
-enum { DIRECT_BUFFERS_MAX = 16 };
+enum { DIRECT_BUFFERS_MAX = 8 };
 
 /* A message that is on its way into a buffer. */
 typedef struct {
