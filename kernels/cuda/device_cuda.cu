@@ -26,15 +26,13 @@ static void device_describe(const kv_device_t *device, bool f32, kv_arithmetic_t
     kv_arithmetic_t arithmetic = {};
     arithmetic.tile_rows = CUDA_PRODUCT_ROWS;
     arithmetic.operand = f32 ? KV_ELEMENT_F32 : KV_ELEMENT_BF16;
-    /* family / phase / products + attention / type / chip x processors / version: the library
-     * chooses its instructions by its version, the chip, and how many processors that has; ours
-     * moves when a kernel's arithmetic does. */
-    snprintf(arithmetic.prefill, sizeof arithmetic.prefill,
-        DEVICE_NAME "/prefill/%s+%s/%s/sm%dx%d/v1", products, f32 ? "fma" : "mma", type, cuda->sm,
-        cuda->processors);
-    snprintf(arithmetic.decode, sizeof arithmetic.decode,
-        DEVICE_NAME "/decode/%s+fma/%s/sm%dx%d/v1", f32 ? "rows" : products, type, cuda->sm,
-        cuda->processors);
+    /* family / phase / products / type / chip x processors / version: the library chooses its
+     * instructions by its version, the chip, and how many processors that has; ours by the type,
+     * and the version moves when a kernel's arithmetic does. Seven bytes are left for a window. */
+    snprintf(arithmetic.prefill, sizeof arithmetic.prefill, DEVICE_NAME "/prefill/%s/%s/sm%dx%d/v1",
+        products, type, cuda->sm, cuda->processors);
+    snprintf(arithmetic.decode, sizeof arithmetic.decode, DEVICE_NAME "/decode/%s/%s/sm%dx%d/v1",
+        f32 ? "rows" : products, type, cuda->sm, cuda->processors);
     *arithmetic_out = arithmetic;
 }
 
