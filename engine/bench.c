@@ -126,6 +126,7 @@ static kv_status_t run_on(bench_t *bench, kv_device_t *device, kv_error_t *error
     const kv_engine_params_t params = {
         .model_path = bench->params->model_path,
         .f32 = bench->params->f32,
+        .fp8 = bench->params->fp8,
         .block_tokens = BLOCK_TOKENS,
         .chunk_tokens_max = CHUNK_TOKENS,
         .batch_rows_max = ROWS_MAX,

@@ -13,8 +13,8 @@ typedef struct {
     const char *model_path;
     const char *device;    /* "cpu", "cuda:0" (kernels/plugin.h) */
     uint32_t thread_count; /* of the cpu */
-    bool f32;
-    uint32_t repetitions; /* 1 to KV_ENGINE_BENCH_REPETITIONS_MAX */
+    bool f32, fp8;         /* of kv_engine_params_t */
+    uint32_t repetitions;  /* 1 to KV_ENGINE_BENCH_REPETITIONS_MAX */
 } kv_engine_bench_params_t;
 
 /* What was measured: a row of the table. */

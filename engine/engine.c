@@ -62,6 +62,9 @@ static kv_status_t validate_params(const kv_engine_params_t *params, kv_error_t 
         return kv_fail(error, KV_INVALID, "chunk_tokens_max is %u; %d to %d are possible",
             params->chunk_tokens_max, CHUNK_TOKENS_MIN, CHUNK_TOKENS_MAX);
     }
+    if (params->f32 && params->fp8) {
+        return kv_fail(error, KV_INVALID, "f32 and fp8 are both on; products are one of them");
+    }
     if (params->batch_rows_max < 1 || params->batch_rows_max > BATCH_ROWS_MAX) {
         return kv_fail(error, KV_INVALID, "batch_rows_max is %u; 1 to %d are possible",
             params->batch_rows_max, BATCH_ROWS_MAX);
@@ -184,8 +187,11 @@ kv_status_t kv_engine_open(kv_device_t *device, const kv_engine_params_t *params
     kv_engine_t *engine = kv_allocate(sizeof *engine);
     engine->device = device;
     engine->params = *params;
-    device->ops->describe(device, params->f32, &engine->arithmetic);
-    status = kv_model_open(device, params->model_path, params->f32, &engine->model, error);
+    status = device->ops->describe(device, params->f32, params->fp8, &engine->arithmetic, error);
+    if (status == KV_OK) {
+        status = kv_model_open(
+            device, params->model_path, params->f32, params->fp8, &engine->model, error);
+    }
     if (status == KV_OK) {
         name_arithmetic(engine);
         fill_info(engine);

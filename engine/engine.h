@@ -26,6 +26,7 @@ typedef struct kv_engine kv_engine_t;
 typedef struct {
     const char *model_path;
     bool f32;                  /* f32 products and f32 KV instead of bf16 */
+    bool fp8;                  /* e4m3 products, KV in bf16; where the device has them, not f32 */
     uint32_t block_tokens;     /* 16, 32, 64 or 128 */
     uint32_t chunk_tokens_max; /* of one prefill call: 64 to 8192 */
     uint32_t batch_rows_max;   /* of one decode call: 1 to 256 */

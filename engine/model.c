@@ -35,7 +35,7 @@ enum {
 typedef struct {
     kv_gguf_t *gguf;
     kv_model_t *model;
-    bool f32;
+    bool f32, fp8;
     kv_error_t *error;
 } loader_t;
 
@@ -300,6 +300,7 @@ static kv_status_t load_matrix(const loader_t *loader, uint32_t layer, const par
     kv_matrix_params_t params = {.part_count = part_count,
         .columns = columns,
         .f32 = loader->f32,
+        .fp8 = loader->fp8,
         .prefill = true,
         .decode = true};
     for (uint32_t part = 0; part < part_count; part++) {
@@ -506,10 +507,10 @@ static kv_status_t load(const loader_t *loader)
     return status;
 }
 
-kv_status_t kv_model_open(
-    kv_device_t *device, const char *path, bool f32, kv_model_t **model_out, kv_error_t *error)
+kv_status_t kv_model_open(kv_device_t *device, const char *path, bool f32, bool fp8,
+    kv_model_t **model_out, kv_error_t *error)
 {
-    loader_t loader = {.f32 = f32, .error = error};
+    loader_t loader = {.f32 = f32, .fp8 = fp8, .error = error};
     kv_status_t status = kv_gguf_open(path, &loader.gguf, error);
     if (status != KV_OK) {
         return status;

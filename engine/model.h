@@ -35,8 +35,9 @@ typedef struct {
     size_t vectors_bytes;
 } kv_model_t;
 
-kv_status_t kv_model_open(
-    kv_device_t *device, const char *path, bool f32, kv_model_t **model_out, kv_error_t *error);
+/* f32, fp8: of the layers' products; those over the vocabulary are never in fp8. */
+kv_status_t kv_model_open(kv_device_t *device, const char *path, bool f32, bool fp8,
+    kv_model_t **model_out, kv_error_t *error);
 void kv_model_close(kv_model_t *model);
 
 /* Device memory of all weights, in every form that is held. */

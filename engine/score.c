@@ -141,12 +141,13 @@ static kv_status_t score_line(void *context, json_t *object, size_t number, kv_e
         scorer->out, json_pack("{s:O,s:o}", "id", id, "steps", steps), error);
 }
 
-kv_status_t kv_score_run_on(
-    kv_device_t *device, FILE *in, FILE *out, const char *model_path, bool f32, kv_error_t *error)
+kv_status_t kv_score_run_on(kv_device_t *device, FILE *in, FILE *out, const char *model_path,
+    bool f32, bool fp8, kv_error_t *error)
 {
     const kv_engine_params_t params = {
         .model_path = model_path,
         .f32 = f32,
+        .fp8 = fp8,
         .block_tokens = BLOCK_TOKENS,
         .chunk_tokens_max = CHUNK_TOKENS,
         .batch_rows_max = 1,
@@ -172,8 +173,8 @@ kv_status_t kv_score_run_on(
     return status;
 }
 
-kv_status_t kv_score_run_named(
-    const char *name, FILE *in, FILE *out, const char *model_path, bool f32, kv_error_t *error)
+kv_status_t kv_score_run_named(const char *name, FILE *in, FILE *out, const char *model_path,
+    bool f32, bool fp8, kv_error_t *error)
 {
     cpu_set_t allowed;
     int count = sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
@@ -183,12 +184,12 @@ kv_status_t kv_score_run_named(
     if (status != KV_OK) {
         return status;
     }
-    status = kv_score_run_on(device, in, out, model_path, f32, error);
+    status = kv_score_run_on(device, in, out, model_path, f32, fp8, error);
     kv_device_close(device);
     return status;
 }
 
 kv_status_t kv_score_run(FILE *in, FILE *out, const char *model_path, bool f32, kv_error_t *error)
 {
-    return kv_score_run_named("cpu", in, out, model_path, f32, error);
+    return kv_score_run_named("cpu", in, out, model_path, f32, false, error);
 }

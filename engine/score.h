@@ -18,9 +18,9 @@ kv_status_t kv_score_run(FILE *in, FILE *out, const char *model_path, bool f32, 
 
 /* The same with a device of the caller's, or one by its name (kernels/plugin.h): the CPU has as
  * many threads as the process may use, at most 16. */
-kv_status_t kv_score_run_on(
-    kv_device_t *device, FILE *in, FILE *out, const char *model_path, bool f32, kv_error_t *error);
-kv_status_t kv_score_run_named(
-    const char *device, FILE *in, FILE *out, const char *model_path, bool f32, kv_error_t *error);
+kv_status_t kv_score_run_on(kv_device_t *device, FILE *in, FILE *out, const char *model_path,
+    bool f32, bool fp8, kv_error_t *error);
+kv_status_t kv_score_run_named(const char *device, FILE *in, FILE *out, const char *model_path,
+    bool f32, bool fp8, kv_error_t *error);
 
 #endif

@@ -87,6 +87,7 @@ typedef struct {
     uint32_t part_count;
     uint32_t columns; /* a multiple of 32 */
     bool f32;         /* f32 products; else the device's 16-bit form where it has one */
+    bool fp8;         /* e4m3 products, not f32: where describe knows them; cannot embed */
     bool prefill;     /* will be used in products over row tiles */
     bool decode;      /* will be used in products over single rows, or to embed */
 } kv_matrix_params_t;
@@ -94,7 +95,8 @@ typedef struct {
 /* A weight matrix in the forms that the device's kernels read; belongs to the device. */
 typedef struct kv_matrix kv_matrix_t;
 
-typedef enum { KV_ELEMENT_F32 = 0, KV_ELEMENT_BF16 = 1 } kv_element_t;
+/* e4m3 stays within a device: its rows have scales beside them. */
+typedef enum { KV_ELEMENT_F32 = 0, KV_ELEMENT_BF16 = 1, KV_ELEMENT_E4M3 = 2 } kv_element_t;
 
 /* Rows first to first + count - 1 of a buffer whose row 0 lies on a tile's boundary. */
 typedef struct {
@@ -267,8 +269,10 @@ typedef struct {
         kv_device_t *device, const kv_pack_t *pack, size_t *packed_bytes_out, kv_error_t *error);
     kv_status_t (*unpack)(kv_device_t *device, const kv_pack_t *pack, kv_error_t *error);
 
-    /* How the device computes, with f32 products or without. */
-    void (*describe)(const kv_device_t *device, bool f32, kv_arithmetic_t *arithmetic_out);
+    /* How the device computes, with f32 products, with e4m3's, or with neither. KV_INVALID: it has
+     * no such products. */
+    kv_status_t (*describe)(const kv_device_t *device, bool f32, bool fp8,
+        kv_arithmetic_t *arithmetic_out, kv_error_t *error);
 
     kv_status_t (*matrix_create)(kv_device_t *device, const kv_matrix_params_t *params,
         kv_matrix_t **matrix_out, kv_error_t *error);

@@ -62,7 +62,7 @@ typedef struct {
     struct {
         char *path;
         char *device; /* "auto", "cpu", "cuda:N", "simt" */
-        bool f32;
+        bool f32, fp8;
         uint32_t threads; /* never 0 after kv_options_load */
         uint32_t block_tokens;
         uint32_t chunk_tokens;

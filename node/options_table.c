@@ -115,6 +115,13 @@ const kv_option_t KV_OPTIONS[] = {
         .offset = AT(model, f32),
         .initial = "false",
         .help = "f32 products and f32 KV instead of bf16: slower, twice the size, for comparisons"},
+    {.section = KV_SECTION_MODEL,
+        .name = "fp8",
+        .type = KV_OPTION_BOOL,
+        .offset = AT(model, fp8),
+        .initial = "false",
+        .help = "fp8 products (e4m3, a scale for each row) instead of bf16, on a GPU of compute "
+                "capability 8.9 or more: half the weights, less exact; KV stays in bf16"},
     NUMBER(MODEL, model, threads, "0", 0, 1024, "threads that compute; 0: one for each core"),
     {.section = KV_SECTION_MODEL,
         .name = "block_tokens",

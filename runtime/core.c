@@ -294,6 +294,7 @@ static kv_status_t open_engine(core_t *core, kv_error_t *error)
     kv_engine_params_t params = {
         .model_path = options->model.path,
         .f32 = options->model.f32,
+        .fp8 = options->model.fp8,
         .block_tokens = options->model.block_tokens,
         .chunk_tokens_max = options->model.chunk_tokens,
         .batch_rows_max = core->params->compute_rows_max,

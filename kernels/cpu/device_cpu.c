@@ -50,9 +50,15 @@ static kv_status_t cpu_copy_out(
     return KV_OK;
 }
 
-static void cpu_describe(const kv_device_t *device, bool f32, kv_arithmetic_t *arithmetic_out)
+static kv_status_t cpu_describe(const kv_device_t *device, bool f32, bool fp8,
+    kv_arithmetic_t *arithmetic_out, kv_error_t *error)
 {
     const cpu_device_t *cpu = (const cpu_device_t *)device;
+    if (fp8) {
+        return kv_fail(error, KV_INVALID,
+            "the device cpu has no fp8 products: turn model.fp8 off, or choose a gpu of compute "
+            "capability 8.9 or more");
+    }
     const bool bf16 = !f32 && cpu_matmul_has_bf16(cpu->matmul);
     kv_arithmetic_t arithmetic = {
         .tile_rows = CPU_TILE_ROWS,
@@ -69,6 +75,7 @@ static void cpu_describe(const kv_device_t *device, bool f32, kv_arithmetic_t *a
     snprintf(arithmetic.decode, sizeof arithmetic.decode, "cpu/decode/%s/%s/v1",
         cpu->isa == CPU_ISA_AMX ? "avx512" : cpu->kernels->name, f32 ? "f32" : "f32-kv16");
     *arithmetic_out = arithmetic;
+    return KV_OK;
 }
 
 static void cpu_title(const kv_device_t *device, char *text_out, size_t bytes)

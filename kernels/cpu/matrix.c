@@ -53,7 +53,12 @@ kv_status_t cpu_matrix_create(kv_device_t *device, const kv_matrix_params_t *par
     }
     const size_t count = (size_t)matrix->rows * matrix->columns;
     kv_region_t weights = {0};
-    kv_status_t status = kv_region_map(count * sizeof(float), &weights, error);
+    kv_arithmetic_t arithmetic;
+    kv_status_t status =
+        device->ops->describe(device, params->f32, params->fp8, &arithmetic, error);
+    if (status == KV_OK) {
+        status = kv_region_map(count * sizeof(float), &weights, error);
+    }
     if (status == KV_OK) {
         float *to = weights.base;
         for (uint32_t part = 0; part < params->part_count; part++) {
@@ -63,8 +68,6 @@ kv_status_t cpu_matrix_create(kv_device_t *device, const kv_matrix_params_t *par
         }
     }
     if (status == KV_OK && params->prefill) {
-        kv_arithmetic_t arithmetic;
-        device->ops->describe(device, params->f32, &arithmetic);
         status = cpu_matmul_create(cpu->matmul, weights.base, matrix->rows, matrix->columns,
             arithmetic.operand, arithmetic.tile_rows, &matrix->tiles, error);
     }

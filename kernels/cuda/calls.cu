@@ -4,6 +4,7 @@
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/device_internal.h"
 #include "kernels/cuda/product_rows.h"
+#include "kernels/cuda/quantise.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/weights.h"
 
@@ -31,11 +32,6 @@ void cuda_pass_end(cuda_device_t *cuda, kv_status_t status, const kv_error_t *er
 static kv_status_t pass_status(cuda_device_t *cuda, kv_error_t *error)
 {
     return cuda->failing ? kv_fail(error, KV_FATAL, "%s", cuda->failure.text) : KV_OK;
-}
-
-static size_t element_bytes(kv_element_t element)
-{
-    return element == KV_ELEMENT_BF16 ? 2 : 4;
 }
 
 /* ---- rows ---- */
@@ -89,12 +85,42 @@ static cuda_product_t product_of(const kv_matrix_t *matrix, uint32_t tile_rows, 
 {
     cuda_product_t product = {};
     product.weights = matrix->weights;
+    product.weight_scales = matrix->scales;
     product.element = matrix->element;
     product.rows = matrix->rows;
     product.columns = matrix->columns;
     product.tile_rows = tile_rows;
     product.tiles_max = tiles_max;
     return product;
+}
+
+/* Rows as the operand of a product of e4m3: to_rows of them in the scratch. */
+static kv_status_t quantise_operand(
+    cuda_device_t *cuda, const cuda_quantise_t *rows, cuda_product_t *product, kv_error_t *error)
+{
+    kv_status_t status = cuda_scratch_reserve(
+        cuda, &cuda->rows_in, cuda_e4m3_bytes(rows->to_rows, rows->columns), error);
+    if (status != KV_OK) {
+        return status;
+    }
+    char *memory = (char *)cuda->rows_in.memory;
+    cuda_quantise_t quantise = *rows;
+    quantise.to = (uint8_t *)memory;
+    quantise.scales = (float *)(memory + cuda_scales_at(rows->to_rows, rows->columns));
+    product->in = quantise.to;
+    product->in_scales = quantise.scales;
+    return cuda_quantise(cuda_opaque(cuda->compute), &quantise, error);
+}
+
+/* The tiles' rows, which prefill has in bf16, as e4m3. */
+static kv_status_t quantise_tiles(cuda_device_t *cuda, cuda_product_t *product, kv_error_t *error)
+{
+    cuda_quantise_t quantise = {};
+    quantise.from = product->in;
+    quantise.from_element = KV_ELEMENT_BF16;
+    quantise.columns = product->columns;
+    quantise.rows.count = quantise.to_rows = product->tile_count * product->tile_rows;
+    return quantise_operand(cuda, &quantise, product, error);
 }
 
 static void call_product_tiles(kv_device_t *device, const kv_matrix_t *matrix, const void *in,
@@ -109,30 +135,51 @@ static void call_product_tiles(kv_device_t *device, const kv_matrix_t *matrix, c
                    end_row = rows.first + rows.count;
     cuda_product_t product = product_of(matrix, CUDA_PRODUCT_ROWS, CUDA_PRODUCT_TILES);
     product.tile_count = (end_row - first + CUDA_PRODUCT_ROWS - 1) / CUDA_PRODUCT_ROWS;
+    const bool e4m3 = matrix->element == KV_ELEMENT_E4M3;
     product.in =
-        (const char *)in + (size_t)first * matrix->columns * element_bytes(matrix->element);
+        (const char *)in + (size_t)first * matrix->columns *
+                               cuda_element_bytes(e4m3 ? KV_ELEMENT_BF16 : matrix->element);
     product.out = out + (size_t)first * matrix->rows;
     product.accumulate = accumulate;
-    cuda_pass_end(cuda,
-        cuda->products_ops->run(cuda->products, cuda_opaque(cuda->compute), &product, &error),
-        &error);
+    kv_status_t status = e4m3 ? quantise_tiles(cuda, &product, &error) : KV_OK;
+    if (status == KV_OK) {
+        status =
+            cuda->products_ops->run(cuda->products, cuda_opaque(cuda->compute), &product, &error);
+    }
+    cuda_pass_end(cuda, status, &error);
 }
 
-/* Single rows in bf16 go in a tile of their own: it holds what they are rounded to, and what comes
- * out goes to them alone, since behind the last one there may be no room. */
+/* Single rows into a tile of their own, as the product reads them. */
+static kv_status_t fill_tile(cuda_device_t *cuda, const float *in, kv_rows_t rows,
+    cuda_product_t *product, kv_error_t *error)
+{
+    if (product->element == KV_ELEMENT_E4M3) {
+        cuda_quantise_t quantise = {};
+        quantise.from = in;
+        quantise.from_element = KV_ELEMENT_F32;
+        quantise.columns = product->columns;
+        quantise.rows = rows;
+        quantise.to_rows = product->tile_rows;
+        return quantise_operand(cuda, &quantise, product, error);
+    }
+    cuda_rows_in_t rows_in = {};
+    rows_in.in = in;
+    rows_in.to = cuda->rows_in.memory;
+    rows_in.columns = product->columns;
+    rows_in.tile_rows = product->tile_rows;
+    rows_in.rows = rows;
+    product->in = rows_in.to;
+    return cuda_rows_in(cuda_opaque(cuda->compute), &rows_in, error);
+}
+
+/* Single rows in bf16 or e4m3 go in a tile of their own: it holds what they are rounded to, and
+ * what comes out goes to them alone, since behind the last one there may be no room. */
 static kv_status_t product_some(cuda_device_t *cuda, const kv_matrix_t *matrix, const float *in,
     kv_rows_t rows, bool accumulate, float *out, kv_error_t *error)
 {
     cuda_stream_t *stream = cuda_opaque(cuda->compute);
-    cuda_rows_in_t rows_in = {};
-    rows_in.in = in;
-    rows_in.to = cuda->rows_in.memory;
-    rows_in.columns = matrix->columns;
-    rows_in.tile_rows = CUDA_DECODE_ROWS;
-    rows_in.rows = rows;
     cuda_product_t product = product_of(matrix, CUDA_DECODE_ROWS, 1);
     product.tile_count = 1;
-    product.in = cuda->rows_in.memory;
     product.out = (float *)cuda->rows_out.memory;
     cuda_rows_out_t rows_out = {};
     rows_out.from = (const float *)cuda->rows_out.memory;
@@ -140,7 +187,7 @@ static kv_status_t product_some(cuda_device_t *cuda, const kv_matrix_t *matrix, 
     rows_out.columns = matrix->rows;
     rows_out.rows = rows;
     rows_out.accumulate = accumulate;
-    kv_status_t status = cuda_rows_in(stream, &rows_in, error);
+    kv_status_t status = fill_tile(cuda, in, rows, &product, error);
     if (status == KV_OK) {
         status = cuda->products_ops->run(cuda->products, stream, &product, error);
     }

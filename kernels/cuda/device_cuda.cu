@@ -19,10 +19,26 @@
 
 enum { SM_MIN = 80 };
 
-static void device_describe(const kv_device_t *device, bool f32, kv_arithmetic_t *arithmetic_out)
+kv_status_t cuda_refuse_fp8(const cuda_device_t *cuda, kv_error_t *error)
+{
+    return kv_fail(error, KV_INVALID,
+        "gpu %d is of compute capability %d.%d and has no fp8 products, which 8.9 is the least "
+        "for: turn model.fp8 off",
+        cuda->ordinal, cuda->sm / 10, cuda->sm % 10);
+}
+
+static kv_status_t device_describe(const kv_device_t *device, bool f32, bool fp8,
+    kv_arithmetic_t *arithmetic_out, kv_error_t *error)
 {
     const cuda_device_t *cuda = (const cuda_device_t *)device;
-    const char *products = cuda->products_ops->name(cuda->products), *type = f32 ? "f32" : "bf16";
+    if (fp8 && cuda->sm < CUDA_FP8_CHIP) {
+        return cuda_refuse_fp8(cuda, error);
+    }
+    const char *products = cuda->products_ops->name(
+                   cuda->products, fp8 ? KV_ELEMENT_E4M3 : KV_ELEMENT_BF16),
+               *type = f32   ? "f32"
+                       : fp8 ? "fp8"
+                             : "bf16";
     kv_arithmetic_t arithmetic = {};
     arithmetic.tile_rows = CUDA_PRODUCT_ROWS;
     arithmetic.operand = f32 ? KV_ELEMENT_F32 : KV_ELEMENT_BF16;
@@ -34,6 +50,7 @@ static void device_describe(const kv_device_t *device, bool f32, kv_arithmetic_t
     snprintf(arithmetic.decode, sizeof arithmetic.decode, DEVICE_NAME "/decode/%s/%s/sm%dx%d/v1",
         f32 ? "rows" : products, type, cuda->sm, cuda->processors);
     *arithmetic_out = arithmetic;
+    return KV_OK;
 }
 
 static void device_title(const kv_device_t *device, char *text_out, size_t bytes)
@@ -170,7 +187,7 @@ static kv_status_t open_products(cuda_device_t *cuda, kv_error_t *error)
     }
     cuda->products_ops = wanted != nullptr && strcmp(wanted, "plain") == 0 ? &cuda_products_plain
                                                                            : &cuda_products_lt;
-    return cuda->products_ops->open(&cuda->products, error);
+    return cuda->products_ops->open(cuda->sm, &cuda->products, error);
 }
 
 static kv_status_t open_device(uint32_t number, kv_device_t **device_out, kv_error_t *error)

@@ -30,6 +30,8 @@ enum {
     CUDA_LANES = 8,
     CUDA_PINS_MAX = 4096,
     CUDA_TABLES_MAX = 4,
+    CUDA_ALIGNMENT_BYTES = 256, /* of every matrix */
+    CUDA_FP8_CHIP = 89,         /* the first that multiplies e4m3 */
 };
 #define CUDA_LANE_BYTES ((size_t)8 << 20)        /* of device memory, to gather in */
 #define CUDA_PIN_CHUNK_BYTES ((size_t)256 << 20) /* registered at once */
@@ -164,10 +166,28 @@ kv_status_t cuda_upload_sequences(cuda_device_t *cuda, const kv_sequence_t *sequ
 
 /* ---- matrix.cu ---- */
 
+static inline size_t cuda_element_bytes(kv_element_t element)
+{
+    return element == KV_ELEMENT_E4M3 ? 1 : element == KV_ELEMENT_BF16 ? 2 : 4;
+}
+
+/* Bytes of rows of e4m3, behind which their scales begin, and of both. */
+static inline size_t cuda_scales_at(size_t rows, size_t columns)
+{
+    return (rows * columns + CUDA_ALIGNMENT_BYTES - 1) / CUDA_ALIGNMENT_BYTES *
+           CUDA_ALIGNMENT_BYTES;
+}
+
+static inline size_t cuda_e4m3_bytes(size_t rows, size_t columns)
+{
+    return cuda_scales_at(rows, columns) + rows * sizeof(float);
+}
+
 struct kv_matrix {
     uint32_t rows, columns;
     kv_element_t element;
     void *weights; /* device: [rows][columns] */
+    float *scales; /* device: [rows] behind the weights; of e4m3 alone */
     size_t bytes;
 };
 
@@ -179,6 +199,9 @@ size_t cuda_matrix_bytes(const kv_matrix_t *matrix);
 /* ---- calls.cu, draw.cu ---- */
 
 void cuda_calls_fill(kv_device_ops_t *ops);
+
+/* KV_INVALID: what the chip lacks for products of e4m3. */
+kv_status_t cuda_refuse_fp8(const cuda_device_t *cuda, kv_error_t *error);
 
 /* true: the pass goes on. */
 bool cuda_pass_begin(cuda_device_t *cuda);
@@ -217,7 +240,7 @@ struct cuda_device {
     cuda_uploads_t uploads;
     const cuda_products_ops_t *products_ops;
     cuda_products_t *products;
-    cuda_scratch_t rows_in, rows_out; /* of products over single rows */
+    cuda_scratch_t rows_in, rows_out; /* of products over single rows; rows_in: of all of e4m3 */
     cuda_scratch_t partial;           /* of attention by segments */
 };
 

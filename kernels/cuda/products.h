@@ -10,7 +10,7 @@
  * Threads: one.
  * Errors: KV_FATAL with the library's status.
  * Limits: columns are a multiple of 32; matrices begin on 256 bytes, which is what cuBLASLt
- * chooses its algorithms for. */
+ * chooses its algorithms for; of e4m3 rows of weights are a multiple of 16. */
 #ifndef KV_KERNELS_CUDA_PRODUCTS_H
 #define KV_KERNELS_CUDA_PRODUCTS_H
 
@@ -32,14 +32,17 @@ typedef struct {
     uint32_t tile_rows, tile_count;
     uint32_t tiles_max; /* computed at once: part of what chooses the instructions, as tile_rows */
     bool accumulate;    /* out += instead of out = */
+    const float *weight_scales, *in_scales; /* of e4m3: [rows], [tile_count x tile_rows] */
 } cuda_product_t;
 
 typedef struct {
-    kv_status_t (*open)(cuda_products_t **products_out, kv_error_t *error);
+    /* chip: 90 for compute capability 9.0. */
+    kv_status_t (*open)(int chip, cuda_products_t **products_out, kv_error_t *error);
     void (*close)(cuda_products_t *products);
 
-    /* "lt130100": which arithmetic this is, at most 15 bytes. */
-    const char *(*name)(const cuda_products_t *products);
+    /* "lt130100": which arithmetic this is, at most 15 bytes; with an "o" where it is e4m3's and
+     * the library multiplies with the scales itself. */
+    const char *(*name)(const cuda_products_t *products, kv_element_t element);
 
     /* Chooses how it is computed, once for each shape; only element, rows, columns, tile_rows and
      * tiles_max are looked at. run does it where nobody did. */

@@ -8,10 +8,16 @@
  * room grows with the batch. An algorithm chosen for the largest batch is asked whether it takes a
  * single tile too.
  *
+ * e4m3: a scale for each row of either operand. From cuBLASLt 12.9 on the library multiplies with
+ * them itself on chips of 9.0 ("outer vectors"), tile by tile, since they know no batch; elsewhere
+ * sums go to a scratch, and from there scaled to where they belong. Which it is, is asked once, and
+ * is part of the arithmetic's name.
+ *
  * Tolerance against the plain twin: 1e-5 x columns^0.5 of the largest |in| x |weight| in f32; the
- * operands of a bf16 product are the same bf16 numbers there and here. */
+ * operands of a bf16 or e4m3 product are the same numbers there and here. */
 #include "kernels/cuda/products.h"
 
+#include "kernels/cuda/quantise.h"
 #include "kernels/cuda/runtime.h"
 
 #include "base/memory.h"
@@ -25,7 +31,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { SHAPES_MAX = 64, NAME_BYTES = 16, CANDIDATES = 8 };
+enum {
+    SHAPES_MAX = 64,
+    NAME_BYTES = 16,
+    CANDIDATES = 8,
+    UNSCALED_TILES = 4, /* of e4m3 at once, through the scratch */
+    OUTER_CHIP = 90,
+    OUTER_VERSION = 120900,
+};
 #define WORKSPACE_BYTES ((size_t)32 << 20)
 
 /* What the algorithm was chosen for. */
@@ -38,11 +51,14 @@ typedef struct {
 struct cuda_products {
     cublasLtHandle_t handle;
     cublasLtMatmulDesc_t description; /* the same for every shape */
+    cublasLtMatmulDesc_t outer;       /* with scales for rows; NULL: not on this chip */
     cublasLtMatmulPreference_t preference;
     void *workspace;
+    void *unscaled; /* f32 sums of e4m3, where there is no outer */
+    size_t unscaled_bytes;
     shape_t shapes[SHAPES_MAX];
     uint32_t shape_count;
-    char name[NAME_BYTES];
+    char name[NAME_BYTES], outer_name[NAME_BYTES];
 };
 
 typedef struct {
@@ -60,6 +76,30 @@ static kv_status_t check(cublasStatus_t code, const char *call, kv_error_t *erro
         return kv_fail(
             error, KV_FATAL, "%s failed: %s (%d)", call, cublasLtGetStatusName(code), (int)code);
     }
+}
+
+static kv_status_t allocate(size_t bytes, void **memory_out, kv_error_t *error)
+{
+    const cudaError_t code = cudaMalloc(memory_out, bytes);
+    if (code == cudaSuccess) {
+        return KV_OK;
+    }
+    (void)cudaGetLastError();
+    *memory_out = nullptr;
+    return kv_fail(
+        error, KV_NO_SPACE, "cudaMalloc of %zu bytes failed: %s", bytes, cudaGetErrorString(code));
+}
+
+static size_t element_bytes(kv_element_t element)
+{
+    return element == KV_ELEMENT_E4M3 ? 1 : element == KV_ELEMENT_BF16 ? 2 : 4;
+}
+
+static cudaDataType_t type_of(kv_element_t element)
+{
+    return element == KV_ELEMENT_E4M3   ? CUDA_R_8F_E4M3
+           : element == KV_ELEMENT_BF16 ? CUDA_R_16BF
+                                        : CUDA_R_32F;
 }
 
 /* ---- layouts ---- */
@@ -97,7 +137,7 @@ static kv_status_t make_layout(cudaDataType_t type, uint32_t rows, uint32_t colu
 static kv_status_t make_layouts(
     const cuda_product_t *product, uint32_t tile_count, layouts_t *layouts_out, kv_error_t *error)
 {
-    const cudaDataType_t type = product->element == KV_ELEMENT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+    const cudaDataType_t type = type_of(product->element);
     const int64_t tile_rows = product->tile_rows;
     layouts_t layouts = {};
     kv_status_t status = make_layout(
@@ -119,6 +159,33 @@ static kv_status_t make_layouts(
 }
 
 /* ---- algorithms ---- */
+
+static bool is_outer(const cuda_products_t *products, const cuda_product_t *product)
+{
+    return product->element == KV_ELEMENT_E4M3 && products->outer != nullptr;
+}
+
+static bool is_unscaled(const cuda_products_t *products, const cuda_product_t *product)
+{
+    return product->element == KV_ELEMENT_E4M3 && products->outer == nullptr;
+}
+
+static cublasLtMatmulDesc_t description_of(
+    const cuda_products_t *products, const cuda_product_t *product)
+{
+    return is_outer(products, product) ? products->outer : products->description;
+}
+
+/* The product as it is computed: so many of its tiles at once. */
+static cuda_product_t as_computed(const cuda_products_t *products, const cuda_product_t *product)
+{
+    const uint32_t most = is_outer(products, product)      ? 1
+                          : is_unscaled(products, product) ? (uint32_t)UNSCALED_TILES
+                                                           : product->tiles_max;
+    cuda_product_t computed = *product;
+    computed.tiles_max = product->tiles_max < most ? product->tiles_max : most;
+    return computed;
+}
 
 static const shape_t *find_shape(const cuda_products_t *products, const cuda_product_t *product)
 {
@@ -156,7 +223,7 @@ static kv_status_t list_algorithms(cuda_products_t *products, const cuda_product
         return status;
     }
     const cublasStatus_t code = cublasLtMatmulAlgoGetHeuristic(products->handle,
-        products->description, layouts.weights, layouts.in, layouts.out, layouts.out,
+        description_of(products, product), layouts.weights, layouts.in, layouts.out, layouts.out,
         products->preference, CANDIDATES, results_out, count_out);
     destroy_layouts(&layouts);
     if (code == CUBLAS_STATUS_NOT_SUPPORTED) { /* none at all */
@@ -167,14 +234,15 @@ static kv_status_t list_algorithms(cuda_products_t *products, const cuda_product
 }
 
 /* Whether it computes one tile too, and with the workspace that there is. */
-static bool takes_one(cuda_products_t *products, const layouts_t *one,
-    const cublasLtMatmulHeuristicResult_t *candidate)
+static bool takes_one(cuda_products_t *products, const cuda_product_t *product,
+    const layouts_t *one, const cublasLtMatmulHeuristicResult_t *candidate)
 {
     cublasLtMatmulHeuristicResult_t result = {};
     return candidate->state == CUBLAS_STATUS_SUCCESS &&
            candidate->workspaceSize <= WORKSPACE_BYTES &&
-           cublasLtMatmulAlgoCheck(products->handle, products->description, one->weights, one->in,
-               one->out, one->out, &candidate->algo, &result) == CUBLAS_STATUS_SUCCESS &&
+           cublasLtMatmulAlgoCheck(products->handle, description_of(products, product),
+               one->weights, one->in, one->out, one->out, &candidate->algo,
+               &result) == CUBLAS_STATUS_SUCCESS &&
            result.workspaceSize <= WORKSPACE_BYTES;
 }
 
@@ -192,7 +260,7 @@ static kv_status_t choose(cuda_products_t *products, const cuda_product_t *produ
         return status;
     }
     int at = 0;
-    while (at < count && !takes_one(products, &one, &results[at])) {
+    while (at < count && !takes_one(products, product, &one, &results[at])) {
         at++;
     }
     destroy_layouts(&one);
@@ -206,7 +274,25 @@ static kv_status_t choose(cuda_products_t *products, const cuda_product_t *produ
     return KV_OK;
 }
 
-static kv_status_t lt_prepare(
+/* The scratch for sums that are to be scaled. The runtime waits before it frees. */
+static kv_status_t reserve_unscaled(
+    cuda_products_t *products, const cuda_product_t *product, kv_error_t *error)
+{
+    const size_t bytes =
+        (size_t)product->tiles_max * product->tile_rows * product->rows * sizeof(float);
+    if (!is_unscaled(products, product) || bytes <= products->unscaled_bytes) {
+        return KV_OK;
+    }
+    (void)cudaFree(products->unscaled);
+    products->unscaled = nullptr;
+    products->unscaled_bytes = 0;
+    kv_status_t status = allocate(bytes, &products->unscaled, error);
+    products->unscaled_bytes = status == KV_OK ? bytes : 0;
+    return status;
+}
+
+/* product: as it is computed. */
+static kv_status_t prepare_computed(
     cuda_products_t *products, const cuda_product_t *product, kv_error_t *error)
 {
     if (find_shape(products, product) != nullptr) {
@@ -216,7 +302,10 @@ static kv_status_t lt_prepare(
         return kv_fail(error, KV_FATAL, "products of more than %d shapes", (int)SHAPES_MAX);
     }
     shape_t *shape = &products->shapes[products->shape_count];
-    kv_status_t status = choose(products, product, &shape->algorithm, error);
+    kv_status_t status = reserve_unscaled(products, product, error);
+    if (status == KV_OK) {
+        status = choose(products, product, &shape->algorithm, error);
+    }
     if (status == KV_OK) {
         shape->element = product->element;
         shape->rows = product->rows;
@@ -228,39 +317,96 @@ static kv_status_t lt_prepare(
     return status;
 }
 
+static kv_status_t lt_prepare(
+    cuda_products_t *products, const cuda_product_t *product, kv_error_t *error)
+{
+    const cuda_product_t computed = as_computed(products, product);
+    return prepare_computed(products, &computed, error);
+}
+
+/* Where the scales of rows lie; the library reads them when the product runs. */
+static kv_status_t point_to_scales(cublasLtMatmulDesc_t description, const void *weight_scales,
+    const void *in_scales, kv_error_t *error)
+{
+    kv_status_t status =
+        check(cublasLtMatmulDescSetAttribute(description, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER,
+                  &weight_scales, sizeof weight_scales),
+            "cublasLtMatmulDescSetAttribute", error);
+    if (status == KV_OK) {
+        status = check(cublasLtMatmulDescSetAttribute(description,
+                           CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &in_scales, sizeof in_scales),
+            "cublasLtMatmulDescSetAttribute", error);
+    }
+    return status;
+}
+
 /* At most as many tiles as the algorithm was chosen for. */
-static kv_status_t run_batch(cuda_products_t *products, cuda_stream_t *stream,
+static kv_status_t multiply_batch(cuda_products_t *products, cuda_stream_t *stream,
     const cuda_product_t *product, const cublasLtMatmulAlgo_t *algorithm, kv_error_t *error)
 {
     layouts_t layouts;
-    kv_status_t status = make_layouts(product, product->tile_count, &layouts, error);
+    cublasLtMatmulDesc_t description = description_of(products, product);
+    kv_status_t status =
+        is_outer(products, product)
+            ? point_to_scales(description, product->weight_scales, product->in_scales, error)
+            : KV_OK;
+    if (status == KV_OK) {
+        status = make_layouts(product, product->tile_count, &layouts, error);
+    }
     if (status != KV_OK) {
         return status;
     }
     const float one = 1, scale = product->accumulate ? 1 : 0;
-    status = check(cublasLtMatmul(products->handle, products->description, &one, product->weights,
-                       layouts.weights, product->in, layouts.in, &scale, product->out, layouts.out,
-                       product->out, layouts.out, algorithm, products->workspace, WORKSPACE_BYTES,
-                       (cudaStream_t)stream),
+    status = check(
+        cublasLtMatmul(products->handle, description, &one, product->weights, layouts.weights,
+            product->in, layouts.in, &scale, product->out, layouts.out, product->out, layouts.out,
+            algorithm, products->workspace, WORKSPACE_BYTES, (cudaStream_t)stream),
         "cublasLtMatmul", error);
     destroy_layouts(&layouts);
     return status;
 }
 
+/* Sums to the scratch, and scaled from there. */
+static kv_status_t multiply_unscaled(cuda_products_t *products, cuda_stream_t *stream,
+    const cuda_product_t *product, const cublasLtMatmulAlgo_t *algorithm, kv_error_t *error)
+{
+    cuda_product_t sums = *product;
+    sums.out = (float *)products->unscaled;
+    sums.accumulate = false;
+    kv_status_t status = multiply_batch(products, stream, &sums, algorithm, error);
+    if (status != KV_OK) {
+        return status;
+    }
+    cuda_rescale_t rescale = {};
+    rescale.from = sums.out;
+    rescale.out = product->out;
+    rescale.rows = product->tile_count * product->tile_rows;
+    rescale.columns = product->rows;
+    rescale.row_scales = product->in_scales;
+    rescale.column_scales = product->weight_scales;
+    rescale.accumulate = product->accumulate;
+    return cuda_rescale(stream, &rescale, error);
+}
+
 static kv_status_t lt_run(cuda_products_t *products, cuda_stream_t *stream,
     const cuda_product_t *product, kv_error_t *error)
 {
-    kv_status_t status = lt_prepare(products, product, error);
-    const shape_t *shape = find_shape(products, product);
-    const size_t element_bytes = product->element == KV_ELEMENT_BF16 ? 2 : 4;
-    cuda_product_t batch = *product;
+    cuda_product_t batch = as_computed(products, product);
+    kv_status_t status = prepare_computed(products, &batch, error);
+    const shape_t *shape = find_shape(products, &batch);
     for (uint32_t at = 0; at < product->tile_count && status == KV_OK; at += batch.tile_count) {
         const uint32_t left = product->tile_count - at;
         const size_t row = (size_t)at * product->tile_rows;
-        batch.tile_count = left < product->tiles_max ? left : product->tiles_max;
-        batch.in = (const char *)product->in + row * product->columns * element_bytes;
+        batch.tile_count = left < batch.tiles_max ? left : batch.tiles_max;
+        batch.in =
+            (const char *)product->in + row * product->columns * element_bytes(product->element);
+        if (product->in_scales != nullptr) {
+            batch.in_scales = product->in_scales + row;
+        }
         batch.out = product->out + row * product->rows;
-        status = run_batch(products, stream, &batch, &shape->algorithm, error);
+        status = is_unscaled(products, product)
+                     ? multiply_unscaled(products, stream, &batch, &shape->algorithm, error)
+                     : multiply_batch(products, stream, &batch, &shape->algorithm, error);
     }
     return status;
 }
@@ -275,26 +421,73 @@ static void lt_close(cuda_products_t *products)
     if (products->preference != nullptr) {
         (void)cublasLtMatmulPreferenceDestroy(products->preference);
     }
+    if (products->outer != nullptr) {
+        (void)cublasLtMatmulDescDestroy(products->outer);
+    }
     if (products->description != nullptr) {
         (void)cublasLtMatmulDescDestroy(products->description);
     }
     if (products->handle != nullptr) {
         (void)cublasLtDestroy(products->handle);
     }
+    (void)cudaFree(products->unscaled);
     (void)cudaFree(products->workspace);
     free(products);
 }
 
-static kv_status_t describe(cuda_products_t *products, kv_error_t *error)
+static kv_status_t describe(cublasLtMatmulDesc_t *description_out, kv_error_t *error)
 {
     const cublasOperation_t turned = CUBLAS_OP_T;
     kv_status_t status =
-        check(cublasLtMatmulDescCreate(&products->description, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+        check(cublasLtMatmulDescCreate(description_out, CUBLAS_COMPUTE_32F, CUDA_R_32F),
             "cublasLtMatmulDescCreate", error);
     if (status == KV_OK) {
-        status = check(cublasLtMatmulDescSetAttribute(products->description,
-                           CUBLASLT_MATMUL_DESC_TRANSA, &turned, sizeof turned),
+        status = check(cublasLtMatmulDescSetAttribute(
+                           *description_out, CUBLASLT_MATMUL_DESC_TRANSA, &turned, sizeof turned),
             "cublasLtMatmulDescSetAttribute", error);
+    }
+    return status;
+}
+
+static kv_status_t describe_outer(cuda_products_t *products, kv_error_t *error)
+{
+    const int32_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    kv_status_t status = describe(&products->outer, error);
+    if (status == KV_OK) {
+        status = check(cublasLtMatmulDescSetAttribute(
+                           products->outer, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode, sizeof mode),
+            "cublasLtMatmulDescSetAttribute", error);
+    }
+    if (status == KV_OK) {
+        status = check(cublasLtMatmulDescSetAttribute(
+                           products->outer, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode, sizeof mode),
+            "cublasLtMatmulDescSetAttribute", error);
+    }
+    /* Algorithms are chosen for scales that are somewhere. */
+    return status == KV_OK
+               ? point_to_scales(products->outer, products->workspace, products->workspace, error)
+               : status;
+}
+
+/* Whether the library scales rows itself: asked for some product that every chip could do. */
+static kv_status_t find_outer(cuda_products_t *products, int chip, kv_error_t *error)
+{
+    if (chip != OUTER_CHIP || cublasLtGetVersion() < OUTER_VERSION) {
+        return KV_OK;
+    }
+    cuda_product_t some = {};
+    some.element = KV_ELEMENT_E4M3;
+    some.rows = some.columns = some.tile_rows = 128;
+    some.tiles_max = 1;
+    cublasLtMatmulHeuristicResult_t results[CANDIDATES] = {};
+    int count = 0;
+    kv_status_t status = describe_outer(products, error);
+    if (status == KV_OK) {
+        status = list_algorithms(products, &some, results, &count, error);
+    }
+    if (status == KV_OK && count == 0) {
+        (void)cublasLtMatmulDescDestroy(products->outer);
+        products->outer = nullptr;
     }
     return status;
 }
@@ -313,24 +506,23 @@ static kv_status_t prefer(cuda_products_t *products, kv_error_t *error)
     return status;
 }
 
-static kv_status_t lt_open(cuda_products_t **products_out, kv_error_t *error)
+static kv_status_t lt_open(int chip, cuda_products_t **products_out, kv_error_t *error)
 {
     cuda_products_t *products = (cuda_products_t *)kv_allocate(sizeof *products);
     snprintf(products->name, sizeof products->name, "lt%zu", cublasLtGetVersion());
+    snprintf(products->outer_name, sizeof products->outer_name, "lt%zuo", cublasLtGetVersion());
     kv_status_t status = check(cublasLtCreate(&products->handle), "cublasLtCreate", error);
     if (status == KV_OK) {
-        status = describe(products, error);
+        status = describe(&products->description, error);
     }
     if (status == KV_OK) {
         status = prefer(products, error);
     }
     if (status == KV_OK) {
-        const cudaError_t code = cudaMalloc(&products->workspace, WORKSPACE_BYTES);
-        if (code != cudaSuccess) {
-            (void)cudaGetLastError();
-            status = kv_fail(error, KV_NO_SPACE, "cudaMalloc of %zu bytes failed: %s",
-                WORKSPACE_BYTES, cudaGetErrorString(code));
-        }
+        status = allocate(WORKSPACE_BYTES, &products->workspace, error);
+    }
+    if (status == KV_OK) {
+        status = find_outer(products, chip, error);
     }
     if (status != KV_OK) {
         lt_close(products);
@@ -340,9 +532,10 @@ static kv_status_t lt_open(cuda_products_t **products_out, kv_error_t *error)
     return KV_OK;
 }
 
-static const char *lt_name(const cuda_products_t *products)
+static const char *lt_name(const cuda_products_t *products, kv_element_t element)
 {
-    return products->name;
+    return element == KV_ELEMENT_E4M3 && products->outer != nullptr ? products->outer_name
+                                                                    : products->name;
 }
 
 const cuda_products_ops_t cuda_products_lt = {lt_open, lt_close, lt_name, lt_prepare, lt_run};

@@ -40,6 +40,11 @@ static __device__ __forceinline__ float load(const __nv_bfloat16 *from)
     return __bfloat162float(*from);
 }
 
+static __device__ __forceinline__ float load(const __nv_fp8_e4m3 *from)
+{
+    return (float)*from;
+}
+
 /* Rows first to first + count - 1 of from[][columns], columns at to at + STEP - 1, into shared
  * memory; rows past row_count are zero. */
 template <typename element_t>
@@ -85,7 +90,11 @@ static __global__ void __launch_bounds__(THREADS) product_kernel(const cuda_prod
                            column = first_weight + weight + j * (WEIGHTS / THREAD_WEIGHTS);
             if (out_row < row_count && column < product.rows) {
                 float *out = product.out + (size_t)out_row * product.rows + column;
-                *out = product.accumulate ? *out + sums[i][j] : sums[i][j];
+                float sum = sums[i][j];
+                if (product.element == KV_ELEMENT_E4M3) {
+                    sum *= product.in_scales[out_row] * product.weight_scales[column];
+                }
+                *out = product.accumulate ? *out + sum : sum;
             }
         }
     }
@@ -100,11 +109,19 @@ static kv_status_t plain_run(cuda_products_t *products, cuda_stream_t *stream,
     }
     const dim3 grid(cuda_blocks((size_t)product->tile_rows * product->tile_count, OUT_ROWS),
         cuda_blocks(product->rows, WEIGHTS));
-    const cudaError_t code = product->element == KV_ELEMENT_BF16
-                                 ? KV_LAUNCH((product_kernel<__nv_bfloat16>), grid, dim3(THREADS),
-                                       0, cuda_stream_of(stream), *product)
-                                 : KV_LAUNCH((product_kernel<float>), grid, dim3(THREADS), 0,
-                                       cuda_stream_of(stream), *product);
+    const cudaStream_t to = cuda_stream_of(stream);
+    cudaError_t code = cudaErrorInvalidValue;
+    switch (product->element) {
+    case KV_ELEMENT_F32:
+        code = KV_LAUNCH((product_kernel<float>), grid, dim3(THREADS), 0, to, *product);
+        break;
+    case KV_ELEMENT_BF16:
+        code = KV_LAUNCH((product_kernel<__nv_bfloat16>), grid, dim3(THREADS), 0, to, *product);
+        break;
+    case KV_ELEMENT_E4M3:
+        code = KV_LAUNCH((product_kernel<__nv_fp8_e4m3>), grid, dim3(THREADS), 0, to, *product);
+        break;
+    }
     return cuda_launched("product", code, error);
 }
 
@@ -117,8 +134,9 @@ static kv_status_t plain_prepare(
     return KV_OK;
 }
 
-static kv_status_t plain_open(cuda_products_t **products_out, kv_error_t *error)
+static kv_status_t plain_open(int chip, cuda_products_t **products_out, kv_error_t *error)
 {
+    (void)chip;
     (void)error;
     cuda_products_t *products = (cuda_products_t *)kv_allocate(sizeof *products);
     memcpy(products->name, "plain", sizeof "plain");
@@ -131,8 +149,9 @@ static void plain_close(cuda_products_t *products)
     free(products);
 }
 
-static const char *plain_name(const cuda_products_t *products)
+static const char *plain_name(const cuda_products_t *products, kv_element_t element)
 {
+    (void)element;
     return products->name;
 }
 

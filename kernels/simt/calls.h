@@ -23,6 +23,9 @@ cudaError_t kv_simt_answer(cudaError_t error);
 void kv_simt_break(cudaError_t error);
 cudaError_t kv_simt_broken(void);
 
+/* The compute capability that the device says it has, 90 for 9.0. */
+int kv_simt_chip(void);
+
 /* How long the next operation is delayed. */
 uint32_t kv_simt_next_delay_us(void);
 

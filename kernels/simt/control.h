@@ -12,6 +12,7 @@
  *   KVIST_SIMT_DELAY   microseconds that an operation may be delayed by
  *   KVIST_SIMT_SEED    of delays and of the order of threads, warps and blocks
  *   KVIST_SIMT_MEMORY  MiB of device memory
+ *   KVIST_SIMT_CHIP    the compute capability it says it has, read whenever it is asked: 90 for 9.0
  *   KVIST_SIMT_CONTROL a folder: control from outside
  *
  * Control from outside. In that folder each process that loads the stand-in listens at PID.sock

@@ -18,6 +18,8 @@ struct kv_simt_blas {
 
 struct kv_simt_blas_description {
     cublasOperation_t a, b;
+    int32_t a_scale_mode, b_scale_mode;
+    const float *a_scales, *b_scales; /* of OUTER_VEC_32F: for rows of a, columns of b */
 };
 
 struct kv_simt_blas_layout {
@@ -47,6 +49,7 @@ typedef struct {
     unsigned char *d;
     struct kv_simt_blas_layout c_layout, d_layout;
     float alpha, beta;
+    const float *left_scales, *right_scales; /* NULL: 1 */
 } product_t;
 
 /* ---- elements ---- */
@@ -104,6 +107,10 @@ static void widen(
                 memcpy(&bits, from + 2 * k, sizeof bits);
                 row[k] = kv_bf16_to_float(bits);
             }
+        } else if (side->type == CUDA_R_8F_E4M3 && side->step == 1) {
+            for (size_t k = 0; k < depth; k++) {
+                row[k] = kv_e4m3_to_float(side->data[at + k]);
+            }
         } else {
             for (size_t k = 0; k < depth; k++) {
                 row[k] = load(side->data, side->type, at + k * side->step);
@@ -130,8 +137,20 @@ static void finish_panel_f32(
     }
 }
 
-static void finish_panel(const product_t *product, const float *sums, size_t first, size_t count)
+static void scale_panel(const product_t *product, float *sums, size_t first, size_t count)
 {
+    for (size_t j = 0; j < product->right_count; j++) {
+        for (size_t i = 0; i < count; i++) {
+            sums[j * PANEL_ROWS + i] *= product->left_scales[first + i] * product->right_scales[j];
+        }
+    }
+}
+
+static void finish_panel(const product_t *product, float *sums, size_t first, size_t count)
+{
+    if (product->left_scales != NULL) {
+        scale_panel(product, sums, first, count);
+    }
     if (product->c_layout.type == CUDA_R_32F && product->d_layout.type == CUDA_R_32F) {
         finish_panel_f32(product, sums, first, count);
         return;
@@ -190,6 +209,40 @@ static void multiply_bf16(const product_t *product, float *sums)
     kv_product_unpack(&packed);
 }
 
+static bool takes_e4m3(const product_t *product)
+{
+    return product->left.type == CUDA_R_8F_E4M3 && product->right.type == CUDA_R_8F_E4M3 &&
+           product->left.step == 1 && product->right.step == 1 &&
+           kv_product_takes_bf16(product->left_count, product->depth);
+}
+
+/* Rows of e4m3, each of which bf16 has too, as bf16; allocated. */
+static uint16_t *bf16_of_e4m3(const side_t *side, size_t count, size_t depth)
+{
+    uint16_t table[256], *rows = kv_allocate_array(count * depth + 1, sizeof *rows);
+    for (size_t i = 0; i < 256; i++) {
+        table[i] = kv_bf16_of_float(kv_e4m3_to_float((uint8_t)i));
+    }
+    for (size_t i = 0; i < count; i++) {
+        for (size_t k = 0; k < depth; k++) {
+            rows[i * depth + k] = table[side->data[i * side->row_stride + k]];
+        }
+    }
+    return rows;
+}
+
+static void multiply_e4m3(const product_t *product, float *sums)
+{
+    uint16_t *left = bf16_of_e4m3(&product->left, product->left_count, product->depth),
+             *right = bf16_of_e4m3(&product->right, product->right_count, product->depth);
+    product_t same = *product;
+    same.left = (side_t){(const unsigned char *)left, CUDA_R_16BF, product->depth, 1};
+    same.right = (side_t){(const unsigned char *)right, CUDA_R_16BF, product->depth, 1};
+    multiply_bf16(&same, sums);
+    free(left);
+    free(right);
+}
+
 /* ---- bounds ---- */
 
 static size_t layout_bytes(const struct kv_simt_blas_layout *layout)
@@ -202,15 +255,28 @@ static size_t layout_bytes(const struct kv_simt_blas_layout *layout)
     return (before + matrix) * element_bytes(layout->type);
 }
 
-static bool covered(const void *data, const struct kv_simt_blas_layout *layout, const char *name)
+static bool covered_bytes(const void *data, size_t bytes, const char *name)
 {
-    size_t bytes = layout_bytes(layout);
     if (bytes == 0 || (kv_simt_memory_is_device(data) && kv_simt_memory_covers(data, bytes))) {
         return true;
     }
     kv_simt_find(KV_SIMT_OUT_OF_BOUNDS,
         "cublasLtMatmul: %zu bytes of %s at %p are not device memory", bytes, name, data);
     return false;
+}
+
+static bool covered(const void *data, const struct kv_simt_blas_layout *layout, const char *name)
+{
+    return covered_bytes(data, layout_bytes(layout), name);
+}
+
+static bool covered_scales(const product_t *product)
+{
+    return product->left_scales == NULL ||
+           (covered_bytes(
+                product->left_scales, product->left_count * sizeof(float), "scales of a") &&
+               covered_bytes(
+                   product->right_scales, product->right_count * sizeof(float), "scales of b"));
 }
 
 /* ---- the enqueued product ---- */
@@ -227,20 +293,23 @@ static int run(void *argument)
     product_t *product = &work->product;
     if (!covered(work->a_data, &work->a, "a") || !covered(work->b_data, &work->b, "b") ||
         !covered(product->d, &product->d_layout, "d") ||
-        (product->beta != 0 && !covered(product->c, &product->c_layout, "c"))) {
+        (product->beta != 0 && !covered(product->c, &product->c_layout, "c")) ||
+        !covered_scales(product)) {
         return KV_SIMT_ILLEGAL_ADDRESS;
     }
     size_t pitch = (product->depth + KV_PRODUCT_LANES - 1) / KV_PRODUCT_LANES * KV_PRODUCT_LANES;
     float *right = kv_allocate_array(product->right_count * pitch + 1, sizeof *right);
     float *left = kv_allocate_array(PANEL_ROWS * pitch + 1, sizeof *left);
     float *sums = kv_allocate_array(product->right_count * PANEL_ROWS + 1, sizeof *sums);
-    bool bf16 = takes_bf16(product);
+    bool bf16 = takes_bf16(product), e4m3 = takes_e4m3(product);
     size_t a_bytes = element_bytes(work->a.type), b_bytes = element_bytes(work->b.type);
     size_t c_bytes = element_bytes(product->c_layout.type);
     size_t d_bytes = element_bytes(product->d_layout.type);
     for (int32_t i = 0; i < product->d_layout.batch_count; i++) {
         if (bf16) {
             multiply_bf16(product, sums);
+        } else if (e4m3) {
+            multiply_e4m3(product, sums);
         } else {
             multiply(product, right, left, sums, pitch);
         }
@@ -322,6 +391,35 @@ static bool algorithm_takes(const cublasLtMatmulAlgo_t *algorithm, const product
            aligned(product->c) && aligned(product->d);
 }
 
+/* ---- what the library has ---- */
+
+static bool is_whole_16_bytes(const struct kv_simt_blas_layout *layout)
+{
+    return layout->rows % 16 == 0 && layout->pitch % 16 == 0;
+}
+
+/* Whether products of these types and scales are there on this chip. */
+static bool is_supported(const struct kv_simt_blas_description *description,
+    const struct kv_simt_blas_layout *a, const struct kv_simt_blas_layout *b,
+    const struct kv_simt_blas_layout *d)
+{
+    enum { FIRST_CHIP = 89, OUTER_CHIP = 90 };
+    const bool e4m3 = a->type == CUDA_R_8F_E4M3,
+               outer = description->a_scale_mode == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    if (e4m3 != (b->type == CUDA_R_8F_E4M3) || (outer && !e4m3) ||
+        description->a_scale_mode != description->b_scale_mode) {
+        return false;
+    }
+    if (!e4m3) {
+        return true;
+    }
+    const bool turned = description->a == CUBLAS_OP_T && description->b == CUBLAS_OP_N,
+               whole = is_whole_16_bytes(a) && is_whole_16_bytes(b) && d->rows % 16 == 0;
+    return turned && whole && kv_simt_chip() >= FIRST_CHIP &&
+           (!outer || (kv_simt_chip() == OUTER_CHIP && d->batch_count == 1 &&
+                          description->a_scales != NULL && description->b_scales != NULL));
+}
+
 /* ---- cuBLASLt's functions ---- */
 
 static cublasStatus_t status_of(cudaError_t error)
@@ -361,9 +459,16 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     product->d_layout = *d_layout;
     memcpy(&product->alpha, alpha, sizeof product->alpha);
     memcpy(&product->beta, beta, sizeof product->beta);
+    if (description->a_scale_mode == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F) {
+        product->left_scales = description->a_scales;
+        product->right_scales = description->b_scales;
+    }
     if (!fits(&work, b_turned ? b_layout->columns : b_layout->rows) ||
         !algorithm_takes(algorithm, product, a, b, workspace, workspace_bytes)) {
         return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    if (!is_supported(description, a_layout, b_layout, d_layout)) {
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     }
     return status_of(kv_simt_enqueue_work(run, &work, sizeof work, stream));
 }
@@ -380,6 +485,9 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle,
     if (handle == NULL || description == NULL || a == NULL || b == NULL || c == NULL || d == NULL ||
         preference == NULL || wanted < 1) {
         return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    if (!is_supported(description, a, b, d)) {
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     }
     bool split = (preference->schemes & CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE) != 0 &&
                  parts_bytes(true, d) <= preference->workspace_bytes;
@@ -400,6 +508,9 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDe
     if (handle == NULL || description == NULL || a == NULL || b == NULL || c == NULL || d == NULL ||
         algorithm->data[0] != ALGORITHM) {
         return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    if (!is_supported(description, a, b, d)) {
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     }
     *result_out = algorithm_result(algorithm->data[1] != 0, d);
     return CUBLAS_STATUS_SUCCESS;
@@ -468,6 +579,36 @@ cublasStatus_t cublasLtMatmulDescCreate(
     return CUBLAS_STATUS_SUCCESS;
 }
 
+/* Where a description keeps an attribute; NULL: nowhere. */
+static void *find_field(struct kv_simt_blas_description *description,
+    cublasLtMatmulDescAttributes_t attribute, size_t *bytes_out)
+{
+    switch (attribute) {
+    case CUBLASLT_MATMUL_DESC_TRANSA:
+        *bytes_out = sizeof description->a;
+        return &description->a;
+    case CUBLASLT_MATMUL_DESC_TRANSB:
+        *bytes_out = sizeof description->b;
+        return &description->b;
+    case CUBLASLT_MATMUL_DESC_A_SCALE_MODE:
+        *bytes_out = sizeof description->a_scale_mode;
+        return &description->a_scale_mode;
+    case CUBLASLT_MATMUL_DESC_B_SCALE_MODE:
+        *bytes_out = sizeof description->b_scale_mode;
+        return &description->b_scale_mode;
+    case CUBLASLT_MATMUL_DESC_A_SCALE_POINTER:
+        *bytes_out = sizeof description->a_scales;
+        return &description->a_scales;
+    case CUBLASLT_MATMUL_DESC_B_SCALE_POINTER:
+        *bytes_out = sizeof description->b_scales;
+        return &description->b_scales;
+    case CUBLASLT_MATMUL_DESC_FAST_ACCUM:
+        break;
+    }
+    *bytes_out = 0;
+    return NULL;
+}
+
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description,
     cublasLtMatmulDescAttributes_t attribute, const void *value, size_t bytes)
 {
@@ -478,13 +619,12 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description,
     if (attribute == CUBLASLT_MATMUL_DESC_FAST_ACCUM) {
         return CUBLAS_STATUS_SUCCESS;
     }
-    cublasOperation_t *operation = attribute == CUBLASLT_MATMUL_DESC_TRANSA   ? &description->a
-                                   : attribute == CUBLASLT_MATMUL_DESC_TRANSB ? &description->b
-                                                                              : NULL;
-    if (operation == NULL || bytes != sizeof *operation) {
+    size_t field_bytes;
+    void *field = find_field(description, attribute, &field_bytes);
+    if (field == NULL || bytes != field_bytes) {
         return CUBLAS_STATUS_INVALID_VALUE;
     }
-    memcpy(operation, value, bytes);
+    memcpy(field, value, bytes);
     return CUBLAS_STATUS_SUCCESS;
 }
 

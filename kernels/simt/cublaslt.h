@@ -4,6 +4,9 @@
  * Matrices lie column by column, in f32, bf16, f16 or e4m3; sums are f32, and a sum's order depends
  * on its length alone. Algorithms are as strict as a GPU's: they want matrices that begin on 256
  * bytes, and where split sums were allowed a workspace for the parts, which grows with the batch.
+ * Products of e4m3 are of a turned a and a plain b whose columns are whole 16 bytes, from compute
+ * capability 8.9 on; on 9.0 alone, without batches, a row of a and a column of b may each have a
+ * scale (OUTER_VEC_32F). Other scales are not there.
  *
  * Owns: descriptions and layouts until they are destroyed. Borrows: matrices, until the product is
  * done.
@@ -49,8 +52,17 @@ typedef enum {
 typedef enum {
     CUBLASLT_MATMUL_DESC_TRANSA = 3,
     CUBLASLT_MATMUL_DESC_TRANSB = 4,
+    CUBLASLT_MATMUL_DESC_A_SCALE_POINTER = 17,
+    CUBLASLT_MATMUL_DESC_B_SCALE_POINTER = 18,
     CUBLASLT_MATMUL_DESC_FAST_ACCUM = 25,
+    CUBLASLT_MATMUL_DESC_A_SCALE_MODE = 31,
+    CUBLASLT_MATMUL_DESC_B_SCALE_MODE = 32,
 } cublasLtMatmulDescAttributes_t;
+
+typedef enum {
+    CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F = 0,
+    CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F = 3,
+} cublasLtMatmulMatrixScale_t;
 
 typedef enum {
     CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,

@@ -148,6 +148,15 @@ struct __half_raw {
     unsigned short x;
 };
 
+struct __nv_fp8_e4m3 {
+    __nv_fp8_storage_t __x;
+
+    explicit operator float() const
+    {
+        return kv_e4m3_to_float(__x);
+    }
+};
+
 static inline __nv_fp8_storage_t __nv_cvt_float_to_fp8(
     float value, __nv_saturation_t saturate, __nv_fp8_interpretation_t format)
 {

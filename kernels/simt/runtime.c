@@ -99,6 +99,13 @@ cudaError_t cudaGetDevice(int *device_out)
     return kv_simt_call(__func__);
 }
 
+int kv_simt_chip(void)
+{
+    const char *chip = getenv("KVIST_SIMT_CHIP");
+    const int number = chip != NULL ? atoi(chip) : 0;
+    return number > 0 ? number : 90;
+}
+
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties_out, int device)
 {
     cudaError_t refused = kv_simt_call(__func__);
@@ -110,8 +117,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties_out, int d
         .totalGlobalMem = kv_simt_memory_bound(),
         .sharedMemPerBlock = KV_SIMT_SHARED_BYTES_PLAIN,
         .sharedMemPerBlockOptin = KV_SIMT_SHARED_BYTES_MAX,
-        .major = 9,
-        .minor = 0,
+        .major = kv_simt_chip() / 10,
+        .minor = kv_simt_chip() % 10,
         .multiProcessorCount = PROCESSORS,
         .warpSize = KV_SIMT_WARP_LANES,
         .maxThreadsPerBlock = KV_SIMT_THREADS_MAX,

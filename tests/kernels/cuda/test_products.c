@@ -5,11 +5,14 @@
 
 #include "base/memory.h"
 #include "kernels/cpu/dequantise.h"
+#include "kernels/simt/numbers.h"
 #include "testing/testing.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { CHIP = 90 };
 
 static uint64_t random_state;
 
@@ -20,13 +23,20 @@ static float uniform(void)
 
 static size_t element_bytes(kv_element_t element)
 {
-    return element == KV_ELEMENT_BF16 ? 2 : 4;
+    return element == KV_ELEMENT_E4M3 ? 1 : element == KV_ELEMENT_BF16 ? 2 : 4;
 }
 
 static float float_at(const void *from, size_t at, kv_element_t element)
 {
-    return element == KV_ELEMENT_BF16 ? cpu_float_from_bf16(((const uint16_t *)from)[at])
-                                      : ((const float *)from)[at];
+    switch (element) {
+    case KV_ELEMENT_F32:
+        break;
+    case KV_ELEMENT_BF16:
+        return cpu_float_from_bf16(((const uint16_t *)from)[at]);
+    case KV_ELEMENT_E4M3:
+        return kv_e4m3_to_float(((const uint8_t *)from)[at]);
+    }
+    return ((const float *)from)[at];
 }
 
 /* Numbers of the element's type, to be freed. */
@@ -40,6 +50,8 @@ static void *random_elements(size_t count, kv_element_t element)
         const uint16_t high = (uint16_t)(bits >> 16);
         if (element == KV_ELEMENT_BF16) {
             memcpy(elements + 2 * i, &high, sizeof high);
+        } else if (element == KV_ELEMENT_E4M3) {
+            elements[i] = (char)kv_e4m3_of_float(value);
         } else {
             memcpy(elements + 4 * i, &value, sizeof value);
         }
@@ -53,13 +65,14 @@ typedef struct {
     cuda_product_t product; /* of host memory */
     size_t in_rows;
     float *before; /* what out holds before */
+    int chip;
 } problem_t;
 
 static problem_t make_problem(
     uint32_t rows, uint32_t columns, uint32_t tile_count, kv_element_t element, bool accumulate)
 {
     enum { TILE_ROWS = 64, TILES_MAX = 3 };
-    problem_t problem = {.in_rows = (size_t)TILE_ROWS * tile_count};
+    problem_t problem = {.in_rows = (size_t)TILE_ROWS * tile_count, .chip = CHIP};
     problem.product = (cuda_product_t){
         .weights = random_elements((size_t)rows * columns, element),
         .in = random_elements(problem.in_rows * columns, element),
@@ -72,6 +85,10 @@ static problem_t make_problem(
         .accumulate = accumulate,
     };
     problem.before = random_elements(problem.in_rows * rows, KV_ELEMENT_F32);
+    if (element == KV_ELEMENT_E4M3) {
+        problem.product.weight_scales = random_elements(rows, KV_ELEMENT_F32);
+        problem.product.in_scales = random_elements(problem.in_rows, KV_ELEMENT_F32);
+    }
     return problem;
 }
 
@@ -79,6 +96,8 @@ static void free_problem(problem_t *problem)
 {
     free((void *)(uintptr_t)problem->product.weights);
     free((void *)(uintptr_t)problem->product.in);
+    free((void *)(uintptr_t)problem->product.weight_scales);
+    free((void *)(uintptr_t)problem->product.in_scales);
     free(problem->before);
 }
 
@@ -91,17 +110,26 @@ static float *run(const cuda_products_ops_t *ops, const problem_t *problem)
     float *is = kv_allocate(out_bytes);
     void *weights = on_device(product.weights, (size_t)product.rows * product.columns * bytes, 0),
          *in = on_device(product.in, problem->in_rows * product.columns * bytes, 0);
+    float *weight_scales = NULL, *in_scales = NULL;
+    if (product.element == KV_ELEMENT_E4M3) {
+        weight_scales = on_device(product.weight_scales, product.rows * sizeof(float), 0);
+        in_scales = on_device(product.in_scales, problem->in_rows * sizeof(float), 0);
+    }
     product.weights = weights;
+    product.weight_scales = weight_scales;
     product.in = in;
+    product.in_scales = in_scales;
     product.out = on_device(problem->before, out_bytes, 0);
     cuda_products_t *products;
-    assert_int_equal(ops->open(&products, NULL), KV_OK);
+    assert_int_equal(ops->open(problem->chip, &products, NULL), KV_OK);
     assert_int_equal(ops->prepare(products, &product, NULL), KV_OK);
     assert_int_equal(ops->run(products, NULL, &product, NULL), KV_OK);
     from_device(is, product.out, out_bytes);
     ops->close(products);
     off_device(weights);
     off_device(in);
+    off_device(weight_scales);
+    off_device(in_scales);
     off_device(product.out);
     return is;
 }
@@ -114,11 +142,16 @@ static void check_problem(const cuda_products_ops_t *ops, const problem_t *probl
     for (size_t i = 0; i < problem->in_rows * product->rows; i++) {
         const size_t in = i / product->rows * product->columns,
                      weights = i % product->rows * product->columns;
-        double sum = product->accumulate ? (double)problem->before[i] : 0;
+        double sum = 0;
         for (size_t k = 0; k < product->columns; k++) {
             sum += (double)float_at(product->in, in + k, product->element) *
                    (double)float_at(product->weights, weights + k, product->element);
         }
+        if (product->element == KV_ELEMENT_E4M3) {
+            sum *= (double)product->in_scales[i / product->rows] *
+                   (double)product->weight_scales[i % product->rows];
+        }
+        sum += product->accumulate ? (double)problem->before[i] : 0;
         if (!(fabs((double)is[i] - sum) <= 2e-7 * sqrt(columns) * columns)) {
             fail_msg("%u x %u, %u tiles: row %zu, output %zu is %g, in double %g (seed %llu)",
                 product->rows, product->columns, product->tile_count, i / product->rows,
@@ -139,6 +172,25 @@ static void products_equal_sums_in_double(void **state)
         problem_t problem = make_problem(sizes[i / 2].rows, sizes[i / 2].columns,
             sizes[i / 2].tile_count, i % 2 == 0 ? KV_ELEMENT_F32 : KV_ELEMENT_BF16, i % 3 == 0);
         check_problem(&cuda_products_plain, &problem);
+        check_problem(&cuda_products_lt, &problem);
+        free_problem(&problem);
+    }
+}
+
+/* With the library's scales (chip 9.0), with the pass behind it, and by the plain kernel. */
+static void products_of_e4m3_equal_sums_in_double(void **state)
+{
+    (void)state;
+    random_state = kv_test_seed();
+    static const struct {
+        uint32_t rows, columns, tile_count;
+    } sizes[] = {{16, 32, 1}, {80, 96, 2}, {48, 64, 5}};
+    for (size_t i = 0; i < 2 * sizeof sizes / sizeof *sizes; i++) {
+        problem_t problem = make_problem(sizes[i / 2].rows, sizes[i / 2].columns,
+            sizes[i / 2].tile_count, KV_ELEMENT_E4M3, i % 2 == 0);
+        check_problem(&cuda_products_plain, &problem);
+        check_problem(&cuda_products_lt, &problem);
+        problem.chip = 100;
         check_problem(&cuda_products_lt, &problem);
         free_problem(&problem);
     }
@@ -174,7 +226,7 @@ static void no_tiles_are_no_launch(void **state)
     for (int i = 0; i < 2; i++) {
         cuda_products_t *products;
         const cuda_product_t none = {.rows = 64, .columns = 32, .tile_rows = 64, .tiles_max = 1};
-        assert_int_equal(all[i]->open(&products, NULL), KV_OK);
+        assert_int_equal(all[i]->open(CHIP, &products, NULL), KV_OK);
         assert_int_equal(all[i]->run(products, NULL, &none, NULL), KV_OK);
         all[i]->close(products);
     }
@@ -250,6 +302,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(products_equal_sums_in_double),
+        cmocka_unit_test(products_of_e4m3_equal_sums_in_double),
         cmocka_unit_test(tiles_do_not_know_of_each_other),
         cmocka_unit_test(no_tiles_are_no_launch),
         cmocka_unit_test(rows_go_into_a_tile),

@@ -39,7 +39,7 @@ static void print(void *context, const kv_engine_bench_row_t *row)
 int kv_bench_engine(int argc, char **argv)
 {
     const char *model = NULL, *device = "auto";
-    bool f32 = false, json = false;
+    bool f32 = false, fp8 = false, json = false;
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     uint64_t threads = cores > 0 ? (uint64_t)cores : 1, repetitions = 3;
     const kv_argument_t rows[] = {
@@ -50,6 +50,7 @@ int kv_bench_engine(int argc, char **argv)
         {"--repetitions", KV_ARGUMENT_NUMBER, "N", "of each measurement (default: 3)", &repetitions,
             1, KV_ENGINE_BENCH_REPETITIONS_MAX},
         {"--f32", KV_ARGUMENT_FLAG, NULL, "f32 products and f32 KV instead of bf16", &f32, 0, 0},
+        {"--fp8", KV_ARGUMENT_FLAG, NULL, "fp8 products, where the GPU has them", &fp8, 0, 0},
         {"--json", KV_ARGUMENT_FLAG, NULL, "one JSON object a line", &json, 0, 0},
     };
     const kv_arguments_t arguments = {
@@ -71,6 +72,7 @@ int kv_bench_engine(int argc, char **argv)
         .device = device,
         .thread_count = (uint32_t)threads,
         .f32 = f32,
+        .fp8 = fp8,
         .repetitions = (uint32_t)repetitions};
     run_t run = {.report = {.out = stdout, .json = json}, .notes = json ? stderr : stdout};
     kv_machine_print(run.notes, NULL);
