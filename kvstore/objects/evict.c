@@ -240,17 +240,24 @@ uint32_t kv_evict_host(kvist_store_t *store, const kv_family_t *family, bool *co
     return slot;
 }
 
-/* One step for a candidate of the device tier. */
+static outcome_t leave_device(kvist_store_t *store, uint32_t number)
+{
+    kv_object_note_victim(store, number, KVIST_TIER_DEVICE);
+    kv_object_leave_device(store, number);
+    return FREED;
+}
+
+/* One step for a candidate of the device tier. What a GPU has is copied to host memory though the
+ * disk holds it: from there it comes back by layers and an order of magnitude sooner. */
 static outcome_t evict_from_device(kvist_store_t *store, uint32_t number)
 {
     kv_object_t *object = kv_table_at(store->table, number);
     if ((object->flags & KV_OBJECT_BUSY) != 0) {
         return COMING;
     }
-    if (kv_object_on_host(object) || kv_object_on_disk(object)) {
-        kv_object_note_victim(store, number, KVIST_TIER_DEVICE);
-        kv_object_leave_device(store, number);
-        return FREED;
+    const bool on_disk = kv_object_on_disk(object);
+    if (kv_object_on_host(object) || (on_disk && store->device->ops->host)) {
+        return leave_device(store, number);
     }
     if (device_group(store)->host_pool.slot_count > 0) {
         bool coming;
@@ -267,9 +274,12 @@ static outcome_t evict_from_device(kvist_store_t *store, uint32_t number)
             start_move(store, number, host_slot);
             return COMING;
         }
-        if (coming) {
+        if (coming && !on_disk) {
             return STUCK;
         }
+    }
+    if (on_disk) {
+        return leave_device(store, number);
     }
     if (kv_persist_usable(store) && kv_persist_queue(store, number)) {
         return COMING;
