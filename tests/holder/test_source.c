@@ -186,6 +186,7 @@ static int open_node(void **state)
     bench_open(&bench);
     holder = (kv_holder_t){.store = bench.store,
         .block_bytes = kv_block_bytes(&SHAPE),
+        .layer_bytes = kv_block_layer_bytes(&SHAPE),
         .block_tokens = BLOCK_TOKENS,
         .context_tokens_max = 15 * BLOCK_TOKENS,
         .vocabulary_count = 50000,

@@ -32,6 +32,28 @@ static void spilled_blocks_come_back_from_host_memory(void **state)
     bench_end(&bench);
 }
 
+/* Where the device is a GPU; the CPU's memory is no nearer to it than the host tier's. */
+static void what_the_disk_has_leaves_a_gpu_for_host_memory(void **state)
+{
+    (void)state;
+    for (int cpu = 0; cpu < 2; cpu++) {
+        bench_t bench;
+        bench_init(&bench, "leaves", 8);
+        bench_with_large_blocks(&bench);
+        bench_with_host(&bench, 32);
+        bench_with_disk(&bench, 16);
+        bench.ops.host = cpu == 1;
+        bench_open(&bench);
+        request_context(&bench, 0, 8);
+        assert_int_equal(flush(&bench), KV_OK);
+        assert_int_equal(bench_stats(&bench).tiers[KVIST_TIER_DISK].object_count, 8);
+        request_context(&bench, 1, 8);
+        kvist_match_t match = request_context(&bench, 0, 8);
+        assert_int_equal(match.tier_blocks[cpu ? KVIST_TIER_DISK : KVIST_TIER_HOST], 8);
+        bench_end(&bench);
+    }
+}
+
 static void round_trip_by_disk(kvist_persist_t persist, kvist_codec_t codec, kvist_io_t io)
 {
     bench_t bench;
@@ -638,6 +660,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_context_comes_back_from_device_memory),
         cmocka_unit_test(spilled_blocks_come_back_from_host_memory),
+        cmocka_unit_test(what_the_disk_has_leaves_a_gpu_for_host_memory),
         cmocka_unit_test(evicted_blocks_and_restarts_are_served_from_disk),
         cmocka_unit_test(contexts_share_their_common_prefix),
         cmocka_unit_test(a_match_says_why_it_ended),
