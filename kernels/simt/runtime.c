@@ -102,8 +102,8 @@ cudaError_t cudaGetDevice(int *device_out)
 int kv_simt_chip(void)
 {
     const char *chip = getenv("KVIST_SIMT_CHIP");
-    const int number = chip != NULL ? atoi(chip) : 0;
-    return number > 0 ? number : 90;
+    const long number = chip != NULL ? strtol(chip, NULL, 10) : 0;
+    return number > 0 && number < 1000 ? (int)number : 90;
 }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties_out, int device)
