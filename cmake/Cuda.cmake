@@ -14,6 +14,15 @@ option(KVIST_CUDA "Build the CUDA device where nvcc is installed" ON)
 set(KVIST_CUDA_ARCHITECTURES 80 90 100 120 CACHE STRING "Compute capabilities that kernels are compiled for")
 find_program(KVIST_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
 
+# cuBLASLt's headers name what the sources use (scales for rows) from 12.9 on: an older toolkit makes no device.
+if(KVIST_CUDA AND KVIST_NVCC)
+  execute_process(COMMAND ${KVIST_NVCC} --version OUTPUT_VARIABLE release ERROR_QUIET)
+  if(release MATCHES "release ([0-9]+[.][0-9]+)" AND CMAKE_MATCH_1 VERSION_LESS 12.9)
+    message(STATUS "nvcc is of CUDA ${CMAKE_MATCH_1}, 12.9 is the least")
+    set(KVIST_CUDA OFF)
+  endif()
+endif()
+
 # What every CUDA source compiled as C++ is compiled with. Sums are rounded as they are written: the device's compiler is
 # told the same where it matters (__fmul_rn), and fused multiplications are asked for by name.
 set(KVIST_SIMT_FLAGS "SHELL:-x c++" -Wall -Wextra -Wno-unused-function -Wno-unknown-pragmas -ffp-contract=off

@@ -172,6 +172,26 @@ def check_container_packages(image):
     assert listed == wanted, f"too many {listed - wanted}, missing {wanted - listed}"
 
 
+def check_old_toolkits(image):
+    """a CUDA Toolkit that is too old is left out, and no error"""
+    del image
+    for release, device in (("12.8", "OFF"), ("12.9", "ON"), ("13.0", "ON")):
+        with tempfile.TemporaryDirectory() as folder:
+            nvcc = os.path.join(folder, "nvcc")
+            with open(nvcc, "w", encoding="utf-8") as file:
+                file.write(f"#!/bin/sh\necho Cuda compilation tools, release {release}, V1\n")
+            os.chmod(nvcc, 0o755)
+            with open(os.path.join(folder, "CMakeLists.txt"), "w", encoding="utf-8") as file:
+                file.write("cmake_minimum_required(VERSION 3.25)\nproject(toolkit LANGUAGES C)\n"
+                           f"include({ROOT}/cmake/Cuda.cmake)\n"
+                           'message(STATUS "a device: ${KVIST_CUDA}")\n')
+            done = run("cmake", "-S", folder, "-B", os.path.join(folder, "build"),
+                       f"-DKVIST_NVCC={nvcc}")
+            assert done.returncode == 0, done.stdout[-500:] + done.stderr[-500:]
+            assert f"-- a device: {device}\n" in done.stdout, f"{release}: {done.stdout[-300:]}"
+            assert (f"nvcc is of CUDA {release}" in done.stdout) == (device == "OFF"), done.stdout
+
+
 def check_container_build(image):
     """the image is built with tools/packages.txt and runs as nobody in particular"""
     text = read(ROOT, "packaging/Containerfile")
