@@ -71,9 +71,18 @@ static bool forget_copy(kvist_store_t *store, kv_read_t *read)
     return (object->flags & (KV_OBJECT_DEAD | KV_OBJECT_BUSY)) == 0;
 }
 
+bool kv_read_is_current(const kvist_store_t *store, const kv_read_t *read)
+{
+    return read->tier != KVIST_TIER_HOST ||
+           kv_table_at(store->table, read->object)->host_slot == read->slot;
+}
+
 void kv_read_end(kvist_store_t *store, kv_read_t *read)
 {
     bool try_again = false;
+    if (read->status == KV_OK && !kv_read_is_current(store, read)) {
+        read->status = KV_IO;
+    }
     store->stats.device_unpacked_objects += read->unpacked_there;
     if (read->status == KV_OK) {
         store->stats.tiers[read->tier].read_bytes += layout_of(store, read)->object_bytes;

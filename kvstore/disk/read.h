@@ -72,6 +72,11 @@ void kv_read_plan_record(kvist_store_t *store, uint32_t object, kv_read_t *read)
  * sorted) during the call. Some may end before it returns. */
 void kv_reads_start(kvist_store_t *store, kv_read_t **reads, uint32_t count);
 
+/* Whether the host memory that was read is the object's still. A copy goes though the object is
+ * held, where somebody else found it damaged or other kernels' bytes came in its place; its slot is
+ * then another object's, whose checksums its bytes agree with. */
+bool kv_read_is_current(const kvist_store_t *store, const kv_read_t *read);
+
 /* For whoever moves what was planned from memory himself: what loading cost (of the reads together,
  * from a tier), and the end of a read, whose status says how it went. */
 void kv_read_note_rate(kvist_store_t *store, kvist_tier_t tier, uint64_t started_ns, size_t bytes);

@@ -303,6 +303,8 @@ static void grant(kvist_lease_t *lease)
 {
     take_private_slots(lease);
     lease->state = KV_LEASE_LOADING;
+    lease->layers_there = 0; /* of loads that are to be done again */
+    lease->layers_status = KV_OK;
     lease->loads_out++; /* none may end it before all are started */
     kv_load_start(lease->store, lease);
     kv_lease_load_ended(lease, false);

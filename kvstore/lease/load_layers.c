@@ -201,6 +201,9 @@ static void note(layers_t *layers, const step_t *step)
     for (uint32_t i = 0; i < layers->count; i++) {
         kv_read_t *read = layers->blocks[i].read;
         kv_status_t status = step->status != KV_OK ? step->status : step->statuses[i];
+        if (status == KV_OK && !kv_read_is_current(layers->lease->store, read)) {
+            status = KV_IO;
+        }
         read->status = read->status == KV_OK ? status : read->status;
         layers->status = layers->status == KV_OK ? status : layers->status;
     }

@@ -19,16 +19,18 @@ struct kv_move {
     size_t offset_bytes, unit_bytes;
     uint64_t *checksums;
     bool in;
+    uint32_t number; /* of those that come in */
 };
 
 /* What the device does. */
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    uint32_t permitted;     /* moves in of layers before this one go on */
-    uint32_t failing_layer; /* from here on moves in fail; LAYERS: none does */
-    uint32_t bent_layer;    /* the first byte of this one is damaged on its way; LAYERS: of none */
-    atomic_uint moves_in;   /* begun so far */
+    uint32_t permitted;       /* moves in of layers before this one go on */
+    uint32_t permitted_moves; /* and of them the first so many */
+    uint32_t failing_layer;   /* from here on moves in fail; LAYERS: none does */
+    uint32_t bent_layer;  /* the first byte of this one is damaged on its way; LAYERS: of none */
+    atomic_uint moves_in; /* begun so far */
     size_t layer_bytes;
 } device = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
@@ -53,6 +55,7 @@ static kv_status_t move_start(
     memcpy(move->slots, params->slots, params->slot_count * sizeof *params->slots);
     memcpy(move->outside, params->outside, params->slot_count * sizeof *params->outside);
     pthread_mutex_lock(&device.lock);
+    move->number = device.moves_in;
     device.moves_in += move->in;
     pthread_mutex_unlock(&device.lock);
     *move_out = move;
@@ -69,7 +72,8 @@ static kv_status_t move_wait(kv_device_t *of, kv_move_t *move, kv_error_t *error
 {
     (void)of;
     pthread_mutex_lock(&device.lock);
-    while (move->in && last_layer(move) >= device.permitted) {
+    while (move->in &&
+           (last_layer(move) >= device.permitted || move->number >= device.permitted_moves)) {
         pthread_cond_wait(&device.changed, &device.lock);
     }
     bool fails = move->in && last_layer(move) >= device.failing_layer;
@@ -95,6 +99,14 @@ static void permit(uint32_t layer_count)
 {
     pthread_mutex_lock(&device.lock);
     device.permitted = layer_count;
+    pthread_cond_broadcast(&device.changed);
+    pthread_mutex_unlock(&device.lock);
+}
+
+static void permit_moves(uint32_t count)
+{
+    pthread_mutex_lock(&device.lock);
+    device.permitted_moves = count;
     pthread_cond_broadcast(&device.changed);
     pthread_mutex_unlock(&device.lock);
 }
@@ -157,6 +169,7 @@ static void begin(bench_t *bench, const char *name, bool disk)
     device.layer_bytes = block_bytes(bench) / LAYERS;
     device.failing_layer = device.bent_layer = LAYERS;
     permit(LAYERS);
+    permit_moves(UINT32_MAX);
     bench_open(bench);
     request_context(bench, 0, BLOCKS);
     request_context(bench, 1, SLOTS);
@@ -214,6 +227,7 @@ static void settle(bench_t *bench)
 {
     uint64_t end_ns = patience_ns();
     permit(LAYERS);
+    permit_moves(UINT32_MAX);
     while (bench->store->lease_count > 0) {
         bench_wait(bench, end_ns);
     }
@@ -437,6 +451,80 @@ static void a_block_that_is_dropped_meanwhile_ends_it(void **state)
     bench_end(&bench);
 }
 
+/* Somebody else finds the copy in host memory damaged and lets it go: what is read there from then
+ * on may be another block's, with checksums that fit it. */
+static void a_copy_that_goes_meanwhile_ends_it(void **state)
+{
+    bench_t bench;
+    heard_t heard;
+    (void)state;
+    begin(&bench, "gone", true);
+    kvist_lease_t *lease = ask_and_wait(&bench, &heard);
+    permit(1);
+    wait_for_layers(&bench, &heard, 1);
+    kvist_key_t key = block_key(&bench, 0, 2);
+    kv_object_forget_copy(bench.store, kv_table_find(bench.store->table, &key), KVIST_TIER_HOST);
+    permit(LAYERS);
+    wait_for_failure(&bench, &heard);
+    assert_int_equal(heard.status, KV_IO);
+    kvist_lease_release(lease);
+    settle(&bench);
+    assert_int_equal(request_context(&bench, 0, BLOCKS).block_count, BLOCKS); /* from disk */
+    bench_end(&bench);
+}
+
+/* The block's copy on disk is read, and comes to host memory meanwhile by somebody else's load. */
+static void put_on_host(bench_t *bench, uint32_t block)
+{
+    kvist_key_t key = block_key(bench, 0, block);
+    kv_store_group_t *group = &bench->store->groups[0];
+    const uint32_t slot = kv_pool_take(&group->host_pool);
+    assert_int_not_equal(slot, KV_SLOT_NONE);
+    fill_block(&key, kv_group_host_bytes(group, slot), block_bytes(bench));
+    kv_layout_unit_checksums(&group->layout, kv_group_host_bytes(group, slot),
+        kv_pool_checksums(&group->host_pool, slot));
+    uint32_t tokens[BLOCKS * BLOCK_TOKENS];
+    make_tokens(0, 0, tokens, BLOCKS * BLOCK_TOKENS);
+    kv_identity_words(tokens + (size_t)block * BLOCK_TOKENS, NULL, 1, BLOCK_TOKENS,
+        kv_pool_words(&group->host_pool, slot));
+    kv_object_enter_host(bench->store, kv_table_find(bench->store->table, &key), slot);
+}
+
+/* Layers came, but not early, since a block on disk had to come too; that proves damaged and is
+ * loaded again, by layers: those of the first time say nothing of it. */
+static void what_is_loaded_again_begins_at_its_first_layer(void **state)
+{
+    bench_t bench;
+    heard_t heard;
+    (void)state;
+    begin(&bench, "again", true);
+    kvist_key_t last = block_key(&bench, 0, BLOCKS - 1);
+    kv_object_leave_host(bench.store, kv_table_find(bench.store->table, &last));
+    damage_record(&bench, 0, BLOCKS - 1, 5000);
+    kvist_lease_t *lease = ask(&bench, &heard);
+    permit(LAYERS - 1);
+    uint64_t end_ns = patience_ns();
+    while (moves_in() < LAYERS + 1) { /* the block's, and the others' last layer, wait */
+        bench_wait(&bench, end_ns);
+    }
+    put_on_host(&bench, BLOCKS - 1);
+    permit_moves(LAYERS + 1);
+    permit(LAYERS);
+    wait_for(&bench, &heard.prepared);
+    assert_int_equal(heard.prepared.status, KV_OK);
+    assert_int_equal(heard.prepared.match.block_count, BLOCKS);
+    assert_true(kvist_lease_is_loading(lease));
+    assert_int_equal(heard.layers, 0);
+    assert_false(layer_is_there(&bench, lease, BLOCKS - 1, 0));
+    permit_moves(UINT32_MAX);
+    wait_for_layers(&bench, &heard, LAYERS);
+    assert_int_equal(heard.status, KV_OK);
+    check_layers(&bench, lease, LAYERS);
+    kvist_lease_release(lease);
+    settle(&bench);
+    bench_end(&bench);
+}
+
 /* A device whose memory is this process's own: the lease is ready when all is there, as ever. */
 static void a_device_that_does_not_move_gains_nothing(void **state)
 {
@@ -464,6 +552,8 @@ int main(void)
         cmocka_unit_test(a_failure_before_the_answer_shortens_the_match),
         cmocka_unit_test(a_release_at_any_time_leaves_nothing_behind),
         cmocka_unit_test(a_block_that_is_dropped_meanwhile_ends_it),
+        cmocka_unit_test(a_copy_that_goes_meanwhile_ends_it),
+        cmocka_unit_test(what_is_loaded_again_begins_at_its_first_layer),
         cmocka_unit_test(a_device_that_does_not_move_gains_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
