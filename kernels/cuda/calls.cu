@@ -162,6 +162,12 @@ static kv_status_t fill_tile(cuda_device_t *cuda, const float *in, kv_rows_t row
         quantise.to_rows = product->tile_rows;
         return quantise_operand(cuda, &quantise, product, error);
     }
+    /* There since the matrix was made, unless growing for e4m3 has come to nothing since. */
+    kv_status_t status = cuda_scratch_reserve(cuda, &cuda->rows_in,
+        (size_t)product->tile_rows * product->columns * cuda_element_bytes(KV_ELEMENT_BF16), error);
+    if (status != KV_OK) {
+        return status;
+    }
     cuda_rows_in_t rows_in = {};
     rows_in.in = in;
     rows_in.to = cuda->rows_in.memory;

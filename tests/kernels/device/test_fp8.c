@@ -6,6 +6,9 @@
 #include "kernels/cpu/dequantise.h"
 #include "kernels/simt/numbers.h"
 
+#include <dlfcn.h>
+#include <stdio.h>
+
 enum { ROWS = 160, COLUMNS = 96, IN_ROWS = 384, TILE_ROWS = 128 };
 
 static bool on_stand_in(void)
@@ -248,6 +251,61 @@ static void products_are_those_of_the_rounded_rows(void **state)
     }
 }
 
+/* The next calls of cudaMalloc fail for want of memory, or none does. */
+static void fail_allocations(bool fail)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/libkvist-simt.so", getenv("KVIST_PLUGINS"));
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    assert_non_null(library);
+    bool (*fail_call)(const char *name, uint64_t nth, int error);
+    void (*fail_none)(void);
+    *(void **)&fail_call = dlsym(library, "kv_simt_fail");
+    *(void **)&fail_none = dlsym(library, "kv_simt_fail_none");
+    assert_true(fail_call != NULL && fail_none != NULL);
+    fail_none();
+    for (uint64_t nth = 1; fail && nth <= 2; nth++) {
+        assert_true(fail_call("cudaMalloc", nth, 2));
+    }
+    dlclose(library);
+}
+
+/* The scratch that grew for e4m3 and could not is also what products in bf16 go through. */
+static void bf16_goes_on_after_no_room_for_e4m3(void **state)
+{
+    (void)state;
+    if (!on_stand_in()) {
+        skip();
+    }
+    static float before[IN_ROWS * ROWS], after[IN_ROWS * ROWS];
+    choose("90", "lt");
+    subject_t subject = {0};
+    open_subject(&subject);
+    kv_device_t *device = subject.bench.tested;
+    const kv_matrix_params_t params = {
+        .parts = {{KV_WEIGHT_F32, ROWS, subject.weights}},
+        .part_count = 1,
+        .columns = COLUMNS,
+        .decode = true,
+    };
+    const kv_rows_t rows = {0, 5};
+    kv_matrix_t *bf16 = NULL;
+    kv_error_t error;
+    assert_int_equal(device->ops->matrix_create(device, &params, &bf16, &error), KV_OK);
+    device->ops->product_rows(device, bf16, subject.in_device, rows, false, subject.out.tested);
+    read_out(&subject, before);
+    fail_allocations(true);
+    device->ops->product_tiles(device, subject.matrix, subject.bf16_device,
+        (kv_rows_t){TILE_ROWS, IN_ROWS - TILE_ROWS}, false, subject.out.tested);
+    assert_int_not_equal(device->ops->finish(device, &error), KV_OK);
+    fail_allocations(false);
+    device->ops->product_rows(device, bf16, subject.in_device, rows, false, subject.out.tested);
+    read_out(&subject, after);
+    assert_memory_equal(after, before, sizeof after);
+    device->ops->matrix_destroy(device, bf16);
+    close_subject(&subject);
+}
+
 static void assert_refused(kv_device_t *device, const char *word)
 {
     static float weights[32 * 32];
@@ -288,6 +346,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(products_are_those_of_the_rounded_rows, forget_choice),
+        cmocka_unit_test_teardown(bf16_goes_on_after_no_room_for_e4m3, forget_choice),
         cmocka_unit_test_teardown(who_has_none_says_so, forget_choice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
