@@ -94,7 +94,9 @@ typedef struct {
     bool received[BLOCKS][UNITS];
     uint32_t left;
     bool expected, failed, landed;
-    bool host; /* one range goes into its slot while it is hashed: damage lies there, unsaid */
+    /* Damage lies in slots, unsaid: on the way there it is found. Where one range goes to memory of
+     * this process nothing is written behind it; else a move has written the whole message. */
+    bool host;
 } model_t;
 
 typedef struct {
@@ -204,17 +206,19 @@ static void model_message(model_t *model, const uint8_t *bytes, size_t count)
             return;
         }
     }
-    for (uint64_t i = 0; i < blocks; i++) {
+    const bool one_by_one = model->host && ranges.count == 1;
+    bool good = true;
+    for (uint64_t i = 0; i < blocks && (good || !one_by_one); i++) {
         const uint8_t *block = data + i * ranges.sum;
-        bool good =
-            kv_get_u64(checksums + i * 8) == model_checksum(bytes, first + i, &ranges, block);
-        if (good || (model->host && ranges.count == 1)) {
-            model_write(model, first + i, &ranges, block);
+        model_write(model, first + i, &ranges, block);
+        good = good &&
+               kv_get_u64(checksums + i * 8) == model_checksum(bytes, first + i, &ranges, block);
+        if (good) {
+            model_receive(model, first + i, &ranges);
         }
-        if (!good) {
-            return;
-        }
-        model_receive(model, first + i, &ranges);
+    }
+    if (!good) {
+        return;
     }
     model->failed = false;
     if (model->left == 0) {
