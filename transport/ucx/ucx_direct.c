@@ -16,6 +16,7 @@
  * In error mode NONE, which shared memory needs, requests that are out when a worker is destroyed
  * may never be heard of again: so every one is in a list, and those that are left when the worker
  * is gone are ended here. */
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "transport/ucx/ucx_internal.h"
@@ -24,6 +25,9 @@
 #include <string.h>
 
 enum { OFFERS_MAX = KV_WIRE_BUFFERS }; /* of a pipe: more than a peer has in flight */
+
+/* That a read of a few MiB takes; it needs nothing of the peer's threads. */
+#define READS_LIMIT_NS (2ull * KV_NS_PER_S)
 
 /* A message in UCX's hands. */
 struct flight {
@@ -303,6 +307,28 @@ void direct_reach(kv_wire_pipe_t *pipe)
     if (pipe->endpoint != NULL) {
         share_say_reach(pipe);
     }
+}
+
+static bool is_reading(const kv_wire_pipe_t *pipe)
+{
+    const flight_t *flight = pipe->direct.flights;
+    while (flight != NULL && flight->to == NULL) {
+        flight = flight->next;
+    }
+    return flight != NULL;
+}
+
+/* UCX's single-copy transports stop the process (an assertion of theirs) when an endpoint goes
+ * while a read is in its queue. Who was stopped can still be read, and reading who is gone fails.
+ */
+bool direct_end_reads(kv_wire_pipe_t *pipe)
+{
+    const uint64_t end_ns = kv_clock_now_ns() + READS_LIMIT_NS;
+    pipe->broken = true; /* nothing begins any more */
+    while (is_reading(pipe) && kv_clock_now_ns() < end_ns) {
+        ucp_worker_progress(pipe->worker);
+    }
+    return !is_reading(pipe);
 }
 
 void direct_close(kv_wire_pipe_t *pipe)

@@ -111,6 +111,9 @@ kv_status_t direct_send(kv_wire_pipe_t *pipe, const void *head, size_t head_byte
 /* Asks once more for what waits for memory; how many need no longer wait. */
 unsigned direct_progress(kv_wire_pipe_t *pipe);
 
+/* Before the worker goes: reads under way end, nothing else begins. false: they did not. */
+bool direct_end_reads(kv_wire_pipe_t *pipe);
+
 /* After the worker is gone: ends what is still out. */
 void direct_close(kv_wire_pipe_t *pipe);
 

@@ -234,7 +234,12 @@ static void pipe_destroy(kv_wire_pipe_t *pipe)
 {
     if (pipe->worker != NULL) {
         epoll_ctl(pipe->side->epoll_fd, EPOLL_CTL_DEL, pipe->worker_fd, NULL);
-        ucp_worker_destroy(pipe->worker);
+        if (direct_end_reads(pipe)) {
+            ucp_worker_destroy(pipe->worker);
+        } else {
+            kv_log_error(
+                "transport", "a read of a peer's memory does not end: its UCX worker stays");
+        }
     }
     direct_close(pipe);
     share_close(pipe);
