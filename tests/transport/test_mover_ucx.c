@@ -69,7 +69,7 @@ static void child_sends(kv_wire_t wire, int fd)
         }
         for (uint32_t layer = 0; layer < LAYERS; layer++) {
             kv_mover_event_t event;
-            if (!toy_wait(&node, &event, 10000) || event.kind != KV_MOVED_SENT ||
+            if (!toy_wait(&node, &event, 120000) || event.kind != KV_MOVED_SENT ||
                 event.status != KV_OK || event.tag != layer) {
                 _exit(1); /* a test that wants an end in peace looks at this */
             }
